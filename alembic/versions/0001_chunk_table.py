@@ -1,0 +1,85 @@
+"""The chunk table with its partitions and indexes, and the extension it needs.
+
+Never edit a revision once it is released: databases out there have run it as it was.
+
+Revision ID: 0001
+Revises:
+"""
+
+import sqlalchemy as sa
+from alembic import op
+from pgvector.sqlalchemy import HALFVEC, VECTOR
+from sqlalchemy.dialects.postgresql import JSONB
+
+from cenote import schema
+from cenote.ddl import CreateExtension, CreateHashPartition
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    config = schema.revision_config()
+    schema.refuse_existing_table(config)
+    op.execute(CreateExtension(config.extension_schema))
+    schema.check_extension()
+    halfvec = config.column_type == "halfvec"
+    table = config.table_name
+    op.create_table(
+        table,
+        sa.Column("namespace", sa.Text(collation="C"), nullable=False),
+        sa.Column("id", sa.Text(collation="C"), nullable=False),
+        sa.Column("document_id", sa.Text(collation="C"), nullable=False),
+        sa.Column("content", sa.Text, nullable=False),
+        sa.Column("position", sa.BigInteger, nullable=False),
+        sa.Column("metadata", JSONB, nullable=False),
+        sa.Column("content_hash", sa.Text, nullable=False),
+        sa.Column(
+            "embedding",
+            HALFVEC(config.dimensions) if halfvec else VECTOR(config.dimensions),
+            nullable=False,
+        ),
+        sa.Column("embedding_model", sa.Text, nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.func.now(),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("namespace", "id", name="pk_" + table),
+        schema=config.schema,
+        postgresql_partition_by="HASH (namespace)" if config.partitions else None,
+    )
+    for remainder in range(config.partitions):
+        op.execute(CreateHashPartition(table, config.schema, config.partitions, remainder))
+    op.create_index(
+        "ix_" + table + "_namespace_document_id",
+        table,
+        ["namespace", "document_id"],
+        schema=config.schema,
+    )
+    op.create_index(
+        "ix_" + table + "_metadata",
+        table,
+        ["metadata"],
+        schema=config.schema,
+        postgresql_using="gin",
+        postgresql_ops={"metadata": "jsonb_path_ops"},
+    )
+    op.create_index(
+        "ix_" + table + "_embedding",
+        table,
+        ["embedding"],
+        schema=config.schema,
+        postgresql_using="hnsw",
+        postgresql_ops={"embedding": "halfvec_cosine_ops" if halfvec else "vector_cosine_ops"},
+        postgresql_with={"m": config.hnsw_m, "ef_construction": config.hnsw_ef_construction},
+    )
+
+
+def downgrade() -> None:
+    """Drops the table with all its rows. The extension stays: others may use it."""
+    config = schema.revision_config()
+    op.drop_table(config.table_name, schema=config.schema)

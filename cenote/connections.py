@@ -1,0 +1,213 @@
+"""Reaching Postgres: connection strings, engines, what may be tried again, and each connection's
+preparation for vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import ssl
+from contextlib import AsyncExitStack
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+from sqlalchemy import column, select, table
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from cenote.errors import ConfigurationError, StoreConnectionError, VectorStoreError
+from cenote.sqltypes import install_codec
+
+OLDEST_PGVECTOR = (0, 8)
+"""Iterative index scans, without which a filtered search loses results, came with pgvector 0.8."""
+
+_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
+
+_BACKOFF_CAP_SECONDS = 30.0
+
+_PREPARED = "cenote_prepared"
+
+_extension = table("pg_extension", column("extname"), column("extversion"), column("extnamespace"))
+_namespace = table("pg_namespace", column("oid"), column("nspname"))
+EXTENSION_QUERY = (
+    select(_extension.c.extversion, _namespace.c.nspname)
+    .join(_namespace, _namespace.c.oid == _extension.c.extnamespace)
+    .where(_extension.c.extname == "vector")
+)
+
+
+def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> AsyncEngine:
+    """An engine for a connection string.
+
+    The driver parses the string itself, so that everything libpq knows (``sslmode``, ``host`` of a
+    Unix socket, several hosts, ``application_name``) means what it means to libpq.
+
+    Args:
+        dsn: ``postgresql://``, ``postgres://`` or ``postgresql+asyncpg://``.
+        pool_size: the most connections; no overflow.
+        timeout: seconds that one attempt to connect may take.
+
+    Raises:
+        ConfigurationError: this is no such string.
+    """
+    driver_dsn, dialect_arguments = _split_dsn(dsn)
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        connect_args={
+            "dsn": driver_dsn,
+            "timeout": timeout,
+            # JIT costs more than it saves on short queries over many partitions.
+            "server_settings": {"jit": "off"},
+            **dialect_arguments,
+        },
+        pool_size=pool_size,
+        max_overflow=0,
+        hide_parameters=True,
+    )
+
+
+def safe_dsn(dsn: str) -> str:
+    """The connection string without password and query, for people to read."""
+    try:
+        return make_url(dsn).set(query={}).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return "an unreadable connection string"
+
+
+def _split_dsn(dsn: str) -> tuple[str, dict[str, Any]]:
+    """The string for asyncpg, and the arguments in it that are for SQLAlchemy's dialect."""
+    if not isinstance(dsn, str) or urlsplit(dsn).scheme not in _SCHEMES:
+        raise ConfigurationError(
+            "the connection string must start with postgresql://, postgres:// or "
+            "postgresql+asyncpg://",
+            setting="dsn",
+        )
+    try:
+        url = make_url(dsn)
+        arguments: dict[str, Any] = {
+            name: int(str(url.query[name]))
+            for name in ("prepared_statement_cache_size",)
+            if name in url.query
+        }
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(
+            "the connection string cannot be read; is everything but letters and digits in user "
+            "and password percent-encoded?",
+            setting="dsn",
+        ) from None
+    if arguments:
+        dsn = url.difference_update_query(list(arguments)).render_as_string(hide_password=False)
+    return "postgresql" + dsn[dsn.index("://") :], arguments
+
+
+# -- opening ---------------------------------------------------------------------------------------
+
+
+async def open_pool(engine: AsyncEngine, size: int, retries: int, backoff_seconds: float) -> None:
+    """Open connections and leave them in the engine's pool, waiting for a server that comes up.
+
+    Args:
+        engine: whose pool to fill.
+        size: how many connections to open.
+        retries: how often to try again what can heal.
+        backoff_seconds: the first wait; it doubles each time, up to 30 s, less a random part.
+
+    Raises:
+        StoreConnectionError: the server refused for good, or kept refusing.
+    """
+    for attempt in range(retries + 1):
+        try:
+            async with AsyncExitStack() as stack:
+                for _ in range(size):
+                    await stack.enter_async_context(engine.connect())
+            return
+        except Exception as error:
+            cause = driver_error(error)
+            if not can_heal(cause) or attempt == retries:
+                raise _connection_error(cause, attempt + 1) from cause
+            wait = min(backoff_seconds * 2**attempt, _BACKOFF_CAP_SECONDS)
+            await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+
+
+def can_heal(error: BaseException) -> bool:
+    """Whether a failure to connect may pass by itself.
+
+    So do a server that is not there yet, starts up, is full or does not answer in time, and a name
+    that cannot be resolved for now; not so a wrong password, database or certificate.
+    """
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_AGAIN
+    if isinstance(error, PermissionError | ssl.SSLError):
+        return False
+    return isinstance(
+        error,
+        OSError  # refused, reset, timed out, no socket file yet
+        | asyncpg.CannotConnectNowError
+        | asyncpg.TooManyConnectionsError
+        | asyncpg.ConnectionDoesNotExistError,
+    )
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """The driver's own error inside SQLAlchemy's wrappings."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+        return error.__cause__ or error
+    return error
+
+
+def describe(error: BaseException) -> str:
+    """An error's type and SQLSTATE: its text may quote what people store."""
+    state = getattr(error, "sqlstate", None)
+    return type(error).__name__ + (f" ({state})" if state else "")
+
+
+def _connection_error(error: BaseException, attempts: int) -> StoreConnectionError:
+    times = "once" if attempts == 1 else f"{attempts} times"
+    return StoreConnectionError(
+        f"cannot connect to Postgres (tried {times}): {describe(error)}",
+        attempts=attempts,
+        sqlstate=getattr(error, "sqlstate", None),
+    )
+
+
+# -- preparing -------------------------------------------------------------------------------------
+
+
+async def prepare(connection: AsyncConnection) -> None:
+    """Make a connection ready for vectors, unless it is; a pooled one is prepared once.
+
+    Raises:
+        VectorStoreError: the extension is missing or too old.
+    """
+    assert connection.sync_connection is not None
+    info = connection.sync_connection.info
+    if _PREPARED in info:
+        return
+    installed = (await connection.execute(EXTENSION_QUERY)).one_or_none()
+    if installed is None:
+        raise VectorStoreError(
+            "the database has no vector extension; run the migrations (alembic upgrade head)"
+        )
+    if parse_version(installed.extversion) < OLDEST_PGVECTOR:
+        raise VectorStoreError(too_old(installed.extversion))
+    raw = await connection.get_raw_connection()
+    assert raw.driver_connection is not None
+    await install_codec(raw.driver_connection, installed.nspname)
+    info[_PREPARED] = True
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """``"0.8.5"`` as ``(0, 8, 5)``."""
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def too_old(version: str) -> str:
+    """What to say of a pgvector that is too old."""
+    oldest = ".".join(str(part) for part in OLDEST_PGVECTOR)
+    return (
+        f"the server has pgvector {version}; cenote needs {oldest} or newer: install it on the "
+        "server, then run ALTER EXTENSION vector UPDATE"
+    )

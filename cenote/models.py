@@ -1,0 +1,93 @@
+"""What crosses cenote's API: plain frozen records that need no database session."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cenote.types import Metadata, Vector
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A piece of a document, as the caller cut it.
+
+    Attributes:
+        id: unique within its namespace; at most 1,024 bytes of UTF-8.
+        document_id: the document it was cut from; at most 1,024 bytes of UTF-8.
+        content: the text.
+        position: its place in the document; any 64-bit integer, counted from 0 by custom.
+        metadata: a JSON object (see :class:`cenote.stores.VectorStore` for what survives).
+        content_hash: what tells one content from another; the SHA-256 of the content in
+            lower-case hex unless given.
+
+    The ``repr`` leaves content and metadata out, so that a chunk in a log tells nobody's secrets.
+    """
+
+    id: str
+    document_id: str
+    content: str = field(repr=False)
+    position: int = 0
+    metadata: Metadata = field(default_factory=dict, repr=False, hash=False)
+    content_hash: str = ""
+
+    def __post_init__(self) -> None:
+        if self.content_hash == "" and isinstance(self.content, str):
+            # "surrogatepass": text that is no valid Unicode is the store's to refuse, by name.
+            digest = hashlib.sha256(self.content.encode("utf-8", "surrogatepass")).hexdigest()
+            object.__setattr__(self, "content_hash", digest)
+
+    @staticmethod
+    def make_id(document_id: str, position: int) -> str:
+        """The customary id of a document's chunk: ``"<document_id>:<position>"``.
+
+        Different pairs give different ids, and the same pair always the same one.
+        """
+        return f"{document_id}:{position}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EmbeddedChunk:
+    """A chunk with its embedding.
+
+    Attributes:
+        chunk: the chunk.
+        embedding: shape (dimensions,); a list, a tuple or a numpy array. Need not be normalised.
+        embedding_model: the name of the model that made the embedding.
+    """
+
+    chunk: Chunk
+    embedding: Vector = field(repr=False)
+    embedding_model: str
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EmbeddedChunk):
+            return NotImplemented
+        return (
+            self.chunk == other.chunk
+            and self.embedding_model == other.embedding_model
+            and np.array_equal(np.asarray(self.embedding), np.asarray(other.embedding))
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.chunk, self.embedding_model))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalResult:
+    """A chunk that a search found.
+
+    Attributes:
+        chunk: the chunk.
+        score: cosine similarity to the query, -1 to 1; higher is nearer.
+        retriever: what found it; ``"vector"`` for a nearest-neighbour search.
+    """
+
+    chunk: Chunk
+    score: float
+    retriever: str = "vector"
+
+
+__all__ = ["Chunk", "EmbeddedChunk", "RetrievalResult"]

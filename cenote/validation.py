@@ -1,0 +1,369 @@
+"""What both stores check before they touch anything, so that both refuse the same input alike.
+
+Messages name the chunk or the argument and the cure; they never quote content, metadata or vectors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cenote.errors import ConfigurationError, DimensionMismatchError, InvalidInputError
+from cenote.models import Chunk, EmbeddedChunk
+from cenote.types import ColumnType, Float32Array, Vector
+
+MAX_KEY_BYTES = 1024
+"""UTF-8 bytes in a namespace, id or document id: a btree entry (2,704 bytes) must hold two."""
+
+MAX_METADATA_DEPTH = 200
+"""Nesting of metadata: far below what Python's and Postgres' JSON parsers stop at."""
+
+_FLOAT32 = np.finfo(np.float32)
+_HALF_MAX = float(np.finfo(np.float16).max)
+_INT64 = range(-(2**63), 2**63)
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 120
+_name = _shortened.repr
+
+
+# -- arguments -------------------------------------------------------------------------------------
+
+
+def check_namespace(namespace: str) -> None:
+    """Refuse a namespace that is empty, too long or no storable text."""
+    _check_key(namespace, field="namespace")
+    if not namespace:
+        raise InvalidInputError("namespace is empty; name the tenant", field="namespace")
+
+
+def check_limit(limit: int) -> None:
+    """Refuse a limit that is no integer of 1 or more."""
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise InvalidInputError(
+            f"limit must be an integer of 1 or more, not {_name(limit)}", field="limit"
+        )
+
+
+def check_ids(chunk_ids: Sequence[str]) -> list[str]:
+    """The ids, sorted and once each; refuses a bare string and ids that cannot be stored."""
+    if isinstance(chunk_ids, str) or not isinstance(chunk_ids, Iterable):
+        raise InvalidInputError(
+            f"chunk_ids must be a list of ids, not {type(chunk_ids).__name__}", field="chunk_ids"
+        )
+    ids = list(chunk_ids)
+    for chunk_id in ids:
+        _check_key(chunk_id, field="chunk_ids")
+    return sorted(set(ids))
+
+
+def check_dimensions(dimensions: int) -> None:
+    """Refuse a number of dimensions that no vector can have."""
+    if not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1:
+        raise ConfigurationError(
+            f"dimensions must be an integer of 1 or more, not {_name(dimensions)}",
+            setting="dimensions",
+        )
+
+
+def check_query_vector(
+    vector: Vector, dimensions: int, column_type: ColumnType = "vector"
+) -> Float32Array:
+    """The query as float32, shape (dimensions,)."""
+    query: Float32Array = _checked_vectors([vector], [None], dimensions, column_type)[0]
+    return query
+
+
+# -- batches ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A validated batch: one entry per id, in ascending order of id.
+
+    Attributes:
+        chunks: the chunks.
+        metadata: each chunk's metadata as JSON text.
+        embeddings: float32, shape (len(chunks), dimensions).
+        models: each chunk's embedding model.
+    """
+
+    chunks: list[Chunk]
+    metadata: list[str]
+    embeddings: Float32Array
+    models: list[str]
+
+
+def check_batch(
+    embedded_chunks: Sequence[EmbeddedChunk],
+    dimensions: int,
+    column_type: ColumnType,
+    embedding_model: str | None,
+) -> Batch:
+    """Validate a whole batch; of an id that appears twice the last one stays."""
+    if isinstance(embedded_chunks, EmbeddedChunk) or not isinstance(embedded_chunks, Iterable):
+        raise InvalidInputError(
+            "embedded_chunks must be a list of EmbeddedChunk, "
+            f"not {type(embedded_chunks).__name__}",
+            field="embedded_chunks",
+        )
+    # Every chunk is checked, also one that a later one of the same id replaces.
+    items = list(embedded_chunks)
+    metadata = [_check_chunk(item, embedding_model) for item in items]
+    embeddings = _checked_vectors(
+        [item.embedding for item in items],
+        [item.chunk.id for item in items],
+        dimensions,
+        column_type,
+    )
+    last = {item.chunk.id: index for index, item in enumerate(items)}
+    order = [last[chunk_id] for chunk_id in sorted(last)]
+    return Batch(
+        chunks=[items[index].chunk for index in order],
+        metadata=[metadata[index] for index in order],
+        embeddings=embeddings[order],
+        models=[items[index].embedding_model for index in order],
+    )
+
+
+def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> str:
+    """Check all of a chunk but its vector; returns its metadata as JSON text."""
+    if not isinstance(item, EmbeddedChunk) or not isinstance(item.chunk, Chunk):
+        raise InvalidInputError(
+            f"embedded_chunks holds an object of type {type(item).__name__}, not an EmbeddedChunk",
+            field="embedded_chunks",
+        )
+    chunk = item.chunk
+    _check_key(chunk.id, field="id")
+    _check_key(chunk.document_id, field="document_id", chunk_id=chunk.id)
+    _check_text(chunk.content, field="content", chunk_id=chunk.id)
+    _check_text(chunk.content_hash, field="content_hash", chunk_id=chunk.id)
+    _check_text(item.embedding_model, field="embedding_model", chunk_id=chunk.id)
+    if embedding_model is not None and item.embedding_model != embedding_model:
+        raise InvalidInputError(
+            f"chunk {_name(chunk.id)} was embedded by {_name(item.embedding_model)}; this store "
+            f"takes {_name(embedding_model)} only",
+            field="embedding_model",
+            chunk_id=chunk.id,
+        )
+    position = chunk.position
+    if not isinstance(position, int) or isinstance(position, bool) or position not in _INT64:
+        raise InvalidInputError(
+            f"chunk {_name(chunk.id)}: position must be a 64-bit integer",
+            field="position",
+            chunk_id=chunk.id,
+        )
+    return _metadata_text(chunk)
+
+
+def _metadata_text(chunk: Chunk) -> str:
+    try:
+        if not isinstance(chunk.metadata, dict):
+            raise _NotJSON(f"is of type {type(chunk.metadata).__name__}, not dict")
+        return json_text(canonical_json(chunk.metadata))
+    except _NotJSON as error:
+        raise InvalidInputError(
+            f"chunk {_name(chunk.id)}: metadata {error}", field="metadata", chunk_id=chunk.id
+        ) from None
+
+
+# -- vectors ---------------------------------------------------------------------------------------
+
+
+def _checked_vectors(
+    vectors: Sequence[Vector],
+    chunk_ids: Sequence[str | None],
+    dimensions: int,
+    column_type: ColumnType,
+) -> Float32Array:
+    """The vectors as one float32 matrix, shape (len(vectors), dimensions).
+
+    A vector without a chunk id is the query vector.
+    """
+    matrix = np.empty((len(vectors), dimensions), dtype=np.float32)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for row, vector in enumerate(vectors):
+            matrix[row] = _as_row(vector, chunk_ids[row], dimensions)
+        bad = _unusable(matrix)
+        if column_type == "halfvec":
+            bad = np.logical_or(bad, _unfit_for_half(matrix))
+            matrix = matrix.astype(np.float16).astype(np.float32)
+    if bad.any():
+        limits = "must be finite, with a squared norm in the range of a 32-bit float"
+        if column_type == "halfvec":
+            limits += f", and no element above {_HALF_MAX:.0f}, as halfvec requires"
+        raise _vector_error(chunk_ids[int(np.argmax(bad))], limits)
+    return matrix
+
+
+def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[Any]:
+    try:
+        row = np.asarray(vector)
+    except (TypeError, ValueError):
+        raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
+    if row.ndim == 1 and row.shape[0] != dimensions:
+        subject, field = _vector_subject(chunk_id)
+        raise DimensionMismatchError(
+            f"{subject} has {row.shape[0]} dimensions; this store has {dimensions}",
+            expected=dimensions,
+            actual=row.shape[0],
+            field=field,
+            chunk_id=chunk_id,
+        )
+    if row.ndim != 1 or row.dtype.kind not in "fiu":
+        raise _vector_error(chunk_id, "must be a flat sequence of numbers")
+    return row
+
+
+def _unusable(matrix: Float32Array) -> NDArray[np.bool_]:
+    """Rows that are not finite, or whose squared norm a 32-bit float cannot hold.
+
+    pgvector computes in 32 bits, where the squares of such rows become 0, infinite or too coarse;
+    the similarity is then 0, 1 or NaN, whatever the query.
+    """
+    finite = np.isfinite(matrix).all(axis=1)
+    squared = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
+    zero = ~matrix.any(axis=1)
+    smallest = matrix.shape[1] * float(_FLOAT32.tiny)
+    bad: NDArray[np.bool_] = ~finite | ~zero & ~(
+        (squared >= smallest) & (squared <= float(_FLOAT32.max))
+    )
+    return bad
+
+
+def _unfit_for_half(matrix: Float32Array) -> NDArray[np.bool_]:
+    """Rows with an element that overflows 16 bits, and rows that would become zero."""
+    half = matrix.astype(np.float16)
+    vanished = matrix.any(axis=1) & ~half.any(axis=1)
+    bad: NDArray[np.bool_] = ~np.isfinite(half).all(axis=1) | vanished
+    return bad
+
+
+def _vector_error(chunk_id: str | None, rule: str) -> InvalidInputError:
+    subject, field = _vector_subject(chunk_id)
+    return InvalidInputError(f"{subject} {rule}", field=field, chunk_id=chunk_id)
+
+
+def _vector_subject(chunk_id: str | None) -> tuple[str, str]:
+    if chunk_id is None:
+        return "the query vector", "query_vector"
+    return f"the embedding of chunk {_name(chunk_id)}", "embedding"
+
+
+# -- text and JSON ---------------------------------------------------------------------------------
+
+
+def _check_key(value: str, *, field: str, chunk_id: str | None = None) -> None:
+    _check_text(value, field=field, chunk_id=chunk_id)
+    if len(value) > MAX_KEY_BYTES // 4 and len(value.encode()) > MAX_KEY_BYTES:
+        raise _text_error(f"is longer than {MAX_KEY_BYTES:,} bytes of UTF-8", field, chunk_id)
+
+
+def _check_text(value: str, *, field: str, chunk_id: str | None = None) -> None:
+    if not isinstance(value, str):
+        raise _text_error(f"must be text, not {type(value).__name__}", field, chunk_id)
+    if reason := _unstorable(value):
+        if field == "id":
+            chunk_id = value
+        raise _text_error(reason, field, chunk_id)
+
+
+def _text_error(reason: str, field: str, chunk_id: str | None) -> InvalidInputError:
+    subject = field if chunk_id is None else f"chunk {_name(chunk_id)}: {field}"
+    return InvalidInputError(f"{subject} {reason}", field=field, chunk_id=chunk_id)
+
+
+def _unstorable(text: str) -> str | None:
+    """Why Postgres cannot store a text, if it cannot."""
+    if "\x00" in text:
+        return "holds a NUL character, which Postgres cannot store"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "holds a lone surrogate, which is no valid Unicode"
+    return None
+
+
+class _NotJSON(Exception):
+    """Says what about a value is not JSON, without quoting it."""
+
+
+def json_text(value: Any) -> str:
+    """Canonical JSON as text for jsonb."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # an int of more digits than Python converts
+        raise _NotJSON("holds an integer of too many digits") from None
+
+
+def canonical_json(value: Any, depth: int = 0) -> Any:
+    """A deep copy of a JSON value as it comes back from jsonb.
+
+    jsonb keeps numbers as decimals and prints them without an exponent, so a float of 1e16 or more
+    returns as an integer: that of its shortest decimal form.
+
+    Raises:
+        _NotJSON: the value holds something that would not survive.
+    """
+    match value:
+        case None | bool():
+            return value
+        case str():
+            if reason := _unstorable(value):
+                raise _NotJSON(reason)
+            return str.__str__(value)  # str() of an enum member would be its name
+        case int():
+            return int(value)
+        case float():
+            return _canonical_float(float(value))
+        case dict() | list() if depth >= MAX_METADATA_DEPTH:
+            raise _NotJSON(f"is nested more than {MAX_METADATA_DEPTH} deep")
+        case dict():
+            return {_canonical_key(k): canonical_json(v, depth + 1) for k, v in value.items()}
+        case list():
+            return [canonical_json(item, depth + 1) for item in value]
+    raise _NotJSON(f"holds a value of type {type(value).__name__}, which is not JSON")
+
+
+def _canonical_float(value: float) -> float | int:
+    if not math.isfinite(value):
+        raise _NotJSON("holds NaN or an infinity, which JSON lacks")
+    if abs(value) >= 1e16:  # from here on repr() and JSON use an exponent
+        return int(Decimal(repr(value)))
+    return value + 0.0  # makes -0.0 into 0.0
+
+
+def _canonical_key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise _NotJSON(f"has a key of type {type(key).__name__}, not str")
+    if reason := _unstorable(key):
+        raise _NotJSON(f"has a key that {reason}")
+    return str.__str__(key)
+
+
+def check_filter(filter: dict[str, Any] | None) -> dict[str, Any]:
+    """The filter in canonical JSON, ``{}`` for none."""
+    if filter is None:
+        return {}
+    if not isinstance(filter, dict):
+        raise InvalidInputError(
+            f"filter must be a dict, not {type(filter).__name__}", field="filter"
+        )
+    canonical = {}
+    for key, value in filter.items():
+        try:
+            name = _canonical_key(key)
+            canonical[name] = canonical_json(value, 1)
+            json_text(canonical[name])
+        except _NotJSON as error:
+            raise InvalidInputError(f"filter key {_name(key)} {error}", field="filter") from None
+    return canonical
