@@ -1,0 +1,33 @@
+"""cenote: multi-tenant vector search in the Postgres and the SQLAlchemy application you have."""
+
+from cenote.config import SchemaConfig
+from cenote.errors import (
+    CenoteError,
+    ConfigurationError,
+    DimensionMismatchError,
+    InvalidInputError,
+    MigrationError,
+    StoreConnectionError,
+    VectorStoreError,
+)
+from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
+from cenote.orm import ChunkRow
+from cenote.stores import InMemoryVectorStore, PgVectorStore, VectorStore
+
+__all__ = [
+    "CenoteError",
+    "Chunk",
+    "ChunkRow",
+    "ConfigurationError",
+    "DimensionMismatchError",
+    "EmbeddedChunk",
+    "InMemoryVectorStore",
+    "InvalidInputError",
+    "MigrationError",
+    "PgVectorStore",
+    "RetrievalResult",
+    "SchemaConfig",
+    "StoreConnectionError",
+    "VectorStore",
+    "VectorStoreError",
+]

@@ -23,6 +23,9 @@ from cenote.sqltypes import install_codec
 OLDEST_PGVECTOR = (0, 8)
 """Iterative index scans, without which a filtered search loses results, came with pgvector 0.8."""
 
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What the driver raises, where SQLAlchemy does not wrap it."""
+
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
 _BACKOFF_CAP_SECONDS = 30.0

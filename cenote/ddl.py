@@ -49,9 +49,15 @@ def _create_extension(element: CreateExtension, compiler: Any, **kw: Any) -> str
 
 @compiles(CreateHashPartition, "postgresql")
 def _create_hash_partition(element: CreateHashPartition, compiler: Any, **kw: Any) -> str:
-    return "CREATE TABLE %s PARTITION OF %s FOR VALUES WITH (MODULUS %d, REMAINDER %d)" % (
-        compiler.preparer.format_table(element.partition),
-        compiler.preparer.format_table(element.parent),
-        element.modulus,
-        element.remainder,
+    format_table = compiler.preparer.format_table
+    return " ".join(
+        [
+            "CREATE TABLE",
+            format_table(element.partition),
+            "PARTITION OF",
+            format_table(element.parent),
+            "FOR VALUES WITH (MODULUS",
+            str(int(element.modulus)) + ", REMAINDER",
+            str(int(element.remainder)) + ")",
+        ]
     )

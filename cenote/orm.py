@@ -68,7 +68,6 @@ class ChunkColumns:
     )
 
 
-
 def chunk_model(
     base: type[DeclarativeBase],
     class_name: str,

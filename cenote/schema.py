@@ -142,7 +142,9 @@ def _number(name: str, value: str) -> Any:
     try:
         return int(value)
     except ValueError:
-        raise ConfigurationError(f"{name} must be an integer, not {value!r}", setting=name) from None
+        raise ConfigurationError(
+            f"{name} must be an integer, not {value!r}", setting=name
+        ) from None
 
 
 def _settings(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
@@ -163,7 +165,11 @@ def _settings(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> dict[
 def _configure_logging() -> None:
     """Log as the ini file says, where there is one that does, and silence nobody else's loggers."""
     file = context.config.config_file_name
-    if file is not None and Path(file).is_file() and context.config.file_config.has_section("loggers"):
+    if (
+        file is not None
+        and Path(file).is_file()
+        and context.config.file_config.has_section("loggers")
+    ):
         logging.config.fileConfig(file, disable_existing_loggers=False)
 
 

@@ -37,24 +37,22 @@ class _ThroughRealArray(UserDefinedType[Any]):
     def bind_expression(self, bindvalue: Any) -> ColumnElement[Any]:
         return cast(cast(bindvalue, ARRAY(REAL)), self)
 
-    def column_expression(self, column: Any) -> ColumnElement[Any]:
-        return type_coerce(cast(column, ARRAY(REAL)), self)
+    def column_expression(self, colexpr: Any) -> ColumnElement[Any]:
+        return type_coerce(cast(colexpr, ARRAY(REAL)), self)
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], list[float] | None]:
+    def bind_processor(self, dialect: Dialect) -> Any:
         def process(value: Any) -> list[float] | None:
             return None if value is None else _to_array(value).tolist()
 
         return process
 
-    def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:
+    def literal_processor(self, dialect: Dialect) -> Any:  # for statements printed with literals
         def process(value: Any) -> str:
             return "'{" + ",".join(str(element) for element in _to_array(value).tolist()) + "}'"
 
         return process
 
-    def result_processor(
-        self, dialect: Dialect, coltype: object
-    ) -> Callable[[Any], Float32Array | None]:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         def process(value: Any) -> Float32Array | None:
             return None if value is None else _to_array(value)
 
@@ -113,7 +111,7 @@ def to_wire(matrix: Float32Array, column_type: ColumnType) -> list[bytes]:
     return [row.tobytes() for row in wire]
 
 
-async def install_codec(connection: asyncpg.Connection[Any], schema: str) -> None:
+async def install_codec(connection: asyncpg.Connection, schema: str) -> None:
     """Make an asyncpg connection speak binary for ``vector`` and ``halfvec``.
 
     Args:

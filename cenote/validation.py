@@ -167,9 +167,9 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> str:
 def _metadata_text(chunk: Chunk) -> str:
     try:
         if not isinstance(chunk.metadata, dict):
-            raise _NotJSON(f"is of type {type(chunk.metadata).__name__}, not dict")
+            raise NotJSONError(f"is of type {type(chunk.metadata).__name__}, not dict")
         return json_text(canonical_json(chunk.metadata))
-    except _NotJSON as error:
+    except NotJSONError as error:
         raise InvalidInputError(
             f"chunk {_name(chunk.id)}: metadata {error}", field="metadata", chunk_id=chunk.id
         ) from None
@@ -231,11 +231,10 @@ def _unusable(matrix: Float32Array) -> NDArray[np.bool_]:
     """
     finite = np.isfinite(matrix).all(axis=1)
     squared = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
-    zero = ~matrix.any(axis=1)
     smallest = matrix.shape[1] * float(_FLOAT32.tiny)
-    bad: NDArray[np.bool_] = ~finite | ~zero & ~(
-        (squared >= smallest) & (squared <= float(_FLOAT32.max))
-    )
+    in_range = (squared >= smallest) & (squared <= float(_FLOAT32.max))
+    zero = ~matrix.any(axis=1)
+    bad: NDArray[np.bool_] = np.logical_not(finite & (in_range | zero))
     return bad
 
 
@@ -243,8 +242,7 @@ def _unfit_for_half(matrix: Float32Array) -> NDArray[np.bool_]:
     """Rows with an element that overflows 16 bits, and rows that would become zero."""
     half = matrix.astype(np.float16)
     vanished = matrix.any(axis=1) & ~half.any(axis=1)
-    bad: NDArray[np.bool_] = ~np.isfinite(half).all(axis=1) | vanished
-    return bad
+    return np.logical_or(~np.isfinite(half).all(axis=1), vanished)
 
 
 def _vector_error(chunk_id: str | None, rule: str) -> InvalidInputError:
@@ -293,7 +291,7 @@ def _unstorable(text: str) -> str | None:
     return None
 
 
-class _NotJSON(Exception):
+class NotJSONError(Exception):
     """Says what about a value is not JSON, without quoting it."""
 
 
@@ -302,7 +300,7 @@ def json_text(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:  # an int of more digits than Python converts
-        raise _NotJSON("holds an integer of too many digits") from None
+        raise NotJSONError("holds an integer of too many digits") from None
 
 
 def canonical_json(value: Any, depth: int = 0) -> Any:
@@ -312,31 +310,31 @@ def canonical_json(value: Any, depth: int = 0) -> Any:
     returns as an integer: that of its shortest decimal form.
 
     Raises:
-        _NotJSON: the value holds something that would not survive.
+        NotJSONError: the value holds something that would not survive.
     """
     match value:
         case None | bool():
             return value
         case str():
             if reason := _unstorable(value):
-                raise _NotJSON(reason)
+                raise NotJSONError(reason)
             return str.__str__(value)  # str() of an enum member would be its name
         case int():
             return int(value)
         case float():
             return _canonical_float(float(value))
         case dict() | list() if depth >= MAX_METADATA_DEPTH:
-            raise _NotJSON(f"is nested more than {MAX_METADATA_DEPTH} deep")
+            raise NotJSONError(f"is nested more than {MAX_METADATA_DEPTH} deep")
         case dict():
             return {_canonical_key(k): canonical_json(v, depth + 1) for k, v in value.items()}
         case list():
             return [canonical_json(item, depth + 1) for item in value]
-    raise _NotJSON(f"holds a value of type {type(value).__name__}, which is not JSON")
+    raise NotJSONError(f"holds a value of type {type(value).__name__}, which is not JSON")
 
 
 def _canonical_float(value: float) -> float | int:
     if not math.isfinite(value):
-        raise _NotJSON("holds NaN or an infinity, which JSON lacks")
+        raise NotJSONError("holds NaN or an infinity, which JSON lacks")
     if abs(value) >= 1e16:  # from here on repr() and JSON use an exponent
         return int(Decimal(repr(value)))
     return value + 0.0  # makes -0.0 into 0.0
@@ -344,9 +342,9 @@ def _canonical_float(value: float) -> float | int:
 
 def _canonical_key(key: Any) -> str:
     if not isinstance(key, str):
-        raise _NotJSON(f"has a key of type {type(key).__name__}, not str")
+        raise NotJSONError(f"has a key of type {type(key).__name__}, not str")
     if reason := _unstorable(key):
-        raise _NotJSON(f"has a key that {reason}")
+        raise NotJSONError(f"has a key that {reason}")
     return str.__str__(key)
 
 
@@ -364,6 +362,6 @@ def check_filter(filter: dict[str, Any] | None) -> dict[str, Any]:
             name = _canonical_key(key)
             canonical[name] = canonical_json(value, 1)
             json_text(canonical[name])
-        except _NotJSON as error:
+        except NotJSONError as error:
             raise InvalidInputError(f"filter key {_name(key)} {error}", field="filter") from None
     return canonical

@@ -215,7 +215,9 @@ class _Namespace:
         # A matrix product may score identical rows differently; a sum row by row does not.
         exact = (self._matrix[candidates].astype(np.float64) * unit.astype(np.float64)).sum(axis=1)
         exact = exact.clip(-1.0, 1.0)
-        found = [(-score, self._row(number)) for score, number in zip(exact, candidates)]
+        found = [
+            (-score, self._row(number)) for score, number in zip(exact, candidates, strict=True)
+        ]
         found.sort(key=lambda item: (item[0], item[1].chunk.id))
         return [
             RetrievalResult(chunk=row.copy(), score=float(-negative))

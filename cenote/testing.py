@@ -1,0 +1,740 @@
+"""The contract suite: what every `VectorStore` must pass, for the authors of other stores too.
+
+Needs the extra ``cenote[testing]``. A store's test file is a few lines::
+
+    from cenote.testing import VectorStoreContract
+
+    class TestMyStore(VectorStoreContract):
+        @pytest.fixture
+        def make_store(self):
+            async def make(dimensions, **options):
+                return MyStore(dimensions, **options)
+            return make
+
+with pytest-asyncio in its automatic mode (``asyncio_mode = "auto"``). For readable failures call
+``pytest.register_assert_rewrite("cenote.testing")`` in the conftest before importing this.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cenote.errors import CenoteError, DimensionMismatchError, InvalidInputError
+from cenote.models import Chunk, EmbeddedChunk
+from cenote.stores.base import VectorStore
+from cenote.types import Vector
+
+MakeStore = Callable[..., Awaitable[Any]]
+
+NAMESPACE = "acme"
+
+SQL_LOOKALIKES = [
+    "'; DROP TABLE cenote_chunks; --",
+    '"; DELETE FROM cenote_chunks; --',
+    "$1",
+    ":id",
+    "%s %(id)s {id}",
+    "\\'; SELECT 1",
+]
+
+
+def embedded(
+    chunk_id: str,
+    embedding: Vector = (1.0, 0.0, 0.0, 0.0),
+    *,
+    document_id: str = "doc",
+    content: str = "some text",
+    position: int = 0,
+    metadata: dict[str, Any] | None = None,
+    embedding_model: str = "model",
+) -> EmbeddedChunk:
+    """An embedded chunk of four dimensions, unremarkable but for what is said."""
+    chunk = Chunk(
+        id=chunk_id,
+        document_id=document_id,
+        content=content,
+        position=position,
+        metadata={} if metadata is None else metadata,
+    )
+    return EmbeddedChunk(chunk=chunk, embedding=embedding, embedding_model=embedding_model)
+
+
+async def stored(
+    store: VectorStore, namespace: str = NAMESPACE, filter: dict[str, Any] | None = None
+) -> list[Chunk]:
+    """All chunks of a namespace."""
+    return [chunk async for chunk in store.get_all_chunks(namespace, filter)]
+
+
+async def found(store: VectorStore, *args: Any, **kwargs: Any) -> list[str]:
+    """The ids that a search finds."""
+    return [result.chunk.id for result in await store.search(*args, **kwargs)]
+
+
+class VectorStoreContract:
+    """One test for each rule of `VectorStore`; subclasses give the fixture ``make_store``."""
+
+    @pytest.fixture
+    def make_store(self) -> MakeStore:
+        """An async function (dimensions, **options) that makes an empty store."""
+        raise NotImplementedError("override the fixture make_store")
+
+    @pytest.fixture
+    async def store(self, make_store: MakeStore) -> Any:
+        """An empty store of four dimensions."""
+        return await make_store(4)
+
+    def test_is_a_vector_store(self, store: VectorStore) -> None:
+        """The store has the protocol's methods."""
+        assert isinstance(store, VectorStore)
+
+    # -- namespaces
+
+    @pytest.mark.parametrize("namespace", ["", None, 7, b"acme", "a\x00b", "\ud800", "n" * 1025])
+    async def test_every_call_refuses_a_bad_namespace(
+        self, store: VectorStore, namespace: Any
+    ) -> None:
+        """A namespace is non-empty text of at most 1,024 bytes."""
+        with pytest.raises(InvalidInputError) as error:
+            await store.upsert([embedded("a")], namespace)
+        assert error.value.field == "namespace"
+        with pytest.raises(InvalidInputError):
+            await store.search([1, 0, 0, 0], namespace)
+        with pytest.raises(InvalidInputError):
+            await store.delete(["a"], namespace)
+        with pytest.raises(InvalidInputError):
+            await store.delete_namespace(namespace)
+        with pytest.raises(InvalidInputError):
+            store.get_all_chunks(namespace)
+
+    async def test_namespaces_are_apart(self, store: VectorStore) -> None:
+        """One id may live in two namespaces, and no call reaches the other one."""
+        await store.upsert([embedded("a", content="acme's")], "acme")
+        await store.upsert([embedded("a", content="globex's"), embedded("b")], "globex")
+        assert [chunk.content for chunk in await stored(store, "acme")] == ["acme's"]
+        assert await found(store, [1, 0, 0, 0], "acme") == ["a"]
+        await store.delete(["a", "b"], "acme")
+        assert await stored(store, "acme") == []
+        assert await found(store, [1, 0, 0, 0], "globex") == ["a", "b"]
+        await store.upsert([embedded("c")], "acme")
+        await store.delete_namespace("globex")
+        assert await stored(store, "globex") == []
+        assert await found(store, [1, 0, 0, 0], "globex") == []
+        assert await found(store, [1, 0, 0, 0], "acme") == ["c"]
+
+    @pytest.mark.parametrize(
+        "name", [*SQL_LOOKALIKES, " ", "ACME", "acme ", "%", "_", "\u00e9", "e\u0301"]
+    )
+    async def test_names_are_data(self, store: VectorStore, name: str) -> None:
+        """Text that looks like SQL, a pattern or almost like another text is just text."""
+        await store.upsert([embedded("other")], NAMESPACE)
+        chunk = embedded(name, document_id=name, content=name, metadata={name: name})
+        await store.upsert([chunk], name)
+        assert await stored(store, name) == [chunk.chunk]
+        assert await found(store, [1, 0, 0, 0], name, filter={name: name}) == [name]
+        await store.delete([name], name)
+        assert await stored(store, name) == []
+        assert len(await stored(store)) == 1
+
+    # -- scores and order
+
+    async def test_score_is_cosine_similarity(self, store: VectorStore) -> None:
+        """From 1 (same direction) over 0 to -1 (opposite), whatever the lengths."""
+        await store.upsert(
+            [
+                embedded("same", [3, 4, 0, 0]),
+                embedded("longer", [300, 400, 0, 0]),
+                embedded("near", [4, 3, 0, 0]),
+                embedded("across", [0, 0, 7, 0]),
+                embedded("opposite", [-0.375, -0.5, 0, 0]),
+            ],
+            NAMESPACE,
+        )
+        results = await store.search([0.75, 1, 0, 0], NAMESPACE)
+        scores = {result.chunk.id: result.score for result in results}
+        assert list(scores) == ["longer", "same", "near", "across", "opposite"]
+        assert list(scores.values()) == pytest.approx([1, 1, 0.96, 0, -1], abs=1e-6)
+        assert all(-1 <= score <= 1 and type(score) is float for score in scores.values())
+        assert {result.retriever for result in results} == {"vector"}
+
+    async def test_ties_are_settled_by_id_in_code_point_order(self, store: VectorStore) -> None:
+        """Also at the cut, and whatever order the chunks came in."""
+        ids = ["a", "B", "b", "1", "10", "2", "ä", "z", "Z", "\U0001f600", "\uffee", "a b", "a-b"]
+        await store.upsert([embedded(chunk_id) for chunk_id in ids], NAMESPACE)
+        for limit in (3, 7, len(ids)):
+            assert await found(store, [1, 1, 0, 0], NAMESPACE, limit) == sorted(ids)[:limit]
+
+    async def test_identical_vectors_score_identically(self, store: VectorStore) -> None:
+        """However many rows lie between them."""
+        generator = np.random.default_rng(1)
+        vectors = generator.standard_normal((300, 4))
+        vectors[::7] = vectors[0]
+        chunks = [embedded(f"{row:03}", vector) for row, vector in enumerate(vectors)]
+        await store.upsert(chunks, NAMESPACE)
+        results = await store.search(vectors[0] + 0.1, NAMESPACE, 300)
+        twins = [result for result in results if int(result.chunk.id) % 7 == 0]
+        assert len({result.score for result in twins}) == 1
+        assert [result.chunk.id for result in twins] == sorted(r.chunk.id for r in twins)
+
+    async def test_search_agrees_with_arithmetic(self, store: VectorStore) -> None:
+        """Order and scores are those of a computation in 64 bits."""
+        generator = np.random.default_rng(2)
+        vectors = generator.standard_normal((400, 4)).astype(np.float16)  # exact in halfvec, too
+        query = generator.standard_normal(4).astype(np.float16)
+        await store.upsert(
+            [embedded(f"{row:03}", vector) for row, vector in enumerate(vectors)], NAMESPACE
+        )
+        wide, wide_query = vectors.astype(np.float64), query.astype(np.float64)
+        cosine = wide @ wide_query
+        cosine /= np.linalg.norm(wide, axis=1) * np.linalg.norm(wide_query)
+        best = np.argsort(-cosine)[:25]
+        results = await store.search(query, NAMESPACE, 25)
+        assert [int(result.chunk.id) for result in results] == best.tolist()
+        assert [result.score for result in results] == pytest.approx(cosine[best], abs=1e-6)
+
+    # -- how many
+
+    @pytest.mark.parametrize("limit", [1, 9, 10, 11, 250, 10**6, 10**30])
+    async def test_as_many_as_there_are(self, store: VectorStore, limit: int) -> None:
+        """Exactly min(limit, matching), with and without a filter, beside a larger tenant."""
+        generator = np.random.default_rng(3)
+
+        def chunks(count: int) -> list[EmbeddedChunk]:
+            return [
+                embedded(str(row), generator.standard_normal(4), metadata={"even": row % 2 == 0})
+                for row in range(count)
+            ]
+
+        await store.upsert(chunks(500), "large")
+        await store.upsert(chunks(20), NAMESPACE)
+        query = generator.standard_normal(4)
+        assert len(await store.search(query, NAMESPACE, limit)) == min(limit, 20)
+        assert len(await store.search(query, "large", limit)) == min(limit, 500)
+        even = await store.search(query, NAMESPACE, limit, {"even": True})
+        assert len(even) == min(limit, 10)
+        assert all(result.chunk.metadata["even"] for result in even)
+
+    @pytest.mark.parametrize("limit", [0, -1, 1.0, "3", None, True, math.nan])
+    async def test_bad_limits_are_refused(self, store: VectorStore, limit: Any) -> None:
+        """A limit is an integer of 1 or more."""
+        with pytest.raises(InvalidInputError) as error:
+            await store.search([1, 0, 0, 0], NAMESPACE, limit)
+        assert error.value.field == "limit"
+
+    async def test_nothing_stored_nothing_found(self, store: VectorStore) -> None:
+        """A namespace that was never written to is empty, and no error."""
+        assert await store.search([1, 0, 0, 0], "nobody") == []
+        assert await stored(store, "nobody") == []
+
+    # -- vectors
+
+    @pytest.mark.parametrize(
+        "vector",
+        [
+            (1, 2, 3, 4),
+            [1.0, 2.0, 3.0, 4.0],
+            np.array([1, 2, 3, 4], dtype=np.float16),
+            np.array([1, 2, 3, 4], dtype=np.float64),
+            np.array([1, 2, 3, 4], dtype=">f4"),
+            np.array([1, 2, 3, 4], dtype=np.int64),
+            np.array([1, 0, 2, 0, 3, 0, 4, 0], dtype=np.float32)[::2],
+        ],
+        ids=lambda vector: f"{type(vector).__name__}-{getattr(vector, 'dtype', '')}",
+    )
+    async def test_vectors_come_in_many_forms(self, store: VectorStore, vector: Any) -> None:
+        """Lists, tuples and arrays of any number type and stride."""
+        await store.upsert([embedded("a", vector)], NAMESPACE)
+        (result,) = await store.search(vector, NAMESPACE)
+        assert result.score == pytest.approx(1, abs=1e-6)
+
+    @pytest.mark.parametrize(
+        "vector",
+        [
+            [math.nan, 0, 0, 0],
+            [0, math.inf, 0, 0],
+            [0, 0, -math.inf, 0],
+            [1e39, 0, 0, 0],
+            [3e38, 0, 0, 0],
+            [1e20, 0, 0, 0],
+            [1e-23, 0, 0, 0],
+            [1e-30] * 4,
+            ["1", "0", "0", "0"],
+            [None, 0, 0, 0],
+            [[1, 0, 0, 0]],
+            [[1], [0], [0], [0]],
+            [1j, 0, 0, 0],
+            "1000",
+            None,
+            7.0,
+        ],
+        ids=str,
+    )
+    async def test_unusable_vectors_are_refused(self, store: VectorStore, vector: Any) -> None:
+        """Nothing of the batch is stored, and the error names the chunk."""
+        batch = [embedded("good"), embedded("bad", vector), embedded("last")]
+        with pytest.raises(InvalidInputError) as error:
+            await store.upsert(batch, NAMESPACE)
+        assert (error.value.chunk_id, error.value.field) == ("bad", "embedding")
+        assert "'bad'" in str(error.value)
+        assert await stored(store) == []
+        with pytest.raises(InvalidInputError) as error:
+            await store.search(vector, NAMESPACE)
+        assert error.value.field == "query_vector"
+
+    @pytest.mark.parametrize("length", [0, 3, 5, 400])
+    async def test_wrong_dimensions_are_refused(self, store: VectorStore, length: int) -> None:
+        """Nothing of the batch is stored; the error carries both numbers."""
+        batch = [embedded("good"), embedded("bad", [0.5] * length)]
+        with pytest.raises(DimensionMismatchError) as error:
+            await store.upsert(batch, NAMESPACE)
+        assert error.value.chunk_id == "bad"
+        assert (error.value.expected, error.value.actual) == (4, length)
+        assert await stored(store) == []
+        with pytest.raises(DimensionMismatchError) as error:
+            await store.search([0.5] * length, NAMESPACE)
+        assert (error.value.expected, error.value.actual) == (4, length)
+
+    async def test_a_bad_chunk_that_a_later_one_replaces_is_refused(
+        self, store: VectorStore
+    ) -> None:
+        """Anywhere in the batch means anywhere."""
+        with pytest.raises(DimensionMismatchError):
+            await store.upsert([embedded("a", [1.0]), embedded("a")], NAMESPACE)
+        assert await stored(store) == []
+
+    async def test_zero_vectors_are_kept_and_never_found(self, store: VectorStore) -> None:
+        """They have no direction; and a zero query finds nothing."""
+        await store.upsert([embedded("zero", [0, 0, 0, 0]), embedded("a")], NAMESPACE)
+        assert [chunk.id for chunk in await stored(store)] == ["a", "zero"]
+        assert await found(store, [1, 0, 0, 0], NAMESPACE) == ["a"]
+        assert await found(store, [1, 0, 0, 0], NAMESPACE, 2, {}) == ["a"]
+        assert await found(store, [0, 0, 0, 0], NAMESPACE) == []
+        await store.upsert([embedded("zero"), embedded("a", [0, -0.0, 0, 0])], NAMESPACE)
+        assert await found(store, [1, 0, 0, 0], NAMESPACE) == ["zero"]
+
+    # -- writing
+
+    async def test_upsert_replaces_by_id(self, store: VectorStore) -> None:
+        """Every field of the stored chunk becomes that of the new one."""
+        await store.upsert([embedded("a", metadata={"old": 1}), embedded("b")], NAMESPACE)
+        new = embedded(
+            "a", [0, 1, 0, 0], document_id="other", content="new", position=9, metadata={"new": 2}
+        )
+        await store.upsert([new], NAMESPACE)
+        assert (await stored(store))[0] == new.chunk
+        assert await found(store, [0, 1, 0, 0], NAMESPACE, 1) == ["a"]
+        assert await found(store, [1, 0, 0, 0], NAMESPACE, filter={"old": 1}) == []
+        assert await found(store, [1, 0, 0, 0], NAMESPACE, filter={"new": 2}) == ["a"]
+
+    async def test_writing_the_same_again_changes_nothing(self, store: VectorStore) -> None:
+        """A repeated upsert is harmless."""
+        batch = [embedded(str(number), [1, number, 0, 0]) for number in range(5)]
+        await store.upsert(batch, NAMESPACE)
+        before = await stored(store), await store.search([1, 1, 0, 0], NAMESPACE)
+        await store.upsert(batch, NAMESPACE)
+        assert (await stored(store), await store.search([1, 1, 0, 0], NAMESPACE)) == before
+
+    async def test_the_last_of_an_id_in_a_batch_wins(self, store: VectorStore) -> None:
+        """As if the batch had been written one by one."""
+        batch = [
+            embedded("a", content="first", metadata={"n": 1}),
+            embedded("b"),
+            embedded("a", [0, 1, 0, 0], content="last", metadata={"n": 2}),
+        ]
+        await store.upsert(batch, NAMESPACE)
+        assert [(chunk.id, chunk.content) for chunk in await stored(store)] == [
+            ("a", "last"),
+            ("b", "some text"),
+        ]
+        assert await found(store, [0, 1, 0, 0], NAMESPACE, 1) == ["a"]
+        assert await found(store, [0, 1, 0, 0], NAMESPACE, filter={"n": 1}) == []
+
+    async def test_an_empty_batch_is_no_error(self, store: VectorStore) -> None:
+        """Nothing to write, nothing to delete."""
+        await store.upsert([], NAMESPACE)
+        await store.delete([], NAMESPACE)
+        assert await stored(store) == []
+
+    @pytest.mark.parametrize("batch", [None, 7, "abc", [None], ["a"], [Chunk], embedded("a")])
+    async def test_what_is_no_batch_is_refused(self, store: VectorStore, batch: Any) -> None:
+        """A batch is a list of embedded chunks."""
+        with pytest.raises(InvalidInputError) as error:
+            await store.upsert(batch, NAMESPACE)
+        assert error.value.field == "embedded_chunks"
+
+    @pytest.mark.parametrize("size", [1, 15, 16, 17, 700])
+    async def test_batches_of_any_size(self, store: VectorStore, size: int) -> None:
+        """In any order, one after another, with deletions between."""
+        order = list(range(size))
+        random.Random(size).shuffle(order)
+        await store.upsert([embedded(f"{n:03}", [1, n, 0, 0]) for n in order], NAMESPACE)
+        await store.delete([f"{n:03}" for n in range(0, size, 3)], NAMESPACE)
+        await store.upsert([embedded(f"{n:03}x", [1, n, 1, 0]) for n in order], NAMESPACE)
+        expected = [f"{n:03}" for n in range(size) if n % 3] + [f"{n:03}x" for n in range(size)]
+        assert [chunk.id for chunk in await stored(store)] == sorted(expected)
+        assert sorted(await found(store, [1, 1, 1, 1], NAMESPACE, 10_000)) == sorted(expected)
+
+    async def test_objects_are_not_shared(self, store: VectorStore) -> None:
+        """Neither the caller's nor the results' changes reach the store."""
+        vector = np.array([1, 0, 0, 0], dtype=np.float32)
+        metadata = {"tags": ["x"], "deep": {"n": 1}}
+        await store.upsert([embedded("a", vector, metadata=metadata)], NAMESPACE)
+        vector[:] = [0, 1, 0, 0]
+        metadata["tags"].append("y")  # type: ignore[attr-defined]
+        for _ in range(2):
+            (result,) = await store.search([1, 0, 0, 0], NAMESPACE)
+            assert result.score == pytest.approx(1)
+            assert result.chunk.metadata == {"tags": ["x"], "deep": {"n": 1}}
+            result.chunk.metadata["deep"]["n"] = 2
+            (chunk,) = await stored(store)
+            assert chunk.metadata == {"tags": ["x"], "deep": {"n": 1}}
+            chunk.metadata.clear()
+
+    # -- text
+
+    @pytest.mark.parametrize("field", ["id", "document_id", "content", "embedding_model"])
+    @pytest.mark.parametrize("text", ["a\x00b", "\x00", "a\ud800", "\udfff", None, 7, b"bytes"])
+    async def test_text_that_cannot_be_stored_is_refused(
+        self, store: VectorStore, field: str, text: Any
+    ) -> None:
+        """NUL, lone surrogates and what is no text, with nothing written."""
+        arguments: dict[str, Any] = {"chunk_id": "bad", field: text}
+        if field == "id":
+            arguments["chunk_id"] = arguments.pop("id")
+        with pytest.raises(InvalidInputError) as error:
+            await store.upsert([embedded("good"), embedded(**arguments)], NAMESPACE)
+        assert error.value.field == field
+        if field != "id":
+            assert error.value.chunk_id == "bad"
+        assert await stored(store) == []
+
+    @pytest.mark.parametrize("field", ["id", "document_id"])
+    @pytest.mark.parametrize("letter", ["k", "ß", "語", "\U0001f600"])
+    async def test_keys_have_at_most_1024_bytes(
+        self, store: VectorStore, field: str, letter: str
+    ) -> None:
+        """Bytes of UTF-8, not characters; that many are fine."""
+        longest = letter * (1024 // len(letter.encode()))
+        arguments: dict[str, Any] = {"chunk_id": "a"}
+        name = "chunk_id" if field == "id" else field
+        await store.upsert([embedded(**{**arguments, name: longest})], longest)
+        assert [getattr(chunk, field) for chunk in await stored(store, longest)] == [longest]
+        with pytest.raises(InvalidInputError) as error:
+            await store.upsert([embedded(**{**arguments, name: longest + letter})], NAMESPACE)
+        assert error.value.field == field
+        assert len(str(error.value)) < 400
+
+    @pytest.mark.parametrize("position", [0, 1, -1, 2**31, 2**63 - 1, -(2**63)])
+    async def test_positions_are_64_bit(self, store: VectorStore, position: int) -> None:
+        """The whole range comes back."""
+        await store.upsert([embedded("a", position=position)], NAMESPACE)
+        assert (await stored(store))[0].position == position
+
+    @pytest.mark.parametrize("position", [2**63, -(2**63) - 1, 1.0, "1", None, True])
+    async def test_other_positions_are_refused(self, store: VectorStore, position: Any) -> None:
+        """With the chunk named."""
+        with pytest.raises(InvalidInputError) as error:
+            await store.upsert([embedded("bad", position=position)], NAMESPACE)
+        assert (error.value.field, error.value.chunk_id) == ("position", "bad")
+
+    @pytest.mark.parametrize(
+        "content",
+        ["", " ", "\t\r\n", "\u0001\u007f", "ﬀ", "e\u0301", "\ufeff", "\u202eabc", "x" * 100_000],
+        ids=ascii,
+    )
+    async def test_content_comes_back_as_it_was(self, store: VectorStore, content: str) -> None:
+        """No trimming, no normalisation."""
+        await store.upsert([embedded("a", content=content)], NAMESPACE)
+        (result,) = await store.search([1, 0, 0, 0], NAMESPACE)
+        assert result.chunk.content == content
+
+    # -- metadata
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            None,
+            True,
+            False,
+            0,
+            -1,
+            2**53 + 1,
+            10**400,
+            0.1,
+            -1.5,
+            5e-324,
+            1e15,
+            123456789.123456789,
+            "",
+            "text",
+            "\U0001f600",
+            "e\u0301",
+            "null",
+            "1",
+            [],
+            {},
+            [1, "two", None, [3.5, {"four": []}]],
+            {"a": {"b": {"c": [1, 2, {"d": None}]}}, "": ""},
+        ],
+        ids=lambda value: ascii(value)[:40],
+    )
+    async def test_metadata_comes_back_equal(self, store: VectorStore, value: Any) -> None:
+        """With the same types."""
+        metadata = {"value": value, "list": [value], "": 0}
+        await store.upsert([embedded("a", metadata=metadata)], NAMESPACE)
+        (chunk,) = await stored(store)
+        assert chunk.metadata == metadata
+        assert type(chunk.metadata["value"]) is type(value)
+        assert await found(store, [1, 0, 0, 0], NAMESPACE, filter={"value": value}) == ["a"]
+
+    @pytest.mark.parametrize(
+        ("value", "returned"),
+        [
+            (1e16, 10**16),
+            (1e23, 10**23),
+            (-1.5e300, -15 * 10**299),
+            (1.7976931348623157e308, 17976931348623157 * 10**292),
+        ],
+    )
+    async def test_large_floats_come_back_as_integers(
+        self, store: VectorStore, value: float, returned: int
+    ) -> None:
+        """jsonb keeps decimals; a filter with the float finds them."""
+        await store.upsert([embedded("a", metadata={"value": value})], NAMESPACE)
+        (chunk,) = await stored(store)
+        assert chunk.metadata == {"value": returned}
+        assert await found(store, [1, 0, 0, 0], NAMESPACE, filter={"value": value}) == ["a"]
+        assert await found(store, [1, 0, 0, 0], NAMESPACE, filter={"value": returned}) == ["a"]
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            math.nan,
+            math.inf,
+            -math.inf,
+            "a\x00",
+            "\ud800",
+            (1, 2),
+            {1, 2},
+            b"bytes",
+            object(),
+            np.float32(1),
+            {1: "one"},
+            {None: 1},
+            {"a\x00": 1},
+            {"\udc00": 1},
+            10**5000,
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    async def test_what_is_not_json_is_refused(self, store: VectorStore, value: Any) -> None:
+        """At any depth of metadata or filter, naming the chunk or the key, nothing written."""
+        for metadata in ({"value": value}, {"value": [{"deep": value}]}):
+            with pytest.raises(InvalidInputError) as error:
+                await store.upsert([embedded("good"), embedded("bad", metadata=metadata)], "ns")
+            assert (error.value.chunk_id, error.value.field) == ("bad", "metadata")
+            with pytest.raises(InvalidInputError) as error:
+                await store.search([1, 0, 0, 0], "ns", filter=metadata)
+            assert error.value.field == "filter"
+            assert "'value'" in str(error.value)
+            with pytest.raises(InvalidInputError):
+                store.get_all_chunks("ns", metadata)
+        assert await stored(store, "ns") == []
+
+    @pytest.mark.parametrize("metadata", [None, [], "{}", 7, [("a", 1)]], ids=str)
+    async def test_metadata_and_filters_are_dicts(self, store: VectorStore, metadata: Any) -> None:
+        """Nothing else is taken for one (None filters nothing)."""
+        chunk = Chunk(id="bad", document_id="d", content="", metadata=metadata)
+        item = EmbeddedChunk(chunk=chunk, embedding=[1, 0, 0, 0], embedding_model="m")
+        with pytest.raises(InvalidInputError) as error:
+            await store.upsert([item], NAMESPACE)
+        assert (error.value.chunk_id, error.value.field) == ("bad", "metadata")
+        if metadata is not None:
+            with pytest.raises(InvalidInputError) as error:
+                await store.search([1, 0, 0, 0], NAMESPACE, filter=metadata)
+            assert error.value.field == "filter"
+
+    async def test_metadata_nests_200_deep(self, store: VectorStore) -> None:
+        """That deep it survives, deeper it is refused; so are cycles."""
+        value: Any = 1
+        for _ in range(199):
+            value = [value]
+        await store.upsert([embedded("a", metadata={"value": value})], NAMESPACE)
+        assert (await stored(store))[0].metadata == {"value": value}
+        assert await found(store, [1, 0, 0, 0], NAMESPACE, filter={"value": value}) == ["a"]
+        cycle: list[Any] = []
+        cycle.append(cycle)
+        for too_deep in ([value], cycle):
+            with pytest.raises(InvalidInputError):
+                await store.upsert([embedded("b", metadata={"value": too_deep})], NAMESPACE)
+            with pytest.raises(InvalidInputError):
+                await store.search([1, 0, 0, 0], NAMESPACE, filter={"value": too_deep})
+
+    # -- filters
+
+    @pytest.mark.parametrize(
+        ("filter", "matches"),
+        [
+            (None, "abcdefghij"),
+            ({}, "abcdefghij"),
+            ({"k": 1}, "ab"),
+            ({"k": 1.0}, "ab"),
+            ({"k": True}, "c"),
+            ({"k": False}, ""),
+            ({"k": "1"}, "d"),
+            ({"k": None}, "e"),
+            ({"k": [1, 2]}, "f"),
+            ({"k": [1.0, 2]}, "f"),
+            ({"k": [2, 1]}, ""),
+            ({"k": [1]}, ""),
+            ({"k": []}, ""),
+            ({"k": {"x": 1, "y": [None]}}, "g"),
+            ({"k": {"y": [None], "x": 1.0}}, "g"),
+            ({"k": {"x": 1}}, ""),
+            ({"k": {}}, ""),
+            ({"K": 1}, ""),
+            ({"missing": None}, ""),
+            ({"k": 1, "l": 2}, "b"),
+            ({"l": 2, "k": [1, 2]}, ""),
+            ({"k.x": 1}, "i"),
+            ({"": "empty"}, "j"),
+            ({"": ""}, ""),
+            ({"k": "$eq"}, ""),
+            ({"k": {"$eq": 1}}, ""),
+        ],
+        ids=str,
+    )
+    async def test_filter_means_json_equality(
+        self, store: VectorStore, filter: dict[str, Any] | None, matches: str
+    ) -> None:
+        """Every key present, with an equal value; searches and iterations agree."""
+        metadata: dict[str, dict[str, Any]] = {
+            "a": {"k": 1},
+            "b": {"k": 1.0, "l": 2},
+            "c": {"k": True},
+            "d": {"k": "1"},
+            "e": {"k": None},
+            "f": {"k": [1, 2]},
+            "g": {"k": {"x": 1, "y": [None]}},
+            "h": {},
+            "i": {"k.x": 1},
+            "j": {"": "empty"},
+        }
+        await store.upsert([embedded(key, metadata=value) for key, value in metadata.items()], "n")
+        assert await found(store, [1, 0, 0, 0], "n", filter=filter) == list(matches)
+        assert [chunk.id for chunk in await stored(store, "n", filter)] == list(matches)
+
+    # -- deleting
+
+    async def test_deleting_what_is_not_there_is_no_error(self, store: VectorStore) -> None:
+        """Neither an id nor a namespace."""
+        await store.delete(["nothing"], NAMESPACE)
+        await store.delete_namespace(NAMESPACE)
+        await store.upsert([embedded("a"), embedded("b")], NAMESPACE)
+        await store.delete(["a", "nothing", "a"], NAMESPACE)
+        assert [chunk.id for chunk in await stored(store)] == ["b"]
+        await store.delete_namespace(NAMESPACE)
+        await store.delete_namespace(NAMESPACE)
+        assert await stored(store) == []
+
+    @pytest.mark.parametrize("ids", ["abc", None, 7, [7], [None], ["a\x00"], ["k" * 1025]], ids=str)
+    async def test_bad_ids_are_refused(self, store: VectorStore, ids: Any) -> None:
+        """A bare string would otherwise mean its letters."""
+        await store.upsert([embedded("a")], NAMESPACE)
+        with pytest.raises(InvalidInputError) as error:
+            await store.delete(ids, NAMESPACE)
+        assert error.value.field == "chunk_ids"
+        assert len(await stored(store)) == 1
+
+    async def test_a_deleted_id_can_come_back(self, store: VectorStore) -> None:
+        """With nothing left of what it was."""
+        await store.upsert([embedded("a", metadata={"old": 1}), embedded("b")], NAMESPACE)
+        await store.delete(["a"], NAMESPACE)
+        await store.upsert([embedded("c", [0, 1, 0, 0]), embedded("a", [0, 0, 1, 0])], NAMESPACE)
+        assert await found(store, [0, 0, 1, 0], NAMESPACE, 1) == ["a"]
+        assert await found(store, [0, 0, 1, 0], NAMESPACE, filter={"old": 1}) == []
+        assert [chunk.id for chunk in await stored(store)] == ["a", "b", "c"]
+
+    # -- iterating
+
+    async def test_iteration_is_by_id_in_code_point_order(self, store: VectorStore) -> None:
+        """Over several pages, with and without a filter."""
+        ids = [f"{letter}{number}" for letter in "aBä\U0001f600Z" for number in range(260)]
+        random.Random(4).shuffle(ids)
+        chunks = [embedded(chunk_id, metadata={"n": len(chunk_id)}) for chunk_id in ids]
+        await store.upsert(chunks, NAMESPACE)
+        assert [chunk.id for chunk in await stored(store)] == sorted(ids)
+        long = sorted(chunk_id for chunk_id in ids if len(chunk_id) == 4)
+        assert [chunk.id for chunk in await stored(store, filter={"n": 4})] == long
+
+    async def test_iteration_stands_changes(self, store: VectorStore) -> None:
+        """A chunk that stays is seen exactly once, whatever comes and goes meanwhile."""
+        stay = [f"{number:04}" for number in range(1, 2400, 2)]
+        await store.upsert([embedded(chunk_id) for chunk_id in stay], NAMESPACE)
+        await store.upsert([embedded(f"{n:04}") for n in range(0, 2400, 4)], NAMESPACE)
+        seen: list[str] = []
+        async for chunk in store.get_all_chunks(NAMESPACE):
+            if len(seen) % 100 == 0:
+                number = int(chunk.id)
+                await store.delete([f"{n:04}" for n in range(0, 2400, 4)], NAMESPACE)
+                await store.upsert([embedded(f"{number:04}x"), embedded(chunk.id)], NAMESPACE)
+            seen.append(chunk.id)
+        assert len(seen) == len(set(seen))
+        assert set(stay) <= set(seen)
+        assert seen == sorted(seen)
+
+    async def test_an_iteration_may_be_left(self, store: VectorStore) -> None:
+        """And two may run at once."""
+        await store.upsert([embedded(f"{n:04}") for n in range(600)], NAMESPACE)
+        async for chunk in store.get_all_chunks(NAMESPACE):
+            assert chunk.id == "0000"
+            break
+        pairs = 0
+        async for outer in store.get_all_chunks(NAMESPACE):
+            async for inner in store.get_all_chunks(NAMESPACE):
+                assert (outer.id, inner.id) == ("0000", "0000")
+                pairs += 1
+                break
+            break
+        assert pairs == 1
+
+    # -- models and errors
+
+    async def test_a_store_may_insist_on_a_model(self, make_store: MakeStore) -> None:
+        """Chunks of another model are refused, by name; without it, they are the caller's."""
+        store = await make_store(4, embedding_model="new")
+        await store.upsert([embedded("a", embedding_model="new")], NAMESPACE)
+        batch = [embedded("b", embedding_model="new"), embedded("c", embedding_model="old")]
+        with pytest.raises(InvalidInputError) as error:
+            await store.upsert(batch, NAMESPACE)
+        assert (error.value.chunk_id, error.value.field) == ("c", "embedding_model")
+        assert [chunk.id for chunk in await stored(store)] == ["a"]
+
+    async def test_messages_quote_no_content(self, store: VectorStore) -> None:
+        """Neither content nor metadata nor vectors are in an error or a repr."""
+        secret = "s3cret"  # noqa: S105
+        attempts: list[dict[str, Any]] = [
+            {"content": secret + "\x00"},
+            {"content": secret, "embedding": [1.0, 0.1234567]},
+            {"content": secret, "embedding": [math.nan, 0.1234567, 0, 0]},
+            {"content": secret, "metadata": {secret: {secret: math.nan}}},
+            {"content": secret, "metadata": {secret: object()}},
+            {"content": secret, "metadata": {secret + "\x00": 1}},
+            {"content": secret, "metadata": {"a": secret}, "position": 2**70},
+        ]
+        for attempt in attempts:
+            with pytest.raises(CenoteError) as error:
+                await store.upsert([embedded("bad", **attempt)], NAMESPACE)
+            assert secret not in str(error.value) + repr(error.value)
+            assert "1234567" not in str(error.value)
+        item = embedded("a", [0.1234567, 0, 0, 0], content=secret, metadata={"a": secret})
+        await store.upsert([item], NAMESPACE)
+        results = await store.search([1, 0, 0, 0], NAMESPACE)
+        assert secret not in repr(item) + repr(results) + repr(store)
+        assert "1234567" not in repr(item)

@@ -1,0 +1,67 @@
+"""Both stores obey the contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import delete
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+
+from cenote import InMemoryVectorStore, PgVectorStore
+from cenote.orm import chunk_table
+from cenote.testing import MakeStore, VectorStoreContract
+
+
+class TestInMemory(VectorStoreContract):
+    @pytest.fixture
+    def make_store(self) -> MakeStore:
+        async def make(dimensions: int, **options: Any) -> InMemoryVectorStore:
+            return InMemoryVectorStore(dimensions, **options)
+
+        return make
+
+
+class TestInMemoryHalfvec(VectorStoreContract):
+    @pytest.fixture
+    def make_store(self) -> MakeStore:
+        async def make(dimensions: int, **options: Any) -> InMemoryVectorStore:
+            return InMemoryVectorStore(dimensions, column_type="halfvec", **options)
+
+        return make
+
+
+async def _emptied(store: PgVectorStore) -> PgVectorStore:
+    async with store.engine.begin() as connection:
+        await connection.execute(delete(chunk_table(store.config)))
+    return store
+
+
+class TestPgVector(VectorStoreContract):
+    @pytest.fixture
+    def make_store(self, class_engine: AsyncEngine) -> MakeStore:
+        async def make(dimensions: int, **options: Any) -> PgVectorStore:
+            return await _emptied(PgVectorStore(class_engine, dimensions, **options))
+
+        return make
+
+
+class TestPgVectorHalfvec(VectorStoreContract):
+    """A plain table of 16-bit vectors in another schema, given a sessionmaker."""
+
+    @pytest.fixture
+    def make_store(self, class_engine: AsyncEngine) -> MakeStore:
+        async def make(dimensions: int, **options: Any) -> PgVectorStore:
+            store = PgVectorStore(
+                async_sessionmaker(class_engine),
+                dimensions,
+                column_type="halfvec",
+                schema="Search",
+                table_name="Half",
+                partitions=0,
+                **options,
+            )
+            await store.apply_migrations()
+            return await _emptied(store)
+
+        return make
