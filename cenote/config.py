@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from cenote.errors import ConfigurationError
 from cenote.types import ColumnType
+from cenote.validation import check_column_type
 
 DEFAULT_TABLE_NAME = "cenote_chunks"
 DEFAULT_HNSW_M = 16
@@ -74,11 +75,7 @@ class SchemaConfig:
             _check_integer("partitions", self.partitions, 2, 1024, or_else="0 for a plain table")
 
     def _check_dimensions(self) -> None:
-        if self.column_type not in get_args(ColumnType):
-            raise ConfigurationError(
-                f"column_type must be 'vector' or 'halfvec', not {self.column_type!r}",
-                setting="column_type",
-            )
+        check_column_type(self.column_type)
         most = MAX_DIMENSIONS[self.column_type]
         if self.column_type == "vector":
             cure = "column_type='halfvec' takes up to 4,000"

@@ -153,6 +153,16 @@ def can_heal(error: BaseException) -> bool:
     )
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether an error means that there is no connection: refused, broken or ended by the server.
+
+    By SQLSTATE class: 08 connection exception, 28 authorization, 3D no such database, 57P operator
+    intervention; 53300 too many connections. Source: PostgreSQL manual, appendix A.
+    """
+    state = getattr(error, "sqlstate", None) or ""
+    return isinstance(error, OSError) or state.startswith(("08", "28", "3D", "57P", "53300"))
+
+
 def driver_error(error: BaseException) -> BaseException:
     """The driver's own error inside SQLAlchemy's wrappings."""
     if isinstance(error, DBAPIError) and error.orig is not None:

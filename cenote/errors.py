@@ -9,7 +9,7 @@ are attributes. An error from the database driver is the ``__cause__`` of ours.
     └── VectorStoreError            a call on a store failed
         ├── InvalidInputError       the caller's data was refused; nothing was written
         │   └── DimensionMismatchError
-        └── StoreConnectionError    the database could not be reached
+        └── StoreConnectionError    the database could not be reached, or hung up
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class DimensionMismatchError(InvalidInputError):
 
 
 class StoreConnectionError(VectorStoreError):
-    """The database could not be reached, or refused the connection.
+    """The database could not be reached, refused the connection or ended it.
 
     Attributes:
         attempts: how often a connection was tried.

@@ -28,14 +28,17 @@ from sqlalchemy.schema import CreateSchema
 
 from cenote.config import SchemaConfig
 from cenote.connections import (
+    DRIVER_ERRORS,
     EXTENSION_QUERY,
     OLDEST_PGVECTOR,
     create_engine,
     describe,
     driver_error,
+    is_lost,
     parse_version,
     too_old,
 )
+from cenote.ddl import CreateExtension
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
 from cenote.orm import chunk_table
 
@@ -65,15 +68,10 @@ async def upgrade(engine: AsyncEngine, config: SchemaConfig, revision: str = "he
         MigrationError: the database refused, or another migration held the lock for too long.
         ConfigurationError: the configuration cannot work.
     """
-    try:
+    with _own_errors():
         async with engine.connect() as connection:
             connection = await connection.execution_options(isolation_level="READ COMMITTED")
             await connection.run_sync(_upgrade, config, revision)
-    except CommandError as error:
-        raise MigrationError(str(error)) from error
-    except (SQLAlchemyError, OSError) as error:
-        cause = driver_error(error)
-        raise MigrationError(f"the migration failed: {describe(cause)}: {cause}") from cause
 
 
 def _upgrade(connection: Connection, config: SchemaConfig, revision: str) -> None:
@@ -179,10 +177,9 @@ def _configure_logging() -> None:
 async def _run_with_own_engine(database_url: str, config: SchemaConfig) -> None:
     engine = create_engine(database_url, pool_size=1)
     try:
-        async with engine.connect() as connection:
-            await connection.run_sync(_run_locked, config)
-    except OSError as error:
-        raise MigrationError(f"cannot connect to Postgres: {describe(error)}") from error
+        with _own_errors():
+            async with engine.connect() as connection:
+                await connection.run_sync(_run_locked, config)
     finally:
         await engine.dispose()
 
@@ -219,6 +216,22 @@ def _options(config: SchemaConfig) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Turn what alembic, SQLAlchemy and the driver raise into errors of cenote's tree.
+
+    The server's words are kept: unlike those about a chunk, they quote nobody's data.
+    """
+    try:
+        yield
+    except CommandError as error:
+        raise MigrationError(str(error)) from error
+    except (SQLAlchemyError, OSError, *DRIVER_ERRORS) as error:
+        cause = driver_error(error)
+        action = "cannot connect to Postgres" if is_lost(cause) else "the migration failed"
+        raise MigrationError(f"{action}: {describe(cause)}: {cause}") from cause
+
+
 def version_table(config: SchemaConfig) -> str:
     """The name of the table that holds the revision of a chunk table."""
     return config.table_name + "_alembic_version"
@@ -244,11 +257,17 @@ def refuse_existing_table(config: SchemaConfig) -> None:
         )
 
 
-def check_extension() -> None:
-    """Refuse a pgvector that is too old, or that this connection cannot see."""
+def ensure_extension(config: SchemaConfig) -> None:
+    """Create the extension if it is missing; refuse one that is too old or out of sight.
+
+    One that is there is left as it is, so that a role without the right to create it can migrate.
+    """
     if op.get_context().as_sql:
+        _create_extension(config)
         return
     bind = op.get_bind()
+    if bind.execute(EXTENSION_QUERY).first() is None:
+        _create_extension(config)
     installed = bind.execute(EXTENSION_QUERY).one()
     if parse_version(installed.extversion) < OLDEST_PGVECTOR:
         raise MigrationError(too_old(installed.extversion))
@@ -257,6 +276,12 @@ def check_extension() -> None:
             f"the vector extension is in schema {installed.nspname!r}, which is not on the "
             "search_path; add it there (ALTER DATABASE ... SET search_path = ...)"
         )
+
+
+def _create_extension(config: SchemaConfig) -> None:
+    if config.extension_schema is not None:
+        op.execute(CreateSchema(config.extension_schema, if_not_exists=True))
+    op.execute(CreateExtension(config.extension_schema))
 
 
 # -- locks -----------------------------------------------------------------------------------------
@@ -270,8 +295,7 @@ def _migration_lock(connection: Connection, config: SchemaConfig) -> Iterator[No
     a concurrent index build would wait in turn. It ends with the session, so that a killed holder
     blocks nobody.
     """
-    digest = hashlib.sha256(f"cenote:{config.schema}:{config.table_name}".encode()).digest()
-    key = int.from_bytes(digest[:8], "big", signed=True)
+    key = _lock_key(config)
     deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
     waiting = False
     while not _scalar(connection, select(func.pg_try_advisory_lock(key))):
@@ -290,6 +314,11 @@ def _migration_lock(connection: Connection, config: SchemaConfig) -> Iterator[No
         if not connection.closed and not connection.invalidated:
             connection.rollback()
             _scalar(connection, select(func.pg_advisory_unlock(key)))
+
+
+def _lock_key(config: SchemaConfig) -> int:
+    digest = hashlib.sha256(f"cenote:{config.schema}:{config.table_name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,15 @@ def check_dimensions(dimensions: int) -> None:
         raise ConfigurationError(
             f"dimensions must be an integer of 1 or more, not {_name(dimensions)}",
             setting="dimensions",
+        )
+
+
+def check_column_type(column_type: ColumnType) -> None:
+    """Refuse what is no column type."""
+    if column_type not in get_args(ColumnType):
+        raise ConfigurationError(
+            f"column_type must be 'vector' or 'halfvec', not {_name(column_type)}",
+            setting="column_type",
         )
 
 

@@ -77,6 +77,12 @@ def class_dsn(server_dsn: str, template: str) -> Iterator[str]:
     yield from _database(server_dsn, template)
 
 
+@pytest.fixture(scope="module")
+def module_dsn(server_dsn: str, template: str) -> Iterator[str]:
+    """A migrated database that the tests of one module share."""
+    yield from _database(server_dsn, template)
+
+
 @pytest.fixture
 def empty_dsn(server_dsn: str) -> Iterator[str]:
     """A fresh database with nothing in it."""

@@ -12,7 +12,7 @@ from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy.dialects.postgresql import JSONB
 
 from cenote import schema
-from cenote.ddl import CreateExtension, CreateHashPartition
+from cenote.ddl import CreateHashPartition
 
 revision = "0001"
 down_revision = None
@@ -23,8 +23,7 @@ depends_on = None
 def upgrade() -> None:
     config = schema.revision_config()
     schema.refuse_existing_table(config)
-    op.execute(CreateExtension(config.extension_schema))
-    schema.check_extension()
+    schema.ensure_extension(config)
     halfvec = config.column_type == "halfvec"
     table = config.table_name
     op.create_table(

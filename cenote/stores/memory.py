@@ -35,7 +35,7 @@ class InMemoryVectorStore:
         embedding_model: refuse chunks that another model embedded.
 
     Raises:
-        ConfigurationError: dimensions is no integer of 1 or more.
+        ConfigurationError: dimensions is no integer of 1 or more, or there is no such column type.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class InMemoryVectorStore:
         embedding_model: str | None = None,
     ) -> None:
         validation.check_dimensions(dimensions)
+        validation.check_column_type(column_type)
         self._dimensions = dimensions
         self._column_type: ColumnType = column_type
         self._embedding_model = embedding_model

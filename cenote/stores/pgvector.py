@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from cenote import config as defaults
 from cenote import connections, filters, validation
 from cenote.config import SchemaConfig
-from cenote.errors import ConfigurationError, VectorStoreError
+from cenote.errors import ConfigurationError, StoreConnectionError, VectorStoreError
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.orm import chunk_table
 from cenote.sqltypes import to_wire
@@ -279,15 +279,17 @@ class PgVectorStore:
         except (SQLAlchemyError, OSError, *connections.DRIVER_ERRORS) as error:
             cause = connections.driver_error(error)
             state = getattr(cause, "sqlstate", None)
-            table = chunk_table(self._config).fullname
-            raise VectorStoreError(
-                f"{operation} on table {table!r} failed: {connections.describe(cause)}"
-                + _CURES.get(state or "", ""),
-                sqlstate=state,
-            ) from cause
+            message = (
+                f"{operation} on table {chunk_table(self._config).fullname!r} failed: "
+                + connections.describe(cause)
+                + _CURES.get(state or "", "")
+            )
+            kind = StoreConnectionError if connections.is_lost(cause) else VectorStoreError
+            raise kind(message, sqlstate=state) from cause
 
 
 _CURES = {
+    "22000": "; has the table's embedding column other dimensions than the store?",
     "42P01": "; the table does not exist: run the migrations (alembic upgrade head)",
     "42501": "; the role lacks the privilege: GRANT it on the table",
 }

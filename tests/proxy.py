@@ -1,0 +1,79 @@
+"""A loopback proxy in front of the real server, to see and to disturb what goes over the wire."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from sqlalchemy.engine import make_url
+
+
+class Proxy:
+    """Forwards bytes and counts round trips: changes from receiving to sending.
+
+    Attributes:
+        dsn: the connection string of the database, by way of the proxy.
+        round_trips: how often the client waited for the server.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        url = make_url(dsn)
+        self._folder = url.query.get("host")
+        self._host, self._port = url.host or "localhost", url.port or 5432
+        self._url = url
+        self.round_trips = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, port: int = 0) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        port = self._server.sockets[0].getsockname()[1]
+        url = self._url.set(host="127.0.0.1", port=port, query={"sslmode": "disable"})
+        self.dsn = url.render_as_string(hide_password=False)
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._folder is not None:
+            upstream = await asyncio.open_unix_connection(f"{self._folder}/.s.PGSQL.{self._port}")
+        else:
+            upstream = await asyncio.open_connection(self._host, self._port)
+        turn = {"client": False}
+        for source, sink, is_client in (
+            (reader, upstream[1], True),
+            (upstream[0], writer, False),
+        ):
+            task = asyncio.create_task(self._forward(source, sink, is_client, turn))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _forward(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        is_client: bool,
+        turn: dict[str, bool],
+    ) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                if is_client and not turn["client"]:
+                    self.round_trips += 1
+                turn["client"] = is_client
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+
+@asynccontextmanager
+async def running_proxy(dsn: str) -> AsyncIterator[Proxy]:
+    """A proxy to the database, for as long as the block runs."""
+    proxy = Proxy(dsn)
+    await proxy.start()
+    try:
+        yield proxy
+    finally:
+        await proxy.stop()

@@ -1,0 +1,107 @@
+"""Settings are checked once, and the error names the setting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cenote import ConfigurationError, InMemoryVectorStore, PgVectorStore, SchemaConfig
+from cenote.schema import config_from_settings
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dimensions": 1},
+        {"dimensions": 2000},
+        {"dimensions": 4000, "column_type": "halfvec"},
+        {"hnsw_m": 2, "hnsw_ef_construction": 4},
+        {"hnsw_m": 100, "hnsw_ef_construction": 1000},
+        {"partitions": 0},
+        {"partitions": 1024},
+        {"table_name": "Índice_2", "schema": "select", "extension_schema": "Extensions"},
+        {"table_name": "t" * 38},
+    ],
+    ids=str,
+)
+def test_good_values(settings: dict[str, Any]) -> None:
+    """The ends of each range are inside."""
+    assert SchemaConfig(**{"dimensions": 3, **settings}).hnsw_m <= 100
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("dimensions", value) for value in (0, -1, 2001, 3.0, "3", None, True)),
+        *(("column_type", value) for value in ("bit", "sparsevec", "VECTOR", None)),
+        *(("hnsw_m", value) for value in (1, 101, 16.0, None, True)),
+        *(("hnsw_ef_construction", value) for value in (3, 31, 1001, "64", None)),
+        *(("partitions", value) for value in (1, -1, 1025, 2.0, None, False, True)),
+        *(
+            (name, value)
+            for name in ("table_name", "schema", "extension_schema")
+            for value in (
+                "",
+                "a b",
+                "a-b",
+                "1a",
+                'a"; DROP TABLE users; --',
+                "a.b",
+                "a\x00",
+                "ñ" * 32,
+                7,
+            )
+        ),
+        ("table_name", None),
+        ("table_name", "t" * 39),
+        ("schema", "pg_temp"),
+    ],
+    ids=str,
+)
+def test_bad_values(setting: str, value: Any) -> None:
+    """Refused at once, with the setting named in the message and as an attribute."""
+    with pytest.raises(ConfigurationError) as error:
+        SchemaConfig(**{"dimensions": 3, setting: value})
+    assert error.value.setting == setting
+    assert setting in str(error.value)
+
+
+def test_what_hnsw_cannot_index_is_refused_with_the_reason() -> None:
+    """And with the way out, where there is one."""
+    with pytest.raises(ConfigurationError, match="halfvec"):
+        SchemaConfig(dimensions=3072)
+    with pytest.raises(ConfigurationError, match="HNSW"):
+        SchemaConfig(dimensions=4001, column_type="halfvec")
+
+
+@pytest.mark.parametrize("dimensions", [0, -3, 1.5, None, True])
+def test_the_memory_store_checks_its_dimensions(dimensions: Any) -> None:
+    """As the schema does."""
+    with pytest.raises(ConfigurationError):
+        InMemoryVectorStore(dimensions)
+
+
+def test_the_memory_store_checks_its_column_type() -> None:
+    """A misspelt type would silently be the other one."""
+    with pytest.raises(ConfigurationError) as error:
+        InMemoryVectorStore(3, column_type="half")  # type: ignore[arg-type]
+    assert error.value.setting == "column_type"
+
+
+@pytest.mark.parametrize("engine", [None, "postgresql://localhost/x", object()])
+def test_the_store_takes_an_engine_only(engine: Any) -> None:
+    """A string is for `connect`."""
+    with pytest.raises(ConfigurationError):
+        PgVectorStore(engine, 3)
+
+
+def test_settings_come_as_text_from_command_line_and_environment() -> None:
+    """Numbers are read, and what is missing is said with the cure."""
+    config = config_from_settings({"dimensions": "3", "partitions": "0", "schema": "s"})
+    assert config == SchemaConfig(dimensions=3, partitions=0, schema="s")
+    with pytest.raises(ConfigurationError, match="CENOTE_DIMENSIONS=384"):
+        config_from_settings({})
+    with pytest.raises(ConfigurationError, match="must be an integer") as error:
+        config_from_settings({"dimensions": "3", "hnsw_m": "many"})
+    assert error.value.setting == "hnsw_m"

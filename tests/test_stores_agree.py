@@ -1,0 +1,115 @@
+"""The two stores give the same answers, the same order and the same errors."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cenote import CenoteError, InMemoryVectorStore, PgVectorStore, VectorStore
+from cenote.testing import embedded, stored
+
+# A few directions, some of them twice, so that ties are common and near-ties are not.
+_directions = np.random.default_rng(7).standard_normal((9, 4)).astype(np.float32)
+DIRECTIONS = [*_directions.tolist(), _directions[0].tolist(), [0.0] * 4]
+
+text_values = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=6)
+any_text = st.text(max_size=3) | text_values  # may hold NUL and surrogates
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.integers()
+    | st.sampled_from([0.0, -0.0, 1.0, 2.0, 0.1, 1e16, 1e23, 1e-7, 5e-324])
+    | st.floats()
+    | text_values
+)
+json_values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
+    max_leaves=6,
+)
+keys = st.sampled_from(["a", "b", "c"])
+filters = st.none() | st.dictionaries(keys, json_values, max_size=2)
+ids = st.sampled_from(["1", "10", "2", "a", "A", "ä", "z", "\U0001f600", "\uffee"]) | any_text
+vectors = st.sampled_from(DIRECTIONS)
+bad_vectors = st.sampled_from([[1.0], [float("nan")] * 4, [1e-30] * 4, "abcd"])
+
+
+def _chunks(vector: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.builds(
+        embedded,
+        ids,
+        vector,
+        document_id=any_text,
+        content=any_text,
+        position=st.integers(-5, 5),
+        metadata=st.dictionaries(keys, json_values, max_size=3),
+    )
+
+
+calls = st.one_of(
+    st.tuples(st.just("upsert"), st.lists(_chunks(vectors), max_size=8)),
+    st.tuples(st.just("upsert"), st.lists(_chunks(vectors | bad_vectors), max_size=3)),
+    st.tuples(st.just("delete"), st.lists(ids, max_size=4)),
+    st.tuples(st.just("delete_namespace")),
+    st.tuples(st.just("search"), vectors | bad_vectors, st.integers(0, 12), filters),
+    st.tuples(st.just("get_all_chunks"), filters),
+)
+
+
+async def answer(store: VectorStore, namespace: str, call: tuple[Any, ...]) -> Any:
+    """What a call returns, or what error it raises."""
+    name, *arguments = call
+    try:
+        if name == "search":
+            vector, limit, filter = arguments
+            results = await store.search(vector, namespace, limit, filter)
+            return [(result.chunk, result.retriever) for result in results], [
+                result.score for result in results
+            ]
+        if name == "get_all_chunks":
+            return await stored(store, namespace, *arguments)
+        return await getattr(store, name)(*arguments, namespace)
+    except CenoteError as error:
+        return type(error), str(error), vars(error)
+
+
+@pytest.fixture(scope="module")
+def stores(request: pytest.FixtureRequest) -> Iterator[tuple[asyncio.Runner, list[VectorStore]]]:
+    """A loop, and one store of each kind."""
+    with asyncio.Runner() as runner:
+        dsn = request.getfixturevalue("module_dsn")
+        postgres = runner.run(PgVectorStore.connect(dsn, 4))
+        yield runner, [InMemoryVectorStore(4), postgres]
+        runner.run(postgres.close())
+
+
+@settings(
+    max_examples=250,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(script=st.lists(calls, min_size=1, max_size=12))
+def test_both_stores_answer_alike(stores: Any, script: list[tuple[Any, ...]]) -> None:
+    """Random calls, with random text, metadata and filters, valid and not."""
+    runner, (memory, postgres) = stores
+    namespace = uuid.uuid4().hex
+
+    async def play() -> None:
+        for call in [*script, ("get_all_chunks", None), ("search", DIRECTIONS[1], 12, None)]:
+            ours = await answer(memory, namespace, call)
+            theirs = await answer(postgres, namespace, call)
+            if call[0] == "search" and isinstance(ours[1], list):
+                assert theirs[0] == ours[0]
+                assert theirs[1] == pytest.approx(ours[1], abs=1e-6)
+            else:
+                assert theirs == ours
+
+    runner.run(play())
