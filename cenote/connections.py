@@ -212,6 +212,13 @@ async def prepare(connection: AsyncConnection) -> None:
     info[_PREPARED] = True
 
 
+async def leave_autocommit(connection: AsyncConnection) -> None:
+    """Give a connection of a host's AUTOCOMMIT engine transactions for this once."""
+    raw = await connection.get_raw_connection()
+    if raw.dbapi_connection is not None and raw.dbapi_connection.autocommit:
+        await connection.execution_options(isolation_level="READ COMMITTED")
+
+
 def parse_version(text: str) -> tuple[int, ...]:
     """``"0.8.5"`` as ``(0, 8, 5)``."""
     return tuple(int(part) for part in text.split(".") if part.isdigit())

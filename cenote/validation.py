@@ -110,6 +110,11 @@ class Batch:
     embeddings: Float32Array
     models: list[str]
 
+    def __getitem__(self, part: slice) -> Batch:
+        return Batch(
+            self.chunks[part], self.metadata[part], self.embeddings[part], self.models[part]
+        )
+
 
 def check_batch(
     embedded_chunks: Sequence[EmbeddedChunk],

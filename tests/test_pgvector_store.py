@@ -210,6 +210,34 @@ async def test_cancelled_calls_give_their_connections_back(
     assert len(await store.search(QUERY, "n", 500)) == 300
 
 
+async def test_cancelled_upserts_return(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """However far they are (the driver's executemany would hang), and leave all or nothing."""
+    generator = np.random.default_rng(5)
+    for attempt in range(40):
+        task = asyncio.create_task(store.upsert(many(1500, seed=attempt), "n"))
+        await asyncio.sleep(generator.uniform(0, 0.06))
+        task.cancel()
+        await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 20)
+        assert len(await stored(store, "n")) in (0, 1500)
+        await store.delete_namespace("n")
+    assert checked_out(engine) == 0
+
+
+async def test_batches_are_written_in_parts(
+    store: PgVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a bounded number of rows and bytes, and all of them."""
+    from cenote.stores import pgvector
+
+    monkeypatch.setattr(pgvector, "UPSERT_BYTES", 1000)
+    sizes = [1, 5000, 300, 300, 300, 300, 1, 1, 2000, 1]
+    batch = [embedded(str(n), content="x" * size) for n, size in enumerate(sizes)]
+    await store.upsert(batch, "n")
+    assert [len(chunk.content) for chunk in await stored(store, "n")] == sizes
+    await store.upsert(many(3 * pgvector.UPSERT_ROWS + 1), "rows")
+    assert len(await stored(store, "rows")) == 3 * pgvector.UPSERT_ROWS + 1
+
+
 async def test_a_store_closes_only_what_it_opened(engine: AsyncEngine, dsn: str) -> None:
     """The host's engine goes on."""
     store = PgVectorStore(engine, 4)

@@ -24,6 +24,12 @@ from cenote.types import ColumnType, Vector
 PAGE_SIZE = 500
 """Chunks that `get_all_chunks` reads at a time."""
 
+UPSERT_ROWS = 1000
+"""The most rows that one INSERT of an upsert writes."""
+
+UPSERT_BYTES = 8 * 2**20
+"""About the most that one such INSERT carries, unless a single chunk is larger."""
+
 
 class PgVectorStore:
     """A `VectorStore` in Postgres with pgvector.
@@ -176,9 +182,12 @@ class PgVectorStore:
         )
         if not batch.chunks:
             return
-        rows = list(_parameters(batch, namespace, self._config.column_type))
         async with self._transaction("upsert") as connection:
-            await connection.execute(self._statements.upsert, rows)
+            for part in _parts(batch):
+                await connection.execute(
+                    self._statements.upsert,
+                    {"namespace": namespace, **_columns(part, self._config.column_type)},
+                )
 
     async def delete(self, chunk_ids: list[str], namespace: str) -> None:
         validation.check_namespace(namespace)
@@ -257,9 +266,11 @@ class PgVectorStore:
     @asynccontextmanager
     async def _transaction(self, operation: str) -> AsyncIterator[AsyncConnection]:
         with self._own_errors(operation):
-            async with self._engine.begin() as connection:
-                await connections.prepare(connection)
-                yield connection
+            async with self._engine.connect() as connection:
+                await connections.leave_autocommit(connection)
+                async with connection.begin():
+                    await connections.prepare(connection)
+                    yield connection
 
     @asynccontextmanager
     async def _single_statement(self, operation: str) -> AsyncIterator[AsyncConnection]:
@@ -325,24 +336,31 @@ def _check_pool_arguments(
             raise ConfigurationError(f"{setting} must be {rule}", setting=setting)
 
 
-def _parameters(
-    batch: validation.Batch, namespace: str, column_type: ColumnType
-) -> Iterator[dict[str, Any]]:
-    vectors = to_wire(batch.embeddings, column_type)
-    for chunk, metadata, embedding, model in zip(
-        batch.chunks, batch.metadata, vectors, batch.models, strict=True
-    ):
-        yield {
-            "namespace": namespace,
-            "id": chunk.id,
-            "document_id": chunk.document_id,
-            "content": chunk.content,
-            "position": chunk.position,
-            "metadata_json": metadata,
-            "content_hash": chunk.content_hash,
-            "embedding_wire": embedding,
-            "embedding_model": model,
-        }
+def _parts(batch: validation.Batch) -> Iterator[validation.Batch]:
+    """The batch in pieces of a size that neither server nor driver minds."""
+    start = size = 0
+    for index, chunk in enumerate(batch.chunks):
+        row = len(chunk.content) + len(batch.metadata[index]) + batch.embeddings[index].nbytes
+        if index > start and (size + row > UPSERT_BYTES or index - start == UPSERT_ROWS):
+            yield batch[start:index]
+            start, size = index, 0
+        size += row
+    yield batch[start:]
+
+
+def _columns(batch: validation.Batch, column_type: ColumnType) -> dict[str, list[Any]]:
+    """What the upsert statement binds: a list for each column."""
+    chunks = batch.chunks
+    return {
+        "id_list": [chunk.id for chunk in chunks],
+        "document_id_list": [chunk.document_id for chunk in chunks],
+        "content_list": [chunk.content for chunk in chunks],
+        "position_list": [chunk.position for chunk in chunks],
+        "metadata_list": batch.metadata,
+        "content_hash_list": [chunk.content_hash for chunk in chunks],
+        "embedding_list": to_wire(batch.embeddings, column_type),
+        "embedding_model_list": batch.models,
+    }
 
 
 def _chunk(row: Row[Any]) -> Chunk:

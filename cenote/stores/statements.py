@@ -46,6 +46,7 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
+from sqlalchemy.types import TypeEngine
 
 from cenote.errors import ConfigurationError
 from cenote.filters import filter_conditions
@@ -111,17 +112,30 @@ class ChunkStatements:
     # -- writing
 
     def _build_upsert(self) -> Insert:
-        """One row; a row that is stored exactly so is left alone, and so is the ANN index."""
+        """Many rows, a list for each column; rows that are stored exactly so are left alone.
+
+        One INSERT over unnest() and not the driver's executemany: a task that is cancelled in
+        asyncpg's executemany may never return (github.com/MagicStack/asyncpg, issues 873, 1265).
+        """
         table = self._table
-        statement = insert(table).values(
-            metadata=cast(bindparam("metadata_json", type_=Text), JSONB),
-            embedding=bindparam("embedding_wire", type_=self._wire),
+        types: dict[str, TypeEngine[Any]] = {
+            "id": Text(),
+            "document_id": Text(),
+            "content": Text(),
+            "position": BigInteger(),
+            "metadata": Text(),
+            "content_hash": Text(),
+            "embedding": self._wire,
+            "embedding_model": Text(),
+        }
+        lists = [bindparam(name + "_list", type_=ARRAY(type_)) for name, type_ in types.items()]
+        new = func.unnest(*lists).table_valued(*types).render_derived(name="new")
+        values: dict[str, ColumnElement[Any]] = {name: new.c[name] for name in types}
+        values["metadata"] = cast(new.c.metadata, JSONB)
+        statement = insert(table).from_select(
+            ["namespace", *values], select(_NAMESPACE, *values.values())
         )
-        changing = [
-            column.name
-            for column in table.c
-            if column.name not in ("namespace", "id", "created_at")
-        ]
+        changing = [name for name in values if name != "id"]
         excluded = statement.excluded
         return statement.on_conflict_do_update(
             index_elements=["namespace", "id"],
