@@ -10,7 +10,7 @@ BIN = $(VENV)/bin
 .PHONY: demo test check build clean
 
 demo: $(VENV)/demo-installed
-	$(BIN)/python -m examples.stdlib_search $(if $(QUERY),--query "$(QUERY)") $(ARGS)
+	$(BIN)/python -m examples.stdlib_search $(if $(QUERY),--query "$$QUERY") $(ARGS)
 
 test: $(VENV)/dev-installed
 	$(BIN)/python -m pytest $(ARGS)

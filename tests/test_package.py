@@ -1,0 +1,92 @@
+"""What is shipped: the wheel carries the revisions and works where there is no checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def python(*arguments: str, cwd: Path, **environ: str) -> str:
+    """Run Python and give its output."""
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sdist, and a wheel built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    python("-m", "build", "--no-isolation", "--outdir", str(folder), cwd=REPOSITORY)
+    return folder
+
+
+def test_the_wheel_holds_the_package_and_the_revisions(dist: Path) -> None:
+    """And nothing else: no tests, no top-level alembic, no caches."""
+    (wheel,) = dist.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    package = [name for name in names if ".dist-info/" not in name]
+    assert all(name.startswith("cenote/") for name in package)
+    revisions = {path.name for path in (REPOSITORY / "alembic" / "versions").glob("*.py")}
+    assert {f"cenote/migrations/versions/{name}" for name in revisions} <= set(package)
+    assert {
+        "cenote/py.typed",
+        "cenote/migrations/env.py",
+        "cenote/migrations/script.py.mako",
+    } <= set(package)
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_sdist_can_be_built_from(dist: Path) -> None:
+    """It has the revisions, and what a packager wants to run the tests."""
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"alembic/env.py", "alembic.ini", "tests/conftest.py", "LICENSE", "README.md"} <= names
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_the_wheel_works_in_an_empty_folder(dist: Path, tmp_path: Path, empty_dsn: str) -> None:
+    """Importing it imports no alembic and starts nothing; its own revisions are run."""
+    (wheel,) = dist.glob("*.whl")
+    site = tmp_path / "site"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    python(*install, str(wheel), cwd=empty)
+    script = """
+import sys, threading
+import cenote
+assert cenote.__file__.startswith(sys.argv[1]), cenote.__file__
+assert "alembic" not in sys.modules
+assert threading.active_count() == 1
+from cenote import schema
+assert str(schema.script_location()).startswith(sys.argv[1])
+import asyncio
+async def main():
+    async with await cenote.PgVectorStore.connect(sys.argv[2], 4) as store:
+        await store.apply_migrations()
+        chunk = cenote.Chunk(id="a", document_id="d", content="text")
+        item = cenote.EmbeddedChunk(chunk=chunk, embedding=[1, 0, 0, 0], embedding_model="m")
+        await store.upsert([item], "n")
+        print([result.chunk.id for result in await store.search([1, 0, 0, 0], "n")])
+asyncio.run(main())
+"""
+    output = python("-c", script, str(site), empty_dsn, cwd=empty, PYTHONPATH=str(site))
+    assert output == "['a']\n"
