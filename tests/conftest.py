@@ -6,8 +6,10 @@ One database is migrated and then cloned for each test, and every test ends with
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import uuid
+import warnings
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -42,10 +44,14 @@ def _docker_answers() -> bool:
     import docker
     from docker.errors import DockerException
 
-    try:
-        docker.from_env(timeout=2).close()
-    except DockerException:
-        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # docker leaves a socket if nobody answers
+        try:
+            docker.from_env(timeout=2).close()
+        except DockerException:
+            return False
+        finally:
+            gc.collect()
     return True
 
 
