@@ -19,7 +19,7 @@ check: $(VENV)/dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 build: $(VENV)/dev-installed
 	$(BIN)/python -m build
