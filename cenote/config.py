@@ -100,7 +100,8 @@ def check_identifier(setting: str, name: Any, most_bytes: int) -> None:
     """Refuse what is no plain identifier: letters, digits and underscores, no digit first."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ConfigurationError(
-            f"{setting} must be letters, digits and underscores, not starting with a digit",
+            f"{setting} must be letters, digits and underscores, not starting with a digit; "
+            f"it is {name!r:.60}",
             setting=setting,
         )
     if len(name.encode()) > most_bytes:

@@ -4,6 +4,7 @@ preparation for vectors."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 import ssl
@@ -29,6 +30,8 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
 _BACKOFF_CAP_SECONDS = 30.0
+
+_logger = logging.getLogger(__name__)
 
 _PREPARED = "cenote_prepared"
 
@@ -81,13 +84,21 @@ def safe_dsn(dsn: str) -> str:
 
 def _split_dsn(dsn: str) -> tuple[str, dict[str, Any]]:
     """The string for asyncpg, and the arguments in it that are for SQLAlchemy's dialect."""
-    if not isinstance(dsn, str) or urlsplit(dsn).scheme not in _SCHEMES:
+    if not isinstance(dsn, str):
         raise ConfigurationError(
-            "the connection string must start with postgresql://, postgres:// or "
-            "postgresql+asyncpg://",
+            f"the connection string must be text, not {type(dsn).__name__}; is the variable set?",
             setting="dsn",
         )
     try:
+        parts = urlsplit(dsn)
+        if parts.scheme not in _SCHEMES:
+            raise ConfigurationError(
+                "the connection string must start with postgresql://, postgres:// or "
+                "postgresql+asyncpg://",
+                setting="dsn",
+            )
+        if parts.netloc.count("@") > 1 or "@" in parts.path or parts.fragment:
+            raise ValueError  # the marks of an @, / or # that is not encoded
         url = make_url(dsn)
         arguments: dict[str, Any] = {
             name: int(str(url.query[name]))
@@ -95,29 +106,37 @@ def _split_dsn(dsn: str) -> tuple[str, dict[str, Any]]:
             if name in url.query
         }
     except (ArgumentError, ValueError):
-        raise ConfigurationError(
-            "the connection string cannot be read; is everything but letters and digits in user "
-            "and password percent-encoded?",
-            setting="dsn",
-        ) from None
+        raise _unreadable_dsn() from None
     if arguments:
         dsn = url.difference_update_query(list(arguments)).render_as_string(hide_password=False)
     return "postgresql" + dsn[dsn.index("://") :], arguments
 
 
+def _unreadable_dsn() -> ConfigurationError:
+    return ConfigurationError(
+        "the connection string cannot be read; is everything but letters and digits in user and "
+        "password percent-encoded?",
+        setting="dsn",
+    )
+
+
 # -- opening ---------------------------------------------------------------------------------------
 
 
-async def open_pool(engine: AsyncEngine, size: int, retries: int, backoff_seconds: float) -> None:
+async def open_pool(
+    engine: AsyncEngine, size: int, retries: int, backoff_seconds: float, *, dsn: str
+) -> None:
     """Open connections and leave them in the engine's pool, waiting for a server that comes up.
 
     Args:
         engine: whose pool to fill.
+        dsn: where it connects to, for the error message.
         size: how many connections to open.
         retries: how often to try again what can heal.
         backoff_seconds: the first wait; it doubles each time, up to 30 s, less a random part.
 
     Raises:
+        ConfigurationError: the driver cannot read the connection string.
         StoreConnectionError: the server refused for good, or kept refusing.
     """
     for attempt in range(retries + 1):
@@ -128,10 +147,21 @@ async def open_pool(engine: AsyncEngine, size: int, retries: int, backoff_second
             return
         except Exception as error:
             cause = driver_error(error)
+            if isinstance(cause, ValueError):  # the driver's, about the connection string
+                raise _unreadable_dsn() from cause
             if not can_heal(cause) or attempt == retries:
-                raise _connection_error(cause, attempt + 1) from cause
+                raise _connection_error(cause, dsn, attempt + 1) from cause
             wait = min(backoff_seconds * 2**attempt, _BACKOFF_CAP_SECONDS)
-            await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+            wait *= random.uniform(0.5, 1.0)
+            _logger.warning(
+                "cannot connect to %s: %s; trying again in %.1f s (%d of %d)",
+                safe_dsn(dsn),
+                describe(cause),
+                wait,
+                attempt + 1,
+                retries,
+            )
+            await asyncio.sleep(wait)
 
 
 def can_heal(error: BaseException) -> bool:
@@ -172,15 +202,19 @@ def driver_error(error: BaseException) -> BaseException:
 
 
 def describe(error: BaseException) -> str:
-    """An error's type and SQLSTATE: its text may quote what people store."""
+    """An error's type and SQLSTATE, and its text only if it is about connecting.
+
+    The text of others may quote what people store.
+    """
     state = getattr(error, "sqlstate", None)
-    return type(error).__name__ + (f" ({state})" if state else "")
+    name = type(error).__name__ + (f" ({state})" if state else "")
+    return f"{name}: {error}" if is_lost(error) and str(error) else name
 
 
-def _connection_error(error: BaseException, attempts: int) -> StoreConnectionError:
+def _connection_error(error: BaseException, dsn: str, attempts: int) -> StoreConnectionError:
     times = "once" if attempts == 1 else f"{attempts} times"
     return StoreConnectionError(
-        f"cannot connect to Postgres (tried {times}): {describe(error)}",
+        f"cannot connect to {safe_dsn(dsn)} (tried {times}): {describe(error)}",
         attempts=attempts,
         sqlstate=getattr(error, "sqlstate", None),
     )
@@ -202,7 +236,8 @@ async def prepare(connection: AsyncConnection) -> None:
     installed = (await connection.execute(EXTENSION_QUERY)).one_or_none()
     if installed is None:
         raise VectorStoreError(
-            "the database has no vector extension; run the migrations (alembic upgrade head)"
+            "the database has no vector extension; run await store.apply_migrations(), or "
+            "alembic -x dimensions=... upgrade head"
         )
     if parse_version(installed.extversion) < OLDEST_PGVECTOR:
         raise VectorStoreError(too_old(installed.extversion))

@@ -34,7 +34,8 @@ class EmbeddedPostgres:
     Several processes, and several contexts of one process, may use one folder at once: they share
     the server, and the last one stops it. Run as root, the server runs as a user of its own,
     ``pgserver``, which is created if it is missing and needs to be able to enter the folder: the
-    folders above it are made enterable for all.
+    folders above it are made enterable for all. A process that is killed, also by SIGTERM, leaves
+    the server running; the next one on the same folder takes it over.
 
     Args:
         folder: where the data stay; a temporary folder, removed at the end, when None.
@@ -58,19 +59,23 @@ class EmbeddedPostgres:
     @property
     def dsn(self) -> str:
         """The connection string of the server's database ``postgres``."""
+        return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    @property
+    def url(self) -> URL:
+        """The same for SQLAlchemy's ``create_async_engine``."""
         if self._server is None:
             raise ConfigurationError("the embedded Postgres is not running; enter it with `with`")
         running = self._server.get_postmaster_info()
         local = running.socket_dir is not None
-        url = URL.create(
-            "postgresql",
+        return URL.create(
+            "postgresql+asyncpg",
             username="postgres",
             host=None if local else running.hostname,
             port=None if local else running.port,
             database="postgres",
             query={"host": str(running.socket_dir)} if local else {},
         )
-        return url.render_as_string(hide_password=False)
 
     def __enter__(self) -> Self:
         if self._folder is None:

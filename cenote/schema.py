@@ -26,13 +26,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateSchema
 
+from cenote import drift
 from cenote.config import SchemaConfig
 from cenote.connections import (
     DRIVER_ERRORS,
     EXTENSION_QUERY,
     OLDEST_PGVECTOR,
     create_engine,
-    describe,
     driver_error,
     is_lost,
     parse_version,
@@ -197,6 +197,18 @@ def _run_online(connection: Connection, config: SchemaConfig) -> None:
     context.configure(connection=connection, transaction_per_migration=True, **_options(config))
     with context.begin_transaction():
         context.run_migrations()
+    _refuse_other_shape(connection, config)
+
+
+def _refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
+    """Say so if the table is there in another shape: alembic would find nothing to do."""
+    live = connection.execute(drift.live_shape(config)).one_or_none()
+    connection.commit()
+    if live is not None:
+        difference = drift.embedding_difference(live, config)
+        difference = difference or drift.partition_difference(live, config)
+        if difference is not None:
+            raise MigrationError(difference)
 
 
 def _run_offline(config: SchemaConfig) -> None:
@@ -211,6 +223,7 @@ def _options(config: SchemaConfig) -> dict[str, Any]:
     return {
         "cenote": config,  # for revision_config()
         "target_metadata": chunk_table(config).metadata,
+        "include_object": _is_ours,
         "version_table": version_table(config),
         "version_table_schema": config.schema,
     }
@@ -229,7 +242,12 @@ def _own_errors() -> Iterator[None]:
     except (SQLAlchemyError, OSError, *DRIVER_ERRORS) as error:
         cause = driver_error(error)
         action = "cannot connect to Postgres" if is_lost(cause) else "the migration failed"
-        raise MigrationError(f"{action}: {describe(cause)}: {cause}") from cause
+        raise MigrationError(f"{action}: {type(cause).__name__}: {cause}") from cause
+
+
+def _is_ours(obj: Any, name: str | None, kind: str, reflected: bool, counterpart: Any) -> bool:
+    """Keeps autogenerate from dropping what else the database holds, and our partitions."""
+    return not (kind == "table" and reflected and counterpart is None)
 
 
 def version_table(config: SchemaConfig) -> str:

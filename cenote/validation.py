@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, get_args
@@ -206,15 +206,11 @@ def _checked_vectors(
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for row, vector in enumerate(vectors):
             matrix[row] = _as_row(vector, chunk_ids[row], dimensions)
-        bad = _unusable(matrix)
+        for bad, rule in _rules(matrix, column_type):
+            if bad.any():
+                raise _vector_error(chunk_ids[int(np.argmax(bad))], rule)
         if column_type == "halfvec":
-            bad = np.logical_or(bad, _unfit_for_half(matrix))
             matrix = matrix.astype(np.float16).astype(np.float32)
-    if bad.any():
-        limits = "must be finite, with a squared norm in the range of a 32-bit float"
-        if column_type == "halfvec":
-            limits += f", and no element above {_HALF_MAX:.0f}, as halfvec requires"
-        raise _vector_error(chunk_ids[int(np.argmax(bad))], limits)
     return matrix
 
 
@@ -233,30 +229,41 @@ def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[An
             chunk_id=chunk_id,
         )
     if row.ndim != 1 or row.dtype.kind not in "fiu":
-        raise _vector_error(chunk_id, "must be a flat sequence of numbers")
+        what = type(vector).__name__
+        if row.ndim > 1:
+            what = f"of shape {row.shape}"
+        raise _vector_error(chunk_id, f"must be a flat sequence of numbers, not {what}")
     return row
 
 
-def _unusable(matrix: Float32Array) -> NDArray[np.bool_]:
-    """Rows that are not finite, or whose squared norm a 32-bit float cannot hold.
+def _rules(
+    matrix: Float32Array, column_type: ColumnType
+) -> Iterator[tuple[NDArray[np.bool_], str]]:
+    """The rules for vectors: which rows break one, and what to say of them."""
+    infinite = np.logical_not(np.isfinite(matrix).all(axis=1))
+    yield infinite, "holds NaN, an infinity or a number beyond 32 bits"
+    yield (
+        _out_of_range(matrix),
+        "is too small or too large: its squared norm leaves the range of a 32-bit float",
+    )
+    if column_type == "halfvec":
+        half = matrix.astype(np.float16)
+        too_large = f"holds an element above {_HALF_MAX:.0f}, the largest of halfvec"
+        yield np.logical_not(np.isfinite(half).all(axis=1)), too_large
+        vanished = np.logical_and(matrix.any(axis=1), ~half.any(axis=1))
+        yield vanished, "is so small that halfvec would make it zero"
 
-    pgvector computes in 32 bits, where the squares of such rows become 0, infinite or too coarse;
-    the similarity is then 0, 1 or NaN, whatever the query.
+
+def _out_of_range(matrix: Float32Array) -> NDArray[np.bool_]:
+    """Non-zero rows whose squares a 32-bit float cannot hold, or only coarsely.
+
+    pgvector computes in 32 bits; the similarity of such rows is 0, 1 or NaN, whatever the query.
     """
-    finite = np.isfinite(matrix).all(axis=1)
     squared = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
     smallest = matrix.shape[1] * float(_FLOAT32.tiny)
     in_range = (squared >= smallest) & (squared <= float(_FLOAT32.max))
-    zero = ~matrix.any(axis=1)
-    bad: NDArray[np.bool_] = np.logical_not(finite & (in_range | zero))
+    bad: NDArray[np.bool_] = matrix.any(axis=1) & ~in_range
     return bad
-
-
-def _unfit_for_half(matrix: Float32Array) -> NDArray[np.bool_]:
-    """Rows with an element that overflows 16 bits, and rows that would become zero."""
-    half = matrix.astype(np.float16)
-    vanished = matrix.any(axis=1) & ~half.any(axis=1)
-    return np.logical_or(~np.isfinite(half).all(axis=1), vanished)
 
 
 def _vector_error(chunk_id: str | None, rule: str) -> InvalidInputError:
@@ -343,7 +350,10 @@ def canonical_json(value: Any, depth: int = 0) -> Any:
             return {_canonical_key(k): canonical_json(v, depth + 1) for k, v in value.items()}
         case list():
             return [canonical_json(item, depth + 1) for item in value]
-    raise NotJSONError(f"holds a value of type {type(value).__name__}, which is not JSON")
+    raise NotJSONError(
+        f"holds a value of type {type(value).__name__}, which is not JSON; convert it first "
+        "(list(), str(), .item(), .isoformat())"
+    )
 
 
 def _canonical_float(value: float) -> float | int:

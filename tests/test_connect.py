@@ -131,6 +131,7 @@ async def test_gives_up_after_the_retries() -> None:
     assert time.monotonic() - begin >= 0.35  # at least half of 0.1 + 0.2 + 0.4
     assert error.value.attempts == 4
     assert isinstance(error.value.__cause__, OSError)
+    assert "u:***@127.0.0.1" in str(error.value)
     assert "s3cret" not in str(error.value)
 
 

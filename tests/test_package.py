@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def python(*arguments: str, cwd: Path, **environ: str) -> str:
@@ -90,3 +92,8 @@ asyncio.run(main())
 """
     output = python("-c", script, str(site), empty_dsn, cwd=empty, PYTHONPATH=str(site))
     assert output == "['a']\n"
+    (ini,) = re.findall(r"^```ini\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (empty / "alembic.ini").write_text(ini)
+    command = ["-m", "alembic", "-x", "dimensions=4", "current"]
+    current = python(*command, cwd=empty, PYTHONPATH=str(site), CENOTE_DATABASE_URL=empty_dsn)
+    assert current == "0001 (head)\n"

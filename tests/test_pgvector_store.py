@@ -408,7 +408,8 @@ async def test_rows_written_by_the_orm_are_found(store: PgVectorStore, engine: A
 
 async def test_a_missing_table_is_said_with_the_cure(engine: AsyncEngine) -> None:
     """By every call, with the driver's error as the cause; never an empty result."""
-    store = PgVectorStore(engine, 4, table_name="not_there")
+    store = PgVectorStore(engine, 4, table_name="not_there", partitions=0)
+    command = "alembic -x dimensions=4 -x table_name=not_there -x partitions=0 upgrade head"
     calls: Iterator[Any] = iter(
         [
             store.search(QUERY, "n"),
@@ -419,7 +420,7 @@ async def test_a_missing_table_is_said_with_the_cure(engine: AsyncEngine) -> Non
         ]
     )
     for call in calls:
-        with pytest.raises(VectorStoreError, match="alembic upgrade head") as error:
+        with pytest.raises(VectorStoreError, match=command) as error:
             await call
         assert isinstance(error.value.__cause__, asyncpg.UndefinedTableError)
         assert error.value.sqlstate == "42P01"
@@ -427,7 +428,7 @@ async def test_a_missing_table_is_said_with_the_cure(engine: AsyncEngine) -> Non
 
 async def test_a_missing_extension_is_said_with_the_cure(empty_engine: AsyncEngine) -> None:
     """Before anything else is tried."""
-    with pytest.raises(VectorStoreError, match=r"no vector extension.*alembic upgrade head"):
+    with pytest.raises(VectorStoreError, match="no vector extension"):
         await PgVectorStore(empty_engine, 4).search(QUERY, "n")
 
 
@@ -439,6 +440,37 @@ async def test_an_old_extension_is_refused(engine: AsyncEngine) -> None:
         )
     with pytest.raises(VectorStoreError, match=r"pgvector 0\.7\.4; cenote needs 0\.8"):
         await PgVectorStore(engine, 4).search(QUERY, "n")
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "column_type", "says"),
+    [(5, "vector", r"is vector\(4\).*says vector\(5\)"), (4, "halfvec", r"says halfvec\(4\)")],
+)
+async def test_a_table_of_another_shape(
+    engine: AsyncEngine, dimensions: int, column_type: Any, says: str
+) -> None:
+    """It is named at the first use, whatever that is, with both types and the cure."""
+    store = PgVectorStore(engine, dimensions, column_type=column_type)
+    with pytest.raises(VectorStoreError, match=says):
+        await store.search([1.0] * dimensions, "empty")
+    with pytest.raises(VectorStoreError, match=says):
+        await stored(store, "empty")
+
+
+async def test_a_table_of_others(engine: AsyncEngine) -> None:
+    """The cure is another name."""
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE mine (id text, namespace text)"))
+    with pytest.raises(VectorStoreError, match="choose another table_name"):
+        await PgVectorStore(engine, 4, table_name="mine").search(QUERY, "n")
+
+
+async def test_a_closed_store_says_so(dsn: str) -> None:
+    """Rather than opening connections that nobody closes."""
+    store = await PgVectorStore.connect(dsn, 4)
+    await store.close()
+    with pytest.raises(VectorStoreError, match="closed"):
+        await store.search(QUERY, "n")
 
 
 async def test_a_server_that_is_not_there() -> None:

@@ -33,19 +33,18 @@ def run(command: list[str], **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-OUTPUT = ["0.99 Cats purr.\n", "('0', 2)\n('1', 1)\nguide:2 Deploy.\nguide:3 Watch.\n"]
+OUTPUT = [
+    "0.99 Cats purr.\n",
+    "('0', 2)\n('1', 1)\nguide:2 Deploy.\nguide:3 Watch.\n",
+    "",
+    "",
+]
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_blocks_run(number: int, empty_dsn: str) -> None:
-    """On the schema that the README's own alembic command makes."""
-    url = make_url(empty_dsn)
-    migrated = run(
-        [sys.executable, "-m", "alembic", "-x", "dimensions=3", "upgrade", "head"],
-        CENOTE_DATABASE_URL=empty_dsn,
-    )
-    assert migrated.returncode == 0, migrated.stderr
-    url = url.set(drivername="postgresql+asyncpg")
+    """And print what the README says."""
+    url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     result = run(
         [sys.executable, "-W", "error", "-c", blocks("python")[number]],
         DATABASE_URL=url.render_as_string(hide_password=False),
@@ -62,7 +61,7 @@ def test_alembic_commands_run(empty_dsn: str) -> None:
         for line in block.splitlines()
         if line.startswith("alembic ")
     ]
-    assert len(commands) == 3
+    assert len(commands) == 1
     for command in commands:
         result = run([sys.executable, "-m", "alembic", *command], CENOTE_DATABASE_URL=empty_dsn)
         assert result.returncode == 0, result.stderr

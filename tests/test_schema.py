@@ -159,6 +159,23 @@ async def test_another_table_of_that_name_is_refused(empty_engine: AsyncEngine) 
         assert await connection.scalar(text("SELECT count(mine) FROM cenote_chunks")) == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"dimensions": 5}, r"is vector\(4\), and the configuration says vector\(5\)"),
+        ({"column_type": "halfvec"}, r"says halfvec\(4\)"),
+        ({"partitions": 0}, "has 16 partitions, and the configuration says 0"),
+    ],
+    ids=str,
+)
+async def test_a_table_of_another_shape_is_named(
+    engine: AsyncEngine, settings: dict[str, Any], says: str
+) -> None:
+    """By an upgrade that has nothing else to do, instead of silence."""
+    with pytest.raises(MigrationError, match=says):
+        await schema.upgrade(engine, SchemaConfig(**{"dimensions": 4, **settings}))
+
+
 async def test_an_extension_out_of_sight_is_refused(empty_engine: AsyncEngine) -> None:
     """With the cure."""
     async with empty_engine.begin() as connection:
@@ -240,6 +257,15 @@ def test_mistakes_are_one_line(arguments: list[str], environ: dict[str, str], sa
     assert says in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert "s3cret" not in result.stdout + result.stderr
+
+
+async def test_check_finds_nothing(engine: AsyncEngine, dsn: str) -> None:
+    """After an upgrade, and beside tables of others: nothing to create, nothing to drop."""
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE mine (id int)"))
+    result = alembic("-x", "dimensions=4", "check", CENOTE_DATABASE_URL=dsn)
+    assert "remove_table" not in result.stdout + result.stderr
+    assert "add_table" not in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("settings", [{}, {"schema": "s", "table_name": "T", "partitions": "0"}])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cenote import validation
 from cenote.filters import json_token
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
+from cenote.stores.base import VectorStore
 from cenote.types import ColumnType, Float32Array, Vector
 
 PAGE_SIZE = 500
@@ -24,7 +25,7 @@ _Posting: TypeAlias = tuple[str, Hashable]
 """A metadata key and the token of its value."""
 
 
-class InMemoryVectorStore:
+class InMemoryVectorStore(VectorStore):
     """A `VectorStore` that keeps everything in memory and answers as `PgVectorStore` does.
 
     A search is exact: one matrix product over the namespace, and a partial sort.

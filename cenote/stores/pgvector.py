@@ -12,12 +12,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from cenote import config as defaults
-from cenote import connections, filters, validation
+from cenote import connections, drift, filters, validation
 from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError, StoreConnectionError, VectorStoreError
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.orm import chunk_table
 from cenote.sqltypes import to_wire
+from cenote.stores.base import VectorStore
 from cenote.stores.statements import DEFAULT_EF_SEARCH, ChunkStatements
 from cenote.types import ColumnType, Vector
 
@@ -31,7 +32,7 @@ UPSERT_BYTES = 8 * 2**20
 """About the most that one such INSERT carries, unless a single chunk is larger."""
 
 
-class PgVectorStore:
+class PgVectorStore(VectorStore):
     """A `VectorStore` in Postgres with pgvector.
 
     Searches take the ANN index for large sets and are exact for small ones (see
@@ -84,6 +85,8 @@ class PgVectorStore:
         # One statement is one round trip where no BEGIN and COMMIT go around it.
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._owns_engine = False
+        self._closed = False
+        self._table_checked = False
         self._embedding_model = embedding_model
         self._statements = ChunkStatements(chunk_table(self._config), column_type, hnsw_ef_search)
 
@@ -127,15 +130,21 @@ class PgVectorStore:
         store = cls(engine, dimensions, **store_kwargs)
         store._owns_engine = True
         try:
-            await connections.open_pool(engine, min_size, startup_retries, startup_backoff_seconds)
+            await connections.open_pool(
+                engine, min_size, startup_retries, startup_backoff_seconds, dsn=dsn
+            )
         except BaseException:
             await engine.dispose()
             raise
         return store
 
     async def close(self) -> None:
-        """Dispose of the engine that `connect` opened; an engine of the caller's stays open."""
+        """Dispose of the engine that `connect` opened; an engine of the caller's stays open.
+
+        A store that `connect` opened cannot be used afterwards.
+        """
         if self._owns_engine:
+            self._closed = True
             await self._engine.dispose()
 
     async def __aenter__(self) -> Self:
@@ -269,15 +278,25 @@ class PgVectorStore:
             async with self._engine.connect() as connection:
                 await connections.leave_autocommit(connection)
                 async with connection.begin():
-                    await connections.prepare(connection)
+                    await self._prepare(connection)
                     yield connection
 
     @asynccontextmanager
     async def _single_statement(self, operation: str) -> AsyncIterator[AsyncConnection]:
         with self._own_errors(operation):
             async with self._autocommit.connect() as connection:
-                await connections.prepare(connection)
+                await self._prepare(connection)
                 yield connection
+
+    async def _prepare(self, connection: AsyncConnection) -> None:
+        """Look at the extension once for each connection, and at the table once for the store."""
+        await connections.prepare(connection)
+        if not self._table_checked:
+            live = (await connection.execute(drift.live_shape(self._config))).one_or_none()
+            if live is not None:  # a missing table is for the statement itself to find
+                if difference := drift.embedding_difference(live, self._config):
+                    raise VectorStoreError(difference)
+                self._table_checked = True
 
     @contextmanager
     def _own_errors(self, operation: str) -> Iterator[None]:
@@ -285,6 +304,8 @@ class PgVectorStore:
 
         Their texts are left out: they may quote parameters and rows.
         """
+        if self._closed:
+            raise VectorStoreError("the store is closed")
         try:
             yield
         except (SQLAlchemyError, OSError, *connections.DRIVER_ERRORS) as error:
@@ -293,24 +314,32 @@ class PgVectorStore:
             message = (
                 f"{operation} on table {chunk_table(self._config).fullname!r} failed: "
                 + connections.describe(cause)
-                + _CURES.get(state or "", "")
+                + self._cure(state)
             )
             kind = StoreConnectionError if connections.is_lost(cause) else VectorStoreError
             raise kind(message, sqlstate=state) from cause
 
-
-_CURES = {
-    "22000": "; has the table's embedding column other dimensions than the store?",
-    "42P01": "; the table does not exist: run the migrations (alembic upgrade head)",
-    "42501": "; the role lacks the privilege: GRANT it on the table",
-}
+    def _cure(self, state: str | None) -> str:
+        """What to do about an error of the server."""
+        match state:
+            case "42P01":
+                return (
+                    "; the table does not exist: run await store.apply_migrations(), or "
+                    + drift.upgrade_command(self._config)
+                )
+            case "42703":
+                return "; the table was not made by cenote's revisions: choose another table_name"
+            case "42501":
+                return "; the role lacks the privilege: GRANT it on the table"
+        return ""
 
 
 def _asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> AsyncEngine:
     bind = engine.kw.get("bind") if isinstance(engine, async_sessionmaker) else engine
     if not isinstance(bind, AsyncEngine):
         raise ConfigurationError(
-            "engine must be an AsyncEngine, or an async_sessionmaker bound to one",
+            "engine must be an AsyncEngine, or an async_sessionmaker bound to one, not "
+            f"{type(bind).__name__}; for a connection string: await PgVectorStore.connect(...)",
             setting="engine",
         )
     if bind.dialect.driver != "asyncpg":

@@ -97,7 +97,8 @@ class ChunkStatements:
     def __init__(self, table: Table, column_type: ColumnType, ef_search: int) -> None:
         if not isinstance(ef_search, int) or not 1 <= ef_search <= MAX_EF_SEARCH:
             raise ConfigurationError(
-                f"hnsw_ef_search must be an integer from 1 to {MAX_EF_SEARCH:,}",
+                f"hnsw_ef_search must be an integer from 1 to {MAX_EF_SEARCH:,}, "
+                f"not {ef_search!r:.40}",
                 setting="hnsw_ef_search",
             )
         self._table = table
