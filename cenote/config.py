@@ -7,7 +7,7 @@ from typing import Any
 
 from cenote.errors import ConfigurationError
 from cenote.types import ColumnType
-from cenote.validation import check_column_type
+from cenote.validation import check_column_type, shown
 
 DEFAULT_TABLE_NAME = "cenote_chunks"
 DEFAULT_HNSW_M = 16
@@ -101,7 +101,7 @@ def check_identifier(setting: str, name: Any, most_bytes: int) -> None:
     if not isinstance(name, str) or not name.isidentifier():
         raise ConfigurationError(
             f"{setting} must be letters, digits and underscores, not starting with a digit; "
-            f"it is {name!r:.60}",
+            f"it is {shown(name)}",
             setting=setting,
         )
     if len(name.encode()) > most_bytes:
@@ -117,6 +117,6 @@ def _check_integer(
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         hint = "" if or_else is None else f" ({or_else})"
         raise ConfigurationError(
-            f"{setting} must be an integer from {least:,} to {most:,}{hint}, not {value!r:.40}",
+            f"{setting} must be an integer from {least:,} to {most:,}{hint}, not {shown(value)}",
             setting=setting,
         )

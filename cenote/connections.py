@@ -8,13 +8,14 @@ import logging
 import random
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode
 
 import asyncpg
 from sqlalchemy import column, select, table
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -28,6 +29,17 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 """What the driver raises, where SQLAlchemy does not wrap it."""
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
+
+_DRIVER_ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "ssl": ("ssl", lambda value: {"true": True, "false": False}.get(value, value)),
+    "connect_timeout": ("timeout", float),
+    "command_timeout": ("command_timeout", float),
+    "statement_cache_size": ("statement_cache_size", int),
+    "max_cached_statement_lifetime": ("max_cached_statement_lifetime", int),
+    "max_cacheable_statement_size": ("max_cacheable_statement_size", int),
+    "prepared_statement_cache_size": ("prepared_statement_cache_size", int),
+}
+"""Arguments of a connection string that asyncpg and the dialect take by name, and their types."""
 
 _BACKOFF_CAP_SECONDS = 30.0
 
@@ -47,8 +59,13 @@ EXTENSION_QUERY = (
 def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> AsyncEngine:
     """An engine for a connection string.
 
-    The driver parses the string itself, so that everything libpq knows (``sslmode``, ``host`` of a
-    Unix socket, several hosts, ``application_name``) means what it means to libpq.
+    SQLAlchemy reads the string. Its query takes libpq's arguments (``sslmode``, ``sslrootcert``,
+    ``connect_timeout``, ``target_session_attrs``, ...), asyncpg's (``ssl``, ``command_timeout``,
+    ``statement_cache_size``, ...), the dialect's ``prepared_statement_cache_size``, and server
+    settings such as ``application_name``; for several hosts ``?host=a:5432&host=b:5432``.
+
+    Each connection starts with ``jit=off``, since JIT costs more than it saves on short queries
+    over many partitions; PgBouncer wants that in its ``ignore_startup_parameters``.
 
     Args:
         dsn: ``postgresql://``, ``postgres://`` or ``postgresql+asyncpg://``.
@@ -58,15 +75,17 @@ def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> Asy
     Raises:
         ConfigurationError: this is no such string.
     """
-    driver_dsn, dialect_arguments = _split_dsn(dsn)
+    url = _read_dsn(dsn)
+    address = {name: value for name, value in url.query.items() if name in ("host", "port")}
+    arguments, rest = _driver_arguments(url)
     return create_async_engine(
-        "postgresql+asyncpg://",
+        url.set(drivername="postgresql+asyncpg", query=address),
         connect_args={
-            "dsn": driver_dsn,
             "timeout": timeout,
-            # JIT costs more than it saves on short queries over many partitions.
             "server_settings": {"jit": "off"},
-            **dialect_arguments,
+            # libpq's own arguments, which asyncpg takes from a string only.
+            "dsn": "postgresql://?" + urlencode(rest) if rest else None,
+            **arguments,
         },
         pool_size=pool_size,
         max_overflow=0,
@@ -76,40 +95,46 @@ def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> Asy
 
 def safe_dsn(dsn: str) -> str:
     """The connection string without password and query, for people to read."""
-    try:
-        return make_url(dsn).set(query={}).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return "an unreadable connection string"
+    return _read_dsn(dsn).set(query={}).render_as_string(hide_password=True)
 
 
-def _split_dsn(dsn: str) -> tuple[str, dict[str, Any]]:
-    """The string for asyncpg, and the arguments in it that are for SQLAlchemy's dialect."""
+def _read_dsn(dsn: str) -> URL:
     if not isinstance(dsn, str):
         raise ConfigurationError(
             f"the connection string must be text, not {type(dsn).__name__}; is the variable set?",
             setting="dsn",
         )
+    if dsn.partition("://")[0] not in _SCHEMES:
+        raise ConfigurationError(
+            "the connection string must start with postgresql://, postgres:// or "
+            "postgresql+asyncpg://",
+            setting="dsn",
+        )
     try:
-        parts = urlsplit(dsn)
-        if parts.scheme not in _SCHEMES:
-            raise ConfigurationError(
-                "the connection string must start with postgresql://, postgres:// or "
-                "postgresql+asyncpg://",
-                setting="dsn",
-            )
-        if parts.netloc.count("@") > 1 or "@" in parts.path or parts.fragment:
-            raise ValueError  # the marks of an @, / or # that is not encoded
         url = make_url(dsn)
-        arguments: dict[str, Any] = {
-            name: int(str(url.query[name]))
-            for name in ("prepared_statement_cache_size",)
-            if name in url.query
-        }
     except (ArgumentError, ValueError):
         raise _unreadable_dsn() from None
-    if arguments:
-        dsn = url.difference_update_query(list(arguments)).render_as_string(hide_password=False)
-    return "postgresql" + dsn[dsn.index("://") :], arguments
+    if url.host is not None and not set(url.host).isdisjoint("@#?/ "):
+        raise _unreadable_dsn()  # part of a password, which no message may show
+    return url
+
+
+def _driver_arguments(url: URL) -> tuple[dict[str, Any], dict[str, str]]:
+    """The query's arguments: those of driver and dialect with their types, and all others."""
+    arguments: dict[str, Any] = {}
+    rest: dict[str, str] = {}
+    for name, value in url.query.items():
+        if name in _DRIVER_ARGUMENTS:
+            driver_name, kind = _DRIVER_ARGUMENTS[name]
+            try:
+                arguments[driver_name] = kind(value)
+            except (TypeError, ValueError):
+                raise ConfigurationError(
+                    f"the connection string's {name} must be a number", setting="dsn"
+                ) from None
+        elif name not in ("host", "port"):
+            rest[name] = value if isinstance(value, str) else value[-1]
+    return arguments, rest
 
 
 def _unreadable_dsn() -> ConfigurationError:
@@ -147,8 +172,8 @@ async def open_pool(
             return
         except Exception as error:
             cause = driver_error(error)
-            if isinstance(cause, ValueError):  # the driver's, about the connection string
-                raise _unreadable_dsn() from cause
+            if isinstance(cause, ValueError):  # the driver's, about an argument in the string
+                raise _unreadable_dsn() from None
             if not can_heal(cause) or attempt == retries:
                 raise _connection_error(cause, dsn, attempt + 1) from cause
             wait = min(backoff_seconds * 2**attempt, _BACKOFF_CAP_SECONDS)
@@ -186,9 +211,14 @@ def can_heal(error: BaseException) -> bool:
 def is_lost(error: BaseException) -> bool:
     """Whether an error means that there is no connection: refused, broken or ended by the server.
 
-    By SQLSTATE class: 08 connection exception, 28 authorization, 3D no such database, 57P operator
-    intervention; 53300 too many connections. Source: PostgreSQL manual, appendix A.
+    SQLAlchemy knows of a connection that broke under it. Otherwise by SQLSTATE class: 08 connection
+    exception, 28 authorization, 3D no such database, 57P operator intervention; 53300 too many
+    connections. Source: PostgreSQL manual, appendix A.
     """
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated:
+            return True
+        error = driver_error(error)
     state = getattr(error, "sqlstate", None) or ""
     return isinstance(error, OSError) or state.startswith(("08", "28", "3D", "57P", "53300"))
 
@@ -245,13 +275,6 @@ async def prepare(connection: AsyncConnection) -> None:
     assert raw.driver_connection is not None
     await install_codec(raw.driver_connection, installed.nspname)
     info[_PREPARED] = True
-
-
-async def leave_autocommit(connection: AsyncConnection) -> None:
-    """Give a connection of a host's AUTOCOMMIT engine transactions for this once."""
-    raw = await connection.get_raw_connection()
-    if raw.dbapi_connection is not None and raw.dbapi_connection.autocommit:
-        await connection.execution_options(isolation_level="READ COMMITTED")
 
 
 def parse_version(text: str) -> tuple[int, ...]:

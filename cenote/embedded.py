@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -78,6 +79,8 @@ class EmbeddedPostgres:
         )
 
     def __enter__(self) -> Self:
+        if self._server is not None:
+            raise ConfigurationError("this EmbeddedPostgres is entered already; make another one")
         if self._folder is None:
             self._temporary = Path(tempfile.mkdtemp(prefix="cenote-"))
             folder = self._temporary / "postgres"
@@ -110,9 +113,11 @@ class EmbeddedPostgres:
 
 def _start(folder: Path, version: int) -> Any:
     pgserver, fasteners, psutil = _import_pgserver()
-    if any(character.isspace() for character in str(folder)):
+    # The package hands the path to a shell.
+    if os.name == "posix" and not re.fullmatch(r"[\w/.,:=@%+~-]+", str(folder)):
         raise ConfigurationError(
-            f"folder {str(folder)!r}: the embedded server cannot run in a path with blanks",
+            f"folder {str(folder)!r}: the embedded server cannot run in a path with blanks, quotes "
+            "or other marks of a shell",
             setting="folder",
         )
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,10 @@ halves take filters that :func:`cenote.validation.check_filter` has made canonic
 from __future__ import annotations
 
 from collections.abc import Hashable
+from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, bindparam, cast
+from sqlalchemy import ColumnElement, Text, bindparam, cast, exists, func, true
 from sqlalchemy.dialects.postgresql import JSONB
 
 from cenote.validation import json_text
@@ -37,26 +38,38 @@ def json_token(value: Any) -> Hashable:
 # -- in SQL ----------------------------------------------------------------------------------------
 
 
-def filter_shape(filter: dict[str, Any]) -> tuple[bool, int]:
-    """What the SQL of a filter depends on, its values aside: (is there one, containers in it)."""
-    return bool(filter), len(_containers(filter))
+class FilterShape(Enum):
+    """What the SQL of a filter depends on, its values aside."""
+
+    NONE = auto()
+    SCALARS = auto()
+    CONTAINERS = auto()
+
+
+def filter_shape(filter: dict[str, Any]) -> FilterShape:
+    """Whether a filter has keys at all, and lists or objects among its values."""
+    if not filter:
+        return FilterShape.NONE
+    return FilterShape.CONTAINERS if _containers(filter) else FilterShape.SCALARS
 
 
 def filter_conditions(
-    metadata: ColumnElement[Any], shape: tuple[bool, int]
+    metadata: ColumnElement[Any], shape: FilterShape
 ) -> list[ColumnElement[bool]]:
     """The conditions of all filters of one shape; :func:`filter_parameters` gives their values.
 
     ``@>`` alone means equality for scalars, and is what the GIN index serves. For lists and
     objects it only means containment, so each of those is compared as a whole, too.
     """
-    present, containers = shape
-    conditions: list[ColumnElement[bool]] = []
-    if present:
-        conditions.append(metadata.op("@>", is_comparison=True)(_jsonb("filter")))
-    for index in range(containers):
-        key = bindparam(f"filter_key_{index}", type_=Text)
-        conditions.append(metadata.op("->")(key) == _jsonb(f"filter_value_{index}"))
+    if shape is FilterShape.NONE:
+        return []
+    conditions: list[ColumnElement[bool]] = [
+        metadata.op("@>", is_comparison=True)(_jsonb("filter"))
+    ]
+    if shape is FilterShape.CONTAINERS:
+        wanted = func.jsonb_each(_jsonb("filter_containers")).table_valued("key", "value")
+        same = metadata.op("->")(wanted.c.key) == wanted.c.value
+        conditions.append(~exists().select_from(wanted).where(same.is_not(true())))
     return conditions
 
 
@@ -65,14 +78,13 @@ def filter_parameters(filter: dict[str, Any]) -> dict[str, Any]:
     if not filter:
         return {}
     parameters = {"filter": json_text(filter)}
-    for index, (key, value) in enumerate(_containers(filter)):
-        parameters[f"filter_key_{index}"] = key
-        parameters[f"filter_value_{index}"] = json_text(value)
+    if containers := _containers(filter):
+        parameters["filter_containers"] = json_text(containers)
     return parameters
 
 
-def _containers(filter: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(key, value) for key, value in filter.items() if isinstance(value, dict | list)]
+def _containers(filter: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in filter.items() if isinstance(value, dict | list)}
 
 
 def _jsonb(name: str) -> ColumnElement[Any]:

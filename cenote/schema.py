@@ -45,6 +45,9 @@ from cenote.orm import chunk_table
 LOCK_TIMEOUT_SECONDS = 300.0
 """How long a migration waits for another one of the same table."""
 
+LOCK_KEY = int.from_bytes(hashlib.sha256(b"cenote migrations").digest()[:8], "big", signed=True)
+"""The advisory lock that a migration holds."""
+
 _POLL_SECONDS = 0.2
 
 _logger = logging.getLogger(__name__)
@@ -307,23 +310,26 @@ def _create_extension(config: SchemaConfig) -> None:
 
 @contextmanager
 def _migration_lock(connection: Connection, config: SchemaConfig) -> Iterator[None]:
-    """Hold the advisory lock of a chunk table for the session.
+    """Hold the lock of this database's cenote migrations for the session.
 
+    One lock for all tables, since the extension and the schema are the database's.
     The lock is polled: a session that waits inside pg_advisory_lock() holds a snapshot, for which
     a concurrent index build would wait in turn. It ends with the session, so that a killed holder
     blocks nobody.
     """
-    key = _lock_key(config)
     deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
     waiting = False
-    while not _scalar(connection, select(func.pg_try_advisory_lock(key))):
+    while not _scalar(connection, select(func.pg_try_advisory_lock(LOCK_KEY))):
         if time.monotonic() > deadline:
             raise MigrationError(
-                f"another migration of table {config.table_name!r} did not end within "
-                f"{LOCK_TIMEOUT_SECONDS:.0f} seconds"
+                f"another cenote migration of this database did not end within "
+                f"{LOCK_TIMEOUT_SECONDS:.0f} seconds; table {config.table_name!r} was not migrated"
             )
         if not waiting:
-            _logger.info("waiting for another migration of table %s", config.table_name)
+            _logger.info(
+                "waiting to migrate table %s: another cenote migration of this database runs",
+                config.table_name,
+            )
             waiting = True
         _sleep(connection)
     try:
@@ -331,12 +337,7 @@ def _migration_lock(connection: Connection, config: SchemaConfig) -> Iterator[No
     finally:
         if not connection.closed and not connection.invalidated:
             connection.rollback()
-            _scalar(connection, select(func.pg_advisory_unlock(key)))
-
-
-def _lock_key(config: SchemaConfig) -> int:
-    digest = hashlib.sha256(f"cenote:{config.schema}:{config.table_name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
+            _scalar(connection, select(func.pg_advisory_unlock(LOCK_KEY)))
 
 
 @contextmanager

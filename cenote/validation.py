@@ -23,16 +23,26 @@ from cenote.types import ColumnType, Float32Array, Vector
 MAX_KEY_BYTES = 1024
 """UTF-8 bytes in a namespace, id or document id: a btree entry (2,704 bytes) must hold two."""
 
+MAX_TEXT_BYTES = 128 * 2**20
+"""UTF-8 bytes in a content, or in metadata as JSON: jsonb takes 256 MB, a message 1 GB."""
+
 MAX_METADATA_DEPTH = 200
 """Nesting of metadata: far below what Python's and Postgres' JSON parsers stop at."""
 
 _FLOAT32 = np.finfo(np.float32)
 _HALF_MAX = float(np.finfo(np.float16).max)
-_INT64 = range(-(2**63), 2**63)
 
 _shortened = reprlib.Repr()
-_shortened.maxstring = _shortened.maxother = 120
-_name = _shortened.repr
+_shortened.maxstring = 120
+
+
+def shown(value: Any) -> str:
+    """A value of the caller's for a message: short, and never failing."""
+    if isinstance(value, str) or value is None or isinstance(value, bool | float):
+        return _shortened.repr(value)
+    if isinstance(value, int) and -(10**20) < value < 10**20:
+        return _shortened.repr(value)
+    return f"one of type {type(value).__name__}"
 
 
 # -- arguments -------------------------------------------------------------------------------------
@@ -49,7 +59,7 @@ def check_limit(limit: int) -> None:
     """Refuse a limit that is no integer of 1 or more."""
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
         raise InvalidInputError(
-            f"limit must be an integer of 1 or more, not {_name(limit)}", field="limit"
+            f"limit must be an integer of 1 or more, not {shown(limit)}", field="limit"
         )
 
 
@@ -69,16 +79,16 @@ def check_dimensions(dimensions: int) -> None:
     """Refuse a number of dimensions that no vector can have."""
     if not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1:
         raise ConfigurationError(
-            f"dimensions must be an integer of 1 or more, not {_name(dimensions)}",
+            f"dimensions must be an integer of 1 or more, not {shown(dimensions)}",
             setting="dimensions",
         )
 
 
 def check_column_type(column_type: ColumnType) -> None:
     """Refuse what is no column type."""
-    if column_type not in get_args(ColumnType):
+    if not isinstance(column_type, str) or column_type not in get_args(ColumnType):
         raise ConfigurationError(
-            f"column_type must be 'vector' or 'halfvec', not {_name(column_type)}",
+            f"column_type must be 'vector' or 'halfvec', not {shown(column_type)}",
             setting="column_type",
         )
 
@@ -141,7 +151,7 @@ def check_batch(
     last = {item.chunk.id: index for index, item in enumerate(items)}
     order = [last[chunk_id] for chunk_id in sorted(last)]
     return Batch(
-        chunks=[items[index].chunk for index in order],
+        chunks=[_plain(items[index].chunk) for index in order],
         metadata=[metadata[index] for index in order],
         embeddings=embeddings[order],
         models=[items[index].embedding_model for index in order],
@@ -159,19 +169,22 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> str:
     _check_key(chunk.id, field="id")
     _check_key(chunk.document_id, field="document_id", chunk_id=chunk.id)
     _check_text(chunk.content, field="content", chunk_id=chunk.id)
+    if len(chunk.content) > MAX_TEXT_BYTES // 4 and len(chunk.content.encode()) > MAX_TEXT_BYTES:
+        raise _text_error(f"is longer than {MAX_TEXT_BYTES:,} bytes", "content", chunk.id)
     _check_text(chunk.content_hash, field="content_hash", chunk_id=chunk.id)
     _check_text(item.embedding_model, field="embedding_model", chunk_id=chunk.id)
     if embedding_model is not None and item.embedding_model != embedding_model:
         raise InvalidInputError(
-            f"chunk {_name(chunk.id)} was embedded by {_name(item.embedding_model)}; this store "
-            f"takes {_name(embedding_model)} only",
+            f"chunk {shown(chunk.id)} was embedded by {shown(item.embedding_model)}; this store "
+            f"takes {shown(embedding_model)} only",
             field="embedding_model",
             chunk_id=chunk.id,
         )
     position = chunk.position
-    if not isinstance(position, int) or isinstance(position, bool) or position not in _INT64:
+    integer = isinstance(position, int) and not isinstance(position, bool)
+    if not integer or not -(2**63) <= position < 2**63:
         raise InvalidInputError(
-            f"chunk {_name(chunk.id)}: position must be a 64-bit integer",
+            f"chunk {shown(chunk.id)}: position must be a 64-bit integer",
             field="position",
             chunk_id=chunk.id,
         )
@@ -185,8 +198,24 @@ def _metadata_text(chunk: Chunk) -> str:
         return json_text(canonical_json(chunk.metadata))
     except NotJSONError as error:
         raise InvalidInputError(
-            f"chunk {_name(chunk.id)}: metadata {error}", field="metadata", chunk_id=chunk.id
+            f"chunk {shown(chunk.id)}: metadata {error}", field="metadata", chunk_id=chunk.id
         ) from None
+
+
+def _plain(chunk: Chunk) -> Chunk:
+    """The chunk with plain values where it has members of enumerations and the like."""
+    texts = (chunk.id, chunk.document_id, chunk.content, chunk.content_hash)
+    if all(type(text) is str for text in texts) and type(chunk.position) is int:
+        return chunk
+    chunk_id, document_id, content, content_hash = (str.__str__(text) for text in texts)
+    return Chunk(
+        id=chunk_id,
+        document_id=document_id,
+        content=content,
+        position=int(chunk.position),
+        metadata=chunk.metadata,
+        content_hash=content_hash,
+    )
 
 
 # -- vectors ---------------------------------------------------------------------------------------
@@ -217,7 +246,7 @@ def _checked_vectors(
 def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[Any]:
     try:
         row = np.asarray(vector)
-    except (TypeError, ValueError):
+    except Exception:  # whatever an object's own conversion raises
         raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
     if row.ndim == 1 and row.shape[0] != dimensions:
         subject, field = _vector_subject(chunk_id)
@@ -274,7 +303,7 @@ def _vector_error(chunk_id: str | None, rule: str) -> InvalidInputError:
 def _vector_subject(chunk_id: str | None) -> tuple[str, str]:
     if chunk_id is None:
         return "the query vector", "query_vector"
-    return f"the embedding of chunk {_name(chunk_id)}", "embedding"
+    return f"the embedding of chunk {shown(chunk_id)}", "embedding"
 
 
 # -- text and JSON ---------------------------------------------------------------------------------
@@ -296,7 +325,7 @@ def _check_text(value: str, *, field: str, chunk_id: str | None = None) -> None:
 
 
 def _text_error(reason: str, field: str, chunk_id: str | None) -> InvalidInputError:
-    subject = field if chunk_id is None else f"chunk {_name(chunk_id)}: {field}"
+    subject = field if chunk_id is None else f"chunk {shown(chunk_id)}: {field}"
     return InvalidInputError(f"{subject} {reason}", field=field, chunk_id=chunk_id)
 
 
@@ -319,12 +348,17 @@ class NotJSONError(Exception):
 def json_text(value: Any) -> str:
     """Canonical JSON as text for jsonb."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:  # an int of more digits than Python converts
         raise NotJSONError("holds an integer of too many digits") from None
+    except RecursionError:
+        raise NotJSONError("is nested too deep for what is left of the call stack") from None
+    if len(text) > MAX_TEXT_BYTES // 4 and len(text.encode()) > MAX_TEXT_BYTES:
+        raise NotJSONError(f"is longer than {MAX_TEXT_BYTES:,} bytes of JSON")
+    return text
 
 
-def canonical_json(value: Any, depth: int = 0) -> Any:
+def canonical_json(value: Any) -> Any:
     """A deep copy of a JSON value as it comes back from jsonb.
 
     jsonb keeps numbers as decimals and prints them without an exponent, so a float of 1e16 or more
@@ -333,6 +367,13 @@ def canonical_json(value: Any, depth: int = 0) -> Any:
     Raises:
         NotJSONError: the value holds something that would not survive.
     """
+    try:
+        return _canonical(value, 0)
+    except RecursionError:
+        raise NotJSONError("is nested too deep for what is left of the call stack") from None
+
+
+def _canonical(value: Any, depth: int) -> Any:
     match value:
         case None | bool():
             return value
@@ -347,9 +388,9 @@ def canonical_json(value: Any, depth: int = 0) -> Any:
         case dict() | list() if depth >= MAX_METADATA_DEPTH:
             raise NotJSONError(f"is nested more than {MAX_METADATA_DEPTH} deep")
         case dict():
-            return {_canonical_key(k): canonical_json(v, depth + 1) for k, v in value.items()}
+            return {_canonical_key(k): _canonical(v, depth + 1) for k, v in value.items()}
         case list():
-            return [canonical_json(item, depth + 1) for item in value]
+            return [_canonical(item, depth + 1) for item in value]
     raise NotJSONError(
         f"holds a value of type {type(value).__name__}, which is not JSON; convert it first "
         "(list(), str(), .item(), .isoformat())"
@@ -380,12 +421,11 @@ def check_filter(filter: dict[str, Any] | None) -> dict[str, Any]:
         raise InvalidInputError(
             f"filter must be a dict, not {type(filter).__name__}", field="filter"
         )
-    canonical = {}
+    canonical: dict[str, Any] = {}
     for key, value in filter.items():
         try:
-            name = _canonical_key(key)
-            canonical[name] = canonical_json(value, 1)
-            json_text(canonical[name])
+            canonical |= canonical_json({key: value})
+            json_text(canonical)
         except NotJSONError as error:
-            raise InvalidInputError(f"filter key {_name(key)} {error}", field="filter") from None
+            raise InvalidInputError(f"filter key {shown(key)} {error}", field="filter") from None
     return canonical

@@ -100,8 +100,13 @@ def test_mistakes(tmp_path: Path) -> None:
         _ = EmbeddedPostgres(tmp_path).dsn
     with pytest.raises(ConfigurationError, match="postgres_version"):
         EmbeddedPostgres(tmp_path, postgres_version=9)
-    with pytest.raises(ConfigurationError, match="blanks"), EmbeddedPostgres(tmp_path / "a b"):
-        pass
+    for name in ("a b", "a;b", "a$HOME", "a'b", "a&b"):
+        with pytest.raises(ConfigurationError, match="blanks"), EmbeddedPostgres(tmp_path / name):
+            pass
+    server = EmbeddedPostgres(tmp_path / "postgres")
+    with server, pytest.raises(ConfigurationError, match="entered already"):
+        server.__enter__()
+    assert servers(tmp_path / "postgres") == 0
 
 
 def _process(folder: Path) -> subprocess.Popen[str]:

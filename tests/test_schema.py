@@ -123,6 +123,24 @@ async def test_many_callers_at_once(empty_engine: AsyncEngine, empty_dsn: str) -
         assert await connection.scalar(locks) == 0
 
 
+async def test_processes_at_once(empty_dsn: str, empty_engine: AsyncEngine) -> None:
+    """For several tables of one database that has neither extension nor schema."""
+    commands = [
+        asyncio.to_thread(
+            alembic,
+            *("-x", "dimensions=4", "-x", f"table_name=t{n % 3}", "-x", "partitions=0"),
+            *("-x", "schema=app", "upgrade", "head"),
+            CENOTE_DATABASE_URL=empty_dsn,
+        )
+        for n in range(6)
+    ]
+    for result in await asyncio.gather(*commands):
+        assert result.returncode == 0, result.stderr
+    async with empty_engine.connect() as connection:
+        tables = await _tables(connection)
+    assert tables == [f"t{n}{end}" for n in range(3) for end in ("", "_alembic_version")]
+
+
 async def test_a_cancelled_upgrade_leaves_no_lock(empty_engine: AsyncEngine) -> None:
     """And the next one succeeds."""
     store = PgVectorStore(empty_engine, 4)
@@ -143,10 +161,10 @@ async def test_waiting_for_a_lock_ends(
     monkeypatch.setattr(schema, "LOCK_TIMEOUT_SECONDS", 0.5)
     config = SchemaConfig(dimensions=4)
     async with empty_engine.connect() as holder:
-        await holder.execute(select(func.pg_advisory_lock(schema._lock_key(config))))
+        await holder.execute(select(func.pg_advisory_lock(schema.LOCK_KEY)))
         with pytest.raises(MigrationError, match="cenote_chunks"):
             await schema.upgrade(empty_engine, config)
-    assert "waiting for another migration of table cenote_chunks" in caplog.text
+    assert "waiting to migrate table cenote_chunks" in caplog.text
 
 
 async def test_another_table_of_that_name_is_refused(empty_engine: AsyncEngine) -> None:

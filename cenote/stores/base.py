@@ -17,8 +17,8 @@ class VectorStore(Protocol):
     within its namespace, and no call reads or changes another namespace.
 
     **Text.** Namespaces, ids and document ids are at most 1,024 bytes of UTF-8, so that an index
-    entry can hold them. No text may hold a NUL character or a lone surrogate, which Postgres
-    cannot store.
+    entry can hold them; a content, and metadata as JSON, at most 128 MiB. No text may hold a NUL
+    character or a lone surrogate, which Postgres cannot store.
 
     **Vectors** have the store's number of dimensions and hold finite numbers; they are kept as
     32-bit floats (16-bit in a store for ``halfvec``) and need not be normalised. A vector so small
@@ -30,7 +30,8 @@ class VectorStore(Protocol):
     ``list`` and ``dict`` values, nested at most 200 deep. It comes back equal, numbers by value, as
     jsonb keeps them: a float of 1e16 or more comes back as the integer its shortest decimal form
     spells (``1e23`` as ``10**23``, which is not the same number as the float), and ``-0.0`` as
-    ``0.0``. Tuples, NaN, infinities and anything else that JSON lacks are refused.
+    ``0.0``; whether ``1`` rewritten as ``1.0`` comes back as the one or the other is open. Tuples,
+    NaN, infinities and anything else that JSON lacks are refused.
 
     **Filters** are dicts: a chunk matches when its metadata has every key of the filter with a
     JSON-equal value. ``1`` equals ``1.0``; ``True`` does not equal ``1``; ``None`` matches an

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,18 @@ class InMemoryVectorStore(VectorStore):
     def __repr__(self) -> str:
         return f"InMemoryVectorStore(dimensions={self._dimensions})"
 
+    async def apply_migrations(self) -> None:
+        """There is no schema; here so that a test can put this store in `PgVectorStore`'s place."""
+
+    async def close(self) -> None:
+        """There is nothing to close; here for the same reason."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
     async def upsert(self, embedded_chunks: list[EmbeddedChunk], namespace: str) -> None:
         validation.check_namespace(namespace)
         batch = validation.check_batch(
@@ -72,7 +84,14 @@ class InMemoryVectorStore(VectorStore):
         namespace: str,
         limit: int = 10,
         filter: dict[str, Any] | None = None,
+        *,
+        exact: bool = True,
     ) -> list[RetrievalResult]:
+        """Find the chunks nearest to a vector; see `VectorStore.search`.
+
+        Args:
+            exact: taken for the sake of `PgVectorStore`'s argument; every search here is exact.
+        """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
         query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
@@ -115,11 +134,10 @@ class _Row:
 
     chunk: Chunk
     metadata: str
-    postings: list[_Posting] = field(init=False)
+    postings: frozenset[_Posting] = field(init=False)
 
     def __post_init__(self) -> None:
-        metadata = json.loads(self.metadata)
-        self.postings = [(key, json_token(value)) for key, value in metadata.items()]
+        self.postings = _postings(json.loads(self.metadata))
 
     def copy(self) -> Chunk:
         chunk = self.chunk
@@ -228,11 +246,12 @@ class _Namespace:
 
     def page(self, after: str | None, filter: dict[str, Any]) -> list[Chunk]:
         """The next chunks by id."""
-        wanted = None if not filter else {self._row(n).chunk.id for n in self._matching(filter)}
+        wanted = _postings(filter)
         page: list[Chunk] = []
         for chunk_id in self._ids_after(after):
-            if wanted is None or chunk_id in wanted:
-                page.append(self._row(self._row_of[chunk_id]).copy())
+            row = self._row(self._row_of[chunk_id])
+            if wanted <= row.postings:
+                page.append(row.copy())
                 if len(page) == PAGE_SIZE:
                     break
         return page
@@ -269,7 +288,7 @@ class _Namespace:
 
     def _matching(self, filter: dict[str, Any]) -> NDArray[np.intp]:
         """The rows whose metadata matches."""
-        postings = [(key, json_token(value)) for key, value in filter.items()]
+        postings = _postings(filter)
         if any(posting not in self._index for posting in postings):
             return np.empty(0, dtype=np.intp)
         arrays = sorted((self._rows_of(posting) for posting in postings), key=len)
@@ -285,6 +304,10 @@ class _Namespace:
             rows = self._index[posting]
             self._index_arrays[posting] = np.fromiter(rows, dtype=np.intp, count=len(rows))
         return self._index_arrays[posting]
+
+
+def _postings(metadata: dict[str, Any]) -> frozenset[_Posting]:
+    return frozenset((key, json_token(value)) for key, value in metadata.items())
 
 
 def _unit_rows(matrix: Float32Array) -> tuple[Float32Array, NDArray[np.bool_]]:

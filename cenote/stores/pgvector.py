@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from numbers import Integral, Real
 from typing import Any, Self
 
 from sqlalchemy import Row
@@ -84,6 +85,8 @@ class PgVectorStore(VectorStore):
         self._engine = _asyncpg_engine(engine)
         # One statement is one round trip where no BEGIN and COMMIT go around it.
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        # Whatever the host's engine does: a stricter level would make overlapping upserts fail.
+        self._read_committed = self._engine.execution_options(isolation_level="READ COMMITTED")
         self._owns_engine = False
         self._closed = False
         self._table_checked = False
@@ -235,7 +238,7 @@ class PgVectorStore(VectorStore):
         filter = validation.check_filter(filter)
         if not query.any():
             return []
-        statement = self._statements.search(filters.filter_shape(filter), exact=exact)
+        statement = self._statements.search(filters.filter_shape(filter), limit, exact=exact)
         parameters = {
             "namespace": namespace,
             "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
@@ -275,11 +278,9 @@ class PgVectorStore(VectorStore):
     @asynccontextmanager
     async def _transaction(self, operation: str) -> AsyncIterator[AsyncConnection]:
         with self._own_errors(operation):
-            async with self._engine.connect() as connection:
-                await connections.leave_autocommit(connection)
-                async with connection.begin():
-                    await self._prepare(connection)
-                    yield connection
+            async with self._read_committed.begin() as connection:
+                await self._prepare(connection)
+                yield connection
 
     @asynccontextmanager
     async def _single_statement(self, operation: str) -> AsyncIterator[AsyncConnection]:
@@ -316,7 +317,7 @@ class PgVectorStore(VectorStore):
                 + connections.describe(cause)
                 + self._cure(state)
             )
-            kind = StoreConnectionError if connections.is_lost(cause) else VectorStoreError
+            kind = StoreConnectionError if connections.is_lost(error) else VectorStoreError
             raise kind(message, sqlstate=state) from cause
 
     def _cure(self, state: str | None) -> str:
@@ -353,15 +354,15 @@ def _asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> A
 def _check_pool_arguments(
     min_size: int, max_size: int, retries: int, backoff: float, timeout: float
 ) -> None:
-    rules = {
-        "max_size": (max_size >= 1, "1 or more"),
-        "min_size": (0 <= min_size <= max_size, "from 0 to max_size"),
-        "startup_retries": (retries >= 0, "0 or more"),
-        "startup_backoff_seconds": (backoff >= 0, "0 or more"),
-        "timeout": (timeout > 0, "more than 0"),
-    }
-    for setting, (obeyed, rule) in rules.items():
-        if not obeyed:
+    rules: list[tuple[str, Any, type, Callable[[Any], bool], str]] = [
+        ("max_size", max_size, Integral, lambda n: n >= 1, "an integer of 1 or more"),
+        ("min_size", min_size, Integral, lambda n: 0 <= n <= max_size, "from 0 to max_size"),
+        ("startup_retries", retries, Integral, lambda n: n >= 0, "an integer of 0 or more"),
+        ("startup_backoff_seconds", backoff, Real, lambda n: n >= 0, "0 or more"),
+        ("timeout", timeout, Real, lambda n: n > 0, "more than 0"),
+    ]
+    for setting, value, kind, obeys, rule in rules:
+        if not isinstance(value, kind) or not obeys(value):
             raise ConfigurationError(f"{setting} must be {rule}", setting=setting)
 
 
