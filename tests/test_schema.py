@@ -282,8 +282,8 @@ async def test_check_finds_nothing(engine: AsyncEngine, dsn: str) -> None:
     async with engine.begin() as connection:
         await connection.execute(text("CREATE TABLE mine (id int)"))
     result = alembic("-x", "dimensions=4", "check", CENOTE_DATABASE_URL=dsn)
-    assert "remove_table" not in result.stdout + result.stderr
-    assert "add_table" not in result.stdout + result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "No new upgrade operations detected" in result.stdout
 
 
 @pytest.mark.parametrize("settings", [{}, {"schema": "s", "table_name": "T", "partitions": "0"}])
