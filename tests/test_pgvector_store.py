@@ -159,7 +159,7 @@ async def test_a_search_puts_the_session_settings_back(
         assert (await connection.execute(settings)).one() == ("77", "off")
 
 
-@pytest.mark.parametrize("ef_search", [0, 1001, 2.5, None])
+@pytest.mark.parametrize("ef_search", [0, 1001, 2.5, None, True])
 def test_ef_search_has_a_range(engine: AsyncEngine, ef_search: Any) -> None:
     """That of pgvector."""
     with pytest.raises(ConfigurationError) as error:

@@ -99,7 +99,8 @@ class ChunkStatements:
     """
 
     def __init__(self, table: Table, column_type: ColumnType, ef_search: int) -> None:
-        if not isinstance(ef_search, int) or not 1 <= ef_search <= MAX_EF_SEARCH:
+        integer = isinstance(ef_search, int) and not isinstance(ef_search, bool)
+        if not integer or not 1 <= ef_search <= MAX_EF_SEARCH:
             raise ConfigurationError(
                 f"hnsw_ef_search must be an integer from 1 to {MAX_EF_SEARCH:,}, "
                 f"not {shown(ef_search)}",
