@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from numbers import Integral, Real
 from typing import Any
 from urllib.parse import urlencode
 
@@ -146,6 +147,22 @@ def _unreadable_dsn() -> ConfigurationError:
 
 
 # -- opening ---------------------------------------------------------------------------------------
+
+
+def check_pool_arguments(
+    min_size: int, max_size: int, retries: int, backoff: float, timeout: float
+) -> None:
+    """Refuse sizes, retries and times that no pool can have; the error names the argument."""
+    rules: list[tuple[str, Any, type, Callable[[Any], bool], str]] = [
+        ("max_size", max_size, Integral, lambda n: n >= 1, "an integer of 1 or more"),
+        ("min_size", min_size, Integral, lambda n: 0 <= n <= max_size, "from 0 to max_size"),
+        ("startup_retries", retries, Integral, lambda n: n >= 0, "an integer of 0 or more"),
+        ("startup_backoff_seconds", backoff, Real, lambda n: n >= 0, "0 or more"),
+        ("timeout", timeout, Real, lambda n: n > 0, "more than 0"),
+    ]
+    for setting, value, kind, obeys, rule in rules:
+        if not isinstance(value, kind) or not obeys(value):
+            raise ConfigurationError(f"{setting} must be {rule}", setting=setting)
 
 
 async def open_pool(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Executable, Row, column, func, select, table
@@ -65,14 +66,9 @@ def partition_difference(live: Row[Any], config: SchemaConfig) -> str | None:
 
 def upgrade_command(config: SchemaConfig) -> str:
     """The command that makes the table of a configuration."""
-    default = SchemaConfig(dimensions=config.dimensions, column_type=config.column_type)
-    names = ["dimensions"] + [
-        name
-        for name in config.__dataclass_fields__
-        if name != "dimensions" and getattr(config, name) != getattr(default, name)
+    settings = [
+        field.name for field in fields(config) if getattr(config, field.name) != field.default
     ]
-    if config.column_type != "vector":
-        names.insert(1, "column_type")
     return " ".join(
-        ["alembic", *(f"-x {name}={getattr(config, name)}" for name in names), "upgrade head"]
+        ["alembic", *(f"-x {name}={getattr(config, name)}" for name in settings), "upgrade head"]
     )

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Text, bindparam, cast, exists, func, true
 from sqlalchemy.dialects.postgresql import JSONB
 
-from cenote.validation import json_text
+from cenote.jsonvalues import json_text
 
 # -- in Python -------------------------------------------------------------------------------------
 

@@ -79,7 +79,6 @@ def chunk_model(
     hnsw_m: int = defaults.DEFAULT_HNSW_M,
     hnsw_ef_construction: int = defaults.DEFAULT_HNSW_EF_CONSTRUCTION,
     partitions: int = defaults.DEFAULT_PARTITIONS,
-    module: str = __name__,
 ) -> Any:
     """Make a chunk model on a declarative base; its settings are those of `SchemaConfig`.
 
@@ -90,7 +89,7 @@ def chunk_model(
     if partitions:
         table_options["postgresql_partition_by"] = "HASH (namespace)"
     attributes = {
-        "__module__": module,
+        "__module__": base.__module__,
         "__tablename__": table_name,
         "__table_args__": (
             PrimaryKeyConstraint("namespace", "id", name="pk_" + table_name),

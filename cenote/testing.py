@@ -13,6 +13,8 @@ Needs the extra ``cenote[testing]``. A store's test file is a few lines::
 
 with pytest-asyncio in its automatic mode (``asyncio_mode = "auto"``). For readable failures call
 ``pytest.register_assert_rewrite("cenote.testing")`` in the conftest before importing this.
+
+It is one class in one module, longer than the others here: a store's author runs it as a whole.
 """
 
 from __future__ import annotations

@@ -5,29 +5,28 @@ Messages name the chunk or the argument and the cure; they never quote content, 
 
 from __future__ import annotations
 
-import json
-import math
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cenote.errors import ConfigurationError, DimensionMismatchError, InvalidInputError
+from cenote.jsonvalues import (
+    MAX_TEXT_BYTES,
+    NotJSONError,
+    canonical_json,
+    json_text,
+    longer_than,
+    unstorable,
+)
 from cenote.models import Chunk, EmbeddedChunk
 from cenote.types import ColumnType, Float32Array, Vector
 
 MAX_KEY_BYTES = 1024
 """UTF-8 bytes in a namespace, id or document id: a btree entry (2,704 bytes) must hold two."""
-
-MAX_TEXT_BYTES = 128 * 2**20
-"""UTF-8 bytes in a content, or in metadata as JSON: jsonb takes 256 MB, a message 1 GB."""
-
-MAX_METADATA_DEPTH = 200
-"""Nesting of metadata: far below what Python's and Postgres' JSON parsers stop at."""
 
 _FLOAT32 = np.finfo(np.float32)
 _HALF_MAX = float(np.finfo(np.float16).max)
@@ -93,9 +92,7 @@ def check_column_type(column_type: ColumnType) -> None:
         )
 
 
-def check_query_vector(
-    vector: Vector, dimensions: int, column_type: ColumnType = "vector"
-) -> Float32Array:
+def check_query_vector(vector: Vector, dimensions: int, column_type: ColumnType) -> Float32Array:
     """The query as float32, shape (dimensions,)."""
     query: Float32Array = _checked_vectors([vector], [None], dimensions, column_type)[0]
     return query
@@ -169,7 +166,7 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> str:
     _check_key(chunk.id, field="id")
     _check_key(chunk.document_id, field="document_id", chunk_id=chunk.id)
     _check_text(chunk.content, field="content", chunk_id=chunk.id)
-    if len(chunk.content) > MAX_TEXT_BYTES // 4 and len(chunk.content.encode()) > MAX_TEXT_BYTES:
+    if longer_than(chunk.content, MAX_TEXT_BYTES):
         raise _text_error(f"is longer than {MAX_TEXT_BYTES:,} bytes", "content", chunk.id)
     _check_text(chunk.content_hash, field="content_hash", chunk_id=chunk.id)
     _check_text(item.embedding_model, field="embedding_model", chunk_id=chunk.id)
@@ -208,12 +205,12 @@ def _plain(chunk: Chunk) -> Chunk:
     if all(type(text) is str for text in texts) and type(chunk.position) is int:
         return chunk
     chunk_id, document_id, content, content_hash = (str.__str__(text) for text in texts)
-    return Chunk(
+    return replace(
+        chunk,
         id=chunk_id,
         document_id=document_id,
         content=content,
         position=int(chunk.position),
-        metadata=chunk.metadata,
         content_hash=content_hash,
     )
 
@@ -306,19 +303,19 @@ def _vector_subject(chunk_id: str | None) -> tuple[str, str]:
     return f"the embedding of chunk {shown(chunk_id)}", "embedding"
 
 
-# -- text and JSON ---------------------------------------------------------------------------------
+# -- text and filters ------------------------------------------------------------------------------
 
 
 def _check_key(value: str, *, field: str, chunk_id: str | None = None) -> None:
     _check_text(value, field=field, chunk_id=chunk_id)
-    if len(value) > MAX_KEY_BYTES // 4 and len(value.encode()) > MAX_KEY_BYTES:
+    if longer_than(value, MAX_KEY_BYTES):
         raise _text_error(f"is longer than {MAX_KEY_BYTES:,} bytes of UTF-8", field, chunk_id)
 
 
 def _check_text(value: str, *, field: str, chunk_id: str | None = None) -> None:
     if not isinstance(value, str):
         raise _text_error(f"must be text, not {type(value).__name__}", field, chunk_id)
-    if reason := _unstorable(value):
+    if reason := unstorable(value):
         if field == "id":
             chunk_id = value
         raise _text_error(reason, field, chunk_id)
@@ -327,90 +324,6 @@ def _check_text(value: str, *, field: str, chunk_id: str | None = None) -> None:
 def _text_error(reason: str, field: str, chunk_id: str | None) -> InvalidInputError:
     subject = field if chunk_id is None else f"chunk {shown(chunk_id)}: {field}"
     return InvalidInputError(f"{subject} {reason}", field=field, chunk_id=chunk_id)
-
-
-def _unstorable(text: str) -> str | None:
-    """Why Postgres cannot store a text, if it cannot."""
-    if "\x00" in text:
-        return "holds a NUL character, which Postgres cannot store"
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return "holds a lone surrogate, which is no valid Unicode"
-    return None
-
-
-class NotJSONError(Exception):
-    """Says what about a value is not JSON, without quoting it."""
-
-
-def json_text(value: Any) -> str:
-    """Canonical JSON as text for jsonb."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError:  # an int of more digits than Python converts
-        raise NotJSONError("holds an integer of too many digits") from None
-    except RecursionError:
-        raise NotJSONError("is nested too deep for what is left of the call stack") from None
-    if len(text) > MAX_TEXT_BYTES // 4 and len(text.encode()) > MAX_TEXT_BYTES:
-        raise NotJSONError(f"is longer than {MAX_TEXT_BYTES:,} bytes of JSON")
-    return text
-
-
-def canonical_json(value: Any) -> Any:
-    """A deep copy of a JSON value as it comes back from jsonb.
-
-    jsonb keeps numbers as decimals and prints them without an exponent, so a float of 1e16 or more
-    returns as an integer: that of its shortest decimal form.
-
-    Raises:
-        NotJSONError: the value holds something that would not survive.
-    """
-    try:
-        return _canonical(value, 0)
-    except RecursionError:
-        raise NotJSONError("is nested too deep for what is left of the call stack") from None
-
-
-def _canonical(value: Any, depth: int) -> Any:
-    match value:
-        case None | bool():
-            return value
-        case str():
-            if reason := _unstorable(value):
-                raise NotJSONError(reason)
-            return str.__str__(value)  # str() of an enum member would be its name
-        case int():
-            return int(value)
-        case float():
-            return _canonical_float(float(value))
-        case dict() | list() if depth >= MAX_METADATA_DEPTH:
-            raise NotJSONError(f"is nested more than {MAX_METADATA_DEPTH} deep")
-        case dict():
-            return {_canonical_key(k): _canonical(v, depth + 1) for k, v in value.items()}
-        case list():
-            return [_canonical(item, depth + 1) for item in value]
-    raise NotJSONError(
-        f"holds a value of type {type(value).__name__}, which is not JSON; convert it first "
-        "(list(), str(), .item(), .isoformat())"
-    )
-
-
-def _canonical_float(value: float) -> float | int:
-    if not math.isfinite(value):
-        raise NotJSONError("holds NaN or an infinity, which JSON lacks")
-    if abs(value) >= 1e16:  # from here on repr() and JSON use an exponent
-        return int(Decimal(repr(value)))
-    return value + 0.0  # makes -0.0 into 0.0
-
-
-def _canonical_key(key: Any) -> str:
-    if not isinstance(key, str):
-        raise NotJSONError(f"has a key of type {type(key).__name__}, not str")
-    if reason := _unstorable(key):
-        raise NotJSONError(f"has a key that {reason}")
-    return str.__str__(key)
 
 
 def check_filter(filter: dict[str, Any] | None) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from cenote import ConfigurationError, InMemoryVectorStore, PgVectorStore, SchemaConfig
+from cenote.drift import upgrade_command
 from cenote.schema import config_from_settings
 
 
@@ -94,6 +96,17 @@ def test_the_store_takes_an_engine_only(engine: Any) -> None:
     """A string is for `connect`."""
     with pytest.raises(ConfigurationError):
         PgVectorStore(engine, 3)
+
+
+def test_the_command_that_makes_a_table_names_what_is_not_the_default() -> None:
+    """And nothing else; reading it back gives the same configuration."""
+    config = SchemaConfig(dimensions=4000, column_type="halfvec", schema="s", partitions=0)
+    command = upgrade_command(config)
+    assert command.startswith("alembic -x dimensions=4000 ")
+    assert command.endswith(" upgrade head")
+    settings = dict(re.findall(r"-x (\w+)=(\S+)", command))
+    assert set(settings) == {"dimensions", "column_type", "schema", "partitions"}
+    assert config_from_settings(settings) == config
 
 
 def test_settings_come_as_text_from_command_line_and_environment() -> None:

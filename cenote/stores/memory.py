@@ -6,7 +6,7 @@ import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -140,15 +140,7 @@ class _Row:
         self.postings = _postings(json.loads(self.metadata))
 
     def copy(self) -> Chunk:
-        chunk = self.chunk
-        return Chunk(
-            id=chunk.id,
-            document_id=chunk.document_id,
-            content=chunk.content,
-            position=chunk.position,
-            metadata=json.loads(self.metadata),
-            content_hash=chunk.content_hash,
-        )
+        return replace(self.chunk, metadata=json.loads(self.metadata))
 
 
 class _Namespace:
@@ -180,7 +172,7 @@ class _Namespace:
         self._searchable[rows] = nonzero
         for number, chunk, metadata in zip(rows, batch.chunks, batch.metadata, strict=True):
             self._unindex(number)
-            row = _Row(_without_metadata(chunk), metadata)
+            row = _Row(replace(chunk, metadata={}), metadata)
             self._rows[number] = row
             for posting in row.postings:
                 self._index[posting].add(number)
@@ -330,13 +322,3 @@ def _contenders(scores: Float32Array, limit: int, dimensions: int) -> NDArray[np
 
 def _numbers(count: int) -> NDArray[np.intp]:
     return np.arange(count, dtype=np.intp)
-
-
-def _without_metadata(chunk: Chunk) -> Chunk:
-    return Chunk(
-        id=chunk.id,
-        document_id=chunk.document_id,
-        content=chunk.content,
-        position=chunk.position,
-        content_hash=chunk.content_hash,
-    )

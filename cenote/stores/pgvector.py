@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from numbers import Integral, Real
 from typing import Any, Self
 
 from sqlalchemy import Row
@@ -128,7 +127,9 @@ class PgVectorStore(VectorStore):
             ConfigurationError: an argument cannot work.
             StoreConnectionError: the server refused, or could not be reached.
         """
-        _check_pool_arguments(min_size, max_size, startup_retries, startup_backoff_seconds, timeout)
+        connections.check_pool_arguments(
+            min_size, max_size, startup_retries, startup_backoff_seconds, timeout
+        )
         engine = connections.create_engine(dsn, pool_size=max_size, timeout=timeout)
         store = cls(engine, dimensions, **store_kwargs)
         store._owns_engine = True
@@ -349,21 +350,6 @@ def _asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> A
             setting="engine",
         )
     return bind
-
-
-def _check_pool_arguments(
-    min_size: int, max_size: int, retries: int, backoff: float, timeout: float
-) -> None:
-    rules: list[tuple[str, Any, type, Callable[[Any], bool], str]] = [
-        ("max_size", max_size, Integral, lambda n: n >= 1, "an integer of 1 or more"),
-        ("min_size", min_size, Integral, lambda n: 0 <= n <= max_size, "from 0 to max_size"),
-        ("startup_retries", retries, Integral, lambda n: n >= 0, "an integer of 0 or more"),
-        ("startup_backoff_seconds", backoff, Real, lambda n: n >= 0, "0 or more"),
-        ("timeout", timeout, Real, lambda n: n > 0, "more than 0"),
-    ]
-    for setting, value, kind, obeys, rule in rules:
-        if not isinstance(value, kind) or not obeys(value):
-            raise ConfigurationError(f"{setting} must be {rule}", setting=setting)
 
 
 def _parts(batch: validation.Batch) -> Iterator[validation.Batch]:
