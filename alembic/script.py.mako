@@ -1,6 +1,7 @@
 """${message}
 
-Never edit a revision once it is released: databases out there have run it as it was.
+Never edit a revision once it is released: databases out there have run it as it was. Literal DDL
+only; names, dimensions and type come from operations.live_config(), which reads the live table.
 
 Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}
@@ -11,6 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 from pgvector.sqlalchemy import HALFVEC, VECTOR
+
+from cenote import operations
 ${imports if imports else ""}
 
 revision = ${repr(up_revision)}

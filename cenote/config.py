@@ -43,7 +43,8 @@ class SchemaConfig:
         hnsw_m: links of a node in the HNSW graph, 2 to 100.
         hnsw_ef_construction: candidates considered while building it, 4 to 1,000 and at least
             2 * hnsw_m.
-        partitions: hash partitions by namespace, 2 to 1,024, or 0 for a plain table.
+        partitions: hash partitions by namespace, 2 to 1,024, or 0 for a plain table. None means
+            `DEFAULT_PARTITIONS` for a table that is made, and whatever one has that is there.
         extension_schema: where the revision creates the ``vector`` extension if it is missing; it
             must be on the search_path. Postgres' own choice when None.
 
@@ -57,7 +58,7 @@ class SchemaConfig:
     schema: str | None = None
     hnsw_m: int = DEFAULT_HNSW_M
     hnsw_ef_construction: int = DEFAULT_HNSW_EF_CONSTRUCTION
-    partitions: int = DEFAULT_PARTITIONS
+    partitions: int | None = None
     extension_schema: str | None = None
 
     def __post_init__(self) -> None:
@@ -71,8 +72,13 @@ class SchemaConfig:
                 f"2 * hnsw_m = {2 * self.hnsw_m}",
                 setting="hnsw_ef_construction",
             )
-        if self.partitions != 0 or isinstance(self.partitions, bool):
+        if self.partitions not in (None, 0) or isinstance(self.partitions, bool):
             _check_integer("partitions", self.partitions, 2, 1024, or_else="0 for a plain table")
+
+    @property
+    def new_partitions(self) -> int:
+        """The partitions of a table that is made with these settings."""
+        return DEFAULT_PARTITIONS if self.partitions is None else self.partitions
 
     def _check_dimensions(self) -> None:
         check_column_type(self.column_type)

@@ -284,7 +284,7 @@ async def prepare(connection: AsyncConnection) -> None:
     if installed is None:
         raise VectorStoreError(
             "the database has no vector extension; run await store.apply_migrations(), or "
-            "alembic -x dimensions=... upgrade head"
+            "cenote migrate -x dimensions=... upgrade head"
         )
     if parse_version(installed.extversion) < OLDEST_PGVECTOR:
         raise VectorStoreError(too_old(installed.extversion))

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import MetaData, Table
+from sqlalchemy import Index, MetaData, Table
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.schema import CreateIndex, ExecutableDDLElement
+
+
+def table_of(name: str, schema: str | None) -> Table:
+    """A table of which only the name is known."""
+    return Table(name, MetaData(), schema=schema)
+
+
+def partition_name(table_name: str, remainder: int) -> str:
+    """The name of a hash partition."""
+    return f"{table_name}_p{remainder:02d}"
 
 
 class CreateExtension(ExecutableDDLElement):
@@ -27,16 +37,100 @@ class CreateHashPartition(ExecutableDDLElement):
     """
 
     def __init__(self, table_name: str, schema: str | None, modulus: int, remainder: int) -> None:
-        self.parent = Table(table_name, MetaData(), schema=schema)
-        name = partition_name(table_name, remainder)
-        self.partition = Table(name, MetaData(), schema=schema)
+        self.parent = table_of(table_name, schema)
+        self.partition = table_of(partition_name(table_name, remainder), schema)
         self.modulus = modulus
         self.remainder = remainder
 
 
-def partition_name(table_name: str, remainder: int) -> str:
-    """The name of a hash partition."""
-    return f"{table_name}_p{remainder:02d}"
+class RenameIndex(ExecutableDDLElement):
+    """``ALTER INDEX ... RENAME TO ...``; the constraint of the index is renamed with it."""
+
+    def __init__(self, old: str, new: str, schema: str | None, *, if_exists: bool = False) -> None:
+        self.old = table_of(old, schema)
+        self.new = new
+        self.if_exists = if_exists
+
+
+class CreateIndexOnOnly(ExecutableDDLElement):
+    """``CREATE INDEX ... ON ONLY ...``: the index of a partitioned table without its parts."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+
+
+class AttachIndex(ExecutableDDLElement):
+    """``ALTER INDEX ... ATTACH PARTITION ...``."""
+
+    def __init__(self, parent: str, part: str, schema: str | None) -> None:
+        self.parent = table_of(parent, schema)
+        self.part = table_of(part, schema)
+
+
+class LockTable(ExecutableDDLElement):
+    """``LOCK TABLE ... IN ACCESS EXCLUSIVE MODE``, its partitions included."""
+
+    def __init__(self, name: str, schema: str | None) -> None:
+        self.table = table_of(name, schema)
+
+
+class CreateTableLike(ExecutableDDLElement):
+    """``CREATE TABLE ... (LIKE ... INCLUDING ALL EXCLUDING INDEXES)``, for hash partitions or not.
+
+    Args:
+        name: the new table.
+        like: the one it takes columns, defaults, checks, comments and storage from.
+        schema: the schema of both.
+        partitioned: whether it is to have hash partitions by namespace.
+    """
+
+    def __init__(self, name: str, like: str, schema: str | None, *, partitioned: bool) -> None:
+        self.table = table_of(name, schema)
+        self.like = table_of(like, schema)
+        self.partitioned = partitioned
+
+
+class AddConstraintAs(ExecutableDDLElement):
+    """``ALTER TABLE ... ADD CONSTRAINT ...`` with the definition by ``pg_get_constraintdef``."""
+
+    def __init__(self, table: str, schema: str | None, name: str, definition: str) -> None:
+        self.table = table_of(table, schema)
+        self.name = name
+        self.definition = definition
+
+
+class AsTheServerSaid(ExecutableDDLElement):
+    """A statement that the server's own catalogue gave, such as ``pg_get_indexdef`` does."""
+
+    def __init__(self, statement: str) -> None:
+        self.statement = statement
+
+
+class Grant(ExecutableDDLElement):
+    """``GRANT ... ON ... TO ...``; to everybody where the role is None."""
+
+    def __init__(
+        self, privilege: str, table: str, schema: str | None, role: str | None, *, grantable: bool
+    ) -> None:
+        self.privilege = privilege
+        self.table = table_of(table, schema)
+        self.role = role
+        self.grantable = grantable
+
+
+class ChangeOwner(ExecutableDDLElement):
+    """``ALTER TABLE ... OWNER TO ...``."""
+
+    def __init__(self, table: str, schema: str | None, role: str) -> None:
+        self.table = table_of(table, schema)
+        self.role = role
+
+
+class Analyze(ExecutableDDLElement):
+    """``ANALYZE ...``."""
+
+    def __init__(self, table: str, schema: str | None) -> None:
+        self.table = table_of(table, schema)
 
 
 @compiles(CreateExtension, "postgresql")
@@ -61,3 +155,105 @@ def _create_hash_partition(element: CreateHashPartition, compiler: Any, **kw: An
             str(int(element.remainder)) + ")",
         ]
     )
+
+
+@compiles(RenameIndex, "postgresql")
+def _rename_index(element: RenameIndex, compiler: Any, **kw: Any) -> str:
+    preparer = compiler.preparer
+    words = ["ALTER INDEX", "IF EXISTS"] if element.if_exists else ["ALTER INDEX"]
+    return " ".join(
+        [*words, preparer.format_table(element.old), "RENAME TO", preparer.quote(element.new)]
+    )
+
+
+@compiles(CreateIndexOnOnly, "postgresql")
+def _create_index_on_only(element: CreateIndexOnOnly, compiler: Any, **kw: Any) -> str:
+    sql: str = compiler.process(CreateIndex(element.index), **kw)
+    return sql.replace(" ON ", " ON ONLY ", 1)
+
+
+@compiles(AttachIndex, "postgresql")
+def _attach_index(element: AttachIndex, compiler: Any, **kw: Any) -> str:
+    format_table = compiler.preparer.format_table
+    return " ".join(
+        [
+            "ALTER INDEX",
+            format_table(element.parent),
+            "ATTACH PARTITION",
+            format_table(element.part),
+        ]
+    )
+
+
+@compiles(LockTable, "postgresql")
+def _lock_table(element: LockTable, compiler: Any, **kw: Any) -> str:
+    return " ".join(
+        ["LOCK TABLE", compiler.preparer.format_table(element.table), "IN ACCESS EXCLUSIVE MODE"]
+    )
+
+
+@compiles(CreateTableLike, "postgresql")
+def _create_table_like(element: CreateTableLike, compiler: Any, **kw: Any) -> str:
+    format_table = compiler.preparer.format_table
+    words = [
+        "CREATE TABLE",
+        format_table(element.table),
+        "(LIKE",
+        format_table(element.like),
+        "INCLUDING ALL EXCLUDING INDEXES)",
+    ]
+    if element.partitioned:
+        words.append("PARTITION BY HASH (namespace)")
+    return " ".join(words)
+
+
+@compiles(AddConstraintAs, "postgresql")
+def _add_constraint_as(element: AddConstraintAs, compiler: Any, **kw: Any) -> str:
+    preparer = compiler.preparer
+    return " ".join(
+        [
+            "ALTER TABLE",
+            preparer.format_table(element.table),
+            "ADD CONSTRAINT",
+            preparer.quote(element.name),
+            element.definition,
+        ]
+    )
+
+
+@compiles(AsTheServerSaid, "postgresql")
+def _as_the_server_said(element: AsTheServerSaid, compiler: Any, **kw: Any) -> str:
+    statement: str = element.statement
+    return statement
+
+
+@compiles(Grant, "postgresql")
+def _grant(element: Grant, compiler: Any, **kw: Any) -> str:
+    preparer = compiler.preparer
+    words = [
+        "GRANT",
+        element.privilege,
+        "ON",
+        preparer.format_table(element.table),
+        "TO",
+        "PUBLIC" if element.role is None else preparer.quote(element.role),
+    ]
+    return " ".join([*words, "WITH GRANT OPTION"] if element.grantable else words)
+
+
+@compiles(ChangeOwner, "postgresql")
+def _change_owner(element: ChangeOwner, compiler: Any, **kw: Any) -> str:
+    preparer = compiler.preparer
+    return " ".join(
+        [
+            "ALTER TABLE",
+            preparer.format_table(element.table),
+            "OWNER TO",
+            preparer.quote(element.role),
+        ]
+    )
+
+
+@compiles(Analyze, "postgresql")
+def _analyze(element: Analyze, compiler: Any, **kw: Any) -> str:
+    return " ".join(["ANALYZE", compiler.preparer.format_table(element.table)])

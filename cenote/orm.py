@@ -36,6 +36,9 @@ NAMING_CONVENTION = {
 """How cenote names constraints and indexes. The chunk table's own are spelled out by these
 patterns, since a host's metadata may follow another convention."""
 
+KEY = ("namespace", "id")
+"""The primary key's columns."""
+
 OPERATOR_CLASS: dict[str, str] = {"vector": "vector_cosine_ops", "halfvec": "halfvec_cosine_ops"}
 """The operator class of the ANN index, by column type. Both serve ``<=>``, cosine distance."""
 
@@ -92,7 +95,7 @@ def chunk_model(
         "__module__": base.__module__,
         "__tablename__": table_name,
         "__table_args__": (
-            PrimaryKeyConstraint("namespace", "id", name="pk_" + table_name),
+            PrimaryKeyConstraint(*KEY, name="pk_" + table_name),
             *_indexes(table_name, column_type, hnsw_m, hnsw_ef_construction),
             table_options,
         ),
@@ -124,13 +127,18 @@ def _indexes(
             postgresql_ops={"metadata": "jsonb_path_ops"},
         ),
         Index(
-            prefix + "_embedding",
+            ann_index_name(table_name),
             "embedding",
             postgresql_using="hnsw",
             postgresql_ops={"embedding": OPERATOR_CLASS[column_type]},
             postgresql_with={"m": hnsw_m, "ef_construction": hnsw_ef_construction},
         ),
     ]
+
+
+def ann_index_name(table_name: str) -> str:
+    """The name of the HNSW index of a chunk table."""
+    return "ix_" + table_name + "_embedding"
 
 
 @lru_cache(maxsize=64)
@@ -149,7 +157,7 @@ def chunk_table(config: SchemaConfig) -> Table:
         column_type=config.column_type,
         hnsw_m=config.hnsw_m,
         hnsw_ef_construction=config.hnsw_ef_construction,
-        partitions=config.partitions,
+        partitions=config.new_partitions,
     )
     table: Table = model.__table__
     return table

@@ -1,4 +1,4 @@
-"""Running cenote's Alembic revisions: from code, from alembic's own command line, offline.
+"""The schema's life from code, and what ``alembic/env.py`` does: running cenote's revisions.
 
 The revisions live in ``alembic/`` of a checkout and inside the package of an installed wheel.
 """
@@ -6,89 +6,148 @@ The revisions live in ``alembic/`` of a checkout and inside the package of an in
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import logging
 import logging.config
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import alembic.command
-from alembic import context, op
+from alembic import context
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, func, inspect, select
+from sqlalchemy import Connection, MetaData, inspect
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateSchema
 
-from cenote import drift
+from cenote import drift, operations, settings
+from cenote.autogenerate import hooks
+from cenote.catalog import read_table
 from cenote.config import SchemaConfig
 from cenote.connections import (
     DRIVER_ERRORS,
     EXTENSION_QUERY,
-    OLDEST_PGVECTOR,
     create_engine,
     driver_error,
     is_lost,
-    parse_version,
-    too_old,
 )
-from cenote.ddl import CreateExtension
+from cenote.drift import Finding
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
+from cenote.locks import migration_lock, process_lock
+from cenote.operations import script_location, version_table
 from cenote.orm import chunk_table
 
-LOCK_TIMEOUT_SECONDS = 300.0
-"""How long a migration waits for another one of the same table."""
-
-LOCK_KEY = int.from_bytes(hashlib.sha256(b"cenote migrations").digest()[:8], "big", signed=True)
-"""The advisory lock that a migration holds."""
-
-_POLL_SECONDS = 0.2
-
-_logger = logging.getLogger(__name__)
-
-# alembic.context and alembic.op are globals of the process: one migration at a time may run in it.
-_alembic_lock = threading.Lock()
+__all__ = [
+    "Finding",
+    "check",
+    "current",
+    "run_environment",
+    "script_location",
+    "upgrade",
+    "version_table",
+]
 
 
 # -- from code -------------------------------------------------------------------------------------
 
 
-async def upgrade(engine: AsyncEngine, config: SchemaConfig, revision: str = "head") -> None:
+async def upgrade(
+    database: AsyncEngine | AsyncConnection, config: SchemaConfig, revision: str = "head"
+) -> None:
     """Bring the chunk table to a revision. Safe to call from many tasks, threads and processes.
 
     Args:
-        engine: the database; one connection is taken from its pool.
+        database: an engine, from whose pool one connection is taken, or a connection without an
+            open transaction; each revision commits a transaction of its own. To migrate inside a
+            transaction of yours, see `cenote.operations`.
         config: what the table shall look like.
         revision: as alembic's command line takes it.
 
     Raises:
-        MigrationError: the database refused, or another migration held the lock for too long.
+        MigrationError: the database refused, the table is there in another shape, or another
+            migration held the lock for too long.
         ConfigurationError: the configuration cannot work.
     """
-    with _own_errors():
-        async with engine.connect() as connection:
-            connection = await connection.execution_options(isolation_level="READ COMMITTED")
-            await connection.run_sync(_upgrade, config, revision)
+    async with own_connection(database) as connection:
+        await connection.run_sync(_upgrade, config, revision)
+
+
+async def current(database: AsyncEngine | AsyncConnection, config: SchemaConfig) -> str | None:
+    """The revision that the database records for the table, or None.
+
+    Raises:
+        MigrationError: the database refused.
+    """
+    async with own_connection(database) as connection:
+        return await connection.run_sync(
+            operations.recorded_revision, config.table_name, config.schema
+        )
+
+
+async def check(database: AsyncEngine | AsyncConnection, config: SchemaConfig) -> list[Finding]:
+    """What differs between the database and what is expected of it, the gravest first.
+
+    Compares the extension, the revision, the embedding column, the key, the partitions (with the
+    configuration's if it names a number, otherwise for completeness) and the indexes with their
+    operator classes and parameters. Only reads the catalogue.
+
+    Raises:
+        MigrationError: the database refused.
+    """
+    async with own_connection(database) as connection:
+        return await connection.run_sync(find_drift, settings.given_in_code(config))
 
 
 def _upgrade(connection: Connection, config: SchemaConfig, revision: str) -> None:
-    with _migration_lock(connection, config), _process_lock(connection):
-        settings = Config(attributes={"connection": connection, "cenote": config})
-        settings.set_main_option("script_location", str(script_location()).replace("%", "%%"))
-        alembic.command.upgrade(settings, revision)
+    with migration_lock(connection, config.table_name), process_lock(connection):
+        alembic_config = Config(
+            attributes={"connection": connection, "cenote": settings.given_in_code(config)}
+        )
+        alembic_config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+        alembic.command.upgrade(alembic_config, revision)
 
 
-def script_location() -> Path:
-    """The folder of the revisions: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    packaged = package / "migrations"
-    return packaged if packaged.is_dir() else package.parent / "alembic"
+@asynccontextmanager
+async def own_connection(database: AsyncEngine | AsyncConnection) -> AsyncIterator[AsyncConnection]:
+    """A connection in READ COMMITTED, whose errors are of our tree."""
+    with own_errors():
+        if isinstance(database, AsyncEngine):
+            async with database.connect() as connection:
+                yield await connection.execution_options(isolation_level="READ COMMITTED")
+            return
+        if database.in_transaction():
+            raise MigrationError(
+                "the connection has an open transaction; commit or roll back first, or pass the "
+                "engine"
+            )
+        before = database.sync_connection.get_execution_options()  # type: ignore[union-attr]
+        level = before.get("isolation_level", database.default_isolation_level)
+        await database.execution_options(isolation_level="READ COMMITTED")
+        try:
+            yield database
+        finally:
+            if not database.closed and not database.invalidated:
+                await database.rollback()
+                await database.execution_options(isolation_level=level)
+
+
+def find_drift(connection: Connection, given: Mapping[str, Any]) -> list[Finding]:
+    """As `check`, on a synchronous connection and for settings that need not be complete."""
+    name, where = settings.table_of_settings(given)
+    subject = drift.subject_of(name, where)
+    installed = connection.execute(EXTENSION_QUERY).one_or_none()
+    live = read_table(connection, name, where)
+    config = settings.resolve(given, live)
+    found = [drift.extension_finding(None if installed is None else installed.extversion)]
+    if live is None or live.column_type is None or config is None:
+        found.append(drift.table_finding(subject, live, given))
+    else:
+        recorded = operations.recorded_revision(connection, name, where)
+        known, head = operations.known_revisions(), operations.head_revision()
+        found.append(drift.revision_finding(subject, recorded, known, head, given))
+        found += drift.findings(live, config)
+    return [finding for finding in found if finding is not None]
 
 
 # -- from alembic's command line -------------------------------------------------------------------
@@ -97,9 +156,9 @@ def script_location() -> Path:
 def run_environment(environ: Mapping[str, str]) -> None:
     """What ``env.py`` does: run the revisions that alembic was asked for.
 
-    Connection and configuration are those that `upgrade` hands over. On the command line they come
-    from ``-x name=value`` and then from the environment, where each field of `SchemaConfig` is
-    ``CENOTE_<NAME>`` and the database is ``CENOTE_DATABASE_URL``.
+    Connection and settings are those that `upgrade` hands over; on the command line they come from
+    the sources of `cenote.settings`, and the database from ``database_url`` there, or from
+    ``sqlalchemy.url`` of the ini file.
     """
     attributes = context.config.attributes
     if "cenote" in attributes:
@@ -107,60 +166,39 @@ def run_environment(environ: Mapping[str, str]) -> None:
         return
     _configure_logging()
     try:
-        settings = _settings(context.get_x_argument(as_dictionary=True), environ)
-        database_url = settings.pop("database_url", None)
-        config = config_from_settings(settings)
+        given = settings.gather(
+            context.get_x_argument(as_dictionary=True), ini_section(context.config), environ
+        )
+        settings.resolve(given, None)  # refuse what cannot work before anything is reached
         if context.is_offline_mode():
-            _run_offline(config)
-        elif database_url is None:
-            raise ConfigurationError(
-                "which database? Set CENOTE_DATABASE_URL=postgresql://...", setting="database_url"
-            )
+            _run_offline(given)
         else:
-            asyncio.run(_run_with_own_engine(database_url, config))
+            asyncio.run(_run_with_own_engine(database_url(given, context.config), given))
     except CenoteError as error:  # alembic prints a CommandError as a line, not as a traceback
         raise CommandError(str(error)) from error
 
 
-def config_from_settings(settings: Mapping[str, str]) -> SchemaConfig:
-    """A `SchemaConfig` from texts, as the command line and the environment give them.
+def ini_section(config: Config) -> Mapping[str, Any]:
+    """The settings in the ini file, or in pyproject.toml."""
+    if config.config_file_name is not None and config.file_config.has_section("cenote"):
+        defaults = config.file_config.defaults()
+        return {k: v for k, v in config.file_config.items("cenote") if k not in defaults}
+    section: Mapping[str, Any] = config.toml_alembic_config.get("cenote", {})
+    return section
+
+
+def database_url(given: Mapping[str, Any], config: Config) -> str:
+    """The connection string of the command line.
 
     Raises:
-        ConfigurationError: the dimensions are missing, a name is unknown or a value cannot work.
+        ConfigurationError: there is none.
     """
-    if "dimensions" not in settings:
+    url: str | None = given.get("database_url") or config.get_main_option("sqlalchemy.url")
+    if url is None:
         raise ConfigurationError(
-            "how many dimensions have the vectors? Say -x dimensions=384 or set "
-            "CENOTE_DIMENSIONS=384",
-            setting="dimensions",
+            "which database? Set CENOTE_DATABASE_URL=postgresql://...", setting="database_url"
         )
-    return SchemaConfig(**{name: _number(name, value) for name, value in settings.items()})
-
-
-def _number(name: str, value: str) -> Any:
-    if name not in {"dimensions", "hnsw_m", "hnsw_ef_construction", "partitions"}:
-        return value
-    try:
-        return int(value)
-    except ValueError:
-        raise ConfigurationError(
-            f"{name} must be an integer, not {value!r}", setting=name
-        ) from None
-
-
-def _settings(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
-    names = [field.name for field in fields(SchemaConfig)] + ["database_url"]
-    if unknown := sorted(set(arguments) - set(names)):
-        raise ConfigurationError(
-            f"-x {unknown[0]} is none of cenote's settings, which are {', '.join(names)}",
-            setting=unknown[0],
-        )
-    settings = {}
-    for name in names:
-        value = arguments.get(name) or environ.get("CENOTE_" + name.upper())
-        if value:
-            settings[name] = str(value)
-    return settings
+    return url
 
 
 def _configure_logging() -> None:
@@ -177,63 +215,67 @@ def _configure_logging() -> None:
 # -- running the revisions -------------------------------------------------------------------------
 
 
-async def _run_with_own_engine(database_url: str, config: SchemaConfig) -> None:
-    engine = create_engine(database_url, pool_size=1)
+async def _run_with_own_engine(url: str, given: Mapping[str, Any]) -> None:
+    engine = create_engine(url, pool_size=1)
     try:
-        with _own_errors():
-            async with engine.connect() as connection:
-                await connection.run_sync(_run_locked, config)
+        async with own_connection(engine) as connection:
+            await connection.run_sync(_run_locked, given)
     finally:
         await engine.dispose()
 
 
-def _run_locked(connection: Connection, config: SchemaConfig) -> None:
-    with _migration_lock(connection, config):
-        _run_online(connection, config)
+def _run_locked(connection: Connection, given: Mapping[str, Any]) -> None:
+    with migration_lock(connection, settings.table_of_settings(given)[0]):
+        _run_online(connection, given)
 
 
-def _run_online(connection: Connection, config: SchemaConfig) -> None:
-    if config.schema is not None and not inspect(connection).has_schema(config.schema):
-        connection.execute(CreateSchema(config.schema))
+def _run_online(connection: Connection, given: Mapping[str, Any]) -> None:
+    name, schema = settings.table_of_settings(given)
+    config = settings.resolve(given, read_table(connection, name, schema))
+    if schema is not None and not inspect(connection).has_schema(schema):
+        connection.execute(CreateSchema(schema))  # the version table is in it
     # Alembic takes an open transaction for the caller's and would not commit its own work.
     connection.commit()
-    context.configure(connection=connection, transaction_per_migration=True, **_options(config))
+    context.configure(
+        connection=connection, transaction_per_migration=True, **_options(given, config)
+    )
     with context.begin_transaction():
         context.run_migrations()
-    _refuse_other_shape(connection, config)
+    if config is not None:
+        operations.refuse_other_shape(connection, config)
+        connection.commit()
 
 
-def _refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
-    """Say so if the table is there in another shape: alembic would find nothing to do."""
-    live = connection.execute(drift.live_shape(config)).one_or_none()
-    connection.commit()
-    if live is not None:
-        difference = drift.embedding_difference(live, config)
-        difference = difference or drift.partition_difference(live, config)
-        if difference is not None:
-            raise MigrationError(difference)
-
-
-def _run_offline(config: SchemaConfig) -> None:
-    context.configure(dialect_name="postgresql", literal_binds=True, **_options(config))
+def _run_offline(given: Mapping[str, Any]) -> None:
+    _, schema = settings.table_of_settings(given)
+    config = settings.resolve(given, None)
+    context.configure(dialect_name="postgresql", literal_binds=True, **_options(given, config))
     with context.begin_transaction():
-        if config.schema is not None:  # before the version table, which is in it
-            context.execute(CreateSchema(config.schema, if_not_exists=True))
+        if schema is not None:  # before the version table, which is in it
+            context.execute(CreateSchema(schema, if_not_exists=True))
         context.run_migrations()
 
 
-def _options(config: SchemaConfig) -> dict[str, Any]:
+def _options(given: Mapping[str, Any], config: SchemaConfig | None) -> dict[str, Any]:
+    name, schema = settings.table_of_settings(given)
     return {
-        "cenote": config,  # for revision_config()
-        "target_metadata": chunk_table(config).metadata,
+        "cenote": config,  # for the revisions
+        "cenote_table": (name, schema),
+        "target_metadata": MetaData() if config is None else chunk_table(config).metadata,
+        "version_table": version_table(name),
+        "version_table_schema": schema,
+        **hooks(),
         "include_object": _is_ours,
-        "version_table": version_table(config),
-        "version_table_schema": config.schema,
     }
 
 
+def _is_ours(obj: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
+    """Keeps autogenerate from dropping whatever else the database holds."""
+    return not (kind == "table" and reflected and other is None)
+
+
 @contextmanager
-def _own_errors() -> Iterator[None]:
+def own_errors() -> Iterator[None]:
     """Turn what alembic, SQLAlchemy and the driver raise into errors of cenote's tree.
 
     The server's words are kept: unlike those about a chunk, they quote nobody's data.
@@ -246,118 +288,3 @@ def _own_errors() -> Iterator[None]:
         cause = driver_error(error)
         action = "cannot connect to Postgres" if is_lost(cause) else "the migration failed"
         raise MigrationError(f"{action}: {type(cause).__name__}: {cause}") from cause
-
-
-def _is_ours(obj: Any, name: str | None, kind: str, reflected: bool, counterpart: Any) -> bool:
-    """Keeps autogenerate from dropping what else the database holds, and our partitions."""
-    return not (kind == "table" and reflected and counterpart is None)
-
-
-def version_table(config: SchemaConfig) -> str:
-    """The name of the table that holds the revision of a chunk table."""
-    return config.table_name + "_alembic_version"
-
-
-# -- for the revisions -----------------------------------------------------------------------------
-
-
-def revision_config() -> SchemaConfig:
-    """The configuration that the running revision is to apply."""
-    config: SchemaConfig = op.get_context().opts["cenote"]
-    return config
-
-
-def refuse_existing_table(config: SchemaConfig) -> None:
-    """Refuse to create a chunk table over another table (offline, Postgres itself will)."""
-    if op.get_context().as_sql:
-        return
-    if inspect(op.get_bind()).has_table(config.table_name, schema=config.schema):
-        raise MigrationError(
-            f"table {config.table_name!r} exists already and was not made by these revisions; "
-            "choose another table_name, or move it away"
-        )
-
-
-def ensure_extension(config: SchemaConfig) -> None:
-    """Create the extension if it is missing; refuse one that is too old or out of sight.
-
-    One that is there is left as it is, so that a role without the right to create it can migrate.
-    """
-    if op.get_context().as_sql:
-        _create_extension(config)
-        return
-    bind = op.get_bind()
-    if bind.execute(EXTENSION_QUERY).first() is None:
-        _create_extension(config)
-    installed = bind.execute(EXTENSION_QUERY).one()
-    if parse_version(installed.extversion) < OLDEST_PGVECTOR:
-        raise MigrationError(too_old(installed.extversion))
-    if bind.scalar(select(func.to_regtype("vector"))) is None:
-        raise MigrationError(
-            f"the vector extension is in schema {installed.nspname!r}, which is not on the "
-            "search_path; add it there (ALTER DATABASE ... SET search_path = ...)"
-        )
-
-
-def _create_extension(config: SchemaConfig) -> None:
-    if config.extension_schema is not None:
-        op.execute(CreateSchema(config.extension_schema, if_not_exists=True))
-    op.execute(CreateExtension(config.extension_schema))
-
-
-# -- locks -----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _migration_lock(connection: Connection, config: SchemaConfig) -> Iterator[None]:
-    """Hold the lock of this database's cenote migrations for the session.
-
-    One lock for all tables, since the extension and the schema are the database's.
-    The lock is polled: a session that waits inside pg_advisory_lock() holds a snapshot, for which
-    a concurrent index build would wait in turn. It ends with the session, so that a killed holder
-    blocks nobody.
-    """
-    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
-    waiting = False
-    while not _scalar(connection, select(func.pg_try_advisory_lock(LOCK_KEY))):
-        if time.monotonic() > deadline:
-            raise MigrationError(
-                f"another cenote migration of this database did not end within "
-                f"{LOCK_TIMEOUT_SECONDS:.0f} seconds; table {config.table_name!r} was not migrated"
-            )
-        if not waiting:
-            _logger.info(
-                "waiting to migrate table %s: another cenote migration of this database runs",
-                config.table_name,
-            )
-            waiting = True
-        _sleep(connection)
-    try:
-        yield
-    finally:
-        if not connection.closed and not connection.invalidated:
-            connection.rollback()
-            _scalar(connection, select(func.pg_advisory_unlock(LOCK_KEY)))
-
-
-@contextmanager
-def _process_lock(connection: Connection) -> Iterator[None]:
-    """Hold this process' use of alembic. Polled, since its holder may be a task of this thread."""
-    while not _alembic_lock.acquire(blocking=False):
-        _sleep(connection)
-    try:
-        yield
-    finally:
-        _alembic_lock.release()
-
-
-def _sleep(connection: Connection) -> None:
-    """Sleep on the server: that suspends a task, and a thread, whichever this runs in."""
-    connection.execute(select(func.pg_sleep(_POLL_SECONDS)))
-    connection.commit()
-
-
-def _scalar(connection: Connection, statement: Any) -> Any:
-    value = connection.scalar(statement)
-    connection.commit()
-    return value

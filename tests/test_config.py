@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from cenote import ConfigurationError, InMemoryVectorStore, PgVectorStore, SchemaConfig
+from cenote.catalog import LiveTable
 from cenote.drift import upgrade_command
-from cenote.schema import config_from_settings
+from cenote.settings import gather, given_in_code, resolve
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,7 @@ from cenote.schema import config_from_settings
         {"hnsw_m": 2, "hnsw_ef_construction": 4},
         {"hnsw_m": 100, "hnsw_ef_construction": 1000},
         {"partitions": 0},
+        {"partitions": None},
         {"partitions": 1024},
         {"table_name": "Índice_2", "schema": "select", "extension_schema": "Extensions"},
         {"table_name": "t" * 38},
@@ -39,7 +41,7 @@ def test_good_values(settings: dict[str, Any]) -> None:
         *(("column_type", value) for value in ("bit", "sparsevec", "VECTOR", None)),
         *(("hnsw_m", value) for value in (1, 101, 16.0, None, True)),
         *(("hnsw_ef_construction", value) for value in (3, 31, 1001, "64", None)),
-        *(("partitions", value) for value in (1, -1, 1025, 2.0, None, False, True)),
+        *(("partitions", value) for value in (1, -1, 1025, 2.0, False, True)),
         *(
             (name, value)
             for name in ("table_name", "schema", "extension_schema")
@@ -101,20 +103,45 @@ def test_the_store_takes_an_engine_only(engine: Any) -> None:
 def test_the_command_that_makes_a_table_names_what_is_not_the_default() -> None:
     """And nothing else; reading it back gives the same configuration."""
     config = SchemaConfig(dimensions=4000, column_type="halfvec", schema="s", partitions=0)
-    command = upgrade_command(config)
-    assert command.startswith("alembic -x dimensions=4000 ")
+    command = upgrade_command(given_in_code(config))
+    assert command.startswith("cenote migrate -x dimensions=4000 ")
     assert command.endswith(" upgrade head")
-    settings = dict(re.findall(r"-x (\w+)=(\S+)", command))
-    assert set(settings) == {"dimensions", "column_type", "schema", "partitions"}
-    assert config_from_settings(settings) == config
+    arguments = dict(re.findall(r"-x (\w+)=(\S+)", command))
+    assert set(arguments) == {"dimensions", "column_type", "schema", "partitions"}
+    assert resolve(gather(arguments, {}, {}), None) == config
 
 
-def test_settings_come_as_text_from_command_line_and_environment() -> None:
-    """Numbers are read, and what is missing is said with the cure."""
-    config = config_from_settings({"dimensions": "3", "partitions": "0", "schema": "s"})
-    assert config == SchemaConfig(dimensions=3, partitions=0, schema="s")
-    with pytest.raises(ConfigurationError, match="CENOTE_DIMENSIONS=384"):
-        config_from_settings({})
+def test_settings_come_in_one_order() -> None:
+    """The command line, then the ini file, then the environment, then the live table."""
+    arguments = {"dimensions": "3"}
+    section = {"dimensions": "4", "partitions": "0"}
+    environ = {"CENOTE_DIMENSIONS": "5", "CENOTE_PARTITIONS": "2", "CENOTE_SCHEMA": "s"}
+    given = gather(arguments, section, environ)
+    assert given == {"dimensions": 3, "partitions": 0, "schema": "s"}
+    assert resolve(given, None) == SchemaConfig(dimensions=3, partitions=0, schema="s")
+    live = LiveTable(
+        oid=1,
+        schema="s",
+        name="cenote_chunks",
+        column_type="halfvec",
+        dimensions=7,
+        partitions=("a", "b"),
+        complete=True,
+        key=("namespace", "id"),
+        indexes=(),
+    )
+    assert resolve({"schema": "s"}, live) == SchemaConfig(
+        dimensions=7, column_type="halfvec", partitions=2, schema="s"
+    )
+    assert resolve({}, None) is None
+
+
+def test_settings_that_are_wrong_are_named() -> None:
+    """An unknown name with where it stands, and what is no number."""
+    with pytest.raises(ConfigurationError, match="-x dimension is none of"):
+        gather({"dimension": "3"}, {}, {})
+    with pytest.raises(ConfigurationError, match=r"\[cenote\] dimension is none of"):
+        gather({}, {"dimension": "3"}, {})
     with pytest.raises(ConfigurationError, match="must be an integer") as error:
-        config_from_settings({"dimensions": "3", "hnsw_m": "many"})
+        gather({}, {}, {"CENOTE_HNSW_M": "many"})
     assert error.value.setting == "hnsw_m"

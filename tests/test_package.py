@@ -96,4 +96,4 @@ asyncio.run(main())
     (empty / "alembic.ini").write_text(ini)
     command = ["-m", "alembic", "-x", "dimensions=4", "current"]
     current = python(*command, cwd=empty, PYTHONPATH=str(site), CENOTE_DATABASE_URL=empty_dsn)
-    assert current == "0001 (head)\n"
+    assert current == "cenote_0001 (head)\n"

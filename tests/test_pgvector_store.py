@@ -439,7 +439,7 @@ async def test_rows_written_by_the_orm_are_found(store: PgVectorStore, engine: A
 async def test_a_missing_table_is_said_with_the_cure(engine: AsyncEngine) -> None:
     """By every call, with the driver's error as the cause; never an empty result."""
     store = PgVectorStore(engine, 4, table_name="not_there", partitions=0)
-    command = "alembic -x dimensions=4 -x table_name=not_there -x partitions=0 upgrade head"
+    command = "cenote migrate -x dimensions=4 -x table_name=not_there -x partitions=0 upgrade head"
     calls: Iterator[Any] = iter(
         [
             store.search(QUERY, "n"),
@@ -474,7 +474,10 @@ async def test_an_old_extension_is_refused(engine: AsyncEngine) -> None:
 
 @pytest.mark.parametrize(
     ("dimensions", "column_type", "says"),
-    [(5, "vector", r"is vector\(4\).*says vector\(5\)"), (4, "halfvec", r"says halfvec\(4\)")],
+    [
+        (5, "vector", r"is vector\(4\), expected vector\(5\)"),
+        (4, "halfvec", r"expected halfvec\(4\)"),
+    ],
 )
 async def test_a_table_of_another_shape(
     engine: AsyncEngine, dimensions: int, column_type: Any, says: str

@@ -14,9 +14,10 @@ import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote import ConfigurationError, MigrationError, PgVectorStore, SchemaConfig, schema
+from cenote import MigrationError, PgVectorStore, SchemaConfig, locks, schema
 from cenote.connections import create_engine
 from cenote.orm import chunk_table
+from cenote.settings import gather, resolve
 from cenote.testing import embedded, found
 
 REPOSITORY = Path(__file__).parents[1]
@@ -73,12 +74,12 @@ async def test_the_revisions_make_what_the_model_says(
     """Down to index parameters and partitions; downgrading leaves the extension only."""
     await schema.upgrade(empty_engine, config)
     migrated = await objects(empty_engine, config)
-    assert len(migrated[3]) == config.partitions + 1
+    assert len(migrated[3]) == config.new_partitions + 1
     await schema.upgrade(empty_engine, config)  # nothing to do
     assert await objects(empty_engine, config) == migrated
     async with empty_engine.begin() as connection:
         await connection.run_sync(chunk_table(config).drop)
-        assert await _tables(connection) == [schema.version_table(config)]
+        assert await _tables(connection) == [schema.version_table(config.table_name)]
         await connection.run_sync(chunk_table(config).create)
     assert await objects(empty_engine, config) == migrated
 
@@ -157,11 +158,11 @@ async def test_waiting_for_a_lock_ends(
     empty_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With an error that says what was waited for, after a log line that does."""
-    caplog.set_level("INFO", "cenote.schema")
-    monkeypatch.setattr(schema, "LOCK_TIMEOUT_SECONDS", 0.5)
+    caplog.set_level("INFO", "cenote.locks")
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT_SECONDS", 0.5)
     config = SchemaConfig(dimensions=4)
     async with empty_engine.connect() as holder:
-        await holder.execute(select(func.pg_advisory_lock(schema.LOCK_KEY)))
+        await holder.execute(select(func.pg_advisory_lock(locks.LOCK_KEY)))
         with pytest.raises(MigrationError, match="cenote_chunks"):
             await schema.upgrade(empty_engine, config)
     assert "waiting to migrate table cenote_chunks" in caplog.text
@@ -180,9 +181,9 @@ async def test_another_table_of_that_name_is_refused(empty_engine: AsyncEngine) 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"dimensions": 5}, r"is vector\(4\), and the configuration says vector\(5\)"),
-        ({"column_type": "halfvec"}, r"says halfvec\(4\)"),
-        ({"partitions": 0}, "has 16 partitions, and the configuration says 0"),
+        ({"dimensions": 5}, r"is vector\(4\), expected vector\(5\)"),
+        ({"column_type": "halfvec"}, r"expected halfvec\(4\)"),
+        ({"partitions": 0}, "has 16 partitions, expected 0"),
     ],
     ids=str,
 )
@@ -236,7 +237,7 @@ async def test_the_command_line_of_a_checkout(empty_engine: AsyncEngine, empty_d
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     result = alembic("-x", "dimensions=4", "-x", "partitions=0", "upgrade", "head", **url)
     assert result.returncode == 0, result.stderr
-    assert "Running upgrade  -> 0001" in result.stderr
+    assert "Running upgrade  -> cenote_0001" in result.stderr
     assert "(head)" in alembic("current", CENOTE_DIMENSIONS="4", **url).stdout
     store = PgVectorStore(empty_engine, 4, partitions=0)
     await store.upsert([embedded("a")], "n")
@@ -254,7 +255,7 @@ async def test_the_command_line_of_a_checkout(empty_engine: AsyncEngine, empty_d
 @pytest.mark.parametrize(
     ("arguments", "environ", "says"),
     [
-        ([], {"CENOTE_DATABASE_URL": "postgresql://x/y"}, "-x dimensions=384"),
+        (["-x", "table_name=a b"], {}, "table_name"),
         (["-x", "dimensions=4"], {}, "CENOTE_DATABASE_URL"),
         (["-x", "dimension=4"], {}, "-x dimension is none of cenote's settings"),
         (["-x", "dimensions=many"], {}, "dimensions must be an integer"),
@@ -277,6 +278,23 @@ def test_mistakes_are_one_line(arguments: list[str], environ: dict[str, str], sa
     assert "s3cret" not in result.stdout + result.stderr
 
 
+async def test_without_dimensions_nothing_is_made(
+    empty_engine: AsyncEngine, empty_dsn: str
+) -> None:
+    """The error says how to set them; where the table is there, they are the table's."""
+    for arguments in (["upgrade", "head"], ["upgrade", "head", "--sql"]):
+        result = alembic(*arguments, CENOTE_DATABASE_URL=empty_dsn)
+        assert result.returncode != 0
+        assert "-x dimensions=384" in result.stdout
+        assert "CENOTE_DIMENSIONS=384" in result.stdout
+    async with empty_engine.connect() as connection:
+        assert await _tables(connection) == []
+    await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, column_type="halfvec"))
+    for arguments in (["upgrade", "head"], ["check"], ["current"], ["downgrade", "base"]):
+        result = alembic(*arguments, CENOTE_DATABASE_URL=empty_dsn)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
 async def test_check_finds_nothing(engine: AsyncEngine, dsn: str) -> None:
     """After an upgrade, and beside tables of others: nothing to create, nothing to drop."""
     async with engine.begin() as connection:
@@ -292,7 +310,8 @@ async def test_sql_for_a_dba(empty_engine: AsyncEngine, settings: dict[str, str]
     arguments = [part for name, value in settings.items() for part in ("-x", f"{name}={value}")]
     result = alembic("-x", "dimensions=4", *arguments, "upgrade", "head", "--sql")
     assert result.returncode == 0, result.stderr
-    config = schema.config_from_settings({"dimensions": "4", **settings})
+    config = resolve(gather({"dimensions": "4", **settings}, {}, {}), None)
+    assert config is not None
     async with empty_engine.connect() as connection:
         driver = (await connection.get_raw_connection()).driver_connection
         assert driver is not None
@@ -303,10 +322,3 @@ async def test_sql_for_a_dba(empty_engine: AsyncEngine, settings: dict[str, str]
         await connection.run_sync(chunk_table(config).drop)
         await connection.run_sync(chunk_table(config).create)
     assert await objects(empty_engine, config) == scripted
-
-
-def test_configuration_errors_name_the_setting() -> None:
-    """Those of the command line, too."""
-    with pytest.raises(ConfigurationError) as error:
-        schema.config_from_settings({"dimensions": "x"})
-    assert error.value.setting == "dimensions"

@@ -11,12 +11,13 @@ from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
+from cenote import catalog, connections, drift, filters, validation
 from cenote import config as defaults
-from cenote import connections, drift, filters, validation
 from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError, StoreConnectionError, VectorStoreError
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.orm import chunk_table
+from cenote.settings import given_in_code
 from cenote.sqltypes import to_wire
 from cenote.stores.base import VectorStore
 from cenote.stores.statements import DEFAULT_EF_SEARCH, ChunkStatements
@@ -67,7 +68,7 @@ class PgVectorStore(VectorStore):
         hnsw_m: int = defaults.DEFAULT_HNSW_M,
         hnsw_ef_construction: int = defaults.DEFAULT_HNSW_EF_CONSTRUCTION,
         hnsw_ef_search: int = DEFAULT_EF_SEARCH,
-        partitions: int = defaults.DEFAULT_PARTITIONS,
+        partitions: int | None = None,
         extension_schema: str | None = None,
         embedding_model: str | None = None,
     ) -> None:
@@ -183,6 +184,16 @@ class PgVectorStore(VectorStore):
 
         await schema.upgrade(self._engine, self._config)
 
+    async def check_schema(self) -> list[drift.Finding]:
+        """What differs between the database and what this store expects; see `schema.check`.
+
+        Raises:
+            MigrationError: the database refused.
+        """
+        from cenote import schema
+
+        return await schema.check(self._engine, self._config)
+
     # -- writing
 
     async def upsert(self, embedded_chunks: list[EmbeddedChunk], namespace: str) -> None:
@@ -294,10 +305,18 @@ class PgVectorStore(VectorStore):
         """Look at the extension once for each connection, and at the table once for the store."""
         await connections.prepare(connection)
         if not self._table_checked:
-            live = (await connection.execute(drift.live_shape(self._config))).one_or_none()
-            if live is not None:  # a missing table is for the statement itself to find
-                if difference := drift.embedding_difference(live, self._config):
-                    raise VectorStoreError(difference)
+            query = catalog.shape_query(self._config.table_name, self._config.schema)
+            live = (await connection.execute(query)).one_or_none()
+            # A missing table, or one of others, is for the statement itself to find.
+            if live is not None and live.column_type is not None:
+                finding = drift.embedding_finding(
+                    "table " + chunk_table(self._config).fullname,
+                    live.column_type,
+                    live.dimensions,
+                    self._config,
+                )
+                if finding is not None:
+                    raise VectorStoreError(str(finding))
                 self._table_checked = True
 
     @contextmanager
@@ -327,10 +346,12 @@ class PgVectorStore(VectorStore):
             case "42P01":
                 return (
                     "; the table does not exist: run await store.apply_migrations(), or "
-                    + drift.upgrade_command(self._config)
+                    + drift.upgrade_command(given_in_code(self._config))
                 )
             case "42703":
                 return "; the table was not made by cenote's revisions: choose another table_name"
+            case "22003":
+                return "; positions in an adopted table are of 32 bits until cenote repartition"
             case "42501":
                 return "; the role lacks the privilege: GRANT it on the table"
         return ""

@@ -2,7 +2,7 @@
 
 Never edit a revision once it is released: databases out there have run it as it was.
 
-Revision ID: 0001
+Revision ID: cenote_0001
 Revises:
 """
 
@@ -11,21 +11,25 @@ from alembic import op
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy.dialects.postgresql import JSONB
 
-from cenote import schema
+from cenote import operations
+from cenote.adoption import adopt
 from cenote.ddl import CreateHashPartition
 
-revision = "0001"
+revision = "cenote_0001"
 down_revision = None
-branch_labels = None
+branch_labels = ("cenote",)
 depends_on = None
 
 
 def upgrade() -> None:
-    config = schema.revision_config()
-    schema.refuse_existing_table(config)
-    schema.ensure_extension(config)
+    config = operations.given_config()
+    operations.ensure_schema(config)
+    operations.ensure_extension(config)
+    if not op.get_context().as_sql and adopt(config):
+        return
     halfvec = config.column_type == "halfvec"
     table = config.table_name
+    partitions = config.new_partitions
     op.create_table(
         table,
         sa.Column("namespace", sa.Text(collation="C"), nullable=False),
@@ -49,10 +53,10 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("namespace", "id", name="pk_" + table),
         schema=config.schema,
-        postgresql_partition_by="HASH (namespace)" if config.partitions else None,
+        postgresql_partition_by="HASH (namespace)" if partitions else None,
     )
-    for remainder in range(config.partitions):
-        op.execute(CreateHashPartition(table, config.schema, config.partitions, remainder))
+    for remainder in range(partitions):
+        op.execute(CreateHashPartition(table, config.schema, partitions, remainder))
     op.create_index(
         "ix_" + table + "_namespace_document_id",
         table,
@@ -80,5 +84,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drops the table with all its rows. The extension stays: others may use it."""
-    config = schema.revision_config()
-    op.drop_table(config.table_name, schema=config.schema)
+    name, schema = operations.table_names()
+    op.drop_table(name, schema=schema)

@@ -1,0 +1,136 @@
+"""Alembic's autogenerate at peace with chunk tables: one line for an ``env.py``.
+
+::
+
+    from cenote.autogenerate import hooks
+
+    context.configure(connection=connection, target_metadata=Base.metadata, **hooks())
+
+An env.py with an ``include_object``, ``render_item`` or ``compare_type`` of its own calls the
+function of that name here, and passes ``**(hooks() | {"include_object": its_own})``.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any, Literal
+
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import ops
+from alembic.runtime.plugins import Plugin
+from alembic.util import DispatchPriority, PriorityDispatchResult
+from pgvector.sqlalchemy import HALFVEC, VECTOR
+from sqlalchemy import Index, Integer, Table
+
+from cenote.catalog import LiveIndex, read_table
+from cenote.drift import index_differences
+from cenote.orm import ChunkRow
+
+PLUGIN = "cenote.indexes"
+"""The name of the index comparator among alembic's plugins."""
+
+_CHUNK_COLUMNS = frozenset(ChunkRow.__table__.columns.keys())
+
+
+def hooks() -> dict[str, Any]:
+    """Arguments for ``context.configure``: the functions below and the index comparator.
+
+    The comparator sees what alembic leaves out: the method, operator classes and ``WITH`` options
+    of a chunk table's indexes.
+    """
+    _register()
+    return {
+        "include_object": include_object,
+        "render_item": render_item,
+        "compare_type": compare_type,
+        "autogenerate_plugins": ["alembic.autogenerate.*", PLUGIN],
+    }
+
+
+def include_object(obj: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
+    """Leaves out what cenote keeps in the database beside the tables of the metadata.
+
+    Partitions, chunk tables that are not in the metadata, version tables, and the record of an
+    adopted table: autogenerate would drop each of them.
+    """
+    if kind != "table" or not reflected or other is not None:
+        return True
+    columns = set(obj.columns.keys())
+    return not (
+        columns >= _CHUNK_COLUMNS
+        or (columns == {"version_num"} and str(name).endswith("_alembic_version"))
+        or name == "cenote_schema_migrations"
+    )
+
+
+def render_item(kind: str, obj: Any, autogen_context: AutogenContext) -> str | Literal[False]:
+    """Renders vector types as ``VECTOR(384)``, with the import that makes it work."""
+    if kind != "type" or not isinstance(obj, VECTOR | HALFVEC):
+        return False
+    name = "HALFVEC" if isinstance(obj, HALFVEC) else "VECTOR"
+    autogen_context.imports.add(f"from pgvector.sqlalchemy import {name}")
+    return f"{name}({'' if obj.dim is None else int(obj.dim)})"
+
+
+def compare_type(
+    context: Any, inspected: Any, column: Any, inspected_type: Any, column_type: Any
+) -> bool | None:
+    """Takes no offence at the 32-bit positions of an adopted table; leaves the rest to alembic."""
+    if column.name == "position" and _is_chunk_table(column.table):
+        return False if isinstance(inspected_type, Integer) else None
+    return None
+
+
+def setup(plugin: Plugin) -> None:
+    """Called by alembic: adds the index comparator, after alembic's own."""
+    plugin.add_autogenerate_comparator(
+        _compare_indexes,
+        "table",
+        PLUGIN,
+        qualifier="postgresql",
+        priority=DispatchPriority.LAST,
+    )
+
+
+@cache
+def _register() -> None:
+    Plugin.setup_plugin_from_module(sys.modules[__name__], PLUGIN)
+
+
+def _compare_indexes(
+    autogen_context: AutogenContext,
+    modify_ops: ops.ModifyTableOps,
+    schema: str | None,
+    name: str,
+    live_table: Table | None,
+    table: Table | None,
+) -> PriorityDispatchResult:
+    if live_table is None or table is None or not _is_chunk_table(table):
+        return PriorityDispatchResult.CONTINUE
+    assert autogen_context.connection is not None
+    live = read_table(autogen_context.connection, name, schema)
+    assert live is not None
+    seen = {op.index_name for op in modify_ops.ops if isinstance(op, ops.DropIndexOp)}
+    for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        actual = live.index(str(index.name))
+        if actual is not None and index.name not in seen and any(index_differences(actual, index)):
+            modify_ops.ops.append(ops.DropIndexOp.from_index(_reflected(actual, live_table)))
+            modify_ops.ops.append(ops.CreateIndexOp.from_index(index))
+    return PriorityDispatchResult.CONTINUE
+
+
+def _is_chunk_table(table: Table) -> bool:
+    return set(table.columns.keys()) >= _CHUNK_COLUMNS
+
+
+def _reflected(index: LiveIndex, table: Table) -> Index:
+    """A live index as alembic drops it, and makes it again on the way down."""
+    return Index(
+        index.name,
+        *(table.c[name] for name in index.columns),
+        postgresql_using=index.method,
+        postgresql_ops=dict(zip(index.columns, index.operator_classes, strict=True)),
+        postgresql_with=dict(index.options),
+        _table=table,
+    )

@@ -1,0 +1,269 @@
+"""What the database's own catalogue says of a chunk table: the record of what was applied.
+
+Later revisions and commands take dimensions, type, partitions and parameters from here, never from
+a configuration that has moved on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Executable,
+    Integer,
+    and_,
+    column,
+    func,
+    inspect,
+    or_,
+    select,
+    table,
+)
+from sqlalchemy.dialects.postgresql.base import PGDialect
+
+from cenote.ddl import table_of
+
+_class = table(
+    "pg_class",
+    column("oid"),
+    column("relname"),
+    column("relnamespace"),
+    column("relkind"),
+    column("relam"),
+    column("reloptions"),
+    column("relpartbound"),
+)
+_namespace = table("pg_namespace", column("oid"), column("nspname"))
+_attribute = table(
+    "pg_attribute",
+    column("attrelid"),
+    column("attname"),
+    column("atttypid"),
+    column("atttypmod", Integer),
+    column("attisdropped"),
+)
+_type = table("pg_type", column("oid"), column("typname"))
+_inherits = table("pg_inherits", column("inhrelid"), column("inhparent"))
+_index = table(
+    "pg_index",
+    column("indexrelid"),
+    column("indrelid"),
+    column("indisvalid"),
+    column("indisprimary"),
+    column("indnkeyatts"),
+    column("indclass", ARRAY(Integer)),
+)
+_access_method = table("pg_am", column("oid"), column("amname"))
+_operator_class = table("pg_opclass", column("oid"), column("opcname"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveIndex:
+    """An index of the chunk table or of one of its partitions.
+
+    Attributes:
+        name: the index.
+        table: the table or partition that it is on.
+        method: ``"hnsw"``, ``"btree"``, ...
+        columns: what it is on, in order.
+        operator_classes: one for each column.
+        options: its ``WITH`` options.
+        valid: False where a concurrent build did not end, or a partition has no part of it.
+        primary: whether it is the primary key's.
+    """
+
+    name: str
+    table: str
+    method: str
+    columns: tuple[str, ...]
+    operator_classes: tuple[str, ...]
+    options: Mapping[str, str]
+    valid: bool
+    primary: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveTable:
+    """A chunk table as it is.
+
+    Attributes:
+        oid: its object identifier.
+        schema: the schema it is in.
+        name: its name.
+        column_type: of its embedding column, ``"vector"`` or ``"halfvec"``; None where it has no
+            such column, and so is no chunk table.
+        dimensions: of that column; None where any length fits.
+        partitions: the names of its partitions; empty for a plain table.
+        complete: whether the partitions take every namespace.
+        key: the columns of its primary key.
+        indexes: its own and its partitions'.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    column_type: str | None
+    dimensions: int | None
+    partitions: tuple[str, ...]
+    complete: bool
+    key: tuple[str, ...]
+    indexes: tuple[LiveIndex, ...]
+
+    @property
+    def embedding(self) -> str:
+        """The type of the embedding column as SQL writes it."""
+        return embedding_sql(self.column_type, self.dimensions)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `SchemaConfig` would say of dimensions, type and partitions."""
+        return {
+            "dimensions": self.dimensions,
+            "column_type": self.column_type,
+            "partitions": len(self.partitions),
+        }
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What `SchemaConfig` would say of its ANN index's parameters, where it has one."""
+        for index in self.indexes:
+            if index.method == "hnsw" and index.table == self.name:
+                return {"hnsw_" + option: int(value) for option, value in index.options.items()}
+        return {}
+
+    def index(self, name: str) -> LiveIndex | None:
+        """The index of the table itself that has this name."""
+        return next(
+            (index for index in self.indexes if (index.name, index.table) == (name, self.name)),
+            None,
+        )
+
+
+def embedding_sql(column_type: str | None, dimensions: int | None) -> str:
+    """``"vector(384)"``."""
+    if column_type is None:
+        return "missing"
+    return column_type if dimensions is None else f"{column_type}({dimensions})"
+
+
+def shape_query(name: str, schema: str | None) -> Executable:
+    """A query for the table's identity and the type of its embedding column.
+
+    No row where there is no such table; no `column_type` where it has no embedding column.
+    """
+    embedding = and_(
+        _attribute.c.attrelid == _class.c.oid,
+        _attribute.c.attname == "embedding",
+        _attribute.c.attisdropped.is_(False),
+    )
+    return (
+        select(
+            _class.c.oid,
+            _class.c.relname.label("name"),
+            _namespace.c.nspname.label("schema"),
+            _type.c.typname.label("column_type"),
+            func.nullif(_attribute.c.atttypmod, -1).label("dimensions"),
+        )
+        .select_from(_class)
+        .join(_namespace, _namespace.c.oid == _class.c.relnamespace)
+        .outerjoin(_attribute, embedding)
+        .outerjoin(_type, _type.c.oid == _attribute.c.atttypid)
+        .where(_class.c.oid == func.to_regclass(qualified(name, schema)))
+    )
+
+
+def qualified(name: str, schema: str | None) -> str:
+    """A table's name as SQL writes it."""
+    preparer = PGDialect().identifier_preparer  # type: ignore[no-untyped-call]
+    text: str = preparer.format_table(table_of(name, schema))
+    return text
+
+
+def read_table(connection: Connection, name: str, schema: str | None) -> LiveTable | None:
+    """The live table of this name, or None where there is none."""
+    shape = connection.execute(shape_query(name, schema)).one_or_none()
+    if shape is None:
+        return None
+    bounds = connection.execute(_partitions_query(shape.oid)).all()
+    key = inspect(connection).get_pk_constraint(shape.name, schema=shape.schema)
+    return LiveTable(
+        oid=shape.oid,
+        schema=shape.schema,
+        name=shape.name,
+        column_type=shape.column_type,
+        dimensions=shape.dimensions,
+        partitions=tuple(row.relname for row in bounds),
+        complete=not bounds or sum(_share(row.bound) for row in bounds) == 1,
+        key=tuple(key["constrained_columns"]),
+        indexes=tuple(
+            LiveIndex(
+                name=row.name,
+                table=row.on_table,
+                method=row.amname,
+                columns=tuple(row.columns),
+                operator_classes=tuple(row.operator_classes),
+                options=dict(option.split("=", 1) for option in row.reloptions or ()),
+                valid=row.indisvalid,
+                primary=row.indisprimary,
+            )
+            for row in connection.execute(_indexes_query(shape.oid))
+        ),
+    )
+
+
+def _share(bound: str | None) -> Fraction:
+    """The part of all hash values that a partition takes."""
+    modulus = re.search(r"modulus (\d+)", bound or "")
+    return Fraction(1, int(modulus[1])) if modulus else Fraction(0)
+
+
+def _partitions_query(oid: int) -> Executable:
+    return (
+        select(
+            _class.c.relname,
+            func.pg_get_expr(_class.c.relpartbound, _class.c.oid).label("bound"),
+        )
+        .join(_inherits, _inherits.c.inhrelid == _class.c.oid)
+        .where(_inherits.c.inhparent == oid)
+        .order_by(_class.c.relname)
+    )
+
+
+def _indexes_query(oid: int) -> Executable:
+    owner = _class.alias("owner")
+    position = func.generate_series(1, _index.c.indnkeyatts).table_valued("n").render_derived()
+    columns = select(func.pg_get_indexdef(_index.c.indexrelid, position.c.n, True))
+    operator_classes = select(_operator_class.c.opcname).where(
+        _operator_class.c.oid == _index.c.indclass[position.c.n - 1]
+    )
+    in_order = [
+        func.array(
+            query.select_from(position).order_by(position.c.n).correlate(_index).scalar_subquery()
+        )
+        for query in (columns, operator_classes)
+    ]
+    partitions = select(_inherits.c.inhrelid).where(_inherits.c.inhparent == oid)
+    return (
+        select(
+            _class.c.relname.label("name"),
+            owner.c.relname.label("on_table"),
+            _access_method.c.amname,
+            _class.c.reloptions,
+            _index.c.indisvalid,
+            _index.c.indisprimary,
+            in_order[0].label("columns"),
+            in_order[1].label("operator_classes"),
+        )
+        .select_from(_index)
+        .join(_class, _class.c.oid == _index.c.indexrelid)
+        .join(owner, owner.c.oid == _index.c.indrelid)
+        .join(_access_method, _access_method.c.oid == _class.c.relam)
+        .where(or_(_index.c.indrelid == oid, _index.c.indrelid.in_(partitions)))
+        .order_by(owner.c.relname, _class.c.relname)
+    )

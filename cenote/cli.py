@@ -1,0 +1,286 @@
+"""The console command `cenote`: what happens to the schema, from an installed package.
+
+The only part of the library, beside alembic's env.py, that reads the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from alembic.config import CommandLine, Config
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cenote import schema, settings
+from cenote.catalog import read_table
+from cenote.config import SchemaConfig
+from cenote.connections import create_engine
+from cenote.errors import CenoteError, ConfigurationError, MigrationError
+from cenote.host import write_host_revision
+from cenote.indexes import Progress, reindex, reindex_plan
+from cenote.repartition import repartition
+
+EXIT_FINDINGS = 1
+"""Exit status of ``cenote check`` where something differs. Errors are 2."""
+
+_BAR_WIDTH = 30
+
+_MIGRATE_COMMANDS = (
+    "branches",
+    "check",
+    "current",
+    "downgrade",
+    "ensure_version",
+    "heads",
+    "history",
+    "show",
+    "stamp",
+    "upgrade",
+)
+"""Those of alembic's sub-commands that do not write revisions: these are cenote's own."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry point."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s [%(name)s] %(message)s")
+    logging.getLogger("cenote").setLevel(logging.INFO)
+    try:
+        if arguments[:1] == ["migrate"]:
+            _migrate(arguments[1:])
+            return
+        options = _parser().parse_args(arguments)
+        sys.exit(options.run(options))
+    except CenoteError as error:
+        print(f"cenote: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+# -- alembic's own commands ------------------------------------------------------------------------
+
+
+def _migrate(arguments: list[str]) -> None:
+    """Alembic's command line with cenote's revisions; an ini file gives settings and logging."""
+    line = CommandLine(prog="cenote migrate")
+    options = line.parser.parse_args(arguments)
+    command = options.cmd[0].__name__ if hasattr(options, "cmd") else None
+    if command not in _MIGRATE_COMMANDS:
+        line.parser.error(
+            "the revisions are cenote's own; its commands here are " + ", ".join(_MIGRATE_COMMANDS)
+        )
+    logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
+    logging.getLogger("alembic.util.messaging").setLevel(logging.CRITICAL)  # prints it, too
+    line.run_cmd(_alembic_config(options.config, cmd_opts=options), options)
+
+
+def _alembic_config(names: list[str] | None, **kw: Any) -> Config:
+    """Alembic's configuration with our script location, and nobody's version_locations."""
+    ini, toml = _files(names or [])
+    config = Config(file_=ini, toml_file=toml, **kw)
+    location = str(schema.script_location()).replace("%", "%%")
+    config.set_main_option("script_location", location)
+    config.set_main_option("version_locations", location + "/versions")
+    config.set_main_option("path_separator", "newline")
+    return config
+
+
+def _files(names: list[str]) -> tuple[str | None, str | None]:
+    """The ini file and the pyproject.toml among the names."""
+    for name in names:
+        if not Path(name).is_file():
+            raise ConfigurationError(f"there is no file {name}", setting="config")
+    toml = [name for name in names if Path(name).name == "pyproject.toml"]
+    ini = [name for name in names if name not in toml]
+    return (ini[-1] if ini else None), (toml[-1] if toml else None)
+
+
+# -- our own ---------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cenote", description="The chunk table's schema: made, checked, rebuilt."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    commands.add_parser(
+        "migrate", help="alembic's own commands with cenote's revisions: upgrade head, current, ..."
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-x", action="append", metavar="name=value", help="a setting")
+    common.add_argument(
+        "-c", "--config", action="append", metavar="FILE", help="ini file or pyproject.toml"
+    )
+
+    check = commands.add_parser(
+        "check", parents=[common], help="compare the database with what is expected of it"
+    )
+    check.add_argument("--json", action="store_true", help="print the findings as JSON")
+    check.set_defaults(run=_check)
+
+    rebuild = commands.add_parser(
+        "reindex", parents=[common], help="rebuild the ANN index while the table is in use"
+    )
+    rebuild.add_argument("--m", type=int, help="links of a node, 2 to 100; as it is by default")
+    rebuild.add_argument(
+        "--ef-construction", type=int, help="candidates while building; as it is by default"
+    )
+    rebuild.add_argument(
+        "--memory", metavar="SIZE", help="maintenance_work_mem, such as 2GB; by default estimated"
+    )
+    rebuild.add_argument("--workers", type=int, help="max_parallel_maintenance_workers")
+    rebuild.add_argument("--dry-run", action="store_true", help="print the statements only")
+    rebuild.set_defaults(run=_reindex)
+
+    rewrite = commands.add_parser(
+        "repartition",
+        parents=[common],
+        help="rewrite the table into partitions, or back into a plain one; it is locked meanwhile",
+    )
+    rewrite.add_argument("partitions", type=int, help="2 to 1,024, or 0 for a plain table")
+    rewrite.add_argument("--memory", metavar="SIZE", help="as of reindex")
+    rewrite.set_defaults(run=_repartition)
+
+    host = commands.add_parser(
+        "host-revision",
+        parents=[common],
+        help="write a revision into your own history that makes the chunk table",
+    )
+    host.add_argument("-m", "--message", default="cenote's chunk table", help="its message")
+    host.add_argument("--from", dest="start", default="base", help="cenote's revision before it")
+    host.add_argument("--to", help="cenote's revision after it; the newest by default")
+    host.set_defaults(run=_host_revision)
+    return parser
+
+
+def _given(options: argparse.Namespace) -> tuple[dict[str, Any], Config]:
+    """The settings of a command line, and the configuration they were read from."""
+    config = _alembic_config(options.config)
+    arguments = {}
+    for argument in options.x or ():
+        name, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigurationError(f"-x {name}: say -x name=value", setting=name)
+        arguments[name] = value
+    return settings.gather(arguments, schema.ini_section(config), os.environ), config
+
+
+def _with_engine(
+    options: argparse.Namespace,
+    work: Callable[[AsyncEngine, dict[str, Any]], Awaitable[int]],
+) -> int:
+    """Run work on an engine for the command line's database."""
+    given, config = _given(options)
+
+    async def run() -> int:
+        engine = create_engine(schema.database_url(given, config), pool_size=2)
+        try:
+            return await work(engine, given)
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(run())
+
+
+def _check(options: argparse.Namespace) -> int:
+    async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
+        async with schema.own_connection(engine) as connection:
+            found = await connection.run_sync(schema.find_drift, given)
+        if options.json:
+            print(json.dumps([finding.as_dict() for finding in found], indent=2))
+        for finding in () if options.json else found:
+            print(finding)
+        if not found and not options.json:
+            print("nothing differs")
+        return EXIT_FINDINGS if found else 0
+
+    return _with_engine(options, work)
+
+
+def _reindex(options: argparse.Namespace) -> int:
+    async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
+        config = await _live_config(
+            engine, given, hnsw_m=options.m, hnsw_ef_construction=options.ef_construction
+        )
+        if options.dry_run:
+            for statement in await reindex_plan(engine, config):
+                print(str(statement.compile(dialect=engine.dialect)).strip() + ";")
+            return 0
+        await reindex(
+            engine,
+            config,
+            memory=options.memory,
+            workers=options.workers,
+            progress=_show_progress,
+        )
+        print(
+            f"index rebuilt with m={config.hnsw_m}, ef_construction={config.hnsw_ef_construction}"
+        )
+        return 0
+
+    return _with_engine(options, work)
+
+
+def _repartition(options: argparse.Namespace) -> int:
+    async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
+        config = await _live_config(engine, given, partitions=options.partitions)
+        await repartition(engine, config, memory=options.memory)
+        print(f"table {config.table_name} has {config.partitions} partitions")
+        return 0
+
+    return _with_engine(options, work)
+
+
+async def _live_config(
+    engine: AsyncEngine, given: dict[str, Any], **changes: int | None
+) -> SchemaConfig:
+    """The live table's own settings, parameters of the ANN index included, but for changes."""
+    name, where = settings.table_of_settings(given)
+    async with schema.own_connection(engine) as connection:
+        live = await connection.run_sync(read_table, name, where)
+    if live is None or live.dimensions is None:
+        raise MigrationError(f"there is no chunk table {name!r} in this database")
+    asked: dict[str, Any] = {
+        setting: value for setting, value in changes.items() if value is not None
+    }
+    named = {"table_name": name, "schema": where}
+    return SchemaConfig(**(live.settings | live.parameters | named | asked))
+
+
+def _show_progress(progress: Progress) -> None:
+    """A bar that stays on its line, for people; nothing where nobody looks."""
+    if not sys.stderr.isatty():
+        return
+    filled = round(progress.fraction * _BAR_WIDTH)
+    bar = "#" * filled + "-" * (_BAR_WIDTH - filled)
+    text = f"{progress.number}/{progress.of} [{bar}] {progress.phase}"
+    last = progress.number == progress.of and progress.phase == "built"
+    print(f"\r\x1b[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+
+
+# -- into a host's history -------------------------------------------------------------------------
+
+
+def _host_revision(options: argparse.Namespace) -> int:
+    given, _ = _given(options)
+    config = settings.resolve(given, None)
+    if config is None:
+        raise ConfigurationError(settings.HOW_TO_SET_DIMENSIONS, setting="dimensions")
+    ini, toml = _files(options.config or ["alembic.ini"])
+    host = Config(file_=ini, toml_file=toml)
+    file = write_host_revision(
+        host, config, message=options.message, start=options.start, to=options.to
+    )
+    print(f"wrote {file}")
+    return 0

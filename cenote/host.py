@@ -1,0 +1,71 @@
+"""Writing the revision that carries the chunk table in a host's own history."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError, rev_id
+
+from cenote import operations
+from cenote.config import SchemaConfig
+from cenote.errors import MigrationError
+
+_IMPORTS = """\
+from cenote import SchemaConfig
+from cenote.operations import downgrade_chunks, upgrade_chunks
+
+# Frozen: this revision makes the table by these settings, whatever the application's say by now.
+CHUNKS = {settings}
+"""
+
+
+def write_host_revision(
+    host: Config,
+    config: SchemaConfig,
+    *,
+    message: str = "cenote's chunk table",
+    start: str = "base",
+    to: str | None = None,
+) -> Path:
+    """Write a revision after the host's head that replays cenote's; see `cenote.operations`.
+
+    Args:
+        host: the host's alembic configuration.
+        config: the settings, which are written into the file.
+        message: of the revision.
+        start: cenote's revision before it, ``"base"`` for none.
+        to: cenote's revision after it; the newest by default.
+
+    Returns:
+        The file, made from the host's own ``script.py.mako``.
+
+    Raises:
+        MigrationError: the host's history has no or several heads, or a revision is unknown.
+    """
+    to = operations.head_revision() if to is None else to
+    operations.check_range(start, to)
+    steps = f'start="{start}", to="{to}"', f'start="{to}", to="{start}"'
+    try:
+        script = ScriptDirectory.from_config(host).generate_revision(
+            rev_id(),
+            message,
+            refresh=True,
+            imports=_IMPORTS.format(settings=_as_python(config)),
+            upgrades=f"upgrade_chunks(CHUNKS, {steps[0]})",
+            downgrades=f"downgrade_chunks(CHUNKS, {steps[1]})",
+        )
+    except CommandError as error:
+        raise MigrationError(f"your revisions: {error}") from error
+    assert script is not None
+    return Path(script.path)
+
+
+def _as_python(config: SchemaConfig) -> str:
+    """The settings as Python, with every one that shapes the table spelled out."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    values["partitions"] = config.new_partitions
+    lines = [f"    {name}={value!r},\n" for name, value in values.items() if value is not None]
+    return "SchemaConfig(\n" + "".join(lines) + ")"

@@ -1,0 +1,332 @@
+"""Rebuilding the ANN index with other parameters while the table is read and written.
+
+A plain table's index is built beside the old one and takes its name. A partitioned table's cannot
+be built, dropped or altered concurrently as a whole: each partition's part is built concurrently,
+and one short transaction makes the new parent on ``ONLY`` the parent table, attaches the parts and
+drops the old one. Both exist meanwhile, and each write goes to both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from sqlalchemy import Column, Connection, Index, column, func, select, table
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.schema import CreateIndex, DropIndex, ExecutableDDLElement
+
+from cenote.catalog import LiveTable, read_table
+from cenote.config import SchemaConfig
+from cenote.ddl import AttachIndex, CreateIndexOnOnly, LockTable, RenameIndex, table_of
+from cenote.drift import embedding_finding, subject_of
+from cenote.errors import MigrationError
+from cenote.locks import migration_lock, with_short_waits
+from cenote.orm import OPERATOR_CLASS, ann_index_name
+from cenote.schema import own_errors
+from cenote.sqltypes import embedding_type
+
+_PROGRESS_SECONDS = 0.5
+
+_NEW, _OLD = "_new", "_old"
+
+_logger = logging.getLogger(__name__)
+
+_progress = table(
+    "pg_stat_progress_create_index",
+    column("pid"),
+    column("phase"),
+    column("blocks_total"),
+    column("blocks_done"),
+    column("tuples_total"),
+    column("tuples_done"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a rebuild is.
+
+    Attributes:
+        index: the part that is being built.
+        number: which one it is, from 1.
+        of: how many there are.
+        phase: Postgres' own words.
+        fraction: of this part, 0 to 1; Postgres tells it while it loads tuples.
+    """
+
+    index: str
+    number: int
+    of: int
+    phase: str
+    fraction: float
+
+
+@dataclass(slots=True)
+class Plan:
+    """The statements of a rebuild.
+
+    Attributes:
+        clear: leftovers of an interrupted run, each dropped outside a transaction.
+        build: the parts by name, each built outside a transaction.
+        swap: one transaction.
+        finish: what is dropped afterwards, outside a transaction.
+    """
+
+    clear: list[ExecutableDDLElement] = field(default_factory=list)
+    build: dict[str, ExecutableDDLElement] = field(default_factory=dict)
+    swap: list[ExecutableDDLElement] = field(default_factory=list)
+    finish: list[ExecutableDDLElement] = field(default_factory=list)
+
+    def statements(self) -> Iterator[ExecutableDDLElement]:
+        """All of them, in order."""
+        yield from (*self.clear, *self.build.values(), *self.swap, *self.finish)
+
+
+async def reindex(
+    engine: AsyncEngine,
+    config: SchemaConfig,
+    *,
+    memory: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Build the ANN index anew with the configuration's parameters, while the table is in use.
+
+    It waits for every transaction that is open when a part is built, as Postgres does, and takes
+    the table for itself for a moment at the end. What an interrupted run left behind is cleared
+    first. A missing or invalid index is built, too.
+
+    Args:
+        engine: the database; one connection of its pool builds, another asks for the progress.
+        config: whose `hnsw_m` and `hnsw_ef_construction` the index gets.
+        memory: ``maintenance_work_mem`` of this session, such as ``"2GB"``. By default what the
+            graph of the largest part is estimated to need, up to 1 GB, and at least the server's.
+        workers: ``max_parallel_maintenance_workers`` of this session; the server's by default. A
+            parallel build takes its memory from shared memory, which containers often limit.
+        progress: is called about twice a second.
+
+    Raises:
+        MigrationError: there is no such chunk table, it has other dimensions, or the database
+            refused; the old index is still there.
+    """
+    with own_errors():
+        async with _session(engine, config) as connection:
+            live = await connection.run_sync(read_chunk_table, config)
+            plan = make_plan(live, config)
+            await connection.run_sync(set_build_memory, live, config, memory, workers)
+            for statement in plan.clear:
+                await connection.execute(statement)
+            for number, (name, statement) in enumerate(plan.build.items(), 1):
+                _logger.info("building index %s (%d of %d)", name, number, len(plan.build))
+                async with _reporting(engine, connection, progress, name, number, len(plan.build)):
+                    await connection.execute(statement)
+            await connection.run_sync(_swap, plan, config)
+            for statement in plan.finish:
+                await connection.execute(statement)
+
+
+async def reindex_plan(engine: AsyncEngine, config: SchemaConfig) -> list[ExecutableDDLElement]:
+    """The statements that `reindex` would execute.
+
+    Raises:
+        MigrationError: as `reindex`.
+    """
+    with own_errors():
+        async with engine.connect() as connection:
+            live = await connection.run_sync(read_chunk_table, config)
+            return [*make_plan(live, config).statements()]
+
+
+def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
+    """The statements that rebuild the ANN index of a live table."""
+    name = ann_index_name(live.name)
+    there = live.index(name) is not None
+    plan = Plan(clear=[*_leftovers(live)])
+    if not live.partitions:
+        plan.build[name + _NEW] = CreateIndex(_index(name + _NEW, live, live.name, config))
+        if there:
+            plan.swap.append(RenameIndex(name, name + _OLD, live.schema))
+            plan.finish.append(_drop(name + _OLD, live))
+        plan.swap.append(RenameIndex(name + _NEW, name, live.schema))
+        return plan
+    parts = {partition: part_name(partition) + _NEW for partition in live.partitions}
+    for partition, part in parts.items():
+        plan.build[part] = CreateIndex(_index(part, live, partition, config))
+    parent = _index(name + _NEW, live, live.name, config, concurrently=False)
+    plan.swap += [LockTable(live.name, live.schema), CreateIndexOnOnly(parent)]
+    plan.swap += [AttachIndex(name + _NEW, part, live.schema) for part in parts.values()]
+    if there:
+        plan.swap.append(_drop(name, live, concurrently=False))
+    plan.swap.append(RenameIndex(name + _NEW, name, live.schema))
+    plan.swap += [
+        RenameIndex(part, part.removesuffix(_NEW), live.schema) for part in parts.values()
+    ]
+    return plan
+
+
+def part_name(partition: str) -> str:
+    """What Postgres calls a partition's part of the ANN index."""
+    return partition + "_embedding_idx"
+
+
+def _leftovers(live: LiveTable) -> Iterator[DropIndex]:
+    ours = {ann_index_name(live.name) + _NEW, ann_index_name(live.name) + _OLD}
+    ours |= {part_name(partition) + _NEW for partition in live.partitions}
+    for index in live.indexes:
+        if index.name in ours:
+            yield _drop(index.name, live)
+
+
+def _index(
+    name: str, live: LiveTable, on: str, config: SchemaConfig, *, concurrently: bool = True
+) -> Index:
+    target = table_of(on, live.schema)
+    target.append_column(Column("embedding", embedding_type(config.column_type)))
+    return Index(
+        name,
+        target.c.embedding,
+        postgresql_using="hnsw",
+        postgresql_ops={"embedding": OPERATOR_CLASS[config.column_type]},
+        postgresql_with={"m": config.hnsw_m, "ef_construction": config.hnsw_ef_construction},
+        postgresql_concurrently=concurrently,
+    )
+
+
+def _drop(name: str, live: LiveTable, *, concurrently: bool = True) -> DropIndex:
+    target = table_of(live.name, live.schema)
+    return DropIndex(Index(name, _table=target, postgresql_concurrently=concurrently))
+
+
+# -- running it ------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _session(engine: AsyncEngine, config: SchemaConfig) -> AsyncIterator[AsyncConnection]:
+    """A connection of its own that holds the migration lock; lock and settings end with it."""
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        assert connection.sync_connection is not None
+        lock = migration_lock(connection.sync_connection, config.table_name)
+        try:
+            await connection.run_sync(lambda _: lock.__enter__())
+            yield connection
+        finally:
+            await connection.invalidate()
+
+
+def read_chunk_table(connection: Connection, config: SchemaConfig) -> LiveTable:
+    """The live table of a configuration.
+
+    Raises:
+        MigrationError: there is none, or it has other dimensions.
+    """
+    live = read_table(connection, config.table_name, config.schema)
+    if live is None or live.column_type is None:
+        raise MigrationError(f"there is no chunk table {config.table_name!r}")
+    subject = subject_of(config.table_name, config.schema)
+    finding = embedding_finding(subject, live.column_type, live.dimensions, config)
+    if finding is not None:
+        raise MigrationError(str(finding))
+    return live
+
+
+def set_build_memory(
+    connection: Connection,
+    live: LiveTable,
+    config: SchemaConfig,
+    memory: str | None,
+    workers: int | None,
+    *,
+    local: bool = False,
+) -> None:
+    """Give the session, or the transaction, what a build needs; see `reindex`."""
+    values = {"statement_timeout": "0"}
+    if workers is not None:
+        values["max_parallel_maintenance_workers"] = str(workers)
+    needed = _graph_kilobytes(connection, live, config) if memory is None else 0
+    if memory is not None:
+        values["maintenance_work_mem"] = memory
+    elif needed > _kilobytes_set(connection):
+        values["maintenance_work_mem"] = f"{needed}kB"
+    for name, value in values.items():
+        connection.execute(select(func.set_config(name, value, local)))
+
+
+def _graph_kilobytes(connection: Connection, live: LiveTable, config: SchemaConfig) -> int:
+    """About what the graph of the largest part needs in memory while it is built, up to 1 GB.
+
+    Each element has its vector, up to 2 m neighbours of 16 bytes on the lowest level and few above,
+    and about 150 bytes besides (pgvector 0.8, src/hnsw.h).
+    """
+    rows = max(
+        connection.scalar(select(func.count()).select_from(table_of(part, live.schema))) or 0
+        for part in live.partitions or (live.name,)
+    )
+    vector = config.dimensions * (2 if config.column_type == "halfvec" else 4)
+    return min(rows * (vector + 2 * config.hnsw_m * 18 + 150) // 1024 + 1024, 2**20)
+
+
+def _kilobytes_set(connection: Connection) -> int:
+    settings = table("pg_settings", column("name"), column("setting"))
+    where = settings.c.name == "maintenance_work_mem"
+    return int(connection.scalar(select(settings.c.setting).where(where)) or 0)
+
+
+def _swap(connection: Connection, plan: Plan, config: SchemaConfig) -> None:
+    """Put the new index in the old one's place in one short transaction, however often it takes."""
+
+    def swap() -> None:
+        for statement in plan.swap:
+            connection.execute(statement)
+
+    connection.commit()
+    connection.execution_options(isolation_level="READ COMMITTED")
+    try:
+        with_short_waits(connection, config.table_name, swap)
+    finally:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+@asynccontextmanager
+async def _reporting(
+    engine: AsyncEngine,
+    connection: AsyncConnection,
+    report: Callable[[Progress], None] | None,
+    index: str,
+    number: int,
+    of: int,
+) -> AsyncIterator[None]:
+    """Report what Postgres says of the build meanwhile, by another connection."""
+    if report is None:
+        yield
+        return
+    pid = await connection.scalar(select(func.pg_backend_pid()))
+
+    async def watch() -> None:
+        async with engine.connect() as watching:
+            await watching.execution_options(isolation_level="AUTOCOMMIT")
+            while True:
+                query = select(_progress).where(_progress.c.pid == pid)
+                row = (await watching.execute(query)).one_or_none()
+                if row is not None:
+                    total = row.tuples_total or row.blocks_total
+                    done = row.tuples_done if row.tuples_total else row.blocks_done
+                    fraction = min(done / total, 1.0) if total else 0.0
+                    report(
+                        Progress(
+                            index=index, number=number, of=of, phase=row.phase, fraction=fraction
+                        )
+                    )
+                await asyncio.sleep(_PROGRESS_SECONDS)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+        report(Progress(index=index, number=number, of=of, phase="built", fraction=1.0))
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

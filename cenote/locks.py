@@ -1,0 +1,159 @@
+"""The two locks of whatever changes the schema: one for the database, one for this process."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain, repeat
+from typing import Any
+
+from sqlalchemy import Connection, cast, column, func, select, table
+from sqlalchemy.dialects.postgresql import OID
+from sqlalchemy.exc import DBAPIError
+
+from cenote.connections import driver_error
+from cenote.errors import MigrationError
+
+LOCK_TIMEOUT_SECONDS = 300.0
+"""How long a change of the schema waits for another one of the same database."""
+
+LOCK_KEY = int.from_bytes(hashlib.sha256(b"cenote migrations").digest()[:8], "big", signed=True)
+"""The advisory lock that is held meanwhile."""
+
+_POLL_SECONDS = 0.2
+
+TABLE_LOCK_TIMEOUT_SECONDS = 300.0
+"""How long `with_short_waits` keeps trying."""
+
+_WAITS_MILLISECONDS = (100, 200, 500, 1500)
+"""How long each try waits, and everybody else behind it; the last one repeats. That is longer than
+the server's deadlock_timeout of 1 s, after which an autovacuum in the way gives up."""
+
+_LOCK_NOT_AVAILABLE = "55P03"
+
+_locks = table(
+    "pg_locks",
+    column("pid"),
+    column("locktype"),
+    column("database"),
+    column("classid"),
+    column("objid"),
+    column("granted"),
+)
+_database = table("pg_database", column("oid"), column("datname"))
+_HOLDER = (
+    select(_locks.c.pid)
+    .join(_database, _database.c.oid == _locks.c.database)
+    .where(
+        _database.c.datname == func.current_database(),
+        _locks.c.locktype == "advisory",
+        _locks.c.classid == cast((LOCK_KEY >> 32) & 0xFFFFFFFF, OID),
+        _locks.c.objid == cast(LOCK_KEY & 0xFFFFFFFF, OID),
+        _locks.c.granted,
+    )
+)
+
+_logger = logging.getLogger(__name__)
+
+# alembic.context and alembic.op are globals of the process: one migration at a time may run in it.
+_alembic_lock = threading.Lock()
+
+
+@contextmanager
+def migration_lock(connection: Connection, table_name: str) -> Iterator[None]:
+    """Hold the lock of this database's cenote migrations for the session.
+
+    One lock for all tables, since the extension and the schema are the database's.
+    The lock is polled: a session that waits inside pg_advisory_lock() holds a snapshot, for which
+    a concurrent index build would wait in turn. It ends with the session, so that a killed holder
+    blocks nobody.
+
+    Args:
+        connection: one without an open transaction.
+        table_name: what waits, for the log.
+
+    Raises:
+        MigrationError: another one held it for `LOCK_TIMEOUT_SECONDS`.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    waiting = False
+    while not _scalar(connection, select(func.pg_try_advisory_lock(LOCK_KEY))):
+        if time.monotonic() > deadline:
+            raise MigrationError(
+                f"another cenote migration of this database did not end within "
+                f"{LOCK_TIMEOUT_SECONDS:.0f} seconds; table {table_name!r} was not migrated"
+            )
+        if not waiting:
+            _logger.info(
+                "waiting to migrate table %s: another cenote migration of this database runs "
+                "(server process %s)",
+                table_name,
+                _scalar(connection, _HOLDER),
+            )
+            waiting = True
+        sleep(connection, _POLL_SECONDS)
+    try:
+        yield
+    finally:
+        if not connection.closed and not connection.invalidated:
+            connection.rollback()
+            _scalar(connection, select(func.pg_advisory_unlock(LOCK_KEY)))
+
+
+def with_short_waits(connection: Connection, table_name: str, work: Callable[[], None]) -> None:
+    """Do work in a transaction that waits for no table lock for long, and again until it gets it.
+
+    Whoever wants a table waits behind a transaction that waits for all of it.
+
+    Args:
+        connection: one without an open transaction, not in AUTOCOMMIT.
+        table_name: what is wanted, for the log.
+        work: may be called several times.
+
+    Raises:
+        MigrationError: it took longer than `TABLE_LOCK_TIMEOUT_SECONDS`.
+    """
+    deadline = time.monotonic() + TABLE_LOCK_TIMEOUT_SECONDS
+    for wait in chain(_WAITS_MILLISECONDS, repeat(_WAITS_MILLISECONDS[-1])):
+        try:
+            with connection.begin():
+                connection.execute(select(func.set_config("lock_timeout", f"{wait}ms", True)))
+                work()
+            return
+        except DBAPIError as error:
+            if getattr(driver_error(error), "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            if time.monotonic() > deadline:
+                raise MigrationError(
+                    f"others held table {table_name!r} for {TABLE_LOCK_TIMEOUT_SECONDS:.0f} "
+                    "seconds; end their transactions and run it again"
+                ) from error
+        _logger.info("table %s is in use; trying again", table_name)
+        sleep(connection, 0.5)
+
+
+@contextmanager
+def process_lock(connection: Connection) -> Iterator[None]:
+    """Hold this process' use of alembic. Polled, since its holder may be a task of this thread."""
+    while not _alembic_lock.acquire(blocking=False):
+        sleep(connection, _POLL_SECONDS)
+    try:
+        yield
+    finally:
+        _alembic_lock.release()
+
+
+def sleep(connection: Connection, seconds: float) -> None:
+    """Sleep on the server: that suspends a task, and a thread, whichever this runs in."""
+    connection.execute(select(func.pg_sleep(seconds)))
+    connection.commit()
+
+
+def _scalar(connection: Connection, statement: Any) -> Any:
+    value = connection.scalar(statement)
+    connection.commit()
+    return value
