@@ -12,6 +12,7 @@ function of that name here, and passes ``**(hooks() | {"include_object": its_own
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import cache
 from typing import Any, Literal
@@ -21,11 +22,12 @@ from alembic.operations import ops
 from alembic.runtime.plugins import Plugin
 from alembic.util import DispatchPriority, PriorityDispatchResult
 from pgvector.sqlalchemy import HALFVEC, VECTOR
-from sqlalchemy import Index, Integer, Table
+from sqlalchemy import ForeignKeyConstraint, Index, Integer, Table
 
 from cenote.catalog import LiveIndex, read_table
 from cenote.drift import index_differences
-from cenote.orm import ChunkRow
+from cenote.operations import record_branch
+from cenote.orm import KEY, ChunkRow
 
 PLUGIN = "cenote.indexes"
 """The name of the index comparator among alembic's plugins."""
@@ -34,10 +36,11 @@ _CHUNK_COLUMNS = frozenset(ChunkRow.__table__.columns.keys())
 
 
 def hooks() -> dict[str, Any]:
-    """Arguments for ``context.configure``: the functions below and the index comparator.
+    """Arguments for ``context.configure``: the functions below, the index comparator, the record.
 
     The comparator sees what alembic leaves out: the method, operator classes and ``WITH`` options
-    of a chunk table's indexes.
+    of a chunk table's indexes. The record, `cenote.operations.record_branch`, is for cenote's
+    revisions as a branch of the host's.
     """
     _register()
     return {
@@ -45,16 +48,21 @@ def hooks() -> dict[str, Any]:
         "render_item": render_item,
         "compare_type": compare_type,
         "autogenerate_plugins": ["alembic.autogenerate.*", PLUGIN],
+        "on_version_apply": record_branch,
     }
 
 
 def include_object(obj: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
     """Leaves out what cenote keeps in the database beside the tables of the metadata.
 
-    Partitions, chunk tables that are not in the metadata, version tables, and the record of an
-    adopted table: autogenerate would drop each of them.
+    Partitions, chunk tables that are not in the metadata, version tables, the record of an adopted
+    table, and the parts of a foreign key to a partitioned one: autogenerate would drop each.
     """
-    if kind != "table" or not reflected or other is not None:
+    if not reflected or other is not None:
+        return True
+    if kind == "foreign_key_constraint":
+        return not _is_part_of_key(obj)
+    if kind != "table":
         return True
     columns = set(obj.columns.keys())
     return not (
@@ -118,6 +126,14 @@ def _compare_indexes(
             modify_ops.ops.append(ops.DropIndexOp.from_index(_reflected(actual, live_table)))
             modify_ops.ops.append(ops.CreateIndexOp.from_index(index))
     return PriorityDispatchResult.CONTINUE
+
+
+def _is_part_of_key(key: ForeignKeyConstraint) -> bool:
+    """Whether a reflected foreign key is the part that Postgres made of one for a partition."""
+    targets = [element.target_fullname.rsplit(".", 2)[-2:] for element in key.elements]
+    return tuple(column for _, column in targets) == KEY and all(
+        re.search(r"_p\d{2,4}$", table) for table, _ in targets
+    )
 
 
 def _is_chunk_table(table: Table) -> bool:

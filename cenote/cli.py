@@ -279,8 +279,5 @@ def _host_revision(options: argparse.Namespace) -> int:
         raise ConfigurationError(settings.HOW_TO_SET_DIMENSIONS, setting="dimensions")
     ini, toml = _files(options.config or ["alembic.ini"])
     host = Config(file_=ini, toml_file=toml)
-    file = write_host_revision(
-        host, config, message=options.message, start=options.start, to=options.to
-    )
-    print(f"wrote {file}")
+    write_host_revision(host, config, message=options.message, start=options.start, to=options.to)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -67,5 +68,9 @@ def _as_python(config: SchemaConfig) -> str:
     """The settings as Python, with every one that shapes the table spelled out."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     values["partitions"] = config.new_partitions
-    lines = [f"    {name}={value!r},\n" for name, value in values.items() if value is not None]
+    lines = [
+        f"    {name}={json.dumps(value, ensure_ascii=False)},\n"
+        for name, value in values.items()
+        if value is not None
+    ]
     return "SchemaConfig(\n" + "".join(lines) + ")"

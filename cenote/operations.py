@@ -33,13 +33,13 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, func, inspect, select
-from sqlalchemy.schema import CreateSchema, DropTable
+from sqlalchemy.schema import CreateSchema
 
 from cenote import drift
 from cenote.catalog import LiveTable, qualified, read_table
 from cenote.config import SchemaConfig
 from cenote.connections import EXTENSION_QUERY, OLDEST_PGVECTOR, parse_version, too_old
-from cenote.ddl import CreateExtension, table_of
+from cenote.ddl import CreateExtension
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.settings import HOW_TO_SET_DIMENSIONS
 
@@ -83,16 +83,13 @@ def upgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
             f"table {config.table_name!r} is not at {start}, from which this revision starts; "
             "run the ones before it"
         )
-    context = _version_context(config, start)
     with _settings_frozen(config):
         ensure_schema(config)
-        if offline and start == "base":
-            _create_version_table(config)
         for script in scripts:
             if script.revision not in done:
                 script.module.upgrade()
-    if to not in done:
-        context.stamp(_script_directory(), to)
+        if to not in done:
+            _record(start, to)
     if not offline:
         refuse_other_shape(op.get_bind(), config)
 
@@ -118,28 +115,28 @@ def downgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
                 f"table {config.table_name!r} is at {recorded or 'base'}, and this revision takes "
                 f"it down from {start}"
             )
-    context = _version_context(config, start)
     with _settings_frozen(config):
         for script in reversed(scripts):
             script.module.downgrade()
-    context.stamp(_script_directory(), to)
-    if to == "base":
-        op.execute(DropTable(table_of(version_table(config.table_name), config.schema)))
+        _record(start, to)
+
+
+def record_branch(*, step: Any, **_: Any) -> None:
+    """Record cenote's revisions when they are a branch of the host's history, too.
+
+    An ``on_version_apply`` of alembic, among `cenote.autogenerate.hooks`. The host's own version
+    table forgets a branch that another revision depends on.
+    """
+    revision = step.up_revision_id
+    if str(revision).startswith("cenote_"):
+        below = step.down_revision_ids[0] if step.down_revision_ids else "base"
+        _record(*((below, revision) if step.is_upgrade else (revision, below)))
 
 
 def recorded_revision(connection: Connection, table_name: str, schema: str | None) -> str | None:
-    """The revision that the database records for a chunk table, or None.
-
-    From cenote's own version table, else from ``alembic_version``, where cenote's revisions are
-    when they are a branch of the host's.
-    """
-    for name, where in ((version_table(table_name), schema), ("alembic_version", None)):
-        options = {"version_table": name, "version_table_schema": where}
-        heads = MigrationContext.configure(connection, opts=options).get_current_heads()
-        own = [head for head in heads if head.startswith("cenote_")]
-        if own:
-            return own[0]
-    return None
+    """The revision that the database records for a chunk table, or None."""
+    options = {"version_table": version_table(table_name), "version_table_schema": schema}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()
 
 
 def head_revision() -> str:
@@ -199,33 +196,30 @@ def _settings_frozen(config: SchemaConfig) -> Iterator[None]:
         _frozen.reset(token)
 
 
-def _version_context(config: SchemaConfig, start: str) -> MigrationContext:
-    """Alembic's context for cenote's version table, on the connection of the host's own."""
-    options: dict[str, Any] = {
-        "version_table": version_table(config.table_name),
-        "version_table_schema": config.schema,
-    }
-    host = op.get_context()
-    if not host.as_sql:
-        return MigrationContext.configure(op.get_bind(), opts=options)
-    options |= {
-        "as_sql": True,
-        "output_buffer": host.impl.output_buffer,
-        "starting_rev": None if start == "base" else start,
-    }
-    return MigrationContext.configure(dialect_name="postgresql", opts=options)
-
-
-def _create_version_table(config: SchemaConfig) -> None:
-    """As alembic makes it, which offline leaves it out."""
-    name = version_table(config.table_name)
-    op.create_table(
-        name,
-        sa.Column("version_num", sa.String(32), nullable=False),
-        sa.PrimaryKeyConstraint("version_num", name=name + "_pkc"),
-        schema=config.schema,
-        if_not_exists=True,
-    )
+def _record(start: str, to: str) -> None:
+    """Write into cenote's version table that the chunk table went from a revision to another."""
+    name, schema = table_names()
+    own = version_table(name)
+    context = op.get_context()
+    options: dict[str, Any] = {"version_table": own, "version_table_schema": schema}
+    if not context.as_sql:
+        MigrationContext.configure(op.get_bind(), opts=options).stamp(_script_directory(), to)
+    else:
+        if start == "base":  # as alembic makes it, which does not when it stamps offline
+            op.create_table(
+                own,
+                sa.Column("version_num", sa.String(32), nullable=False),
+                sa.PrimaryKeyConstraint("version_num", name=own + "_pkc"),
+                schema=schema,
+                if_not_exists=True,
+            )
+        options["as_sql"] = True
+        options["output_buffer"] = context.impl.output_buffer
+        options["starting_rev"] = None if start == "base" else start
+        offline = MigrationContext.configure(dialect_name="postgresql", opts=options)
+        offline.stamp(_script_directory(), to)
+    if to == "base":
+        op.drop_table(own, schema=schema)
 
 
 # -- for cenote's revisions ------------------------------------------------------------------------

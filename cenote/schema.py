@@ -266,6 +266,7 @@ def _options(given: Mapping[str, Any], config: SchemaConfig | None) -> dict[str,
         "version_table_schema": schema,
         **hooks(),
         "include_object": _is_ours,
+        "on_version_apply": (),
     }
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import QueuePool, text
@@ -18,6 +20,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 pytest.register_assert_rewrite("cenote.testing")
+
+from commands import output_of, run  # noqa: E402
 
 from cenote import PgVectorStore, SchemaConfig, schema  # noqa: E402
 from cenote.connections import create_engine  # noqa: E402
@@ -38,6 +42,24 @@ def server_dsn() -> Iterator[str]:
         version = int(os.environ.get("CENOTE_TEST_POSTGRES_VERSION", "18"))
         with EmbeddedPostgres(postgres_version=version) as server:
             yield server.dsn
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sdist, and a wheel built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    output_of(run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH with the wheel installed in it, and nothing of the checkout."""
+    site = tmp_path_factory.mktemp("site")
+    (wheel,) = dist.glob("*.whl")
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    output_of(run(sys.executable, *install, str(wheel), cwd=site))
+    return site
 
 
 def _docker_answers() -> bool:

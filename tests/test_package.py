@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
-import pytest
+from commands import REPOSITORY, alembic, output_of, run
 
-REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-
-
-def python(*arguments: str, cwd: Path, **environ: str) -> str:
-    """Run Python and give its output."""
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sdist, and a wheel built from it."""
-    folder = tmp_path_factory.mktemp("dist")
-    python("-m", "build", "--no-isolation", "--outdir", str(folder), cwd=REPOSITORY)
-    return folder
 
 
 def test_the_wheel_holds_the_package_and_the_revisions(dist: Path) -> None:
@@ -64,14 +39,13 @@ def test_the_sdist_can_be_built_from(dist: Path) -> None:
     assert not [name for name in names if "__pycache__" in name]
 
 
-def test_the_wheel_works_in_an_empty_folder(dist: Path, tmp_path: Path, empty_dsn: str) -> None:
+def test_the_wheel_works_in_an_empty_folder(
+    installed: Path, tmp_path: Path, empty_dsn: str
+) -> None:
     """Importing it imports no alembic and starts nothing; its own revisions are run."""
-    (wheel,) = dist.glob("*.whl")
-    site = tmp_path / "site"
     empty = tmp_path / "empty"
     empty.mkdir()
-    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
-    python(*install, str(wheel), cwd=empty)
+    site = installed
     script = """
 import sys, threading
 import cenote
@@ -90,10 +64,29 @@ async def main():
         print([result.chunk.id for result in await store.search([1, 0, 0, 0], "n")])
 asyncio.run(main())
 """
-    output = python("-c", script, str(site), empty_dsn, cwd=empty, PYTHONPATH=str(site))
+    arguments = [sys.executable, "-c", script, str(site), empty_dsn]
+    output = output_of(run(*arguments, cwd=empty, PYTHONPATH=str(site)))
     assert output == "['a']\n"
     (ini,) = re.findall(r"^```ini\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     (empty / "alembic.ini").write_text(ini)
-    command = ["-m", "alembic", "-x", "dimensions=4", "current"]
-    current = python(*command, cwd=empty, PYTHONPATH=str(site), CENOTE_DATABASE_URL=empty_dsn)
-    assert current == "cenote_0001 (head)\n"
+    environ = {"PYTHONPATH": str(site), "CENOTE_DATABASE_URL": empty_dsn}
+    assert output_of(alembic("current", cwd=empty, **environ)) == "cenote_0001 (head)\n"
+    (empty / "alembic.ini").unlink()
+    (empty / "pyproject.toml").write_text(
+        '[tool.alembic]\nscript_location = "cenote:migrations"\ncenote = { dimensions = 4 }\n'
+    )
+    assert output_of(alembic("check", cwd=empty, **environ)).startswith("No new upgrade")
+    (empty / "pyproject.toml").unlink()
+    command = str(site / "bin" / "cenote")
+
+    def cenote(*arguments: str) -> str:
+        return output_of(run(command, *arguments, cwd=empty, **environ))
+
+    assert cenote("check") == "nothing differs\n"
+    for argument in ("current", "history", "heads"):
+        assert "cenote_0001" in cenote("migrate", argument)
+    cenote("migrate", "downgrade", "base")
+    cenote("migrate", "-x", "dimensions=4", "upgrade", "head")
+    assert "CREATE TABLE cenote_chunks" in cenote(
+        "migrate", "-x", "dimensions=4", "upgrade", "head", "--sql"
+    )

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import alembic
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,27 +17,12 @@ from cenote.orm import chunk_table
 from cenote.settings import gather, resolve
 from cenote.testing import embedded, found
 
-REPOSITORY = Path(__file__).parents[1]
-
 CONFIGS = [
     SchemaConfig(dimensions=4),
     SchemaConfig(dimensions=2000, partitions=0, hnsw_m=5, hnsw_ef_construction=10),
     SchemaConfig(dimensions=4000, column_type="halfvec", schema="Select", table_name="User"),
     SchemaConfig(dimensions=3, table_name="t" * 38, schema="s", partitions=128),
 ]
-
-
-def alembic(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run alembic's own command line in the checkout."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("CENOTE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments],
-        cwd=REPOSITORY,
-        env={**clean, **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 async def objects(engine: AsyncEngine, config: SchemaConfig) -> Any:

@@ -1,0 +1,5 @@
+"""``python -m cenote``: the console command."""
+
+from cenote.cli import main
+
+main()

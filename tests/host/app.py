@@ -1,0 +1,38 @@
+"""The models of a sample host: its own base and tables, one of them pointing at chunks."""
+
+from __future__ import annotations
+
+from sqlalchemy import ForeignKeyConstraint, MetaData, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from cenote.orm import NAMING_CONVENTION, chunk_model
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+
+class Document(Base):
+    __tablename__ = "documents"
+
+    id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    title: Mapped[str]
+
+
+Passage = chunk_model(Base, "Passage", dimensions=4)
+
+
+class Note(Base):
+    __tablename__ = "notes"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["namespace", "chunk_id"],
+            ["cenote_chunks.namespace", "cenote_chunks.id"],
+            ondelete="CASCADE",
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    namespace: Mapped[str] = mapped_column(Text(collation="C"))
+    chunk_id: Mapped[str] = mapped_column(Text(collation="C"))
+    text: Mapped[str]

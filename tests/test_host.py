@@ -1,0 +1,245 @@
+"""A sample host with its own base and history, and cenote from an installed wheel."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import output_of, run
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cenote import PgVectorStore
+from cenote.testing import embedded, found
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """The sample host in a folder of its own."""
+    folder = tmp_path / "host"
+    shutil.copytree(
+        Path(__file__).parent / "host", folder, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    return folder
+
+
+@pytest.fixture
+def environ(installed: Path, empty_dsn: str) -> dict[str, str]:
+    """Where the host finds cenote and its database."""
+    url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
+    return {
+        "PYTHONPATH": str(installed),
+        "CENOTE_DATABASE_URL": empty_dsn,
+        "DATABASE_URL": url.render_as_string(hide_password=False),
+    }
+
+
+@pytest.fixture
+def alembic(host: Path, environ: dict[str, str]) -> Command:
+    """The host's own alembic."""
+
+    def command(*arguments: str) -> str:
+        return output_of(run(sys.executable, "-m", "alembic", *arguments, cwd=host, **environ))
+
+    return command
+
+
+@pytest.fixture
+def cenote(host: Path, environ: dict[str, str], installed: Path) -> Command:
+    """Our command, as installed, in the host's folder."""
+
+    def command(*arguments: str) -> str:
+        return output_of(run(str(installed / "bin" / "cenote"), *arguments, cwd=host, **environ))
+
+    return command
+
+
+async def tables(engine: AsyncEngine) -> list[str]:
+    """The tables that are no partitions."""
+    query = text(
+        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
+        " AND relnamespace = 'public'::regnamespace ORDER BY 1"
+    )
+    async with engine.connect() as connection:
+        return [*await connection.scalars(query)]
+
+
+async def run_script(engine: AsyncEngine, script: str) -> None:
+    """Run what --sql printed, as psql does: one simple query message."""
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        await driver.execute(script)
+
+
+def new_revision(host: Path, before: set[Path]) -> str:
+    """The text of the one revision that was written since."""
+    (file,) = set((host / "migrations" / "versions").glob("*.py")) - before
+    return file.read_text()
+
+
+def revisions(host: Path) -> set[Path]:
+    """The host's revisions."""
+    return set((host / "migrations" / "versions").glob("*.py"))
+
+
+ALL_TABLES = ["alembic_version", "cenote_chunks", "cenote_chunks_alembic_version"]
+ALL_TABLES += ["documents", "notes"]
+
+
+async def test_in_the_hosts_own_line(
+    host: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+) -> None:
+    """One head; up, check, autogenerate, down and --sql; settings stay as they were written."""
+    before = revisions(host)
+    cenote("host-revision", "-x", "dimensions=4")
+    written = new_revision(host, before)
+    assert "dimensions=4," in written
+    assert "partitions=16," in written
+    alembic("upgrade", "head")
+    before = revisions(host)
+    alembic("revision", "--autogenerate", "-m", "notes")
+    notes = new_revision(host, before)
+    assert "'notes'" in notes
+    assert notes.count("op.create") == 1
+    assert "op.drop_table('notes')" in notes
+    assert notes.count("op.drop") == 1
+    alembic("upgrade", "head")
+    assert "No new upgrade operations" in alembic("check")
+    assert len(alembic("heads").splitlines()) == 1
+    assert cenote("check", "-x", "dimensions=4", "-x", "partitions=16") == "nothing differs\n"
+    assert cenote("migrate", "current") == "cenote_0001 (head)\n"
+    cenote("migrate", "upgrade", "head")  # finds what the host did
+    assert await tables(empty_engine) == ALL_TABLES
+
+    up = alembic("upgrade", "base:head", "--sql")
+    down = alembic("downgrade", "head:base", "--sql")
+    alembic("downgrade", "base")
+    assert await tables(empty_engine) == ["alembic_version"]
+    await run_script(empty_engine, "DROP TABLE alembic_version;" + up)
+    assert "No new upgrade operations" in alembic("check")
+    assert cenote("check") == "nothing differs\n"
+    await run_script(empty_engine, down)
+    assert await tables(empty_engine) == ["alembic_version"]
+
+
+async def test_the_host_comes_second(
+    host: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+) -> None:
+    """A table that cenote's own history made is found, not made again."""
+    cenote("migrate", "-x", "dimensions=4", "upgrade", "head")
+    await PgVectorStore(empty_engine, 4).upsert([embedded("a")], "n")
+    cenote("host-revision", "-x", "dimensions=4")
+    alembic("upgrade", "head")
+    assert await found(PgVectorStore(empty_engine, 4), [1, 0, 0, 0], "n") == ["a"]
+    assert cenote("check") == "nothing differs\n"
+
+
+async def test_the_host_comes_second_with_other_dimensions(
+    host: Path, alembic: Command, cenote: Command, environ: dict[str, str]
+) -> None:
+    """That is refused, and the host's revision is not recorded."""
+    cenote("migrate", "-x", "dimensions=5", "upgrade", "head")
+    cenote("host-revision", "-x", "dimensions=4")
+    result = run(sys.executable, "-m", "alembic", "upgrade", "head", cwd=host, **environ)
+    assert result.returncode != 0
+    assert "is vector(5), expected vector(4)" in result.stderr
+    assert alembic("current") == ""  # one transaction for all of the host's revisions
+
+
+async def test_as_a_branch(
+    host: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+) -> None:
+    """Two heads; up, check, autogenerate, down and --sql, as documented."""
+    (host / "branch.ini").replace(host / "alembic.ini")
+    alembic("upgrade", "heads")
+    before = revisions(host)
+    alembic(
+        *("revision", "--autogenerate", "-m", "notes"),
+        *("--head", "app@head", "--depends-on", "cenote"),
+    )
+    assert new_revision(host, before).count("op.create") == 1
+    alembic("upgrade", "heads")
+    assert "No new upgrade operations" in alembic("check")
+    assert cenote("check") == "nothing differs\n"
+    cenote("migrate", "upgrade", "head")
+    assert await tables(empty_engine) == ALL_TABLES
+
+    up = alembic("upgrade", "heads", "--sql")
+    alembic("downgrade", "cenote@base")
+    assert await tables(empty_engine) == ["alembic_version", "documents"]
+    alembic("downgrade", "app@base")
+    await run_script(empty_engine, "DROP TABLE alembic_version;" + up)
+    assert "No new upgrade operations" in alembic("check")
+    assert cenote("check") == "nothing differs\n"
+
+
+def test_a_host_without_dimensions_is_told(
+    host: Path, environ: dict[str, str], installed: Path
+) -> None:
+    """And one without an ini file."""
+    command = str(installed / "bin" / "cenote")
+    result = run(command, "host-revision", cwd=host, **environ)
+    assert result.returncode == 2
+    assert "-x dimensions=384" in result.stderr
+    arguments = ["host-revision", "-x", "dimensions=4", "-c", "nowhere.ini"]
+    result = run(command, *arguments, cwd=host, **environ)
+    assert result.returncode == 2
+    assert "there is no file nowhere.ini" in result.stderr
+
+
+async def test_changed_indexes_are_seen_and_mended(
+    host: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+) -> None:
+    """Other parameters, and another operator class, which alembic alone does not see."""
+    cenote("host-revision", "-x", "dimensions=4", "-x", "hnsw_m=8")
+    alembic("upgrade", "head")
+    async with empty_engine.begin() as connection:
+        await connection.execute(text("DROP INDEX ix_cenote_chunks_metadata"))
+        await connection.execute(
+            text("CREATE INDEX ix_cenote_chunks_metadata ON cenote_chunks USING gin (metadata)")
+        )
+    before = revisions(host)
+    alembic("revision", "--autogenerate", "-m", "notes and indexes")
+    written = new_revision(host, before)
+    assert written.count("op.create_index") == 4  # two up, two down again
+    assert "'m': 16" in written
+    alembic("upgrade", "head")
+    assert "No new upgrade operations" in alembic("check")
+    assert cenote("check") == "nothing differs\n"
+    alembic("downgrade", "-1")
+    assert "m=8" in run_failing(cenote, "check")
+
+
+def run_failing(command: Command, *arguments: str) -> str:
+    """What a command says that ends badly."""
+    with pytest.raises(AssertionError) as error:
+        command(*arguments)
+    return str(error.value)
+
+
+def test_vector_types_render_with_their_import(
+    host: Path, alembic: Command, cenote: Command
+) -> None:
+    """So that a host's own vector column needs no hand."""
+    with (host / "app.py").open("a") as file:
+        file.write(
+            "\n\nfrom cenote.sqltypes import Vector\n"
+            "Base.metadata.tables['documents'].append_column("
+            "__import__('sqlalchemy').Column('summary', Vector(3)))\n"
+        )
+    cenote("host-revision", "-x", "dimensions=4")
+    alembic("upgrade", "head")
+    before = revisions(host)
+    alembic("revision", "--autogenerate", "-m", "summary")
+    written = new_revision(host, before)
+    assert "from pgvector.sqlalchemy import VECTOR\n" in written
+    assert "sa.Column('summary', VECTOR(3), nullable=True)" in written
+    alembic("upgrade", "head")
+    assert "No new upgrade operations" in alembic("check")
