@@ -1,0 +1,331 @@
+"""Rebuilding the ANN index while the table is read and written."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from commands import cenote, clean_environment, output_of
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cenote import (
+    Chunk,
+    ConfigurationError,
+    EmbeddedChunk,
+    MigrationError,
+    PgVectorStore,
+    SchemaConfig,
+    locks,
+    schema,
+)
+from cenote.connections import create_engine
+from cenote.indexes import Progress, reindex, reindex_plan
+from cenote.testing import embedded, found
+
+
+@pytest.fixture(params=[0, 4], ids=["plain", "partitioned"])
+async def store(empty_engine: AsyncEngine, request: pytest.FixtureRequest) -> PgVectorStore:
+    """A store with 2,000 chunks of four tenants, in a table of each kind."""
+    store = PgVectorStore(empty_engine, 8, partitions=request.param)
+    await store.apply_migrations()
+    for tenant in "abcd":
+        await store.upsert(chunks(500), tenant)
+    return store
+
+
+def chunks(number: int, first: int = 0) -> list[EmbeddedChunk]:
+    """Chunks with random vectors, the same ones each time."""
+    vectors = np.random.default_rng(first).standard_normal((number, 8), dtype=np.float32)
+    return [
+        EmbeddedChunk(
+            chunk=Chunk(id=f"{first + index:06}", document_id="d", content="text"),
+            embedding=vector,
+            embedding_model="m",
+        )
+        for index, vector in enumerate(vectors)
+    ]
+
+
+def with_parameters(
+    store: PgVectorStore, *, hnsw_m: int = 8, hnsw_ef_construction: int = 32
+) -> SchemaConfig:
+    """The store's configuration with other HNSW parameters."""
+    return replace(store.config, hnsw_m=hnsw_m, hnsw_ef_construction=hnsw_ef_construction)
+
+
+async def index_names(engine: AsyncEngine) -> list[str]:
+    """Every index on the table and its partitions, by name, with its parameters."""
+    query = text(
+        "SELECT relname || ' ' || coalesce(array_to_string(reloptions, ','), '') || indisvalid"
+        " FROM pg_class JOIN pg_index ON indexrelid = oid"
+        " WHERE starts_with(indrelid::regclass::text, 'cenote_chunks')"
+        " AND relname NOT LIKE '%version%' ORDER BY 1"
+    )
+    async with engine.connect() as connection:
+        return [*await connection.scalars(query)]
+
+
+async def test_the_index_gets_other_parameters(store: PgVectorStore) -> None:
+    """And keeps its name, as do its parts; nothing else is left, and searches use it."""
+    before = await index_names(store.engine)
+    seen: list[Progress] = []
+    await reindex(store.engine, with_parameters(store), progress=seen.append)
+    after = await index_names(store.engine)
+    other = [name.replace("m=16,ef_construction=64", "m=8,ef_construction=32") for name in before]
+    assert after == other
+    assert before != after
+    assert await schema.check(store.engine, with_parameters(store)) == []
+    parts = store.config.partitions or 1
+    assert [(step.number, step.of) for step in seen if step.phase == "built"] == [
+        (number, parts) for number in range(1, parts + 1)
+    ]
+    assert all(0 <= step.fraction <= 1 for step in seen)
+    async with store.engine.connect() as connection:
+        await connection.execute(text("SET enable_seqscan = off"))
+        plan = await connection.scalars(
+            text(
+                "EXPLAIN SELECT id FROM cenote_chunks WHERE namespace = 'a'"
+                " ORDER BY embedding <=> '[1,1,1,1,1,1,1,1]' LIMIT 5"
+            )
+        )
+        assert "embedding" in "\n".join(plan)
+
+
+async def test_what_the_session_was_given_ends_with_it(store: PgVectorStore) -> None:
+    """Neither the lock nor the memory stays on a connection of the pool."""
+    await reindex(store.engine, with_parameters(store), memory="77MB", workers=0)
+    connections = [store.engine.connect() for _ in range(3)]
+    opened = [await connection.__aenter__() for connection in connections]
+    for connection in opened:
+        assert await connection.scalar(text("SHOW maintenance_work_mem")) != "77MB"
+        count = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        assert await connection.scalar(text(count)) == 0
+    for connection in connections:
+        await connection.__aexit__(None, None, None)
+
+
+@asynccontextmanager
+async def traffic(store: PgVectorStore) -> AsyncIterator[dict[str, int]]:
+    """A writer and a reader beside what is tested; every call has to succeed."""
+    done = {"writes": 0, "reads": 0}
+    stop = asyncio.Event()
+
+    async def write() -> None:
+        while not stop.is_set():
+            await store.upsert(chunks(5, 10_000 + done["writes"]), "a")
+            done["writes"] += 1
+
+    async def read() -> None:
+        query = np.ones(8, dtype=np.float32)
+        while not stop.is_set():
+            assert len(await store.search(query, "b", limit=10)) == 10
+            done["reads"] += 1
+
+    tasks = [asyncio.create_task(write()), asyncio.create_task(read())]
+    try:
+        yield done
+    finally:
+        stop.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_the_table_is_used_meanwhile(store: PgVectorStore) -> None:
+    """No call fails, every search is complete, and every row written is in the new index."""
+    async with traffic(store) as done:
+        await until(lambda: all(done.values()))
+        await reindex(store.engine, with_parameters(store))
+        await reindex(store.engine, with_parameters(store, hnsw_m=10))
+    assert await schema.check(store.engine, with_parameters(store, hnsw_m=10)) == []
+    written = [chunk.id async for chunk in store.get_all_chunks("a")]
+    assert len(written) == 500 + done["writes"] + 4
+    async with store.engine.connect() as connection:
+        await connection.execute(text("SET enable_seqscan = off; "))
+        await connection.execute(text("SET hnsw.ef_search = 1000"))
+        await connection.execute(text("SET hnsw.iterative_scan = relaxed_order"))
+        by_index = await connection.scalars(
+            text(
+                "SELECT id FROM cenote_chunks WHERE namespace = 'a'"
+                " ORDER BY embedding <=> '[1,1,1,1,1,1,1,1]' LIMIT 10000"
+            )
+        )
+        assert sorted(by_index) == written
+
+
+async def test_an_interrupted_run_is_cleared(store: PgVectorStore) -> None:
+    """Cancelled at several moments: the old index serves on, and the next run ends well."""
+    before = await index_names(store.engine)
+    for delay in (0.02, 0.08, 0.2):
+        task = asyncio.create_task(reindex(store.engine, with_parameters(store)))
+        await asyncio.sleep(delay)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await reindex(store.engine, with_parameters(store, hnsw_m=16, hnsw_ef_construction=64))
+    assert await index_names(store.engine) == before
+
+
+async def test_leftovers_are_named_and_cleared(store: PgVectorStore) -> None:
+    """An invalid part of a build that was killed, and a valid one that was never put in place."""
+    partition = "cenote_chunks_p01" if store.config.partitions else "cenote_chunks"
+    left = f"{partition}_embedding_idx_new"
+    left = left if store.config.partitions else "ix_cenote_chunks_embedding_new"
+    before = await index_names(store.engine)
+    async with store.engine.begin() as connection:
+        await connection.execute(
+            text(f"CREATE INDEX {left} ON {partition} USING hnsw (embedding vector_cosine_ops)")
+        )
+        await connection.execute(
+            text(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{left}'::regclass")
+        )
+    (finding,) = await store.check_schema()
+    assert finding.kind == "index_invalid"
+    assert left in finding.subject
+    config = with_parameters(store, hnsw_m=16, hnsw_ef_construction=64)
+    plan = [
+        str(s.compile(dialect=store.engine.dialect))
+        for s in await reindex_plan(store.engine, config)
+    ]
+    assert plan[0].strip() == f"DROP INDEX CONCURRENTLY public.{left}"
+    await reindex(store.engine, config)
+    assert await index_names(store.engine) == before
+
+
+async def test_a_killed_run_blocks_nobody(store: PgVectorStore, empty_dsn: str) -> None:
+    """A process killed in the middle; the next one clears what it left."""
+    before = await index_names(store.engine)
+    async with store.engine.connect() as holder:  # a build waits for this transaction
+        await holder.execute(text("SELECT count(*) FROM cenote_chunks"))
+        await holder.execute(text("CREATE TEMP TABLE has_a_transaction_id ()"))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cenote", "reindex", "--m", "8", "--ef-construction", "32"),
+            env={**clean_environment(), "CENOTE_DATABASE_URL": empty_dsn},
+        )
+        async with asyncio.timeout(30):
+            while len(await index_names(store.engine)) == len(before):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        await holder.rollback()
+    await asyncio.wait_for(reindex(store.engine, with_parameters(store)), 60)
+    assert await schema.check(store.engine, with_parameters(store)) == []
+    assert len(await index_names(store.engine)) == len(before)
+
+
+class InTheWay:
+    """A transaction of another program that reads the table, from a given moment on.
+
+    Not before: a concurrent build waits for every transaction that is open when it starts.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._reads, self.leave = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._read()))
+
+    def report(self, progress: Progress) -> None:
+        """A progress callback: the last part is built, the swap comes next."""
+        if progress.number == progress.of and progress.phase == "built":
+            self._thread.start()
+            self._reads.wait(10)
+
+    async def _read(self) -> None:
+        engine = create_engine(self._dsn)
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT count(*) FROM cenote_chunks"))
+            self._reads.set()
+            await asyncio.to_thread(self.leave.wait, 30)
+        await engine.dispose()
+
+    async def end(self) -> None:
+        """Let it end."""
+        self.leave.set()
+        await asyncio.to_thread(self._thread.join)
+
+
+async def test_the_swap_waits_its_turn(
+    empty_engine: AsyncEngine, empty_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A transaction in the way delays it, in short tries that hold nobody else up for long."""
+    caplog.set_level("INFO", "cenote")
+    store = PgVectorStore(empty_engine, 4, partitions=2)
+    await store.apply_migrations()
+    other = InTheWay(empty_dsn)
+    config = SchemaConfig(dimensions=4, partitions=2, hnsw_m=8)
+    task = asyncio.create_task(reindex(empty_engine, config, progress=other.report))
+    await until(lambda: "in use; trying again" in caplog.text)
+    assert not task.done()
+    await asyncio.wait_for(store.upsert([embedded("b")], "n"), 10)
+    await other.end()
+    await task
+    assert await schema.check(empty_engine, config) == []
+    assert await found(store, [1, 0, 0, 0], "n") == ["b"]
+
+
+async def test_a_swap_that_never_gets_its_turn_ends(
+    empty_engine: AsyncEngine, empty_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an error that says what to do; the old index serves on, the next run clears up."""
+    monkeypatch.setattr(locks, "TABLE_LOCK_TIMEOUT_SECONDS", 0.3)
+    store = PgVectorStore(empty_engine, 4, partitions=2)
+    await store.apply_migrations()
+    config = SchemaConfig(dimensions=4, partitions=2, hnsw_m=8)
+    before = await index_names(empty_engine)
+    other = InTheWay(empty_dsn)
+    with pytest.raises(MigrationError, match="end their transactions"):
+        await reindex(empty_engine, config, progress=other.report)
+    await other.end()
+    assert await store.check_schema() == []
+    await reindex(empty_engine, config)
+    assert len(await index_names(empty_engine)) == len(before)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait until something is true, for 30 seconds at most."""
+    async with asyncio.timeout(30):
+        while not true():  # noqa: ASYNC110 - nothing sets an event
+            await asyncio.sleep(0.02)
+
+
+async def test_a_missing_index_is_built(store: PgVectorStore) -> None:
+    """Which is what `cenote check` advises."""
+    before = await index_names(store.engine)
+    async with store.engine.begin() as connection:
+        await connection.execute(text("DROP INDEX ix_cenote_chunks_embedding"))
+    await reindex(store.engine, with_parameters(store, hnsw_m=16, hnsw_ef_construction=64))
+    assert await index_names(store.engine) == before
+
+
+async def test_what_cannot_be_rebuilt_is_refused(store: PgVectorStore) -> None:
+    """A table that is not there, another dimension, parameters that cannot work."""
+    with pytest.raises(MigrationError, match="no chunk table 'other'"):
+        await reindex(store.engine, SchemaConfig(dimensions=8, table_name="other"))
+    with pytest.raises(MigrationError, match=r"is vector\(8\), expected vector\(9\)"):
+        await reindex(store.engine, SchemaConfig(dimensions=9))
+    with pytest.raises(ConfigurationError):
+        with_parameters(store, hnsw_ef_construction=4)
+    with pytest.raises(MigrationError, match="maintenance_work_mem"):
+        await reindex(store.engine, with_parameters(store), memory="a lot")
+
+
+async def test_the_command(store: PgVectorStore, empty_dsn: str) -> None:
+    """A dry run prints statements that do it; what is not given stays as the live index has it."""
+    url = {"CENOTE_DATABASE_URL": empty_dsn}
+    before = await index_names(store.engine)
+    printed = output_of(cenote("reindex", "--m", "8", "--dry-run", **url))
+    assert "(m = 8, ef_construction = 64)" in printed
+    assert printed.count("CREATE INDEX CONCURRENTLY") == (store.config.partitions or 1)
+    assert await index_names(store.engine) == before
+    output_of(cenote("reindex", "--m", "8", **url))
+    assert any("m=8,ef_construction=64" in name for name in await index_names(store.engine))
+    output_of(cenote("reindex", "--ef-construction", "20", "--memory", "64MB", **url))
+    assert any("m=8,ef_construction=20" in name for name in await index_names(store.engine))
+    result = cenote("reindex", "--ef-construction", "10", **url)
+    assert result.returncode == 2
+    assert "at least 2 * hnsw_m = 16" in result.stderr
