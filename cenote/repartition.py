@@ -140,15 +140,14 @@ def _rewrite(
 def _copy(connection: Connection, ops: Operations, live: LiveTable, partitions: int) -> None:
     """Put a copy of the rows in another shape in the table's place, without indexes."""
     new, schema = live.name + _NEW, live.schema
+    columns = inspect(connection).get_columns(live.name, schema=schema)
     ops.execute(ddl.CreateTableLike(new, live.name, schema, partitioned=bool(partitions)))
-    ops.alter_column(new, "position", type_=BigInteger(), schema=schema)
+    types = {found["name"]: found["type"] for found in columns}
+    if not isinstance(types["position"], BigInteger):  # an adopted table's
+        ops.alter_column(new, "position", type_=BigInteger(), schema=schema)
     for remainder in range(partitions):
         ops.execute(ddl.CreateHashPartition(new, schema, partitions, remainder))
-    names = [
-        found["name"]
-        for found in inspect(connection).get_columns(live.name, schema=schema)
-        if "computed" not in found
-    ]
+    names = [found["name"] for found in columns if "computed" not in found]
     old_rows, new_rows = (
         table(name, *(column(name) for name in names), schema=schema) for name in (live.name, new)
     )

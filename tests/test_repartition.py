@@ -1,0 +1,205 @@
+"""Rewriting a table into partitions and back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from commands import cenote, output_of
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cenote import ConfigurationError, MigrationError, PgVectorStore, SchemaConfig
+from cenote.repartition import repartition
+from cenote.testing import embedded, found
+
+HOST = [
+    'CREATE TABLE documents (id text COLLATE "C" PRIMARY KEY)',
+    "INSERT INTO documents VALUES ('doc')",
+    "ALTER TABLE cenote_chunks ADD COLUMN lang text DEFAULT 'en'",
+    "ALTER TABLE cenote_chunks ADD COLUMN twice bigint GENERATED ALWAYS AS (position * 2) STORED",
+    "ALTER TABLE cenote_chunks ADD CONSTRAINT positive CHECK (position >= 0)",
+    "ALTER TABLE cenote_chunks ADD CONSTRAINT one_each UNIQUE (namespace, document_id, id)",
+    "ALTER TABLE cenote_chunks ADD CONSTRAINT of_document FOREIGN KEY (document_id)"
+    " REFERENCES documents (id) ON DELETE CASCADE",
+    "CREATE INDEX hot ON cenote_chunks ((metadata ->> 'year')) WHERE lang <> 'xx'",
+    "CREATE TABLE notes (namespace text, chunk_id text, CONSTRAINT on_chunk"
+    " FOREIGN KEY (namespace, chunk_id) REFERENCES cenote_chunks ON DELETE CASCADE)",
+    "INSERT INTO notes VALUES ('n', 'a')",
+    "COMMENT ON TABLE cenote_chunks IS 'it''s searched'",
+    "COMMENT ON COLUMN cenote_chunks.lang IS 'of the text'",
+    "DROP ROLE IF EXISTS serves",
+    "DROP ROLE IF EXISTS owns",
+    "CREATE ROLE serves",
+    "CREATE ROLE owns",
+    "GRANT SELECT, INSERT ON cenote_chunks TO serves WITH GRANT OPTION",
+    "GRANT SELECT ON cenote_chunks TO PUBLIC",
+    "ALTER TABLE cenote_chunks OWNER TO owns",
+]
+
+FACTS = {
+    "rows": "SELECT count(*) || md5(string_agg(t::text, '|' ORDER BY namespace, id))"
+    " FROM cenote_chunks t",
+    "grants": "SELECT relacl::text FROM pg_class WHERE oid = 'cenote_chunks'::regclass",
+    "owner": "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'cenote_chunks'::regclass",
+    "comment": "SELECT obj_description('cenote_chunks'::regclass)",
+    "column comments": "SELECT string_agg(col_description(attrelid, attnum), ',') FROM pg_attribute"
+    " WHERE attrelid = 'cenote_chunks'::regclass",
+    "columns": "SELECT string_agg(concat(column_name, data_type, collation_name, is_nullable,"
+    " column_default, generation_expression), ';' ORDER BY ordinal_position)"
+    " FROM information_schema.columns WHERE table_name = 'cenote_chunks'",
+    "constraints": "SELECT string_agg(concat(conname, ' ', pg_get_constraintdef(oid)), ';'"
+    " ORDER BY conname) FROM pg_constraint WHERE conparentid = 0 AND contype <> 'n'"
+    " AND 'cenote_chunks'::regclass IN (conrelid, confrelid)",
+    "indexes": "SELECT string_agg(replace(indexdef, 'ON ONLY', 'ON'), ';' ORDER BY indexname)"
+    " FROM pg_indexes WHERE tablename = 'cenote_chunks'",
+    "notes": "SELECT string_agg(concat(namespace, chunk_id), ';') FROM notes",
+    "relations": "SELECT string_agg(relname, ',') FROM pg_class WHERE relname LIKE '%\\_new%'",
+}
+
+
+async def execute(engine: AsyncEngine, *statements: str) -> None:
+    """What a host does to its database."""
+    async with engine.begin() as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+
+
+async def facts(engine: AsyncEngine) -> dict[str, Any]:
+    """Everything that has to be the same afterwards."""
+    async with engine.connect() as connection:
+        return {name: await connection.scalar(text(query)) for name, query in FACTS.items()}
+
+
+async def partitions(engine: AsyncEngine) -> list[str]:
+    """The names of the partitions."""
+    query = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY 1"
+    async with engine.connect() as connection:
+        return [*await connection.scalars(text(query))]
+
+
+async def test_there_and_back(empty_engine: AsyncEngine) -> None:
+    """Everything a host has added is kept, on every way, and the store works throughout."""
+    engine = empty_engine
+    store = PgVectorStore(engine, 4, partitions=0)
+    await store.apply_migrations()
+    items = [embedded(id, position=n) for n, id in enumerate("abc")]
+    await store.upsert(items, "n")
+    await store.upsert(items, "m")
+    await execute(engine, *HOST)
+    before = await facts(engine)
+    assert before["relations"] is None
+    for number in (4, 16, 0):
+        config = SchemaConfig(dimensions=4, partitions=number)
+        await repartition(engine, config)
+        names = await partitions(engine)
+        assert names == [f"cenote_chunks_p{n:02}" for n in range(number)]
+        assert await facts(engine) == before
+        store = PgVectorStore(engine, 4, partitions=number)
+        assert await store.check_schema() == []
+        assert await found(store, [1, 0, 0, 0], "n") == ["a", "b", "c"]
+        await repartition(engine, config)  # nothing to do
+        assert await facts(engine) == before
+    await execute(engine, "DELETE FROM documents")
+    assert (await facts(engine))["notes"] is None
+    await execute(engine, "REASSIGN OWNED BY owns TO CURRENT_USER", "DROP OWNED BY serves, owns")
+    await execute(engine, "DROP ROLE serves", "DROP ROLE owns")
+
+
+LOST = {
+    "triggers": "CREATE TRIGGER t BEFORE UPDATE ON cenote_chunks FOR EACH ROW"
+    " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    "row security policies": "CREATE POLICY mine ON cenote_chunks USING (true)",
+    "row level security": "ALTER TABLE cenote_chunks ENABLE ROW LEVEL SECURITY",
+    "rules": "CREATE RULE r AS ON DELETE TO cenote_chunks DO ALSO NOTIFY gone",
+    "views": "CREATE VIEW v AS SELECT id FROM cenote_chunks",
+    "publications": "CREATE PUBLICATION p FOR TABLE cenote_chunks",
+    "column privileges": "GRANT SELECT (id) ON cenote_chunks TO PUBLIC",
+    "identity columns": "ALTER TABLE cenote_chunks ADD n int GENERATED ALWAYS AS IDENTITY",
+    "sequences of its own": "ALTER TABLE cenote_chunks ADD COLUMN n serial",
+    "a replica identity": "ALTER TABLE cenote_chunks REPLICA IDENTITY FULL",
+}
+
+
+@pytest.mark.parametrize("what", LOST)
+async def test_what_would_be_lost_is_refused(empty_engine: AsyncEngine, what: str) -> None:
+    """By name, and nothing has changed."""
+    store = PgVectorStore(empty_engine, 4, partitions=0)
+    await store.apply_migrations()
+    await store.upsert([embedded("a")], "n")
+    await execute(empty_engine, LOST[what])
+    with pytest.raises(MigrationError, match=f"has (.*, )?{what}"):
+        await repartition(empty_engine, SchemaConfig(dimensions=4, partitions=2))
+    assert await partitions(empty_engine) == []
+    assert await found(store, [1, 0, 0, 0], "n") == ["a"]
+
+
+async def test_privileges_on_a_single_partition_are_refused(engine: AsyncEngine) -> None:
+    """They have no place to go."""
+    await execute(engine, "GRANT SELECT ON cenote_chunks_p03 TO PUBLIC")
+    with pytest.raises(MigrationError, match="privileges on single partitions"):
+        await repartition(engine, SchemaConfig(dimensions=4, partitions=0))
+
+
+async def test_callers_wait_and_go_on(engine: AsyncEngine) -> None:
+    """Calls made while the table is rewritten end well; prepared statements find the new one."""
+    store = PgVectorStore(engine, 4)
+    await store.upsert([embedded(id) for id in "abc"], "n")
+    stop = asyncio.Event()
+
+    async def search() -> int:
+        calls = 0
+        while not stop.is_set():
+            assert await found(store, [1, 0, 0, 0], "n") == ["a", "b", "c"]
+            calls += 1
+        return calls
+
+    task = asyncio.create_task(search())
+    for number in (0, 4):
+        await repartition(engine, SchemaConfig(dimensions=4, partitions=number))
+        await asyncio.sleep(0.05)
+    stop.set()
+    assert await task > 0
+
+
+async def test_a_cancelled_rewrite_changes_nothing(engine: AsyncEngine) -> None:
+    """At whatever moment."""
+    store = PgVectorStore(engine, 4)
+    await store.upsert([embedded(id) for id in "abc"], "n")
+    for delay in (0.01, 0.05, 0.1):
+        task = asyncio.create_task(repartition(engine, SchemaConfig(dimensions=4, partitions=2)))
+        await asyncio.sleep(delay)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert len(await partitions(engine)) in (16, 2)
+        assert await found(store, [1, 0, 0, 0], "n") == ["a", "b", "c"]
+        assert [
+            finding for finding in await store.check_schema() if finding.kind != "partitions"
+        ] == []
+
+
+async def test_a_number_is_needed(engine: AsyncEngine) -> None:
+    """None would be any."""
+    with pytest.raises(ConfigurationError, match="how many partitions"):
+        await repartition(engine, SchemaConfig(dimensions=4))
+
+
+async def test_the_command(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+    """It takes everything else from the live table, and mends what `check` finds."""
+    store = PgVectorStore(
+        empty_engine, 4, table_name="t", schema="s", column_type="halfvec", partitions=0
+    )
+    await store.apply_migrations()
+    await store.upsert([embedded("a")], "n")
+    settings = ["-x", "table_name=t", "-x", "schema=s"]
+    url = {"CENOTE_DATABASE_URL": empty_dsn}
+    said = cenote("check", *settings, "-x", "partitions=3", **url).stdout
+    assert "cenote repartition -x table_name=t -x schema=s 3" in said
+    output_of(cenote("repartition", *settings, "3", **url))
+    assert await partitions(empty_engine) == ["t_p00", "t_p01", "t_p02"]
+    output_of(cenote("check", *settings, "-x", "partitions=3", **url))
+    assert await found(store, [1, 0, 0, 0], "n") == ["a"]
+    result = cenote("repartition", "3", **url)
+    assert result.returncode == 2
+    assert "no chunk table 'cenote_chunks'" in result.stderr
