@@ -87,7 +87,7 @@ def _refuse_other_columns(connection: Connection, live: LiveTable) -> None:
         for found in sa.inspect(connection).get_columns(live.name, schema=live.schema)
     }
     if columns != _COLUMNS:
-        names = sorted(name for name, _ in columns.items() ^ _COLUMNS.items())
+        names = sorted({name for name, _ in columns.items() ^ _COLUMNS.items()})
         raise MigrationError(
             f"table {live.name!r} cannot be adopted: its columns {', '.join(names)} are not those "
             "of the version recorded"
