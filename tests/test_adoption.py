@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from commands import alembic, cenote, output_of
+from database import execute, scalar
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -53,19 +54,6 @@ HNSW = (
     " WHERE indrelid = 'cenote_chunks'::regclass"
     " AND relam = (SELECT oid FROM pg_am WHERE amname = 'hnsw')"
 )
-
-
-async def execute(engine: AsyncEngine, *statements: str) -> None:
-    """What the other runner did."""
-    async with engine.begin() as connection:
-        for statement in statements:
-            await connection.execute(text(statement))
-
-
-async def scalar(engine: AsyncEngine, query: str) -> Any:
-    """One value."""
-    async with engine.connect() as connection:
-        return await connection.scalar(text(query))
 
 
 async def other_runner(engine: AsyncEngine, version: int = 3) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from commands import cenote
+from database import execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -14,14 +15,6 @@ from cenote import PgVectorStore, SchemaConfig, schema
 from cenote.drift import Finding
 
 HNSW = "USING hnsw (embedding vector_cosine_ops) WITH (m=16, ef_construction=64)"
-
-
-async def execute(engine: AsyncEngine, *statements: str) -> None:
-    """Do the damage."""
-    async with engine.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        for statement in statements:
-            await connection.execute(text(statement))
 
 
 DRIFT: list[tuple[str, list[str], dict[str, Any], list[str]]] = [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import output_of, run
+from database import run_script, tables
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -58,24 +59,6 @@ def cenote(host: Path, environ: dict[str, str], installed: Path) -> Command:
         return output_of(run(str(installed / "bin" / "cenote"), *arguments, cwd=host, **environ))
 
     return command
-
-
-async def tables(engine: AsyncEngine) -> list[str]:
-    """The tables that are no partitions."""
-    query = text(
-        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
-        " AND relnamespace = 'public'::regnamespace ORDER BY 1"
-    )
-    async with engine.connect() as connection:
-        return [*await connection.scalars(query)]
-
-
-async def run_script(engine: AsyncEngine, script: str) -> None:
-    """Run what --sql printed, as psql does: one simple query message."""
-    async with engine.connect() as connection:
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert driver is not None
-        await driver.execute(script)
 
 
 def new_revision(host: Path, before: set[Path]) -> str:

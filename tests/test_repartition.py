@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from commands import cenote, output_of
+from database import execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -57,13 +58,6 @@ FACTS = {
     "notes": "SELECT string_agg(concat(namespace, chunk_id), ';') FROM notes",
     "relations": "SELECT string_agg(relname, ',') FROM pg_class WHERE relname LIKE '%\\_new%'",
 }
-
-
-async def execute(engine: AsyncEngine, *statements: str) -> None:
-    """What a host does to its database."""
-    async with engine.begin() as connection:
-        for statement in statements:
-            await connection.execute(text(statement))
 
 
 async def facts(engine: AsyncEngine) -> dict[str, Any]:

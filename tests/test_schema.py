@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import threading
+from asyncio.subprocess import PIPE, Process
 from typing import Any
 
 import pytest
-from commands import alembic
+from commands import alembic, cenote, clean_environment
+from database import objects, run_script, scalar, tables
 from sqlalchemy import func, select, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import MigrationError, PgVectorStore, SchemaConfig, locks, schema
@@ -25,30 +30,6 @@ CONFIGS = [
 ]
 
 
-async def objects(engine: AsyncEngine, config: SchemaConfig) -> Any:
-    """Columns, constraints and indexes of the chunk table and its partitions, as SQL says them."""
-    name = chunk_table(config).name
-    where = "n.nspname = coalesce(:schema, 'public') AND starts_with(c.relname, :name)"
-    from_ = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-    queries = [
-        "SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,"
-        f" a.attcollation, pg_get_expr(d.adbin, d.adrelid) {from_}"
-        " JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0"
-        " LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum"
-        f" WHERE {where} AND c.relkind IN ('r', 'p') AND c.relname NOT LIKE '%version'"
-        " ORDER BY c.relname, a.attnum",
-        f"SELECT pg_get_indexdef(i.indexrelid) {from_} JOIN pg_index i ON i.indrelid = c.oid"
-        f" WHERE {where} AND c.relname NOT LIKE '%version' ORDER BY 1",
-        f"SELECT pg_get_constraintdef(k.oid) {from_} JOIN pg_constraint k ON k.conrelid = c.oid"
-        f" WHERE {where} AND c.relname NOT LIKE '%version' ORDER BY 1",
-        f"SELECT c.relname, pg_get_partkeydef(c.oid), pg_get_expr(c.relpartbound, c.oid) {from_}"
-        f" WHERE {where} AND c.relkind IN ('r', 'p') AND c.relname NOT LIKE '%version' ORDER BY 1",
-    ]
-    parameters = {"schema": config.schema, "name": name}
-    async with engine.connect() as connection:
-        return [(await connection.execute(text(query), parameters)).all() for query in queries]
-
-
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.table_name[:12]}")
 async def test_the_revisions_make_what_the_model_says(
     empty_engine: AsyncEngine, config: SchemaConfig
@@ -61,17 +42,10 @@ async def test_the_revisions_make_what_the_model_says(
     assert await objects(empty_engine, config) == migrated
     async with empty_engine.begin() as connection:
         await connection.run_sync(chunk_table(config).drop)
-        assert await _tables(connection) == [schema.version_table(config.table_name)]
+    assert await tables(empty_engine) == [schema.version_table(config.table_name)]
+    async with empty_engine.begin() as connection:
         await connection.run_sync(chunk_table(config).create)
     assert await objects(empty_engine, config) == migrated
-
-
-async def _tables(connection: Any) -> list[str]:
-    query = text(
-        "SELECT tablename FROM pg_tables WHERE schemaname !~ '^pg_' AND "
-        "schemaname <> 'information_schema' ORDER BY 1"
-    )
-    return [row[0] for row in (await connection.execute(query)).all()]
 
 
 async def test_many_callers_at_once(empty_engine: AsyncEngine, empty_dsn: str) -> None:
@@ -110,8 +84,8 @@ async def test_processes_at_once(empty_dsn: str, empty_engine: AsyncEngine) -> N
     """For several tables of one database that has neither extension nor schema."""
     commands = [
         asyncio.to_thread(
-            alembic,
-            *("-x", "dimensions=4", "-x", f"table_name=t{n % 3}", "-x", "partitions=0"),
+            cenote,
+            *("migrate", "-x", "dimensions=4", "-x", f"table_name=t{n % 3}", "-x", "partitions=0"),
             *("-x", "schema=app", "upgrade", "head"),
             CENOTE_DATABASE_URL=empty_dsn,
         )
@@ -119,9 +93,100 @@ async def test_processes_at_once(empty_dsn: str, empty_engine: AsyncEngine) -> N
     ]
     for result in await asyncio.gather(*commands):
         assert result.returncode == 0, result.stderr
+    made = await tables(empty_engine)
+    assert made == [f"t{n}{end}" for n in range(3) for end in ("", "_alembic_version")]
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["all live", "one is killed"])
+async def test_eight_pods(empty_dsn: str, empty_engine: AsyncEngine, kill: bool) -> None:
+    """One empty database, eight processes; the one that holds the lock is killed in the middle."""
+    pods = [await start_upgrade(empty_dsn, name=str(number)) for number in range(8)]
+    killed = await kill_the_holder(empty_engine, pods) if kill else None
+    for number, pod in enumerate(pods):
+        _, said = await asyncio.wait_for(pod.communicate(), 60)
+        assert pod.returncode == (-signal.SIGKILL if number == killed else 0), said.decode()
+    assert await tables(empty_engine) == ["cenote_chunks", "cenote_chunks_alembic_version"]
+    versions = "SELECT string_agg(version_num, ',') FROM cenote_chunks_alembic_version"
+    assert await scalar(empty_engine, versions) == "cenote_0001"
+    assert await PgVectorStore(empty_engine, 4).check_schema() == []
+    locked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+    assert await scalar(empty_engine, locked) == 0
+
+
+async def start_upgrade(dsn: str, name: str) -> Process:
+    """Start an upgrade in a process of its own, which the server knows by a name."""
+    url = make_url(dsn).update_query_dict({"application_name": name})
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cenote", "migrate", "-x", "dimensions=4", "upgrade", "head"),
+        env={**clean_environment(), "CENOTE_DATABASE_URL": url.render_as_string(False)},
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+
+
+async def kill_the_holder(engine: AsyncEngine, pods: list[Process]) -> int:
+    """Kill the pod that holds the lock, held up by a table of the same name meanwhile."""
+    holder = (
+        "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE locktype = 'advisory' AND granted AND wait_event_type = 'Lock'"
+    )
+    async with engine.begin() as connection:  # CREATE TABLE waits for us to give up the name
+        await connection.execute(text("CREATE TABLE cenote_chunks ()"))
+        async with asyncio.timeout(30):
+            while (name := await scalar(engine, holder)) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        number = int(name)
+        pods[number].kill()
+        await pods[number].wait()
+        await connection.rollback()
+    return number
+
+
+async def test_a_log_line_says_what_is_waited_for(
+    empty_engine: AsyncEngine, empty_dsn: str
+) -> None:
+    """On the command line too, with the server process that holds the lock."""
+    async with empty_engine.connect() as holder:
+        pid = await holder.scalar(select(func.pg_backend_pid()))
+        await holder.execute(select(func.pg_advisory_lock(locks.LOCK_KEY)))
+        command = (
+            sys.executable,
+            "-m",
+            "cenote",
+            "migrate",
+            "-x",
+            "dimensions=4",
+            "upgrade",
+            "head",
+        )
+        pod = await asyncio.create_subprocess_exec(
+            *command, env={**clean_environment(), "CENOTE_DATABASE_URL": empty_dsn}, stderr=PIPE
+        )
+        assert pod.stderr is not None
+        line = await asyncio.wait_for(pod.stderr.readline(), 30)
+        assert b"waiting to migrate table cenote_chunks" in line
+        assert f"server process {pid}".encode() in line
+        await holder.execute(select(func.pg_advisory_unlock(locks.LOCK_KEY)))
+        await asyncio.wait_for(pod.communicate(), 30)
+    assert pod.returncode == 0
+
+
+async def test_on_a_connection_of_the_callers(empty_engine: AsyncEngine) -> None:
+    """It is left as it was, and an open transaction is refused before anything is done."""
+    config = SchemaConfig(dimensions=4)
     async with empty_engine.connect() as connection:
-        tables = await _tables(connection)
-    assert tables == [f"t{n}{end}" for n in range(3) for end in ("", "_alembic_version")]
+        await connection.execution_options(isolation_level="SERIALIZABLE")
+        assert await schema.current(connection, config) is None
+        await schema.upgrade(connection, config)
+        assert await schema.current(connection, config) == "cenote_0001"
+        assert await schema.check(connection, config) == []
+        level = text("SHOW transaction_isolation")
+        assert await connection.scalar(level) == "serializable"
+        for call in (schema.upgrade, schema.current, schema.check):
+            with pytest.raises(MigrationError, match="open transaction"):
+                await call(connection, config)
+        await connection.rollback()
+    assert await schema.current(empty_engine, config) == "cenote_0001"
 
 
 async def test_a_cancelled_upgrade_leaves_no_lock(empty_engine: AsyncEngine) -> None:
@@ -225,10 +290,9 @@ async def test_the_command_line_of_a_checkout(empty_engine: AsyncEngine, empty_d
     await store.upsert([embedded("a")], "n")
     result = alembic("downgrade", "base", CENOTE_DIMENSIONS="4", **url)
     assert result.returncode == 0, result.stderr
-    async with empty_engine.connect() as connection:
-        assert await _tables(connection) == ["cenote_chunks_alembic_version"]
-        extensions = text("SELECT count(*) FROM pg_extension WHERE extname = 'vector'")
-        assert await connection.scalar(extensions) == 1
+    assert await tables(empty_engine) == ["cenote_chunks_alembic_version"]
+    extensions = "SELECT count(*) FROM pg_extension WHERE extname = 'vector'"
+    assert await scalar(empty_engine, extensions) == 1
     result = alembic("upgrade", "head", CENOTE_DIMENSIONS="4", CENOTE_SCHEMA="S", **url)
     assert result.returncode == 0, result.stderr
     await PgVectorStore(empty_engine, 4, schema="S").upsert([embedded("a")], "n")
@@ -269,8 +333,7 @@ async def test_without_dimensions_nothing_is_made(
         assert result.returncode != 0
         assert "-x dimensions=384" in result.stdout
         assert "CENOTE_DIMENSIONS=384" in result.stdout
-    async with empty_engine.connect() as connection:
-        assert await _tables(connection) == []
+    assert await tables(empty_engine) == []
     await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, column_type="halfvec"))
     for arguments in (["upgrade", "head"], ["check"], ["current"], ["downgrade", "base"]):
         result = alembic(*arguments, CENOTE_DATABASE_URL=empty_dsn)
@@ -294,10 +357,7 @@ async def test_sql_for_a_dba(empty_engine: AsyncEngine, settings: dict[str, str]
     assert result.returncode == 0, result.stderr
     config = resolve(gather({"dimensions": "4", **settings}, {}, {}), None)
     assert config is not None
-    async with empty_engine.connect() as connection:
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert driver is not None
-        await driver.execute(result.stdout)
+    await run_script(empty_engine, result.stdout)
     scripted = await objects(empty_engine, config)
     await schema.upgrade(empty_engine, config)  # at head already
     async with empty_engine.begin() as connection:

@@ -1,0 +1,176 @@
+"""The revisions that were released stay what they were, and every one of them leads to the models.
+
+``tests/frozen/`` has for each revision the SQL that made its schema on the day of its release, as
+``upgrade base:<revision> --sql`` printed it, for a partitioned and for a plain table. A new
+revision adds its two files; nobody changes one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.script import ScriptDirectory
+from commands import alembic, output_of, run
+from database import execute, objects, run_script, scalar, tables
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cenote import PgVectorStore, SchemaConfig, schema
+from cenote.orm import chunk_table
+from cenote.testing import embedded, found
+
+FROZEN = Path(__file__).parent / "frozen"
+
+CONFIGS = {
+    "partitioned": SchemaConfig(dimensions=4),
+    "plain": SchemaConfig(
+        dimensions=5,
+        column_type="halfvec",
+        partitions=0,
+        schema="app",
+        table_name="Passages",
+        hnsw_m=8,
+        hnsw_ef_construction=32,
+    ),
+}
+
+REVISIONS = [
+    script.revision for script in ScriptDirectory(str(schema.script_location())).walk_revisions()
+]
+
+each = pytest.mark.parametrize(
+    ("revision", "shape"), [(revision, shape) for revision in REVISIONS for shape in CONFIGS]
+)
+
+
+def frozen(revision: str, shape: str) -> str:
+    """The SQL of a release."""
+    return (FROZEN / f"{revision}.{shape}.sql").read_text(encoding="utf-8")
+
+
+def store_of(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
+    """A store for a configuration."""
+    return PgVectorStore(
+        engine,
+        config.dimensions,
+        column_type=config.column_type,
+        partitions=config.partitions,
+        schema=config.schema,
+        table_name=config.table_name,
+        hnsw_m=config.hnsw_m,
+        hnsw_ef_construction=config.hnsw_ef_construction,
+    )
+
+
+@each
+async def test_a_released_revision_is_what_it_was(
+    empty_engine: AsyncEngine, revision: str, shape: str
+) -> None:
+    """It makes the same objects as on the day of its release, and its downgrade takes them away."""
+    config = CONFIGS[shape]
+    await run_script(empty_engine, frozen(revision, shape))
+    then = await objects(empty_engine, config)
+    assert await schema.current(empty_engine, config) == revision
+    before = await tables(empty_engine)
+    name = '"app"."Passages"' if shape == "plain" else "cenote_chunks"
+    version = f'{config.schema or "public"}."{schema.version_table(config.table_name)}"'
+    await execute(empty_engine, f"DROP TABLE {name}", f"DROP TABLE {version}")
+    await schema.upgrade(empty_engine, config, revision)
+    assert await objects(empty_engine, config) == then
+    assert await tables(empty_engine) == before
+
+
+@each
+async def test_every_release_leads_to_the_models(
+    empty_engine: AsyncEngine, revision: str, shape: str
+) -> None:
+    """With its rows, and with a store that works."""
+    config = CONFIGS[shape]
+    await run_script(empty_engine, frozen(revision, shape))
+    store = store_of(empty_engine, config)
+    vector = [1.0] + [0.0] * (config.dimensions - 1)
+    await store.upsert([embedded("a", vector)], "n")
+    await store.apply_migrations()
+    assert await store.check_schema() == []
+    assert await found(store, vector, "n") == ["a"]
+    migrated = await objects(empty_engine, config)
+    async with empty_engine.begin() as connection:
+        await connection.run_sync(chunk_table(config).drop)
+        await connection.run_sync(chunk_table(config).create)
+    assert await objects(empty_engine, config) == migrated
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+async def test_up_down_up(empty_engine: AsyncEngine, empty_dsn: str, shape: str) -> None:
+    """Step by step; what is left below is the version table, the schema and the extension."""
+    config = CONFIGS[shape]
+    arguments = [f"-xtable_name={config.table_name}", f"-xdimensions={config.dimensions}"]
+    arguments += [f"-xcolumn_type={config.column_type}", f"-xhnsw_m={config.hnsw_m}"]
+    arguments += [f"-xhnsw_ef_construction={config.hnsw_ef_construction}"]
+    if config.schema:
+        arguments += [f"-xschema={config.schema}", "-xpartitions=0"]
+    url = {"CENOTE_DATABASE_URL": empty_dsn}
+    for _ in REVISIONS:
+        output_of(alembic(*arguments, "upgrade", "+1", **url))
+    first = await objects(empty_engine, config)
+    for _ in REVISIONS:
+        output_of(alembic(*arguments, "downgrade", "-1", **url))
+    assert await tables(empty_engine) == [schema.version_table(config.table_name)]
+    output_of(alembic(*arguments, "upgrade", "head", **url))
+    assert await objects(empty_engine, config) == first
+
+
+SECOND = '''
+"""A revision to come."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from cenote import operations
+from cenote.sqltypes import embedding_type
+
+revision = "cenote_0002"
+down_revision = "cenote_0001"
+
+
+def upgrade():
+    config = operations.live_config()
+    op.add_column(
+        config.table_name,
+        sa.Column("summary", embedding_type(config.column_type, config.dimensions)),
+        schema=config.schema,
+    )
+    op.create_table_comment(config.table_name, repr(config), schema=config.schema)
+
+
+def downgrade():
+    name, schema = operations.table_names()
+    op.drop_column(name, "summary", schema=schema)
+'''
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"CENOTE_HNSW_M": "40", "CENOTE_HNSW_EF_CONSTRUCTION": "80"}]
+)
+async def test_later_revisions_read_the_live_table(
+    empty_engine: AsyncEngine, empty_dsn: str, tmp_path: Path, given: dict[str, str]
+) -> None:
+    """Not a configuration that has moved on: tried with a revision that does not exist yet."""
+    made = SchemaConfig(dimensions=3, column_type="halfvec", partitions=2, hnsw_m=7)
+    await schema.upgrade(empty_engine, made)
+    folder = tmp_path / "alembic"
+    shutil.copytree(schema.script_location(), folder)
+    (folder / "versions" / "cenote_0002_summary.py").write_text(SECOND)
+    (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/alembic\n")
+    command = [sys.executable, "-m", "alembic", "upgrade", "head"]
+    output_of(run(*command, cwd=tmp_path, CENOTE_DATABASE_URL=empty_dsn, **given))
+    column = (
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
+        " WHERE attname = 'summary' AND attrelid = 'cenote_chunks'::regclass"
+    )
+    assert await scalar(empty_engine, column) == "halfvec(3)"
+    assert await scalar(empty_engine, "SELECT obj_description('cenote_chunks'::regclass)") == repr(
+        made
+    )
