@@ -10,7 +10,7 @@ from pathlib import Path
 
 from commands import REPOSITORY, alembic, output_of, run
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+SCHEMA = (REPOSITORY / "docs" / "schema.md").read_text(encoding="utf-8")
 
 
 def test_the_wheel_holds_the_package_and_the_revisions(dist: Path) -> None:
@@ -67,16 +67,15 @@ asyncio.run(main())
     arguments = [sys.executable, "-c", script, str(site), empty_dsn]
     output = output_of(run(*arguments, cwd=empty, PYTHONPATH=str(site)))
     assert output == "['a']\n"
-    (ini,) = re.findall(r"^```ini\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    (empty / "alembic.ini").write_text(ini)
     environ = {"PYTHONPATH": str(site), "CENOTE_DATABASE_URL": empty_dsn}
-    assert output_of(alembic("current", cwd=empty, **environ)) == "cenote_0001 (head)\n"
-    (empty / "alembic.ini").unlink()
-    (empty / "pyproject.toml").write_text(
-        '[tool.alembic]\nscript_location = "cenote:migrations"\ncenote = { dimensions = 4 }\n'
-    )
-    assert output_of(alembic("check", cwd=empty, **environ)).startswith("No new upgrade")
-    (empty / "pyproject.toml").unlink()
+    for name, language in (("alembic.ini", "ini"), ("pyproject.toml", "toml")):
+        block = re.findall(rf"^```{language}\n(.*?)^```$", SCHEMA, re.MULTILINE | re.DOTALL)[0]
+        (empty / name).write_text(block.replace("dimensions = 384", "dimensions = 4"))
+        assert output_of(alembic("current", cwd=empty, **environ)) == "cenote_0001 (head)\n"
+        assert output_of(alembic("check", cwd=empty, **environ)).startswith("No new upgrade")
+        (empty / name).write_text(block.replace("dimensions = 384", "dimensions = 5"))
+        assert "vector(4), expected vector(5)" in alembic("check", cwd=empty, **environ).stdout
+        (empty / name).unlink()
     command = str(site / "bin" / "cenote")
 
     def cenote(*arguments: str) -> str:

@@ -1,21 +1,33 @@
-"""What the README shows runs as it stands there."""
+"""What the README and docs/schema.md show runs as it stands there."""
 
 from __future__ import annotations
 
+import asyncio
+import random
 import re
 import shlex
 import sys
 
 import pytest
-from commands import REPOSITORY, alembic, output_of, run
+from commands import REPOSITORY, cenote, clean_environment, output_of, run
 from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cenote import PgVectorStore
+from cenote.testing import embedded
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+SCHEMA = (REPOSITORY / "docs" / "schema.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    """A page's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def asyncpg_url(dsn: str) -> str:
+    """What a host gives to create_async_engine."""
+    return make_url(dsn).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
 
 
 OUTPUT = [
@@ -29,25 +41,71 @@ OUTPUT = [
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_blocks_run(number: int, empty_dsn: str) -> None:
     """And print what the README says."""
-    url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
-    result = run(
-        *(sys.executable, "-W", "error", "-c", blocks("python")[number]),
-        DATABASE_URL=url.render_as_string(hide_password=False),
-    )
-    assert output_of(result) == OUTPUT[number]
+    command = (sys.executable, "-W", "error", "-c", blocks("python")[number])
+    assert output_of(run(*command, DATABASE_URL=asyncpg_url(empty_dsn))) == OUTPUT[number]
 
 
-def test_alembic_commands_run(empty_dsn: str) -> None:
+@pytest.mark.parametrize("code", blocks("python", SCHEMA)[:-1])
+def test_python_blocks_of_the_schema_page_run(code: str) -> None:
+    """All but the last, which is a program: see below."""
+    output_of(run(sys.executable, "-W", "error", "-c", code))
+
+
+def test_commands_run(empty_dsn: str) -> None:
     """One after another, on one database."""
     commands = [
         shlex.split(line)[1:]
-        for block in blocks("console")
+        for page in (README, SCHEMA)
+        for block in blocks("console", page)
         for line in block.splitlines()
-        if line.startswith("alembic ")
+        if line.startswith("cenote ") and "host-revision" not in line
     ]
-    assert len(commands) == 1
+    assert len(commands) == 4
     for command in commands:
-        output_of(alembic(*command, CENOTE_DATABASE_URL=empty_dsn))
+        output_of(cenote(*command, CENOTE_DATABASE_URL=empty_dsn))
+
+
+async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncEngine) -> None:
+    """The recipe, beside an application that writes to both tables: in the end they agree."""
+    url = {"CENOTE_DATABASE_URL": dsn}
+    old, new = PgVectorStore(engine, 4), PgVectorStore(engine, 4, table_name="chunks_v2")
+    ids = [f"{number:04}" for number in range(1200)]
+    for tenant in ("a", "b"):
+        await old.upsert([embedded(id, content=f"first {id}") for id in ids], tenant)
+    steps = re.findall(r"^\d\. `cenote (.*?)`", SCHEMA, re.MULTILINE)
+    arguments = steps[0].replace("=768", "=4").split()
+    output_of(cenote(*arguments, **url))
+    recipe = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", blocks("python", SCHEMA)[-1]),
+        env={**clean_environment(), "DATABASE_URL": asyncpg_url(dsn)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    ended = asyncio.create_task(recipe.communicate())
+    numbers = random.Random(1)
+    writes = 0
+    while not ended.done():
+        writes += 1
+        tenant, id = numbers.choice("ab"), numbers.choice(ids)
+        item = embedded(id, content=f"write {writes}", embedding_model="new")
+        for store in (old, new):
+            if writes % 3:
+                await store.upsert([item], tenant)
+            else:
+                await store.delete([id], tenant)
+        if writes == 150:  # or the passes might never catch up with us
+            break
+    output, _ = await asyncio.wait_for(ended, 60)
+    assert recipe.returncode == 0
+    assert output == b"nothing differs any more\n"
+    assert writes > 10
+    for tenant in ("a", "b"):
+        expected = [chunk async for chunk in old.get_all_chunks(tenant)]
+        assert [chunk async for chunk in new.get_all_chunks(tenant)] == expected
+        assert len(await new.search([1, 1, 0, 0], tenant, limit=5)) == 5
+    assert await new.check_schema() == []
+    output_of(cenote(*steps[1].split(), **url))
+    assert [finding.kind for finding in await old.check_schema()] == ["table_missing"]
+    assert await new.check_schema() == []
 
 
 def test_make_targets_exist() -> None:
