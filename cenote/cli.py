@@ -82,7 +82,8 @@ def _migrate(arguments: list[str]) -> None:
         )
     logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
     logging.getLogger("alembic.util.messaging").setLevel(logging.CRITICAL)  # prints it, too
-    line.run_cmd(_alembic_config(options.config, cmd_opts=options), options)
+    config = _alembic_config(options.config, ini_section=options.name, cmd_opts=options)
+    line.run_cmd(config, options)
 
 
 def _alembic_config(names: list[str] | None, **kw: Any) -> Config:
@@ -273,11 +274,13 @@ def _show_progress(progress: Progress) -> None:
 
 
 def _host_revision(options: argparse.Namespace) -> int:
+    here = [name for name in ("alembic.ini", "pyproject.toml") if Path(name).is_file()]
+    options.config = options.config or here or ["alembic.ini"]
     given, _ = _given(options)
     config = settings.resolve(given, None)
     if config is None:
         raise ConfigurationError(settings.HOW_TO_SET_DIMENSIONS, setting="dimensions")
-    ini, toml = _files(options.config or ["alembic.ini"])
+    ini, toml = _files(options.config)
     host = Config(file_=ini, toml_file=toml)
     write_host_revision(host, config, message=options.message, start=options.start, to=options.to)
     return 0

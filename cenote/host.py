@@ -23,6 +23,9 @@ CHUNKS = {settings}
 """
 
 
+_FOR_LIFE = ("dimensions", "column_type", "table_name", "schema")
+
+
 def write_host_revision(
     host: Config,
     config: SchemaConfig,
@@ -54,7 +57,7 @@ def write_host_revision(
             rev_id(),
             message,
             refresh=True,
-            imports=_IMPORTS.format(settings=_as_python(config)),
+            imports=_IMPORTS.format(settings=_as_python(config, new=start == "base")),
             upgrades=f"upgrade_chunks(CHUNKS, {steps[0]})",
             downgrades=f"downgrade_chunks(CHUNKS, {steps[1]})",
         )
@@ -64,10 +67,12 @@ def write_host_revision(
     return Path(script.path)
 
 
-def _as_python(config: SchemaConfig) -> str:
-    """The settings as Python, with every one that shapes the table spelled out."""
+def _as_python(config: SchemaConfig, *, new: bool) -> str:
+    """The settings as Python: all of them for a new table, else what a table keeps for life."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     values["partitions"] = config.new_partitions
+    if not new:
+        values = {name: values[name] for name in _FOR_LIFE}
     lines = [
         f"    {name}={json.dumps(value, ensure_ascii=False)},\n"
         for name, value in values.items()

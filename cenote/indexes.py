@@ -15,11 +15,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from sqlalchemy import Column, Connection, Index, column, func, select, table
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateIndex, DropIndex, ExecutableDDLElement
 
 from cenote.catalog import LiveTable, read_table
 from cenote.config import SchemaConfig
+from cenote.connections import DRIVER_ERRORS, describe, driver_error
 from cenote.ddl import AttachIndex, CreateIndexOnOnly, LockTable, RenameIndex, table_of
 from cenote.drift import embedding_finding, subject_of
 from cenote.errors import MigrationError
@@ -303,30 +305,33 @@ async def _reporting(
     if report is None:
         yield
         return
-    pid = await connection.scalar(select(func.pg_backend_pid()))
+    pid = (await connection.execute(select(func.pg_backend_pid()))).scalar_one()
 
-    async def watch() -> None:
-        async with engine.connect() as watching:
-            await watching.execution_options(isolation_level="AUTOCOMMIT")
-            while True:
-                query = select(_progress).where(_progress.c.pid == pid)
-                row = (await watching.execute(query)).one_or_none()
-                if row is not None:
-                    total = row.tuples_total or row.blocks_total
-                    done = row.tuples_done if row.tuples_total else row.blocks_done
-                    fraction = min(done / total, 1.0) if total else 0.0
-                    report(
-                        Progress(
-                            index=index, number=number, of=of, phase=row.phase, fraction=fraction
-                        )
-                    )
-                await asyncio.sleep(_PROGRESS_SECONDS)
+    def tell(phase: str, fraction: float) -> None:
+        report(Progress(index=index, number=number, of=of, phase=phase, fraction=fraction))
 
-    task = asyncio.create_task(watch())
+    task = asyncio.create_task(_watch(engine, pid, tell))
     try:
         yield
-        report(Progress(index=index, number=number, of=of, phase="built", fraction=1.0))
+        tell("built", 1.0)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def _watch(engine: AsyncEngine, pid: int, tell: Callable[[str, float], None]) -> None:
+    """Ask for a session's progress until cancelled; a build goes on where that cannot be told."""
+    query = select(_progress).where(_progress.c.pid == pid)
+    try:
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            while True:
+                row = (await connection.execute(query)).one_or_none()
+                if row is not None:
+                    total = row.tuples_total or row.blocks_total
+                    done = row.tuples_done if row.tuples_total else row.blocks_done
+                    tell(row.phase, min(done / total, 1.0) if total else 0.0)
+                await asyncio.sleep(_PROGRESS_SECONDS)
+    except (SQLAlchemyError, OSError, *DRIVER_ERRORS) as error:
+        _logger.info("the progress cannot be told: %s", describe(driver_error(error)))

@@ -50,6 +50,9 @@ _class = table(
     column("relacl"),
     column("relrowsecurity"),
     column("relreplident"),
+    column("relpersistence"),
+    column("reltablespace"),
+    column("reloptions"),
 )
 _namespace = table("pg_namespace", column("oid"), column("nspname"))
 _constraint = table(
@@ -68,7 +71,14 @@ _trigger = table("pg_trigger", column("tgrelid"), column("tgisinternal"))
 _policy = table("pg_policy", column("polrelid"))
 _rule = table("pg_rewrite", column("oid"), column("ev_class"))
 _publication = table("pg_publication_rel", column("prrelid"))
-_attribute = table("pg_attribute", column("attrelid"), column("attacl"), column("attidentity"))
+_attribute = table(
+    "pg_attribute",
+    column("attrelid"),
+    column("attacl"),
+    column("attidentity"),
+    column("attstattarget"),
+    column("attoptions"),
+)
 _depend = table("pg_depend", column("objid"), column("refobjid"), column("deptype"))
 
 
@@ -315,6 +325,22 @@ def _losses(oid: int) -> Executable:
         exists()
         .where(and_(_class.c.oid == oid, _class.c.relreplident != "d"))
         .label("a_replica_identity"),
+        exists()
+        .where(ours(_class.c.oid), _class.c.reloptions.is_not(None))
+        .label("storage_parameters"),
+        exists()
+        .where(
+            ours(_attribute.c.attrelid),
+            or_(
+                func.coalesce(_attribute.c.attstattarget, -1) > 0,
+                _attribute.c.attoptions.is_not(None),
+            ),
+        )
+        .label("statistics_targets"),
+        exists().where(ours(_class.c.oid), _class.c.reltablespace != 0).label("a_tablespace"),
+        exists()
+        .where(ours(_class.c.oid), _class.c.relpersistence != "p")
+        .label("unlogged_storage"),
     )
 
 

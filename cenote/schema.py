@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging.config
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ def run_environment(environ: Mapping[str, str]) -> None:
     """
     attributes = context.config.attributes
     if "cenote" in attributes:
-        _run_online(attributes["connection"], attributes["cenote"])
+        _run_online(attributes["connection"], attributes["cenote"], locked=True)  # by upgrade()
         return
     _configure_logging()
     try:
@@ -219,31 +219,32 @@ async def _run_with_own_engine(url: str, given: Mapping[str, Any]) -> None:
     engine = create_engine(url, pool_size=1)
     try:
         async with own_connection(engine) as connection:
-            await connection.run_sync(_run_locked, given)
+            await connection.run_sync(_run_online, given, locked=False)
     finally:
         await engine.dispose()
 
 
-def _run_locked(connection: Connection, given: Mapping[str, Any]) -> None:
-    with migration_lock(connection, settings.table_of_settings(given)[0]):
-        _run_online(connection, given)
-
-
-def _run_online(connection: Connection, given: Mapping[str, Any]) -> None:
+def _run_online(connection: Connection, given: Mapping[str, Any], *, locked: bool) -> None:
     name, schema = settings.table_of_settings(given)
     config = settings.resolve(given, read_table(connection, name, schema))
-    if schema is not None and not inspect(connection).has_schema(schema):
-        connection.execute(CreateSchema(schema))  # the version table is in it
     # Alembic takes an open transaction for the caller's and would not commit its own work.
     connection.commit()
     context.configure(
         connection=connection, transaction_per_migration=True, **_options(given, config)
     )
-    with context.begin_transaction():
-        context.run_migrations()
-    if config is not None:
-        operations.refuse_other_shape(connection, config)
+    if context.get_context().opts.get("dont_mutate"):  # alembic current, which only looks
+        with context.begin_transaction():
+            context.run_migrations()
+        return
+    with nullcontext() if locked else migration_lock(connection, name):
+        if schema is not None and not inspect(connection).has_schema(schema):
+            connection.execute(CreateSchema(schema))  # the version table is in it
         connection.commit()
+        with context.begin_transaction():
+            context.run_migrations()
+        if config is not None:
+            operations.refuse_other_shape(connection, config)
+            connection.commit()
 
 
 def _run_offline(given: Mapping[str, Any]) -> None:

@@ -112,6 +112,9 @@ LOST = {
     "column privileges": "GRANT SELECT (id) ON cenote_chunks TO PUBLIC",
     "identity columns": "ALTER TABLE cenote_chunks ADD n int GENERATED ALWAYS AS IDENTITY",
     "sequences of its own": "ALTER TABLE cenote_chunks ADD COLUMN n serial",
+    "storage parameters": "ALTER TABLE cenote_chunks SET (autovacuum_vacuum_scale_factor = 0.01)",
+    "statistics targets": "ALTER TABLE cenote_chunks ALTER document_id SET STATISTICS 500",
+    "unlogged storage": "ALTER TABLE cenote_chunks SET UNLOGGED",
     "a replica identity": "ALTER TABLE cenote_chunks REPLICA IDENTITY FULL",
 }
 

@@ -163,12 +163,28 @@ async def test_a_log_line_says_what_is_waited_for(
             *command, env={**clean_environment(), "CENOTE_DATABASE_URL": empty_dsn}, stderr=PIPE
         )
         assert pod.stderr is not None
-        line = await asyncio.wait_for(pod.stderr.readline(), 30)
-        assert b"waiting to migrate table cenote_chunks" in line
-        assert f"server process {pid}".encode() in line
+        said = await asyncio.wait_for(pod.stderr.readuntil(b"server process "), 30)
+        assert b"waiting to migrate table cenote_chunks" in said
+        assert await asyncio.wait_for(pod.stderr.readuntil(b")"), 30) == f"{pid})".encode()
         await holder.execute(select(func.pg_advisory_unlock(locks.LOCK_KEY)))
         await asyncio.wait_for(pod.communicate(), 30)
     assert pod.returncode == 0
+
+
+async def test_looking_changes_nothing_and_waits_for_nobody(
+    empty_engine: AsyncEngine, empty_dsn: str
+) -> None:
+    """`current` makes no schema and no table, and takes no lock."""
+    async with empty_engine.connect() as holder:
+        await holder.execute(select(func.pg_advisory_lock(locks.LOCK_KEY)))
+        for command in (["migrate", "-x", "schema=s", "current"], ["check", "-x", "schema=s"]):
+            result = await asyncio.wait_for(
+                asyncio.to_thread(cenote, *command, CENOTE_DATABASE_URL=empty_dsn), 20
+            )
+            assert result.returncode in (0, 1), result.stderr
+        await holder.execute(select(func.pg_advisory_unlock(locks.LOCK_KEY)))
+    assert await tables(empty_engine) == []
+    assert await scalar(empty_engine, "SELECT to_regnamespace('s')") is None
 
 
 async def test_on_a_connection_of_the_callers(empty_engine: AsyncEngine) -> None:
