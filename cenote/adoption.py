@@ -21,7 +21,7 @@ from cenote import drift
 from cenote.catalog import LiveTable, qualified, read_table
 from cenote.config import SchemaConfig
 from cenote.ddl import LockTable, RenameIndex
-from cenote.errors import MigrationError
+from cenote.operations import RefusedRevisionError
 
 _TABLE = "cenote_chunks"
 _MARKER = "cenote_schema_migrations"
@@ -66,16 +66,17 @@ def _version(connection: Connection, live: LiveTable) -> int:
     marker = table(_MARKER, column("version"), schema=live.schema)
     there = connection.scalar(select(func.to_regclass(qualified(_MARKER, live.schema))))
     if live.name != _TABLE or there is None:
-        raise MigrationError(
+        raise RefusedRevisionError(
             f"table {live.name!r} exists already and was not made by these revisions; "
-            "choose another table_name, or move it away"
+            "choose another table_name, move it away, or, if cenote check finds nothing but a "
+            "missing revision, run cenote migrate stamp head"
         )
     run = set(connection.scalars(select(marker.c.version)))
     for version in range(1, len(_FILES) + 1):
         if run == set(_FILES[:version]):
             return version
     unknown = ", ".join(sorted(run - set(_FILES))) or "a version out of order"
-    raise MigrationError(
+    raise RefusedRevisionError(
         f"table {live.name!r} was made by another migration runner, whose {_MARKER} lists "
         f"{unknown}; only {', '.join(_FILES)}, in this order, can be adopted"
     )
@@ -88,7 +89,7 @@ def _refuse_other_columns(connection: Connection, live: LiveTable) -> None:
     }
     if columns != _COLUMNS:
         names = sorted({name for name, _ in columns.items() ^ _COLUMNS.items()})
-        raise MigrationError(
+        raise RefusedRevisionError(
             f"table {live.name!r} cannot be adopted: its columns {', '.join(names)} are not those "
             "of the version recorded"
         )
@@ -98,12 +99,12 @@ def _refuse_other_shape(live: LiveTable, config: SchemaConfig, version: int) -> 
     subject = f"table {live.name!r} cannot be adopted"
     finding = drift.embedding_finding(subject, live.column_type, live.dimensions, config)
     if finding is not None:
-        raise MigrationError(str(finding))
+        raise RefusedRevisionError(str(finding))
     key = ("id",) if version == 1 else ("namespace", "id")
     if live.key != key:
-        raise MigrationError(f"{subject}: its primary key is not ({', '.join(key)})")
+        raise RefusedRevisionError(f"{subject}: its primary key is not ({', '.join(key)})")
     if live.partitions or config.partitions:
-        raise MigrationError(
+        raise RefusedRevisionError(
             f"{subject} with partitions; leave the setting out, or say partitions=0, and run "
             "cenote repartition afterwards"
         )

@@ -131,7 +131,7 @@ def _compare_indexes(
 def _is_part_of_key(key: ForeignKeyConstraint) -> bool:
     """Whether a reflected foreign key is the part that Postgres made of one for a partition."""
     targets = [element.target_fullname.rsplit(".", 2)[-2:] for element in key.elements]
-    return tuple(column for _, column in targets) == KEY and all(
+    return {column for _, column in targets} == set(KEY) and all(
         re.search(r"_p\d{2,4}$", table) for table, _ in targets
     )
 

@@ -17,10 +17,11 @@ from sqlalchemy import (
     Connection,
     Executable,
     Integer,
+    Row,
     and_,
+    case,
     column,
     func,
-    inspect,
     or_,
     select,
     table,
@@ -28,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from cenote.ddl import table_of
+from cenote.orm import OPERATOR_CLASS, ann_index_name
 
 _class = table(
     "pg_class",
@@ -47,8 +49,12 @@ _attribute = table(
     column("atttypid"),
     column("atttypmod", Integer),
     column("attisdropped"),
+    column("attnum"),
+    column("attnotnull"),
+    column("attcollation"),
 )
-_type = table("pg_type", column("oid"), column("typname"))
+_type = table("pg_type", column("oid"), column("typname"), column("typcollation"))
+_collation = table("pg_collation", column("oid"), column("collname"))
 _inherits = table("pg_inherits", column("inhrelid"), column("inhparent"))
 _index = table(
     "pg_index",
@@ -97,11 +103,14 @@ class LiveTable:
         schema: the schema it is in.
         name: its name.
         column_type: of its embedding column, ``"vector"`` or ``"halfvec"``; None where it has no
-            such column, and so is no chunk table.
+            such column, or is no table, and so is no chunk table.
         dimensions: of that column; None where any length fits.
-        partitions: the names of its partitions; empty for a plain table.
-        complete: whether the partitions take every namespace.
+        partitioned: whether it is a partitioned table, which may have lost its partitions.
+        bounds: its partitions, each with modulus and remainder; empty for a plain table.
+        columns: the types by column, with ``not null`` and other than default collations, as SQL
+            writes them.
         key: the columns of its primary key.
+        key_name: the name of its primary key.
         indexes: its own and its partitions'.
     """
 
@@ -110,10 +119,23 @@ class LiveTable:
     name: str
     column_type: str | None
     dimensions: int | None
-    partitions: tuple[str, ...]
-    complete: bool
+    partitioned: bool
+    bounds: Mapping[str, tuple[int, int]]
+    columns: Mapping[str, str]
     key: tuple[str, ...]
+    key_name: str | None
     indexes: tuple[LiveIndex, ...]
+
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """The names of its partitions."""
+        return tuple(self.bounds)
+
+    @property
+    def complete(self) -> bool:
+        """Whether its partitions take every namespace."""
+        shares = sum(Fraction(1, modulus) for modulus, _ in self.bounds.values())
+        return shares == (1 if self.partitioned else 0)
 
     @property
     def embedding(self) -> str:
@@ -122,20 +144,20 @@ class LiveTable:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What `SchemaConfig` would say of dimensions, type and partitions."""
+        """What `SchemaConfig` would say of dimensions, type and, if none is lost, partitions."""
         return {
             "dimensions": self.dimensions,
             "column_type": self.column_type,
-            "partitions": len(self.partitions),
+            "partitions": len(self.bounds) if self.complete else None,
         }
 
     @property
     def parameters(self) -> dict[str, Any]:
         """What `SchemaConfig` would say of its ANN index's parameters, where it has one."""
-        for index in self.indexes:
-            if index.method == "hnsw" and index.table == self.name:
-                return {"hnsw_" + option: int(value) for option, value in index.options.items()}
-        return {}
+        index = self.index(ann_index_name(self.name))
+        if index is None or index.method != "hnsw":
+            return {}
+        return {"hnsw_" + option: int(value) for option, value in index.options.items()}
 
     def index(self, name: str) -> LiveIndex | None:
         """The index of the table itself that has this name."""
@@ -155,17 +177,21 @@ def embedding_sql(column_type: str | None, dimensions: int | None) -> str:
 def shape_query(name: str, schema: str | None) -> Executable:
     """A query for the table's identity and the type of its embedding column.
 
-    No row where there is no such table; no `column_type` where it has no embedding column.
+    No row where there is nothing of that name; no `column_type` where that is no table, or has no
+    embedding column of a type that is ours.
     """
     embedding = and_(
         _attribute.c.attrelid == _class.c.oid,
         _attribute.c.attname == "embedding",
         _attribute.c.attisdropped.is_(False),
+        _class.c.relkind.in_(["r", "p"]),
     )
+    ours = and_(_type.c.oid == _attribute.c.atttypid, _type.c.typname.in_(OPERATOR_CLASS))
     return (
         select(
             _class.c.oid,
             _class.c.relname.label("name"),
+            (_class.c.relkind == "p").label("partitioned"),
             _namespace.c.nspname.label("schema"),
             _type.c.typname.label("column_type"),
             func.nullif(_attribute.c.atttypmod, -1).label("dimensions"),
@@ -173,7 +199,7 @@ def shape_query(name: str, schema: str | None) -> Executable:
         .select_from(_class)
         .join(_namespace, _namespace.c.oid == _class.c.relnamespace)
         .outerjoin(_attribute, embedding)
-        .outerjoin(_type, _type.c.oid == _attribute.c.atttypid)
+        .outerjoin(_type, ours)
         .where(_class.c.oid == func.to_regclass(qualified(name, schema)))
     )
 
@@ -185,42 +211,79 @@ def qualified(name: str, schema: str | None) -> str:
     return text
 
 
+def schemas_with(connection: Connection, name: str) -> list[str]:
+    """The schemas that have a table of this name."""
+    query = (
+        select(_namespace.c.nspname)
+        .join(_class, _class.c.relnamespace == _namespace.c.oid)
+        .where(_class.c.relname == name, _class.c.relkind.in_(["r", "p"]))
+        .order_by(_namespace.c.nspname)
+    )
+    return [*connection.scalars(query)]
+
+
 def read_table(connection: Connection, name: str, schema: str | None) -> LiveTable | None:
-    """The live table of this name, or None where there is none."""
+    """The live table of this name, or None where there is nothing of this name."""
     shape = connection.execute(shape_query(name, schema)).one_or_none()
     if shape is None:
         return None
     bounds = connection.execute(_partitions_query(shape.oid)).all()
-    key = inspect(connection).get_pk_constraint(shape.name, schema=shape.schema)
+    indexes = tuple(_live_index(row) for row in connection.execute(_indexes_query(shape.oid)))
+    primary = [index for index in indexes if index.primary and index.table == shape.name]
     return LiveTable(
         oid=shape.oid,
         schema=shape.schema,
         name=shape.name,
         column_type=shape.column_type,
         dimensions=shape.dimensions,
-        partitions=tuple(row.relname for row in bounds),
-        complete=not bounds or sum(_share(row.bound) for row in bounds) == 1,
-        key=tuple(key["constrained_columns"]),
-        indexes=tuple(
-            LiveIndex(
-                name=row.name,
-                table=row.on_table,
-                method=row.amname,
-                columns=tuple(row.columns),
-                operator_classes=tuple(row.operator_classes),
-                options=dict(option.split("=", 1) for option in row.reloptions or ()),
-                valid=row.indisvalid,
-                primary=row.indisprimary,
-            )
-            for row in connection.execute(_indexes_query(shape.oid))
-        ),
+        partitioned=shape.partitioned,
+        bounds={row.relname: _bound(row.bound) for row in bounds},
+        columns={row.attname: row.sql for row in connection.execute(_columns_query(shape.oid))},
+        key=primary[0].columns if primary else (),
+        key_name=primary[0].name if primary else None,
+        indexes=indexes,
     )
 
 
-def _share(bound: str | None) -> Fraction:
-    """The part of all hash values that a partition takes."""
-    modulus = re.search(r"modulus (\d+)", bound or "")
-    return Fraction(1, int(modulus[1])) if modulus else Fraction(0)
+def _live_index(row: Row[Any]) -> LiveIndex:
+    return LiveIndex(
+        name=row.name,
+        table=row.on_table,
+        method=row.amname,
+        columns=tuple(row.columns),
+        operator_classes=tuple(row.operator_classes),
+        options=dict(option.split("=", 1) for option in row.reloptions or ()),
+        valid=row.indisvalid,
+        primary=row.indisprimary,
+    )
+
+
+def _bound(sql: str | None) -> tuple[int, int]:
+    """Modulus and remainder of a hash partition; another kind of partition takes nothing for us."""
+    numbers = re.search(r"modulus (\d+), remainder (\d+)", sql or "")
+    return (int(numbers[1]), int(numbers[2])) if numbers else (2**31, 0)
+
+
+def _columns_query(oid: int) -> Executable:
+    collation = case(
+        (
+            _attribute.c.attcollation != _type.c.typcollation,
+            func.concat(" collate ", func.quote_ident(_collation.c.collname)),
+        ),
+        else_="",
+    )
+    not_null = case((_attribute.c.attnotnull, " not null"), else_="")
+    type_ = func.format_type(_attribute.c.atttypid, _attribute.c.atttypmod)
+    return (
+        select(_attribute.c.attname, func.concat(type_, collation, not_null).label("sql"))
+        .join(_type, _type.c.oid == _attribute.c.atttypid)
+        .outerjoin(_collation, _collation.c.oid == _attribute.c.attcollation)
+        .where(
+            _attribute.c.attrelid == oid,
+            _attribute.c.attnum > 0,
+            _attribute.c.attisdropped.is_(False),
+        )
+    )
 
 
 def _partitions_query(oid: int) -> Executable:

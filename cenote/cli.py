@@ -12,6 +12,8 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +52,42 @@ _MIGRATE_COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry point."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s [%(name)s] %(message)s")
+    over_the_bar = "\r\x1b[K" if sys.stderr.isatty() else ""
+    logging.basicConfig(
+        level=logging.WARNING, format=over_the_bar + "%(levelname)s [%(name)s] %(message)s"
+    )
     logging.getLogger("cenote").setLevel(logging.INFO)
+    command, settings_given = _apart(arguments)
     try:
-        if arguments[:1] == ["migrate"]:
-            _migrate(arguments[1:])
+        if command[:1] == ["migrate"]:
+            _migrate(settings_given + command[1:])
             return
-        options = _parser().parse_args(arguments)
+        options = _parser().parse_args(command + settings_given)
         sys.exit(options.run(options))
     except CenoteError as error:
         print(f"cenote: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print("\ncenote: interrupted; the table serves as before", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without and with -x and -c, which may stand anywhere."""
+    rest: list[str] = []
+    given: list[str] = []
+    each = iter(arguments)
+    for argument in each:
+        if argument in ("-x", "-c", "--config"):
+            given += [argument, *islice(each, 1)]
+        elif argument.startswith(("-x", "--config=")):
+            given.append(argument)
+        else:
+            rest.append(argument)
+    return rest, given
 
 
 # -- alembic's own commands ------------------------------------------------------------------------
@@ -75,11 +97,11 @@ def _migrate(arguments: list[str]) -> None:
     """Alembic's command line with cenote's revisions; an ini file gives settings and logging."""
     line = CommandLine(prog="cenote migrate")
     options = line.parser.parse_args(arguments)
-    command = options.cmd[0].__name__ if hasattr(options, "cmd") else None
-    if command not in _MIGRATE_COMMANDS:
-        line.parser.error(
-            "the revisions are cenote's own; its commands here are " + ", ".join(_MIGRATE_COMMANDS)
-        )
+    names = ", ".join(_MIGRATE_COMMANDS)
+    if not hasattr(options, "cmd"):
+        line.parser.error(f"which command? One of {names}")
+    if options.cmd[0].__name__ not in _MIGRATE_COMMANDS:
+        line.parser.error(f"the revisions are cenote's own; the commands here are {names}")
     logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
     logging.getLogger("alembic.util.messaging").setLevel(logging.CRITICAL)  # prints it, too
     config = _alembic_config(options.config, ini_section=options.name, cmd_opts=options)
@@ -91,9 +113,11 @@ def _alembic_config(names: list[str] | None, **kw: Any) -> Config:
     ini, toml = _files(names or [])
     config = Config(file_=ini, toml_file=toml, **kw)
     location = str(schema.script_location()).replace("%", "%%")
-    config.set_main_option("script_location", location)
-    config.set_main_option("version_locations", location + "/versions")
-    config.set_main_option("path_separator", "newline")
+    with schema.readable(config):
+        config.set_main_option("script_location", location)
+        config.set_main_option("version_locations", location + "/versions")
+        config.set_main_option("path_separator", "newline")
+        _ = config.toml_alembic_config  # read here, not in the middle of alembic
     return config
 
 
@@ -114,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cenote", description="The chunk table's schema: made, checked, rebuilt."
     )
+    parser.add_argument("--version", action="version", version="%(prog)s " + version("cenote"))
     commands = parser.add_subparsers(required=True, metavar="command")
     commands.add_parser(
         "migrate", help="alembic's own commands with cenote's revisions: upgrade head, current, ..."
@@ -174,7 +199,9 @@ def _given(options: argparse.Namespace) -> tuple[dict[str, Any], Config]:
         if not equals:
             raise ConfigurationError(f"-x {name}: say -x name=value", setting=name)
         arguments[name] = value
-    return settings.gather(arguments, schema.ini_section(config), os.environ), config
+    given = settings.gather(arguments, schema.ini_section(config), os.environ)
+    settings.resolve(given, None)  # refuse what cannot work before anything is reached
+    return given, config
 
 
 def _with_engine(
@@ -236,8 +263,9 @@ def _reindex(options: argparse.Namespace) -> int:
 def _repartition(options: argparse.Namespace) -> int:
     async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
         config = await _live_config(engine, given, partitions=options.partitions)
-        await repartition(engine, config, memory=options.memory)
-        print(f"table {config.table_name} has {config.partitions} partitions")
+        done = await repartition(engine, config, memory=options.memory)
+        shape = f"has {config.partitions} partitions" if config.partitions else "is a plain table"
+        print(f"table {config.table_name} {shape}" + ("" if done else " already"))
         return 0
 
     return _with_engine(options, work)
@@ -273,11 +301,27 @@ def _show_progress(progress: Progress) -> None:
 # -- into a host's history -------------------------------------------------------------------------
 
 
+def _live_or_given(given: dict[str, Any]) -> SchemaConfig | None:
+    """The settings with what the live table says, where there is a database and a table."""
+
+    async def read() -> SchemaConfig | None:
+        engine = create_engine(given["database_url"], pool_size=1)
+        try:
+            async with schema.own_connection(engine, "the schema cannot be read") as connection:
+                name, where = settings.table_of_settings(given)
+                live = await connection.run_sync(read_table, name, where)
+                return settings.resolve(given, live)
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(read())
+
+
 def _host_revision(options: argparse.Namespace) -> int:
     here = [name for name in ("alembic.ini", "pyproject.toml") if Path(name).is_file()]
     options.config = options.config or here or ["alembic.ini"]
     given, _ = _given(options)
-    config = settings.resolve(given, None)
+    config = _live_or_given(given) if "database_url" in given else settings.resolve(given, None)
     if config is None:
         raise ConfigurationError(settings.HOW_TO_SET_DIMENSIONS, setting="dimensions")
     ini, toml = _files(options.config)

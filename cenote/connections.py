@@ -18,7 +18,13 @@ import asyncpg
 from sqlalchemy import column, select, table
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from cenote.errors import ConfigurationError, StoreConnectionError, VectorStoreError
 from cenote.sqltypes import install_codec
@@ -94,9 +100,35 @@ def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> Asy
     )
 
 
+def asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> AsyncEngine:
+    """The engine of a caller's, or the one that its sessionmaker is bound to.
+
+    Raises:
+        ConfigurationError: it is none, or another driver's.
+    """
+    bind = engine.kw.get("bind") if isinstance(engine, async_sessionmaker) else engine
+    if not isinstance(bind, AsyncEngine):
+        raise ConfigurationError(
+            "engine must be an AsyncEngine, or an async_sessionmaker bound to one, not "
+            f"{type(bind).__name__}; for a connection string: await PgVectorStore.connect(...)",
+            setting="engine",
+        )
+    if bind.dialect.driver != "asyncpg":
+        raise ConfigurationError(
+            f"engine must use asyncpg (postgresql+asyncpg://...), not {bind.dialect.driver}",
+            setting="engine",
+        )
+    return bind
+
+
 def safe_dsn(dsn: str) -> str:
     """The connection string without password and query, for people to read."""
-    return _read_dsn(dsn).set(query={}).render_as_string(hide_password=True)
+    return safe_url(_read_dsn(dsn))
+
+
+def safe_url(url: URL) -> str:
+    """A URL without password and query, for people to read."""
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def _read_dsn(dsn: str) -> URL:

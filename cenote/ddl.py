@@ -43,6 +43,16 @@ class CreateHashPartition(ExecutableDDLElement):
         self.remainder = remainder
 
 
+class AttachPartition(ExecutableDDLElement):
+    """``ALTER TABLE ... ATTACH PARTITION ...``, by the name that `CreateHashPartition` gave it."""
+
+    def __init__(self, table_name: str, schema: str | None, modulus: int, remainder: int) -> None:
+        self.parent = table_of(table_name, schema)
+        self.partition = table_of(partition_name(table_name, remainder), schema)
+        self.modulus = modulus
+        self.remainder = remainder
+
+
 class RenameIndex(ExecutableDDLElement):
     """``ALTER INDEX ... RENAME TO ...``; the constraint of the index is renamed with it."""
 
@@ -91,7 +101,7 @@ class CreateTableLike(ExecutableDDLElement):
 
 
 class AddConstraintAs(ExecutableDDLElement):
-    """``ALTER TABLE ... ADD CONSTRAINT ...`` with the definition by ``pg_get_constraintdef``."""
+    """``ALTER TABLE ... ADD CONSTRAINT ...`` with a definition as the catalogue writes it."""
 
     def __init__(self, table: str, schema: str | None, name: str, definition: str) -> None:
         self.table = table_of(table, schema)
@@ -116,6 +126,14 @@ class Grant(ExecutableDDLElement):
         self.table = table_of(table, schema)
         self.role = role
         self.grantable = grantable
+
+
+class Revoke(ExecutableDDLElement):
+    """``REVOKE ALL ON ... FROM ...``; from everybody where the role is None."""
+
+    def __init__(self, table: str, schema: str | None, role: str | None) -> None:
+        self.table = table_of(table, schema)
+        self.role = role
 
 
 class ChangeOwner(ExecutableDDLElement):
@@ -150,11 +168,29 @@ def _create_hash_partition(element: CreateHashPartition, compiler: Any, **kw: An
             format_table(element.partition),
             "PARTITION OF",
             format_table(element.parent),
-            "FOR VALUES WITH (MODULUS",
-            str(int(element.modulus)) + ", REMAINDER",
-            str(int(element.remainder)) + ")",
+            _for_values(element),
         ]
     )
+
+
+@compiles(AttachPartition, "postgresql")
+def _attach_partition(element: AttachPartition, compiler: Any, **kw: Any) -> str:
+    format_table = compiler.preparer.format_table
+    return " ".join(
+        [
+            "ALTER TABLE",
+            format_table(element.parent),
+            "ATTACH PARTITION",
+            format_table(element.partition),
+            _for_values(element),
+        ]
+    )
+
+
+def _for_values(element: CreateHashPartition | AttachPartition) -> str:
+    numbers = {"MODULUS": element.modulus, "REMAINDER": element.remainder}
+    parts = [" ".join([word, str(int(number))]) for word, number in numbers.items()]
+    return "FOR VALUES WITH (" + ", ".join(parts) + ")"
 
 
 @compiles(RenameIndex, "postgresql")
@@ -239,6 +275,19 @@ def _grant(element: Grant, compiler: Any, **kw: Any) -> str:
         "PUBLIC" if element.role is None else preparer.quote(element.role),
     ]
     return " ".join([*words, "WITH GRANT OPTION"] if element.grantable else words)
+
+
+@compiles(Revoke, "postgresql")
+def _revoke(element: Revoke, compiler: Any, **kw: Any) -> str:
+    preparer = compiler.preparer
+    return " ".join(
+        [
+            "REVOKE ALL ON",
+            preparer.format_table(element.table),
+            "FROM",
+            "PUBLIC" if element.role is None else preparer.quote(element.role),
+        ]
+    )
 
 
 @compiles(ChangeOwner, "postgresql")

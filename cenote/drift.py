@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Index, PrimaryKeyConstraint
+from sqlalchemy import Column, Index, PrimaryKeyConstraint
 from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.schema import AddConstraint, CreateIndex, ExecutableDDLElement
+from sqlalchemy.schema import (
+    CreateIndex,
+    DropConstraint,
+    ExecutableDDLElement,
+)
 
 from cenote.catalog import LiveIndex, LiveTable, embedding_sql, qualified
 from cenote.config import SchemaConfig
 from cenote.connections import OLDEST_PGVECTOR, parse_version
-from cenote.orm import KEY, chunk_table
+from cenote.cures import arguments_for, reindex_command, repartition_command, upgrade_command
+from cenote.ddl import AddConstraintAs, AttachPartition, table_of
+from cenote.orm import KEY, ann_index_name, chunk_table
+
+NEW, OLD = "_new", "_old"
+"""What a rebuild appends to the names of the new index and, for a moment, of the old one."""
 
 FindingKind = Literal[
     "extension_missing",
@@ -27,8 +36,10 @@ FindingKind = Literal[
     "column_type",
     "key",
     "partitions",
+    "columns",
     "index_missing",
     "index_invalid",
+    "index_left_over",
     "operator_class",
     "hnsw_parameters",
 ]
@@ -65,6 +76,7 @@ def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
     subject = subject_of(config.table_name, config.schema)
     found = [
         embedding_finding(subject, live.column_type, live.dimensions, config),
+        _columns_finding(subject, live, config),
         _key_finding(subject, live, config),
         partitions_finding(subject, live, config),
     ]
@@ -91,22 +103,35 @@ def extension_finding(version: str | None) -> Finding | None:
     )
 
 
-def table_finding(subject: str, live: LiveTable | None, given: Mapping[str, Any]) -> Finding:
-    """That the table is missing, or another one."""
-    if live is None:
+def table_finding(
+    subject: str,
+    live: LiveTable | None,
+    recorded: str | None,
+    given: Mapping[str, Any],
+    elsewhere: Sequence[str] = (),
+) -> Finding:
+    """That the table is missing, or another one; there may be one in other schemas."""
+    if live is not None:
         return Finding(
-            kind="table_missing",
+            kind="not_a_chunk_table",
             subject=subject,
-            actual="it is missing",
+            actual="it has no column embedding of a fixed length",
             expected="a table made by cenote's revisions",
-            cure="run " + upgrade_command(given),
+            cure="choose another table_name, or move it away",
         )
+    if recorded is not None:
+        forget = f"cenote migrate {arguments_for(given)}stamp base"
+        actual, cure = f"it is missing, and recorded as {recorded}", f"run {forget}, then "
+    else:
+        actual, cure = "it is missing", "run "
+        if elsewhere:
+            cure = f"say -x schema={elsewhere[0]} if that is the one, or run "
     return Finding(
-        kind="not_a_chunk_table",
+        kind="table_missing",
         subject=subject,
-        actual="it has no column embedding of a fixed length",
+        actual=actual,
         expected="a table made by cenote's revisions",
-        cure="choose another table_name, or move it away",
+        cure=cure + upgrade_command(given),
     )
 
 
@@ -120,7 +145,8 @@ def revision_finding(
     actual, cure = f"it is at revision {recorded}", "run " + upgrade_command(given)
     if recorded is None:
         kind, actual = "revision_missing", "no revision is recorded"
-        cure += ", which says if it cannot take the table over"
+        cure += ", which adopts a table of the first cenote; if one of these revisions made it, "
+        cure += f"cenote migrate {arguments_for(given)}stamp {head}"
     elif recorded not in known:
         kind, cure = "revision_ahead", "install the cenote that made it, or a newer one"
     return Finding(kind=kind, subject=subject, actual=actual, expected=head, cure=cure)
@@ -143,14 +169,14 @@ def embedding_finding(
 
 def partitions_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
     """Whether partitions are missing, or are others than the configuration insists on."""
-    number = len(live.partitions)
+    number = len(live.bounds)
     if not live.complete:
         return Finding(
             kind="partitions",
             subject=subject,
             actual=f"its {number} partitions do not take every namespace",
             expected="all partitions of one modulus",
-            cure="ATTACH the detached partition again",
+            cure="run " + "; ".join(_attach(live)) if live.bounds else "attach its partitions",
         )
     if config.partitions in (None, number):
         return None
@@ -159,25 +185,80 @@ def partitions_finding(subject: str, live: LiveTable, config: SchemaConfig) -> F
         subject=subject,
         actual=f"it has {number} partitions",
         expected=str(config.partitions),
-        cure=f"set partitions={number}, or run {_repartition_command(config)}",
+        cure=f"set partitions={number}, or run {repartition_command(config)}",
     )
+
+
+def _attach(live: LiveTable) -> Iterator[str]:
+    """The statements that attach what is missing, if it has the name it was made with."""
+    modulus = max(modulus for modulus, _ in live.bounds.values())
+    there = {remainder for _, remainder in live.bounds.values()}
+    for remainder in sorted(set(range(modulus)) - there):
+        yield _sql(AttachPartition(live.name, live.schema, modulus, remainder))
+
+
+def _columns_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
+    """Whether columns are missing or of other types; a host's own besides are its own."""
+    expected = {
+        column.name: _column_sql(column)
+        for column in chunk_table(config).columns
+        if column.name != "embedding"
+    }
+    actual = {name: live.columns.get(name, "missing") for name in expected}
+    if actual["position"] == "integer not null":  # an adopted table's
+        expected["position"] = actual["position"]
+    differing = [name for name in expected if actual[name] != expected[name]]
+    if not differing:
+        return None
+    return Finding(
+        kind="columns",
+        subject=subject,
+        actual=", ".join(f"{name} is {actual[name]}" for name in differing),
+        expected=", ".join(expected[name] for name in differing),
+        cure="alter them by hand, or move the table away and make it again",
+    )
+
+
+def _column_sql(column: Column[Any]) -> str:
+    """A column's type as `LiveTable.columns` has it."""
+    sql = str(column.type.compile(dialect=PGDialect()))  # type: ignore[no-untyped-call]
+    kind, _, collation = sql.partition(" COLLATE ")
+    return kind.lower() + (f" collate {collation}" if collation else "") + " not null"
 
 
 def _key_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
     if live.key == KEY:
         return None
-    table = chunk_table(config)
-    key = PrimaryKeyConstraint(*(table.c[name] for name in KEY), name=str(table.primary_key.name))
+    name, schema = config.table_name, config.schema
+    columns = ", ".join(KEY)
+    cure: list[ExecutableDDLElement] = [
+        AddConstraintAs(name, schema, "pk_" + name, "PRIMARY KEY (" + columns + ")")
+    ]
+    if live.key_name is not None:
+        old = PrimaryKeyConstraint(name=live.key_name)
+        table_of(name, schema).append_constraint(old)
+        cure.insert(0, DropConstraint(old))
     return Finding(
         kind="key",
         subject=subject,
         actual=f"its primary key is ({', '.join(live.key)})" if live.key else "it has no key",
-        expected=f"({', '.join(KEY)})",
-        cure="drop it and run " + _sql(AddConstraint(key)),
+        expected=f"({columns})",
+        cure="run " + "; ".join(_sql(statement) for statement in cure),
     )
 
 
 # -- indexes ---------------------------------------------------------------------------------------
+
+
+def left_over_names(live: LiveTable) -> set[str]:
+    """What an interrupted rebuild of the ANN index calls the indexes that it leaves behind."""
+    ann = ann_index_name(live.name)
+    return {ann + NEW, ann + OLD, *(part_name(name) + NEW for name in live.partitions)}
+
+
+def part_name(partition: str) -> str:
+    """What Postgres calls a partition's part of the ANN index."""
+    return partition + "_embedding_idx"
 
 
 def _of_indexes(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
@@ -189,20 +270,28 @@ def _of_indexes(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
                 kind="index_missing",
                 subject=f"index {name}",
                 actual="it is missing",
-                expected=_sql(CreateIndex(index)),
+                expected=_described(*_shape(index)),
                 cure="run " + _make(index, config),
             )
         else:
             yield from _differences(actual, index, config)
+    left_over = left_over_names(live)
     for actual in live.indexes:
-        seen = actual.table == live.name and actual.name in expected
-        if not actual.valid and not seen:
-            yield _invalid(actual, config)
+        if actual.name in left_over:
+            yield Finding(
+                kind="index_left_over",
+                subject=f"index {actual.name}",
+                actual=f"it is left (on {actual.table}) by a rebuild that did not end, or goes on",
+                expected="no such index",
+                cure="run " + reindex_command(config),
+            )
+        elif not actual.valid and (actual.table != live.name or actual.name not in expected):
+            yield _invalid(actual, live, config)
 
 
 def _differences(actual: LiveIndex, index: Index, config: SchemaConfig) -> Iterator[Finding]:
     if not actual.valid:
-        yield _invalid(actual, config)
+        yield _invalid(actual, None, config)
     for kind, is_, expected in index_differences(actual, index):
         drop_first = "" if _is_ann(index) else "drop it and "
         yield Finding(
@@ -218,9 +307,7 @@ def index_differences(
     actual: LiveIndex, index: Index
 ) -> Iterator[tuple[Literal["operator_class", "hnsw_parameters"], str, str]]:
     """How a live index differs from a model's: what, what it is, and what was expected."""
-    method = index.dialect_kwargs.get("postgresql_using") or "btree"
-    columns = tuple(column.name for column in index.columns)
-    operator_classes = tuple((index.dialect_kwargs.get("postgresql_ops") or {}).values())
+    method, columns, operator_classes = _shape(index)
     same_operators = not operator_classes or actual.operator_classes == operator_classes
     if (actual.method, actual.columns) != (method, columns) or not same_operators:
         yield (
@@ -237,16 +324,26 @@ def index_differences(
         )
 
 
-def _invalid(actual: LiveIndex, config: SchemaConfig) -> Finding:
-    cure = "drop it, and build it again"
-    if actual.method == "hnsw":
-        cure = "run " + _reindex_command(config)
+def _shape(index: Index) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Method, columns and operator classes of a model's index."""
+    options = index.dialect_kwargs
+    return (
+        options.get("postgresql_using") or "btree",
+        tuple(column.name for column in index.columns),
+        tuple((options.get("postgresql_ops") or {}).values()),
+    )
+
+
+def _invalid(actual: LiveIndex, live: LiveTable | None, config: SchemaConfig) -> Finding:
+    """An invalid index; a part of the ANN index, or that itself, is built anew as a whole."""
+    ours = live is None or actual.name == part_name(actual.table)
+    rebuild = ours and actual.method == "hnsw"
     return Finding(
         kind="index_invalid",
         subject=f"index {actual.name}",
         actual=f"it is invalid (on {actual.table}): its build did not end",
         expected="a valid index",
-        cure=cure,
+        cure="run " + reindex_command(config) if rebuild else "drop it, and build it again",
     )
 
 
@@ -270,39 +367,8 @@ def _is_ann(index: Index) -> bool:
 
 
 def _make(index: Index, config: SchemaConfig) -> str:
-    return _reindex_command(config) if _is_ann(index) else _sql(CreateIndex(index))
+    return reindex_command(config) if _is_ann(index) else _sql(CreateIndex(index))
 
 
 def _sql(statement: ExecutableDDLElement) -> str:
     return str(statement.compile(dialect=PGDialect())).strip()  # type: ignore[no-untyped-call]
-
-
-# -- commands --------------------------------------------------------------------------------------
-
-
-def upgrade_command(given: Mapping[str, Any]) -> str:
-    """The command that makes the table of some settings."""
-    dimensions = "" if "dimensions" in given else "-x dimensions=... "
-    return f"cenote migrate {dimensions}{_arguments(given)}upgrade head"
-
-
-def _reindex_command(config: SchemaConfig) -> str:
-    parameters = f"--m {config.hnsw_m} --ef-construction {config.hnsw_ef_construction}"
-    return f"cenote reindex {_arguments(_names(config))}{parameters}"
-
-
-def _repartition_command(config: SchemaConfig) -> str:
-    return f"cenote repartition {_arguments(_names(config))}{config.partitions}"
-
-
-def _names(config: SchemaConfig) -> dict[str, Any]:
-    return {"table_name": config.table_name, "schema": config.schema}
-
-
-def _arguments(given: Mapping[str, Any]) -> str:
-    """Those settings that differ from their defaults, for a command line."""
-    return "".join(
-        f"-x {field.name}={given[field.name]} "
-        for field in fields(SchemaConfig)
-        if given.get(field.name, field.default) != field.default
-    )

@@ -53,7 +53,9 @@ def write_host_revision(
     operations.check_range(start, to)
     steps = f'start="{start}", to="{to}"', f'start="{to}", to="{start}"'
     try:
-        script = ScriptDirectory.from_config(host).generate_revision(
+        history = ScriptDirectory.from_config(host)
+        _refuse_history(history, config, start)
+        script = history.generate_revision(
             rev_id(),
             message,
             refresh=True,
@@ -65,6 +67,24 @@ def write_host_revision(
         raise MigrationError(f"your revisions: {error}") from error
     assert script is not None
     return Path(script.path)
+
+
+def _refuse_history(history: ScriptDirectory, config: SchemaConfig, start: str) -> None:
+    """Refuse cenote's own folder, and a history that makes the table already."""
+    if Path(history.dir).resolve() == operations.script_location().resolve():
+        raise MigrationError(
+            "this configuration's script_location is cenote's own; name the one of your revisions "
+            "with -c"
+        )
+    for script in history.walk_revisions():
+        made = getattr(script.module, "CHUNKS", None)
+        if not isinstance(made, SchemaConfig) or start != "base":
+            continue
+        if (made.table_name, made.schema) == (config.table_name, config.schema):
+            raise MigrationError(
+                f"your revision {script.revision} makes table {config.table_name!r} already; say "
+                "--from cenote_... for what comes after it"
+            )
 
 
 def _as_python(config: SchemaConfig, *, new: bool) -> str:

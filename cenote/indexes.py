@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import Column, Connection, Index, column, func, select, table
+from sqlalchemy import Column, Connection, Index, Row, column, func, select, table
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateIndex, DropIndex, ExecutableDDLElement
@@ -23,27 +24,40 @@ from cenote.catalog import LiveTable, read_table
 from cenote.config import SchemaConfig
 from cenote.connections import DRIVER_ERRORS, describe, driver_error
 from cenote.ddl import AttachIndex, CreateIndexOnOnly, LockTable, RenameIndex, table_of
-from cenote.drift import embedding_finding, subject_of
+from cenote.drift import (
+    NEW,
+    OLD,
+    embedding_finding,
+    left_over_names,
+    part_name,
+    partitions_finding,
+    subject_of,
+)
 from cenote.errors import MigrationError
 from cenote.locks import migration_lock, with_short_waits
 from cenote.orm import OPERATOR_CLASS, ann_index_name
-from cenote.schema import own_errors
+from cenote.schema import own_connection
 from cenote.sqltypes import embedding_type
+
+_ACTION = "the index was not rebuilt"
 
 _PROGRESS_SECONDS = 0.5
 
-_NEW, _OLD = "_new", "_old"
+_AFTER_BUILDING = ("before validation", "index validation", "old snapshots")
 
 _logger = logging.getLogger(__name__)
 
+_TIMEOUTS = ("statement_timeout", "lock_timeout", "transaction_timeout")
+"""What a role or a database may set that would end a build; not every server has each."""
+
+_settings = table("pg_settings", column("name"), column("setting"))
 _progress = table(
     "pg_stat_progress_create_index",
     column("pid"),
     column("phase"),
     column("blocks_total"),
     column("blocks_done"),
-    column("tuples_total"),
-    column("tuples_done"),
+    column("current_locker_pid"),
 )
 
 
@@ -56,7 +70,7 @@ class Progress:
         number: which one it is, from 1.
         of: how many there are.
         phase: Postgres' own words.
-        fraction: of this part, 0 to 1; Postgres tells it while it loads tuples.
+        fraction: of the loading, which takes most of the time; 0 before and 1 after it.
     """
 
     index: str
@@ -108,26 +122,25 @@ async def reindex(
             graph of the largest part is estimated to need, up to 1 GB, and at least the server's.
         workers: ``max_parallel_maintenance_workers`` of this session; the server's by default. A
             parallel build takes its memory from shared memory, which containers often limit.
-        progress: is called about twice a second.
+        progress: is called about twice a second; what it raises is logged.
 
     Raises:
         MigrationError: there is no such chunk table, it has other dimensions, or the database
             refused; the old index is still there.
     """
-    with own_errors():
-        async with _session(engine, config) as connection:
-            live = await connection.run_sync(read_chunk_table, config)
-            plan = make_plan(live, config)
-            await connection.run_sync(set_build_memory, live, config, memory, workers)
-            for statement in plan.clear:
+    async with _session(engine, config) as connection:
+        live = await connection.run_sync(read_chunk_table, config)
+        plan = make_plan(live, config)
+        await connection.run_sync(set_build_memory, live, config, memory, workers)
+        for statement in plan.clear:
+            await connection.execute(statement)
+        for number, (name, statement) in enumerate(plan.build.items(), 1):
+            _logger.info("building index %s (%d of %d)", name, number, len(plan.build))
+            async with _reporting(engine, connection, progress, name, number, len(plan.build)):
                 await connection.execute(statement)
-            for number, (name, statement) in enumerate(plan.build.items(), 1):
-                _logger.info("building index %s (%d of %d)", name, number, len(plan.build))
-                async with _reporting(engine, connection, progress, name, number, len(plan.build)):
-                    await connection.execute(statement)
-            await connection.run_sync(_swap, plan, config)
-            for statement in plan.finish:
-                await connection.execute(statement)
+        await connection.run_sync(_swap, plan, config)
+        for statement in plan.finish:
+            await connection.execute(statement)
 
 
 async def reindex_plan(engine: AsyncEngine, config: SchemaConfig) -> list[ExecutableDDLElement]:
@@ -136,10 +149,9 @@ async def reindex_plan(engine: AsyncEngine, config: SchemaConfig) -> list[Execut
     Raises:
         MigrationError: as `reindex`.
     """
-    with own_errors():
-        async with engine.connect() as connection:
-            live = await connection.run_sync(read_chunk_table, config)
-            return [*make_plan(live, config).statements()]
+    async with own_connection(engine, _ACTION) as connection:
+        live = await connection.run_sync(read_chunk_table, config)
+        return [*make_plan(live, config).statements()]
 
 
 def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
@@ -148,37 +160,44 @@ def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
     there = live.index(name) is not None
     plan = Plan(clear=[*_leftovers(live)])
     if not live.partitions:
-        plan.build[name + _NEW] = CreateIndex(_index(name + _NEW, live, live.name, config))
+        plan.build[name + NEW] = CreateIndex(_index(name + NEW, live, live.name, config))
         if there:
-            plan.swap.append(RenameIndex(name, name + _OLD, live.schema))
-            plan.finish.append(_drop(name + _OLD, live))
-        plan.swap.append(RenameIndex(name + _NEW, name, live.schema))
+            plan.swap.append(RenameIndex(name, name + OLD, live.schema))
+            plan.finish.append(_drop(name + OLD, live))
+        plan.swap.append(RenameIndex(name + NEW, name, live.schema))
         return plan
-    parts = {partition: part_name(partition) + _NEW for partition in live.partitions}
+    _refuse_taken_names(live, config)
+    parts = {partition: part_name(partition) + NEW for partition in live.partitions}
     for partition, part in parts.items():
         plan.build[part] = CreateIndex(_index(part, live, partition, config))
-    parent = _index(name + _NEW, live, live.name, config, concurrently=False)
+    parent = _index(name + NEW, live, live.name, config, concurrently=False)
     plan.swap += [LockTable(live.name, live.schema), CreateIndexOnOnly(parent)]
-    plan.swap += [AttachIndex(name + _NEW, part, live.schema) for part in parts.values()]
+    plan.swap += [AttachIndex(name + NEW, part, live.schema) for part in parts.values()]
     if there:
         plan.swap.append(_drop(name, live, concurrently=False))
-    plan.swap.append(RenameIndex(name + _NEW, name, live.schema))
-    plan.swap += [
-        RenameIndex(part, part.removesuffix(_NEW), live.schema) for part in parts.values()
-    ]
+    plan.swap.append(RenameIndex(name + NEW, name, live.schema))
+    plan.swap += [RenameIndex(part, part.removesuffix(NEW), live.schema) for part in parts.values()]
     return plan
 
 
-def part_name(partition: str) -> str:
-    """What Postgres calls a partition's part of the ANN index."""
-    return partition + "_embedding_idx"
+def _refuse_taken_names(live: LiveTable, config: SchemaConfig) -> None:
+    """Refuse another index by the name that a part of ours will have, before hours of building."""
+    for index in live.indexes:
+        ours = (index.method, index.columns, index.operator_classes)
+        if index.name == part_name(index.table) and ours != (
+            "hnsw",
+            ("embedding",),
+            (OPERATOR_CLASS[config.column_type],),
+        ):
+            raise MigrationError(
+                f"index {index.name!r} has the name of a part of the ANN index; rename it first"
+            )
 
 
 def _leftovers(live: LiveTable) -> Iterator[DropIndex]:
-    ours = {ann_index_name(live.name) + _NEW, ann_index_name(live.name) + _OLD}
-    ours |= {part_name(partition) + _NEW for partition in live.partitions}
+    names = left_over_names(live)
     for index in live.indexes:
-        if index.name in ours:
+        if index.name in names:
             yield _drop(index.name, live)
 
 
@@ -208,7 +227,7 @@ def _drop(name: str, live: LiveTable, *, concurrently: bool = True) -> DropIndex
 @asynccontextmanager
 async def _session(engine: AsyncEngine, config: SchemaConfig) -> AsyncIterator[AsyncConnection]:
     """A connection of its own that holds the migration lock; lock and settings end with it."""
-    async with engine.connect() as connection:
+    async with own_connection(engine, _ACTION) as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         assert connection.sync_connection is not None
         lock = migration_lock(connection.sync_connection, config.table_name)
@@ -223,13 +242,15 @@ def read_chunk_table(connection: Connection, config: SchemaConfig) -> LiveTable:
     """The live table of a configuration.
 
     Raises:
-        MigrationError: there is none, or it has other dimensions.
+        MigrationError: there is none, it has other dimensions, or a partition is missing.
     """
     live = read_table(connection, config.table_name, config.schema)
     if live is None or live.column_type is None:
         raise MigrationError(f"there is no chunk table {config.table_name!r}")
     subject = subject_of(config.table_name, config.schema)
     finding = embedding_finding(subject, live.column_type, live.dimensions, config)
+    if not live.complete:
+        finding = finding or partitions_finding(subject, live, config)
     if finding is not None:
         raise MigrationError(str(finding))
     return live
@@ -245,7 +266,9 @@ def set_build_memory(
     local: bool = False,
 ) -> None:
     """Give the session, or the transaction, what a build needs; see `reindex`."""
-    values = {"statement_timeout": "0"}
+    no_timeout = select(func.set_config(_settings.c.name, "0", local))
+    connection.execute(no_timeout.where(_settings.c.name.in_(_TIMEOUTS)))
+    values = {}
     if workers is not None:
         values["max_parallel_maintenance_workers"] = str(workers)
     needed = _graph_kilobytes(connection, live, config) if memory is None else 0
@@ -272,9 +295,8 @@ def _graph_kilobytes(connection: Connection, live: LiveTable, config: SchemaConf
 
 
 def _kilobytes_set(connection: Connection) -> int:
-    settings = table("pg_settings", column("name"), column("setting"))
-    where = settings.c.name == "maintenance_work_mem"
-    return int(connection.scalar(select(settings.c.setting).where(where)) or 0)
+    where = _settings.c.name == "maintenance_work_mem"
+    return int(connection.scalar(select(_settings.c.setting).where(where)) or 0)
 
 
 def _swap(connection: Connection, plan: Plan, config: SchemaConfig) -> None:
@@ -286,10 +308,8 @@ def _swap(connection: Connection, plan: Plan, config: SchemaConfig) -> None:
 
     connection.commit()
     connection.execution_options(isolation_level="READ COMMITTED")
-    try:
-        with_short_waits(connection, config.table_name, swap)
-    finally:
-        connection.execution_options(isolation_level="AUTOCOMMIT")
+    with_short_waits(connection, config.table_name, swap)
+    connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 @asynccontextmanager
@@ -308,30 +328,42 @@ async def _reporting(
     pid = (await connection.execute(select(func.pg_backend_pid()))).scalar_one()
 
     def tell(phase: str, fraction: float) -> None:
-        report(Progress(index=index, number=number, of=of, phase=phase, fraction=fraction))
+        try:
+            report(Progress(index=index, number=number, of=of, phase=phase, fraction=fraction))
+        except Exception:  # a bar that cannot be drawn is no reason to give up hours of building
+            _logger.exception("the progress callback failed")
 
-    task = asyncio.create_task(_watch(engine, pid, tell))
+    task = asyncio.create_task(_watch(engine, pid, index, tell))
     try:
         yield
-        tell("built", 1.0)
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait({task})
+    tell("built", 1.0)
 
 
-async def _watch(engine: AsyncEngine, pid: int, tell: Callable[[str, float], None]) -> None:
+async def _watch(
+    engine: AsyncEngine, pid: int, index: str, tell: Callable[[str, float], None]
+) -> None:
     """Ask for a session's progress until cancelled; a build goes on where that cannot be told."""
     query = select(_progress).where(_progress.c.pid == pid)
+    waits_for = None
     try:
         async with engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             while True:
                 row = (await connection.execute(query)).one_or_none()
                 if row is not None:
-                    total = row.tuples_total or row.blocks_total
-                    done = row.tuples_done if row.tuples_total else row.blocks_done
-                    tell(row.phase, min(done / total, 1.0) if total else 0.0)
+                    tell(row.phase, _fraction(row))
+                    if row.current_locker_pid and row.current_locker_pid != waits_for:
+                        waits_for = row.current_locker_pid
+                        _logger.info("%s: the build waits for server process %s", index, waits_for)
                 await asyncio.sleep(_PROGRESS_SECONDS)
     except (SQLAlchemyError, OSError, *DRIVER_ERRORS) as error:
         _logger.info("the progress cannot be told: %s", describe(driver_error(error)))
+
+
+def _fraction(row: Row[Any]) -> float:
+    if any(words in row.phase for words in _AFTER_BUILDING):
+        return 1.0
+    return min(row.blocks_done / row.blocks_total, 1.0) if row.blocks_total else 0.0

@@ -33,7 +33,8 @@ _WAITS_MILLISECONDS = (100, 200, 500, 1500)
 """How long each try waits, and everybody else behind it; the last one repeats. That is longer than
 the server's deadlock_timeout of 1 s, after which an autovacuum in the way gives up."""
 
-_LOCK_NOT_AVAILABLE = "55P03"
+_NOT_NOW = {"55P03", "40P01"}
+"""SQLSTATE: lock not available, deadlock detected."""
 
 _locks = table(
     "pg_locks",
@@ -125,7 +126,7 @@ def with_short_waits(connection: Connection, table_name: str, work: Callable[[],
                 work()
             return
         except DBAPIError as error:
-            if getattr(driver_error(error), "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            if getattr(driver_error(error), "sqlstate", None) not in _NOT_NOW:
                 raise
             if time.monotonic() > deadline:
                 raise MigrationError(

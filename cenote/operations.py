@@ -21,29 +21,41 @@ table, as `cenote.schema.upgrade` does: whichever way comes second finds what th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
-from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
+from alembic.script.revision import RevisionError
 from alembic.util import CommandError
-from sqlalchemy import Connection, func, inspect, select
+from sqlalchemy import Connection, column, func, inspect, select, table
 from sqlalchemy.schema import CreateSchema
 
 from cenote import drift
-from cenote.catalog import LiveTable, qualified, read_table
+from cenote.catalog import qualified, read_table
 from cenote.config import SchemaConfig
 from cenote.connections import EXTENSION_QUERY, OLDEST_PGVECTOR, parse_version, too_old
 from cenote.ddl import CreateExtension
 from cenote.errors import ConfigurationError, MigrationError
-from cenote.settings import HOW_TO_SET_DIMENSIONS
+from cenote.settings import HOW_TO_SET_DIMENSIONS, given_in_code
+
+_logger = logging.getLogger(__name__)
 
 _frozen: ContextVar[SchemaConfig | None] = ContextVar("cenote_frozen", default=None)
+
+
+class RefusedRevisionError(MigrationError, CommandError):
+    """A `MigrationError` inside a running revision, which alembic prints without a traceback."""
+
+
+class UnconfiguredRevisionError(ConfigurationError, CommandError):
+    """A `ConfigurationError` inside a running revision, likewise."""
 
 
 def script_location() -> Path:
@@ -76,22 +88,23 @@ def upgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
             another shape.
     """
     scripts = _scripts(start, to)
-    offline = op.get_context().as_sql
-    done = set() if offline else _done(config)
-    if not offline and start != "base" and start not in done:
-        raise MigrationError(
-            f"table {config.table_name!r} is not at {start}, from which this revision starts; "
-            "run the ones before it"
-        )
     with _settings_frozen(config):
+        recorded = start if op.get_context().as_sql else _recorded(config)
+        done = {script.revision for script in _scripts("base", recorded)}
+        if start != "base" and start not in done:
+            raise RefusedRevisionError(
+                f"table {config.table_name!r} is at {recorded}, and this revision takes it from "
+                f"{start}; run the ones before it"
+            )
         ensure_schema(config)
         for script in scripts:
             if script.revision not in done:
+                _logger.info("table %s: upgrade to %s", config.table_name, script.revision)
                 script.module.upgrade()
         if to not in done:
-            _record(start, to)
-    if not offline:
-        refuse_other_shape(op.get_bind(), config)
+            _record(recorded, to)
+    if not op.get_context().as_sql:  # its partitions may have been changed since
+        refuse_other_shape(op.get_bind(), replace(config, partitions=None))
 
 
 def downgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
@@ -108,15 +121,15 @@ def downgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
         MigrationError: a revision is unknown, or the table is not at `start`.
     """
     scripts = _scripts(to, start)
-    if not op.get_context().as_sql:
-        recorded = recorded_revision(op.get_bind(), config.table_name, config.schema)
-        if recorded != start:
-            raise MigrationError(
-                f"table {config.table_name!r} is at {recorded or 'base'}, and this revision takes "
-                f"it down from {start}"
-            )
     with _settings_frozen(config):
+        recorded = start if op.get_context().as_sql else _recorded(config)
+        if recorded != start:
+            raise RefusedRevisionError(
+                f"table {config.table_name!r} is at {recorded}, and this revision takes it down "
+                f"from {start}"
+            )
         for script in reversed(scripts):
+            _logger.info("table %s: downgrade from %s", config.table_name, script.revision)
             script.module.downgrade()
         _record(start, to)
 
@@ -135,8 +148,10 @@ def record_branch(*, step: Any, **_: Any) -> None:
 
 def recorded_revision(connection: Connection, table_name: str, schema: str | None) -> str | None:
     """The revision that the database records for a chunk table, or None."""
-    options = {"version_table": version_table(table_name), "version_table_schema": schema}
-    return MigrationContext.configure(connection, opts=options).get_current_revision()
+    name = version_table(table_name)
+    if connection.scalar(select(func.to_regclass(qualified(name, schema)))) is None:
+        return None
+    return connection.scalar(select(_versions(name, schema).c.version_num))
 
 
 def head_revision() -> str:
@@ -158,20 +173,18 @@ def check_range(start: str, to: str) -> None:
         MigrationError: they are.
     """
     if not _scripts(start, to):
-        raise MigrationError(f"there are no revisions of cenote's after {start} up to {to}")
+        raise RefusedRevisionError(f"there are no revisions of cenote's after {start} up to {to}")
 
 
-def _done(config: SchemaConfig) -> set[str]:
-    """The revisions that the database records as run."""
+def _recorded(config: SchemaConfig) -> str:
+    """The revision that the database records, ``"base"`` for none."""
     recorded = recorded_revision(op.get_bind(), config.table_name, config.schema)
-    if recorded is None:
-        return set()
-    if recorded not in known_revisions():
-        raise MigrationError(
+    if recorded is not None and recorded not in known_revisions():
+        raise RefusedRevisionError(
             f"table {config.table_name!r} is at {recorded}, which this version of cenote does not "
             "know; install the one that made it, or a newer one"
         )
-    return {script.revision for script in _scripts("base", recorded)}
+    return recorded or "base"
 
 
 def _script_directory() -> ScriptDirectory:
@@ -182,8 +195,8 @@ def _scripts(lower: str, upper: str) -> list[Script]:
     """The revisions after `lower` up to `upper`, the oldest first."""
     try:
         found = list(_script_directory().iterate_revisions(upper, lower))
-    except CommandError as error:
-        raise MigrationError(f"cenote's revisions: {error}") from error
+    except (CommandError, RevisionError) as error:
+        raise RefusedRevisionError(f"cenote's revisions: {error}") from error
     return [*reversed(found)]
 
 
@@ -197,29 +210,26 @@ def _settings_frozen(config: SchemaConfig) -> Iterator[None]:
 
 
 def _record(start: str, to: str) -> None:
-    """Write into cenote's version table that the chunk table went from a revision to another."""
+    """Write into cenote's version table, as alembic would: from a revision to another."""
     name, schema = table_names()
-    own = version_table(name)
-    context = op.get_context()
-    options: dict[str, Any] = {"version_table": own, "version_table_schema": schema}
-    if not context.as_sql:
-        MigrationContext.configure(op.get_bind(), opts=options).stamp(_script_directory(), to)
-    else:
-        if start == "base":  # as alembic makes it, which does not when it stamps offline
-            op.create_table(
-                own,
-                sa.Column("version_num", sa.String(32), nullable=False),
-                sa.PrimaryKeyConstraint("version_num", name=own + "_pkc"),
-                schema=schema,
-                if_not_exists=True,
-            )
-        options["as_sql"] = True
-        options["output_buffer"] = context.impl.output_buffer
-        options["starting_rev"] = None if start == "base" else start
-        offline = MigrationContext.configure(dialect_name="postgresql", opts=options)
-        offline.stamp(_script_directory(), to)
+    versions = _versions(version_table(name), schema)
     if to == "base":
-        op.drop_table(own, schema=schema)
+        op.drop_table(versions.name, schema=schema)
+    elif start == "base":
+        op.create_table(
+            versions.name,
+            sa.Column("version_num", sa.String(32), nullable=False),
+            sa.PrimaryKeyConstraint("version_num", name=versions.name + "_pkc"),
+            schema=schema,
+            if_not_exists=True,
+        )
+        op.execute(versions.insert().values(version_num=to))
+    else:
+        op.execute(versions.update().values(version_num=to))
+
+
+def _versions(name: str, schema: str | None) -> sa.TableClause:
+    return table(name, column("version_num", sa.String), schema=schema)
 
 
 # -- for cenote's revisions ------------------------------------------------------------------------
@@ -231,9 +241,20 @@ def given_config() -> SchemaConfig:
     Raises:
         ConfigurationError: the dimensions are not set.
     """
-    config = _frozen.get() or op.get_context().opts.get("cenote")
-    if config is None:
-        raise ConfigurationError(HOW_TO_SET_DIMENSIONS, setting="dimensions")
+    config = _frozen.get()
+    if config is not None:
+        return config
+    options = op.get_context().opts
+    config = options.get("cenote")
+    if "cenote_table" in options:  # in our own env.py
+        if config is None:
+            raise UnconfiguredRevisionError(HOW_TO_SET_DIMENSIONS, setting="dimensions")
+    elif config is None or record_branch not in op.get_context().on_version_apply_callbacks:
+        raise UnconfiguredRevisionError(
+            "each context.configure of your env.py, online and offline, needs "
+            "cenote=SchemaConfig(dimensions=...) and **cenote.autogenerate.hooks()",
+            setting="dimensions",
+        )
     assert isinstance(config, SchemaConfig)
     return config
 
@@ -255,11 +276,11 @@ def live_config() -> SchemaConfig:
 def table_names() -> tuple[str, str | None]:
     """Name and schema of the chunk table."""
     options = op.get_context().opts
-    config = _frozen.get() or options.get("cenote")
-    if config is not None:
-        return config.table_name, config.schema
-    name, schema = options["cenote_table"]
-    return name, schema
+    if _frozen.get() is None and "cenote_table" in options:
+        name, schema = options["cenote_table"]
+        return name, schema
+    config = given_config()
+    return config.table_name, config.schema
 
 
 def ensure_schema(config: SchemaConfig) -> None:
@@ -283,9 +304,9 @@ def ensure_extension(config: SchemaConfig) -> None:
         _create_extension(config)
     installed = bind.execute(EXTENSION_QUERY).one()
     if parse_version(installed.extversion) < OLDEST_PGVECTOR:
-        raise MigrationError(too_old(installed.extversion))
+        raise RefusedRevisionError(too_old(installed.extversion))
     if bind.scalar(select(func.to_regtype("vector"))) is None:
-        raise MigrationError(
+        raise RefusedRevisionError(
             f"the vector extension is in schema {installed.nspname!r}, which is not on the "
             "search_path; add it there (ALTER DATABASE ... SET search_path = ...)"
         )
@@ -301,19 +322,19 @@ def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
     """Refuse a table that is there in another shape: alembic would find nothing to do.
 
     Raises:
-        MigrationError: its dimensions, type or partitions are not the configuration's.
+        MigrationError: its dimensions, type or partitions are not the configuration's, or it is
+            gone though its revision is recorded.
     """
     live = read_table(connection, config.table_name, config.schema)
+    subject = drift.subject_of(config.table_name, config.schema)
+    finding = None
     if live is None:
-        return
-    finding = shape_finding(live, config)
+        recorded = recorded_revision(connection, config.table_name, config.schema)
+        if recorded is not None:
+            finding = drift.table_finding(subject, None, recorded, given_in_code(config))
+    elif live.column_type is not None:
+        finding = drift.embedding_finding(
+            subject, live.column_type, live.dimensions, config
+        ) or drift.partitions_finding(subject, live, config)
     if finding is not None:
-        raise MigrationError(str(finding))
-
-
-def shape_finding(live: LiveTable, config: SchemaConfig) -> drift.Finding | None:
-    """What of the shape that the first revision gave a table differs."""
-    subject = "table " + qualified(config.table_name, config.schema)
-    return drift.embedding_finding(
-        subject, live.column_type, live.dimensions, config
-    ) or drift.partitions_finding(subject, live, config)
+        raise RefusedRevisionError(str(finding))

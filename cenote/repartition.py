@@ -1,13 +1,15 @@
 """Rewriting a chunk table into hash partitions, into another number of them, or back into one.
 
-One transaction under an exclusive lock: readers and writers wait, and an interruption at any moment
-leaves the table as it was. Extra columns, defaults, checks, comments, indexes, foreign keys from
-and to other tables, owner and privileges are kept; what could not be is refused before anything is
-done.
+One transaction under an exclusive lock, also of the tables that a foreign key connects with it:
+readers and writers wait, and an interruption at any moment leaves all as it was. Extra columns,
+defaults, checks, comments on table and columns, indexes, foreign keys from and to other tables,
+owner and privileges are kept; what else could be lost is refused before anything is done.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from alembic.operations import Operations
@@ -15,86 +17,59 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import (
     BigInteger,
     Connection,
-    Executable,
     Row,
-    and_,
     column,
-    exists,
     func,
     insert,
     inspect,
-    not_,
-    or_,
     select,
     table,
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import ddl
-from cenote.catalog import LiveTable
+from cenote.catalog import LiveTable, qualified
 from cenote.config import SchemaConfig
 from cenote.ddl import partition_name
-from cenote.errors import ConfigurationError, MigrationError
+from cenote.dependents import (
+    facts_query,
+    grantees,
+    grants_query,
+    incoming_keys,
+    index_definitions,
+    own_constraints,
+    referenced_tables,
+    refuse_what_would_be_lost,
+)
+from cenote.errors import ConfigurationError
 from cenote.indexes import read_chunk_table, set_build_memory
 from cenote.locks import migration_lock, with_short_waits
 from cenote.schema import own_connection
 
 _NEW = "_new"
 
-_class = table(
-    "pg_class",
-    column("oid"),
-    column("relname"),
-    column("relnamespace"),
-    column("relowner"),
-    column("relacl"),
-    column("relrowsecurity"),
-    column("relreplident"),
-    column("relpersistence"),
-    column("reltablespace"),
-    column("reloptions"),
-)
-_namespace = table("pg_namespace", column("oid"), column("nspname"))
-_constraint = table(
-    "pg_constraint",
-    column("oid"),
-    column("conname"),
-    column("contype"),
-    column("conrelid"),
-    column("confrelid"),
-    column("conparentid"),
-    column("conindid"),
-)
-_index = table("pg_index", column("indexrelid"), column("indrelid"), column("indisvalid"))
-_inherits = table("pg_inherits", column("inhrelid"), column("inhparent"))
-_trigger = table("pg_trigger", column("tgrelid"), column("tgisinternal"))
-_policy = table("pg_policy", column("polrelid"))
-_rule = table("pg_rewrite", column("oid"), column("ev_class"))
-_publication = table("pg_publication_rel", column("prrelid"))
-_attribute = table(
-    "pg_attribute",
-    column("attrelid"),
-    column("attacl"),
-    column("attidentity"),
-    column("attstattarget"),
-    column("attoptions"),
-)
-_depend = table("pg_depend", column("objid"), column("refobjid"), column("deptype"))
+_SHORT_WAITS = select(func.set_config("lock_timeout", "500ms", True))
+
+_logger = logging.getLogger(__name__)
 
 
 async def repartition(
     engine: AsyncEngine, config: SchemaConfig, *, memory: str | None = None
-) -> None:
+) -> bool:
     """Rewrite the table into the configuration's number of partitions; 0 makes it plain.
 
-    **The table is locked until it ends**: about the time of loading all rows and building all
-    indexes. It needs disk space for a second copy. An adopted table's positions become 64-bit.
-    Where the table has that many partitions already, nothing is done.
+    **The table is locked until it ends**, and so are tables with a foreign key to it or from it:
+    about the time of loading all rows and building all indexes. It needs disk space for a second
+    copy. An adopted table's positions become 64-bit. Where the table has that many partitions
+    already, nothing is done.
 
     Args:
         engine: the database; one connection is taken from its pool.
         config: whose `partitions` the table gets.
         memory: ``maintenance_work_mem`` of the transaction; see `cenote.indexes.reindex`.
+
+    Returns:
+        Whether the table was rewritten.
 
     Raises:
         ConfigurationError: the configuration says no number of partitions.
@@ -106,50 +81,66 @@ async def repartition(
         raise ConfigurationError(
             "how many partitions? Say partitions=16, or 0 for a plain table", setting="partitions"
         )
-    async with own_connection(engine) as connection:
-        await connection.run_sync(_repartition, config, memory)
+    async with own_connection(engine, "the table was not rewritten") as connection:
+        return await connection.run_sync(_repartition, config, memory)
 
 
-def _repartition(connection: Connection, config: SchemaConfig, memory: str | None) -> None:
+def _repartition(connection: Connection, config: SchemaConfig, memory: str | None) -> bool:
     with migration_lock(connection, config.table_name):
         live = read_chunk_table(connection, config)
         connection.commit()
-        if live.complete and len(live.partitions) == config.partitions:
-            return
+        if len(live.partitions) == config.partitions:
+            return False
         with_short_waits(
-            connection, config.table_name, lambda: _rewrite(connection, live, config, memory)
+            connection, config.table_name, lambda: _rewrite(connection, config, memory)
         )
+        return True
 
 
-def _rewrite(
-    connection: Connection, live: LiveTable, config: SchemaConfig, memory: str | None
-) -> None:
+def _rewrite(connection: Connection, config: SchemaConfig, memory: str | None) -> None:
     ops = Operations(MigrationContext.configure(connection))
+    live = read_chunk_table(connection, config)
+    # In the order in which applications write: documents, chunks, what points at chunks. Once one
+    # is held, its holder may wait for ours: give way before the server's deadlock_timeout of 1 s
+    # looks for a victim.
+    for referenced in connection.execute(referenced_tables(live.oid)).all():
+        ops.execute(ddl.LockTable(referenced.relname, referenced.nspname))
+        connection.execute(_SHORT_WAITS)
     ops.execute(ddl.LockTable(live.name, live.schema))
-    _refuse_what_would_be_lost(connection, live)
-    facts = connection.execute(_facts(live.oid)).one()
-    constraints = connection.execute(_own_constraints(live.oid)).all()
-    incoming = connection.execute(_incoming_keys(live.oid)).all()
-    indexes = connection.scalars(_index_definitions(live)).all()
-    grants = connection.execute(_grants(live.oid)).all()
-    for key in incoming:  # locks the tables they are on, while waits are still short
+    connection.execute(_SHORT_WAITS)
+    live = read_chunk_table(connection, config)  # again, for nobody can change it any more
+    refuse_what_would_be_lost(connection, live, live.name + _NEW)
+    facts = connection.execute(facts_query(live.oid)).one()
+    constraints = connection.execute(own_constraints(live.oid)).all()
+    incoming = connection.execute(incoming_keys(live.oid)).all()
+    indexes = connection.scalars(index_definitions(live)).all()
+    grants = connection.execute(grants_query(live.name, live.schema)).all()
+    for key in (*incoming, *(row for row in constraints if row.is_foreign_key)):
         ops.drop_constraint(key.conname, key.relname, schema=key.nspname, type_="foreignkey")
-    connection.execute(select(func.set_config("lock_timeout", "0", True)))
     set_build_memory(connection, live, config, memory, None, local=True)
     _copy(connection, ops, live, config.new_partitions)
+    _logger.info("table %s: building keys and indexes", live.name)
     for constraint in constraints:
-        ops.execute(_constraint_again(live.name, live.schema, constraint))
+        ops.execute(_constraint_again(constraint))
     for definition in indexes:
-        ops.execute(ddl.AsTheServerSaid(definition.replace(" ON ONLY ", " ON ", 1)))
+        ops.execute(ddl.AsTheServerSaid(_for_all_parts(definition, live)))
     for key in incoming:
-        ops.execute(_constraint_again(key.relname, key.nspname, key))
-    _give_back(ops, live, config.new_partitions, facts, grants)
+        ops.execute(_constraint_again(key))
+    _give_back(connection, ops, live, config.new_partitions, facts, grants)
     ops.execute(ddl.Analyze(live.name, live.schema))
+
+
+def _for_all_parts(definition: str, live: LiveTable) -> str:
+    """An index definition of a partitioned table's, as it was made: not for the parent alone."""
+    table = qualified(live.name, live.schema)
+    head, only, tail = definition.partition(f" ON ONLY {table} ")
+    return f"{head} ON {table} {tail}" if only else definition
 
 
 def _copy(connection: Connection, ops: Operations, live: LiveTable, partitions: int) -> None:
     """Put a copy of the rows in another shape in the table's place, without indexes."""
     new, schema = live.name + _NEW, live.schema
+    _logger.info("table %s: copying all rows", live.name)
     columns = inspect(connection).get_columns(live.name, schema=schema)
     ops.execute(ddl.CreateTableLike(new, live.name, schema, partitioned=bool(partitions)))
     types = {found["name"]: found["type"] for found in columns}
@@ -171,9 +162,23 @@ def _copy(connection: Connection, ops: Operations, live: LiveTable, partitions: 
 
 
 def _give_back(
-    ops: Operations, live: LiveTable, partitions: int, facts: Row[Any], grants: Any
+    connection: Connection,
+    ops: Operations,
+    live: LiveTable,
+    partitions: int,
+    facts: Row[Any],
+    grants: Sequence[Row[Any]],
 ) -> None:
-    """Owner, privileges and comment."""
+    """Comment, owner and exactly the privileges there were: none that the role's defaults add."""
+    names = [live.name, *(partition_name(live.name, number) for number in range(partitions))]
+    for name in names:
+        if facts.owner != facts.me:
+            ops.execute(ddl.ChangeOwner(name, live.schema, facts.owner))
+        for role in connection.scalars(grantees(name, live.schema)).all():
+            if role != facts.owner:
+                ops.execute(ddl.Revoke(name, live.schema, role))
+    if grants:
+        ops.execute(ddl.Revoke(live.name, live.schema, facts.owner))
     for grant in grants:
         ops.execute(
             ddl.Grant(
@@ -186,164 +191,7 @@ def _give_back(
         )
     if facts.comment is not None:
         ops.create_table_comment(live.name, facts.comment, schema=live.schema)
-    if facts.owner != facts.me:
-        for name in (live.name, *(partition_name(live.name, n) for n in range(partitions))):
-            ops.execute(ddl.ChangeOwner(name, live.schema, facts.owner))
 
 
-def _constraint_again(name: str, schema: str, row: Row[Any]) -> ddl.AddConstraintAs:
-    return ddl.AddConstraintAs(name, schema, row.conname, row.definition)
-
-
-# -- what is kept ----------------------------------------------------------------------------------
-
-
-def _facts(oid: int) -> Executable:
-    return select(
-        func.pg_get_userbyid(_class.c.relowner).label("owner"),
-        func.current_user().label("me"),
-        func.obj_description(_class.c.oid, "pg_class").label("comment"),
-    ).where(_class.c.oid == oid)
-
-
-def _own_constraints(oid: int) -> Executable:
-    """Those that LIKE leaves out: keys, unique and exclusion constraints, foreign keys."""
-    return (
-        select(_constraint.c.conname, _definition())
-        .where(
-            _constraint.c.conrelid == oid,
-            _constraint.c.conparentid == 0,
-            _constraint.c.contype.in_(["p", "u", "x", "f"]),
-        )
-        .order_by(_constraint.c.contype == "f", _constraint.c.conname)
-    )
-
-
-def _incoming_keys(oid: int) -> Executable:
-    """Foreign keys of other tables."""
-    return (
-        select(_constraint.c.conname, _class.c.relname, _namespace.c.nspname, _definition())
-        .join(_class, _class.c.oid == _constraint.c.conrelid)
-        .join(_namespace, _namespace.c.oid == _class.c.relnamespace)
-        .where(
-            _constraint.c.confrelid == oid,
-            _constraint.c.conrelid != oid,
-            _constraint.c.conparentid == 0,
-            _constraint.c.contype == "f",
-        )
-        .order_by(_constraint.c.conname)
-    )
-
-
-def _definition() -> Any:
-    return func.pg_get_constraintdef(_constraint.c.oid).label("definition")
-
-
-def _index_definitions(live: LiveTable) -> Executable:
-    """Indexes that no constraint brings along, but for what an interrupted build left."""
-    of_constraint = exists().where(_constraint.c.conindid == _index.c.indexrelid)
-    return (
-        select(func.pg_get_indexdef(_index.c.indexrelid))
-        .join(_class, _class.c.oid == _index.c.indexrelid)
-        .where(
-            _index.c.indrelid == live.oid,
-            not_(of_constraint),
-            or_(_index.c.indisvalid, not_(_class.c.relname.like("%\\_new"))),
-        )
-        .order_by(_class.c.relname)
-    )
-
-
-def _grants(oid: int) -> Executable:
-    """Privileges of others than the owner; no role means everybody."""
-    acl = (
-        func.aclexplode(_class.c.relacl)
-        .table_valued("grantor", "grantee", "privilege_type", "is_grantable")
-        .render_derived()
-    )
-    return (
-        select(
-            acl.c.privilege_type,
-            acl.c.is_grantable,
-            func.nullif(acl.c.grantee, 0).label("grantee"),
-            func.pg_get_userbyid(func.nullif(acl.c.grantee, 0)).label("role"),
-        )
-        .select_from(_class)
-        .join(acl, acl.c.grantee != _class.c.relowner)
-        .where(_class.c.oid == oid)
-    )
-
-
-# -- what is refused -------------------------------------------------------------------------------
-
-
-def _refuse_what_would_be_lost(connection: Connection, live: LiveTable) -> None:
-    row = connection.execute(_losses(live.oid)).one()
-    lost = [name.replace("_", " ") for name, there in row._mapping.items() if there]
-    if lost:
-        raise MigrationError(
-            f"table {live.name!r} has {', '.join(lost)}, which rewriting it would lose; drop and "
-            "make them again by hand around it"
-        )
-
-
-def _losses(oid: int) -> Executable:
-    """One column for each kind of thing that LIKE and this module do not carry over."""
-    parts = select(_inherits.c.inhrelid).where(_inherits.c.inhparent == oid)
-    partition = _class.alias("partition")
-
-    def ours(owner: Any) -> Any:
-        return or_(owner == oid, owner.in_(parts))
-
-    own_rules = select(_rule.c.oid).where(_rule.c.ev_class == oid)
-    return select(
-        exists().where(ours(_trigger.c.tgrelid), not_(_trigger.c.tgisinternal)).label("triggers"),
-        exists().where(ours(_policy.c.polrelid)).label("row_security_policies"),
-        exists().where(ours(_class.c.oid), _class.c.relrowsecurity).label("row_level_security"),
-        exists().where(ours(_rule.c.ev_class)).label("rules"),
-        exists()
-        .where(
-            _depend.c.refobjid == oid,
-            _depend.c.deptype == "n",
-            _depend.c.objid.in_(select(_rule.c.oid)),
-            _depend.c.objid.not_in(own_rules),
-        )
-        .label("views"),
-        exists().where(ours(_publication.c.prrelid)).label("publications"),
-        exists()
-        .where(ours(_attribute.c.attrelid), _attribute.c.attacl.is_not(None))
-        .label("column_privileges"),
-        exists()
-        .where(_attribute.c.attrelid == oid, _attribute.c.attidentity != "")
-        .label("identity_columns"),
-        exists()
-        .where(_depend.c.refobjid == oid, _depend.c.deptype == "a", _is_sequence())
-        .label("sequences_of_its_own"),
-        exists()
-        .where(partition.c.oid.in_(parts), partition.c.relacl.is_not(None))
-        .label("privileges_on_single_partitions"),
-        exists()
-        .where(and_(_class.c.oid == oid, _class.c.relreplident != "d"))
-        .label("a_replica_identity"),
-        exists()
-        .where(ours(_class.c.oid), _class.c.reloptions.is_not(None))
-        .label("storage_parameters"),
-        exists()
-        .where(
-            ours(_attribute.c.attrelid),
-            or_(
-                func.coalesce(_attribute.c.attstattarget, -1) > 0,
-                _attribute.c.attoptions.is_not(None),
-            ),
-        )
-        .label("statistics_targets"),
-        exists().where(ours(_class.c.oid), _class.c.reltablespace != 0).label("a_tablespace"),
-        exists()
-        .where(ours(_class.c.oid), _class.c.relpersistence != "p")
-        .label("unlogged_storage"),
-    )
-
-
-def _is_sequence() -> Any:
-    sequence = table("pg_sequence", column("seqrelid"))
-    return _depend.c.objid.in_(select(sequence.c.seqrelid))
+def _constraint_again(row: Row[Any]) -> ddl.AddConstraintAs:
+    return ddl.AddConstraintAs(row.relname, row.nspname, row.conname, row.definition)

@@ -6,24 +6,26 @@ The revisions live in ``alembic/`` of a checkout and inside the package of an in
 from __future__ import annotations
 
 import asyncio
+import configparser
 import logging.config
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Any
 
 import alembic.command
 from alembic import context
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, MetaData, inspect
+from sqlalchemy import URL, Connection, MetaData, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateSchema
 
 from cenote import drift, operations, settings
 from cenote.autogenerate import hooks
-from cenote.catalog import read_table
+from cenote.catalog import read_table, schemas_with
 from cenote.config import SchemaConfig
 from cenote.connections import (
     DRIVER_ERRORS,
@@ -31,6 +33,7 @@ from cenote.connections import (
     create_engine,
     driver_error,
     is_lost,
+    safe_url,
 )
 from cenote.drift import Finding
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
@@ -79,7 +82,7 @@ async def current(database: AsyncEngine | AsyncConnection, config: SchemaConfig)
     Raises:
         MigrationError: the database refused.
     """
-    async with own_connection(database) as connection:
+    async with own_connection(database, "the revision cannot be read") as connection:
         return await connection.run_sync(
             operations.recorded_revision, config.table_name, config.schema
         )
@@ -90,12 +93,12 @@ async def check(database: AsyncEngine | AsyncConnection, config: SchemaConfig) -
 
     Compares the extension, the revision, the embedding column, the key, the partitions (with the
     configuration's if it names a number, otherwise for completeness) and the indexes with their
-    operator classes and parameters. Only reads the catalogue.
+    operator classes and parameters. Reads the catalogue and the version table, and writes nothing.
 
     Raises:
         MigrationError: the database refused.
     """
-    async with own_connection(database) as connection:
+    async with own_connection(database, "the schema cannot be read") as connection:
         return await connection.run_sync(find_drift, settings.given_in_code(config))
 
 
@@ -109,9 +112,24 @@ def _upgrade(connection: Connection, config: SchemaConfig, revision: str) -> Non
 
 
 @asynccontextmanager
-async def own_connection(database: AsyncEngine | AsyncConnection) -> AsyncIterator[AsyncConnection]:
-    """A connection in READ COMMITTED, whose errors are of our tree."""
-    with own_errors():
+async def own_connection(
+    database: AsyncEngine | AsyncConnection, action: str = "the migration failed"
+) -> AsyncIterator[AsyncConnection]:
+    """A connection in READ COMMITTED, whose errors are of our tree and say what failed."""
+    if not isinstance(database, AsyncEngine | AsyncConnection):
+        raise ConfigurationError(
+            f"the database must be an AsyncEngine or an AsyncConnection, not "
+            f"{type(database).__name__}",
+            setting="engine",
+        )
+    engine = database if isinstance(database, AsyncEngine) else database.engine
+    if engine.get_execution_options().get("schema_translate_map"):
+        raise ConfigurationError(
+            "an engine with a schema_translate_map cannot be migrated; name the schema in "
+            "SchemaConfig instead",
+            setting="schema",
+        )
+    with own_errors(action, engine.url):
         if isinstance(database, AsyncEngine):
             async with database.connect() as connection:
                 yield await connection.execution_options(isolation_level="READ COMMITTED")
@@ -121,8 +139,7 @@ async def own_connection(database: AsyncEngine | AsyncConnection) -> AsyncIterat
                 "the connection has an open transaction; commit or roll back first, or pass the "
                 "engine"
             )
-        before = database.sync_connection.get_execution_options()  # type: ignore[union-attr]
-        level = before.get("isolation_level", database.default_isolation_level)
+        level = _isolation_level(database)
         await database.execution_options(isolation_level="READ COMMITTED")
         try:
             yield database
@@ -132,6 +149,17 @@ async def own_connection(database: AsyncEngine | AsyncConnection) -> AsyncIterat
                 await database.execution_options(isolation_level=level)
 
 
+def _isolation_level(connection: AsyncConnection) -> Any:
+    """The level that was set on a connection, on its engine, or on the server."""
+    assert connection.sync_connection is not None
+    options = connection.sync_connection.get_execution_options()
+    of_engine = getattr(connection.dialect, "_on_connect_isolation_level", None)
+    return options.get("isolation_level") or of_engine or connection.default_isolation_level
+
+
+# -- drift -----------------------------------------------------------------------------------------
+
+
 def find_drift(connection: Connection, given: Mapping[str, Any]) -> list[Finding]:
     """As `check`, on a synchronous connection and for settings that need not be complete."""
     name, where = settings.table_of_settings(given)
@@ -139,11 +167,12 @@ def find_drift(connection: Connection, given: Mapping[str, Any]) -> list[Finding
     installed = connection.execute(EXTENSION_QUERY).one_or_none()
     live = read_table(connection, name, where)
     config = settings.resolve(given, live)
+    recorded = operations.recorded_revision(connection, name, where)
     found = [drift.extension_finding(None if installed is None else installed.extversion)]
     if live is None or live.column_type is None or config is None:
-        found.append(drift.table_finding(subject, live, given))
+        elsewhere = schemas_with(connection, name) if live is None else []
+        found.append(drift.table_finding(subject, live, recorded, given, elsewhere))
     else:
-        recorded = operations.recorded_revision(connection, name, where)
         known, head = operations.known_revisions(), operations.head_revision()
         found.append(drift.revision_finding(subject, recorded, known, head, given))
         found += drift.findings(live, config)
@@ -179,26 +208,49 @@ def run_environment(environ: Mapping[str, str]) -> None:
 
 
 def ini_section(config: Config) -> Mapping[str, Any]:
-    """The settings in the ini file, or in pyproject.toml."""
-    if config.config_file_name is not None and config.file_config.has_section("cenote"):
-        defaults = config.file_config.defaults()
-        return {k: v for k, v in config.file_config.items("cenote") if k not in defaults}
-    section: Mapping[str, Any] = config.toml_alembic_config.get("cenote", {})
-    return section
+    """The settings in the ini file, or in pyproject.toml.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    with readable(config):
+        if config.config_file_name is not None and config.file_config.has_section("cenote"):
+            here = {"here": config.file_config.defaults().get("here")}
+            items = config.file_config.items("cenote")
+            return {name: value for name, value in items if here.get(name) != value}
+        section: Mapping[str, Any] = config.toml_alembic_config.get("cenote", {})
+        return section
 
 
 def database_url(given: Mapping[str, Any], config: Config) -> str:
     """The connection string of the command line.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is none, or the ini file cannot be read.
     """
-    url: str | None = given.get("database_url") or config.get_main_option("sqlalchemy.url")
+    with readable(config):
+        url: str | None = given.get("database_url") or config.get_main_option("sqlalchemy.url")
     if url is None:
         raise ConfigurationError(
-            "which database? Set CENOTE_DATABASE_URL=postgresql://...", setting="database_url"
+            "which database? Set CENOTE_DATABASE_URL=postgresql://..., or database_url in the "
+            "section [cenote] of the ini file that -c names",
+            setting="database_url",
         )
     return url
+
+
+@contextmanager
+def readable(config: Config) -> Iterator[None]:
+    """An error of ours where a file cannot be read, without its words, which may be a password."""
+    try:
+        yield
+    except (configparser.Error, TOMLDecodeError, UnicodeDecodeError) as error:
+        name = config.config_file_name if isinstance(error, configparser.Error) else None
+        raise ConfigurationError(
+            f"{name or 'the configuration file'} cannot be read ({type(error).__name__}); "
+            "in an ini file a % is written twice",
+            setting="config",
+        ) from None
 
 
 def _configure_logging() -> None:
@@ -237,14 +289,33 @@ def _run_online(connection: Connection, given: Mapping[str, Any], *, locked: boo
             context.run_migrations()
         return
     with nullcontext() if locked else migration_lock(connection, name):
-        if schema is not None and not inspect(connection).has_schema(schema):
-            connection.execute(CreateSchema(schema))  # the version table is in it
-        connection.commit()
+        _prepare(connection, schema, config)
         with context.begin_transaction():
             context.run_migrations()
-        if config is not None:
+        if config is not None and _goes_up():
             operations.refuse_other_shape(connection, config)
             connection.commit()
+
+
+def _prepare(connection: Connection, schema: str | None, config: SchemaConfig | None) -> None:
+    """Refuse a table of ours that contradicts the settings, and make the schema if it is needed."""
+    if config is not None and _goes_up():
+        name = config.table_name
+        if operations.recorded_revision(connection, name, schema) is not None:
+            operations.refuse_other_shape(connection, config)
+    if schema is not None and not inspect(connection).has_schema(schema):
+        if not _goes_up():
+            raise MigrationError(f"there is no schema {schema!r}")
+        connection.execute(CreateSchema(schema))  # the version table is in it
+    connection.commit()
+
+
+def _goes_up() -> bool:
+    """Whether what alembic was asked for ends at a revision, and not below all of them."""
+    destination = context.get_context().opts.get("destination_rev")  # not there for alembic check
+    if isinstance(destination, tuple):
+        (destination,) = destination or (None,)
+    return destination not in (None, "base") and not str(destination).startswith("-")
 
 
 def _run_offline(given: Mapping[str, Any]) -> None:
@@ -268,6 +339,8 @@ def _options(given: Mapping[str, Any], config: SchemaConfig | None) -> dict[str,
         **hooks(),
         "include_object": _is_ours,
         "on_version_apply": (),
+        "include_schemas": schema is not None,
+        "include_name": lambda named, kind, _: kind != "schema" or named in (None, schema),
     }
 
 
@@ -277,16 +350,25 @@ def _is_ours(obj: Any, name: str | None, kind: str, reflected: bool, other: Any)
 
 
 @contextmanager
-def own_errors() -> Iterator[None]:
+def own_errors(action: str, url: URL) -> Iterator[None]:
     """Turn what alembic, SQLAlchemy and the driver raise into errors of cenote's tree.
 
     The server's words are kept: unlike those about a chunk, they quote nobody's data.
     """
     try:
         yield
+    except CenoteError:
+        raise
     except CommandError as error:
         raise MigrationError(str(error)) from error
-    except (SQLAlchemyError, OSError, *DRIVER_ERRORS) as error:
+    except (SQLAlchemyError, OSError, ValueError, *DRIVER_ERRORS) as error:
         cause = driver_error(error)
-        action = "cannot connect to Postgres" if is_lost(cause) else "the migration failed"
+        if isinstance(cause, ValueError):  # the driver's, about an argument of the string
+            raise ConfigurationError(
+                "the driver cannot read the connection string's arguments", setting="dsn"
+            ) from None
+        if isinstance(cause, TimeoutError):
+            action = f"{action}: no answer in time"
+        elif is_lost(cause):
+            action = f"cannot connect to {safe_url(url)}"
         raise MigrationError(f"{action}: {type(cause).__name__}: {cause}") from cause

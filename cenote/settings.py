@@ -7,8 +7,10 @@ none of them says, the live table.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
 from cenote.catalog import LiveTable
@@ -17,9 +19,10 @@ from cenote.errors import ConfigurationError
 
 HOW_TO_SET_DIMENSIONS = (
     "how many dimensions have the vectors? Say -x dimensions=384, write dimensions = 384 in the "
-    "section [cenote] of the ini file, set CENOTE_DIMENSIONS=384, or, in an env.py of your own, "
-    "context.configure(..., cenote=SchemaConfig(dimensions=384))"
+    "section [cenote] of the ini file, or set CENOTE_DIMENSIONS=384"
 )
+
+_logger = logging.getLogger(__name__)
 
 _INTEGERS = {"dimensions", "hnsw_m", "hnsw_ef_construction", "partitions"}
 _NAMES = [field.name for field in fields(SchemaConfig)] + ["database_url"]
@@ -38,18 +41,32 @@ def gather(
     Raises:
         ConfigurationError: a name is unknown, or a number is none.
     """
-    for source, names in (("-x ", arguments), ("[cenote] ", section)):
-        if unknown := sorted(set(names) - set(_NAMES)):
-            raise ConfigurationError(
-                f"{source}{unknown[0]} is none of cenote's settings, which are {', '.join(_NAMES)}",
-                setting=unknown[0],
-            )
+    for source, values in (("-x ", arguments), ("[cenote] ", section)):
+        for name, value in values.items():
+            if name not in _NAMES:
+                raise ConfigurationError(
+                    f"{source}{name} is none of cenote's settings, which are {', '.join(_NAMES)}",
+                    setting=name,
+                )
+            if value in (None, ""):
+                raise ConfigurationError(f"{source}{name}: say {name}=value", setting=name)
+    _warn_of_mistakes(environ)
+    from_environ = {name: environ.get("CENOTE_" + name.upper()) or None for name in _NAMES}
     given: dict[str, Any] = {}
     for name in _NAMES:
-        value = arguments.get(name) or section.get(name) or environ.get("CENOTE_" + name.upper())
-        if value:
+        value = arguments.get(name, section.get(name, from_environ[name]))
+        if value is not None:
             given[name] = _number(name, str(value)) if name in _INTEGERS else str(value)
     return given
+
+
+def _warn_of_mistakes(environ: Mapping[str, str]) -> None:
+    """Log variables that look like one of ours, mistyped; others may be somebody else's."""
+    ours = {"CENOTE_" + name.upper() for name in _NAMES}
+    for name in environ:
+        if name.startswith("CENOTE_") and name not in ours:
+            for meant in get_close_matches(name, ours, n=1, cutoff=0.85):
+                _logger.warning("%s is not read; is %s meant?", name, meant)
 
 
 def _number(name: str, value: str) -> int:

@@ -76,7 +76,7 @@ async def test_each_version_is_adopted(
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     said = cenote("check", **url)
     assert said.returncode == 1
-    assert "upgrade head, which says if it cannot take the table over" in said.stdout
+    assert "upgrade head, which adopts a table of the first cenote" in said.stdout
     output_of(cenote("migrate", "upgrade", "head", **url))  # the table says its dimensions
     assert [await scalar(engine, query) for query in (CHECKSUM, PLACES, HNSW)] == before
     assert output_of(cenote("check", **url)) == "nothing differs\n"

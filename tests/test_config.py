@@ -9,7 +9,7 @@ import pytest
 
 from cenote import ConfigurationError, InMemoryVectorStore, PgVectorStore, SchemaConfig
 from cenote.catalog import LiveTable
-from cenote.drift import upgrade_command
+from cenote.cures import upgrade_command
 from cenote.settings import gather, given_in_code, resolve
 
 
@@ -125,9 +125,11 @@ def test_settings_come_in_one_order() -> None:
         name="cenote_chunks",
         column_type="halfvec",
         dimensions=7,
-        partitions=("a", "b"),
-        complete=True,
+        partitioned=True,
+        bounds={"a": (2, 0), "b": (2, 1)},
+        columns={},
         key=("namespace", "id"),
+        key_name="pk",
         indexes=(),
     )
     assert resolve({"schema": "s"}, live) == SchemaConfig(

@@ -83,7 +83,12 @@ DRIFT: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
             " ADD CONSTRAINT pk_cenote_chunks PRIMARY KEY (namespace, document_id, id)"
         ],
         {},
-        ["cenote_chunks", "(namespace, document_id, id)", "(namespace, id)", "ADD CONSTRAINT"],
+        [
+            "cenote_chunks",
+            "(namespace, document_id, id)",
+            "(namespace, id)",
+            "DROP CONSTRAINT pk_cenote_chunks; ALTER TABLE cenote_chunks ADD CONSTRAINT",
+        ],
     ),
     (
         "key",
@@ -101,7 +106,13 @@ DRIFT: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
         "partitions",
         ["ALTER TABLE cenote_chunks DETACH PARTITION cenote_chunks_p03"],
         {},
-        ["cenote_chunks", "15 partitions", "all", "ATTACH"],
+        [
+            "cenote_chunks",
+            "15 partitions",
+            "all",
+            "ALTER TABLE public.cenote_chunks ATTACH PARTITION public.cenote_chunks_p03"
+            " FOR VALUES WITH (MODULUS 16, REMAINDER 3)",
+        ],
     ),
     (
         "operator_class",
@@ -152,13 +163,13 @@ DRIFT: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
         "index_missing",
         ["DROP INDEX ix_cenote_chunks_embedding"],
         {},
-        ["ix_cenote_chunks_embedding", "missing", "CREATE INDEX", "cenote reindex"],
+        ["ix_cenote_chunks_embedding", "missing", "hnsw (embedding", "cenote reindex"],
     ),
     (
         "index_missing",
         ["DROP INDEX ix_cenote_chunks_namespace_document_id"],
         {},
-        ["ix_cenote_chunks_namespace_document_id", "missing", "CREATE", "run CREATE INDEX"],
+        ["ix_cenote_chunks_namespace_document_id", "missing", "btree", "run CREATE INDEX"],
     ),
     (
         "index_invalid",
@@ -176,7 +187,74 @@ DRIFT: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
             "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'left_over'::regclass",
         ],
         {},
-        ["left_over", "on cenote_chunks_p03", "valid", "cenote reindex"],
+        ["left_over", "on cenote_chunks_p03", "valid", "drop it"],
+    ),
+    (
+        "index_left_over",
+        [f"CREATE INDEX cenote_chunks_p03_embedding_idx_new ON cenote_chunks_p03 {HNSW}"],
+        {},
+        ["_p03_embedding_idx_new", "left (on cenote_chunks_p03)", "no such", "cenote reindex"],
+    ),
+    (
+        "columns",
+        ["ALTER TABLE cenote_chunks DROP COLUMN content_hash"],
+        {},
+        ["cenote_chunks", "content_hash is missing", "text not null", "by hand"],
+    ),
+    (
+        "columns",
+        [
+            "ALTER TABLE cenote_chunks ALTER metadata DROP NOT NULL",
+            "ALTER TABLE cenote_chunks ALTER position TYPE text",
+            'ALTER TABLE cenote_chunks ALTER document_id TYPE text COLLATE "default"',
+        ],
+        {},
+        [
+            "cenote_chunks",
+            "document_id is text not null, position is text not null, metadata is jsonb",
+            'text collate "C" not null, bigint not null, jsonb not null',
+            "by hand",
+        ],
+    ),
+    (
+        "table_missing",
+        ["DROP TABLE cenote_chunks", "CREATE SCHEMA x", "CREATE TABLE x.cenote_chunks ()"],
+        {},
+        ["cenote_chunks", "recorded as cenote_0001", "table", "stamp base, then cenote migrate"],
+    ),
+    (
+        "table_missing",
+        [
+            "DROP TABLE cenote_chunks, cenote_chunks_alembic_version",
+            "CREATE SCHEMA x",
+            "CREATE TABLE x.cenote_chunks ()",
+        ],
+        {},
+        ["cenote_chunks", "missing", "table", "say -x schema=x if that is the one"],
+    ),
+    (
+        "not_a_chunk_table",
+        ["DROP TABLE cenote_chunks", "CREATE VIEW cenote_chunks AS SELECT '[1]'::vector embedding"],
+        {},
+        ["cenote_chunks", "no column embedding", "revisions", "another table_name"],
+    ),
+    (
+        "not_a_chunk_table",
+        ["DROP TABLE cenote_chunks", "CREATE SEQUENCE cenote_chunks"],
+        {},
+        ["cenote_chunks", "no column embedding", "revisions", "another table_name"],
+    ),
+    (
+        "partitions",
+        [f"ALTER TABLE cenote_chunks DETACH PARTITION cenote_chunks_p{n:02}" for n in range(15)],
+        {},
+        ["cenote_chunks", "1 partitions", "all", "FOR VALUES WITH (MODULUS 16, REMAINDER 14)"],
+    ),
+    (
+        "partitions",
+        [f"ALTER TABLE cenote_chunks DETACH PARTITION cenote_chunks_p{n:02}" for n in range(16)],
+        {},
+        ["cenote_chunks", "0 partitions", "all", "attach"],
     ),
 ]
 
@@ -217,7 +295,8 @@ async def test_the_cures_cure(engine: AsyncEngine, dsn: str) -> None:
     store = PgVectorStore(engine, 4)
     await execute(
         engine,
-        "ALTER TABLE cenote_chunks DROP CONSTRAINT pk_cenote_chunks",
+        "ALTER TABLE cenote_chunks DROP CONSTRAINT pk_cenote_chunks,"
+        " ADD CONSTRAINT mine PRIMARY KEY (id, namespace)",
         "DROP INDEX ix_cenote_chunks_namespace_document_id",
         "DROP INDEX ix_cenote_chunks_metadata",
         "DROP INDEX ix_cenote_chunks_embedding",
@@ -230,7 +309,26 @@ async def test_the_cures_cure(engine: AsyncEngine, dsn: str) -> None:
             result = cenote(*cure.split()[1:], CENOTE_DATABASE_URL=dsn)
             assert result.returncode == 0, result.stderr
         else:
-            await execute(engine, cure)
+            await execute(engine, *cure.split("; "))
+    assert await store.check_schema() == []
+    await execute(engine, "ALTER TABLE cenote_chunks DETACH PARTITION cenote_chunks_p07")
+    (finding,) = await store.check_schema()
+    await execute(engine, finding.cure.removeprefix("run "))
+    assert await store.check_schema() == []
+    await execute(engine, "DROP TABLE cenote_chunks")
+    (finding,) = await store.check_schema()
+    result = cenote("migrate", "-x", "dimensions=4", "upgrade", "head", CENOTE_DATABASE_URL=dsn)
+    assert result.returncode != 0  # instead of finding nothing to do
+    assert "recorded as cenote_0001" in result.stdout
+    for command in finding.cure.removeprefix("run ").split(", then "):
+        result = cenote(*command.split()[1:], CENOTE_DATABASE_URL=dsn)
+        assert result.returncode == 0, result.stdout
+    assert await store.check_schema() == []
+    await execute(engine, "DELETE FROM cenote_chunks_alembic_version")
+    (finding,) = await store.check_schema()
+    stamp = finding.cure.rpartition("cenote migrate ")[2]
+    result = cenote("migrate", *stamp.split(), CENOTE_DATABASE_URL=dsn)
+    assert result.returncode == 0, result.stdout
     assert await store.check_schema() == []
 
 
@@ -267,11 +365,11 @@ async def test_check_needs_no_configuration(empty_engine: AsyncEngine, empty_dsn
 
 
 async def test_a_role_that_reads_only_can_check(engine: AsyncEngine) -> None:
-    """The catalogue is all it reads, and it writes nothing."""
+    """It reads the catalogue and the version table, and writes nothing."""
     await execute(engine, "DROP ROLE IF EXISTS only_looks", "CREATE ROLE only_looks LOGIN")
     await execute(
         engine,
-        "GRANT SELECT ON cenote_chunks, cenote_chunks_alembic_version TO only_looks",
+        "GRANT SELECT ON cenote_chunks_alembic_version TO only_looks",
     )
     async with engine.connect() as connection:
         await connection.execute(text("SET ROLE only_looks"))

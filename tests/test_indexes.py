@@ -13,8 +13,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from commands import cenote, clean_environment, output_of
+from database import execute
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cenote import (
     Chunk,
@@ -185,7 +186,7 @@ async def test_leftovers_are_named_and_cleared(store: PgVectorStore) -> None:
             text(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{left}'::regclass")
         )
     (finding,) = await store.check_schema()
-    assert finding.kind == "index_invalid"
+    assert finding.kind == "index_left_over"
     assert left in finding.subject
     config = with_parameters(store, hnsw_m=16, hnsw_ef_construction=64)
     plan = [
@@ -281,8 +282,9 @@ async def test_a_swap_that_never_gets_its_turn_ends(
     with pytest.raises(MigrationError, match="end their transactions"):
         await reindex(empty_engine, config, progress=other.report)
     await other.end()
-    assert await store.check_schema() == []
+    assert [finding.kind for finding in await store.check_schema()] == ["index_left_over"] * 2
     await reindex(empty_engine, config)
+    assert await schema.check(empty_engine, config) == []
     assert len(await index_names(empty_engine)) == len(before)
 
 
@@ -302,6 +304,68 @@ async def test_a_missing_index_is_built(store: PgVectorStore) -> None:
     assert await index_names(store.engine) == before
 
 
+async def test_a_callback_that_fails_is_logged(
+    store: PgVectorStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And so is a pool with nothing left to ask with: neither ends the build."""
+
+    def report(progress: Progress) -> None:
+        raise ZeroDivisionError(progress.phase)
+
+    await reindex(store.engine, with_parameters(store), progress=report)
+    assert "the progress callback failed" in caplog.text
+    small = create_async_engine(store.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    config = with_parameters(store, hnsw_m=10)
+    await reindex(small, config, progress=lambda progress: None)
+    await small.dispose()
+    assert await schema.check(store.engine, config) == []
+
+
+async def test_a_cancelled_run_is_cancelled(store: PgVectorStore) -> None:
+    """At whatever moment: between two parts, and in the swap."""
+
+    def cancel(progress: Progress) -> None:
+        if progress.number == progress.of and progress.phase == "built":
+            task.cancel()
+
+    task = asyncio.create_task(reindex(store.engine, with_parameters(store), progress=cancel))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    found = await store.check_schema()
+    assert {finding.kind for finding in found} <= {"index_left_over", "hnsw_parameters"}
+    await reindex(store.engine, store.config)
+    assert await store.check_schema() == []
+
+
+async def test_timeouts_of_the_database_do_not_end_a_build(store: PgVectorStore) -> None:
+    """It waits as long as it takes, whatever the role or the database allows others."""
+    async with store.engine.begin() as connection:
+        name = await connection.scalar(text("SELECT quote_ident(current_database())"))
+        await connection.execute(text(f"ALTER DATABASE {name} SET statement_timeout = '20ms'"))
+        await connection.execute(text(f"ALTER DATABASE {name} SET lock_timeout = '20ms'"))
+    await store.engine.dispose()
+    async with store.engine.connect() as other:  # a build waits for this transaction
+        await other.execute(text("SELECT count(*) FROM cenote_chunks"))
+        task = asyncio.create_task(reindex(store.engine, with_parameters(store)))
+        await asyncio.sleep(0.5)
+        assert not task.done()
+        await other.rollback()
+    await task
+
+
+async def test_a_name_that_is_taken_is_refused(empty_engine: AsyncEngine) -> None:
+    """Before hours of building."""
+    store = PgVectorStore(empty_engine, 4, partitions=2)
+    await store.apply_migrations()
+    await execute(
+        empty_engine,
+        "DROP INDEX ix_cenote_chunks_embedding",
+        "CREATE INDEX cenote_chunks_p01_embedding_idx ON cenote_chunks_p01 (content)",
+    )
+    with pytest.raises(MigrationError, match="rename it first"):
+        await reindex(empty_engine, store.config)
+
+
 async def test_what_cannot_be_rebuilt_is_refused(store: PgVectorStore) -> None:
     """A table that is not there, another dimension, parameters that cannot work."""
     with pytest.raises(MigrationError, match="no chunk table 'other'"):
@@ -310,8 +374,11 @@ async def test_what_cannot_be_rebuilt_is_refused(store: PgVectorStore) -> None:
         await reindex(store.engine, SchemaConfig(dimensions=9))
     with pytest.raises(ConfigurationError):
         with_parameters(store, hnsw_ef_construction=4)
-    with pytest.raises(MigrationError, match="maintenance_work_mem"):
+    with pytest.raises(MigrationError, match=r"was not rebuilt.*maintenance_work_mem"):
         await reindex(store.engine, with_parameters(store), memory="a lot")
+    for nothing in (None, store.engine.sync_engine):
+        with pytest.raises(ConfigurationError, match="AsyncEngine"):
+            await reindex(nothing, with_parameters(store))  # type: ignore[arg-type]
 
 
 async def test_the_command(store: PgVectorStore, empty_dsn: str) -> None:

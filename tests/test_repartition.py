@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
 from commands import cenote, output_of
-from database import execute
+from database import execute, scalar
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import ConfigurationError, MigrationError, PgVectorStore, SchemaConfig
+from cenote.indexes import reindex
 from cenote.repartition import repartition
 from cenote.testing import embedded, found
 
@@ -115,6 +117,11 @@ LOST = {
     "storage parameters": "ALTER TABLE cenote_chunks SET (autovacuum_vacuum_scale_factor = 0.01)",
     "statistics targets": "ALTER TABLE cenote_chunks ALTER document_id SET STATISTICS 500",
     "unlogged storage": "ALTER TABLE cenote_chunks SET UNLOGGED",
+    "a parent table": 'CREATE TABLE parent (namespace text COLLATE "C" NOT NULL);'
+    "ALTER TABLE cenote_chunks INHERIT parent",
+    "a cluster order": "ALTER TABLE cenote_chunks CLUSTER ON pk_cenote_chunks",
+    "extended statistics": "CREATE STATISTICS st ON document_id, position FROM cenote_chunks",
+    "comments on indexes": "COMMENT ON INDEX pk_cenote_chunks IS 'mine'",
     "a replica identity": "ALTER TABLE cenote_chunks REPLICA IDENTITY FULL",
 }
 
@@ -125,18 +132,106 @@ async def test_what_would_be_lost_is_refused(empty_engine: AsyncEngine, what: st
     store = PgVectorStore(empty_engine, 4, partitions=0)
     await store.apply_migrations()
     await store.upsert([embedded("a")], "n")
-    await execute(empty_engine, LOST[what])
+    await execute(empty_engine, *LOST[what].split(";"))
     with pytest.raises(MigrationError, match=f"has (.*, )?{what}"):
         await repartition(empty_engine, SchemaConfig(dimensions=4, partitions=2))
     assert await partitions(empty_engine) == []
     assert await found(store, [1, 0, 0, 0], "n") == ["a"]
 
 
-async def test_privileges_on_a_single_partition_are_refused(engine: AsyncEngine) -> None:
-    """They have no place to go."""
-    await execute(engine, "GRANT SELECT ON cenote_chunks_p03 TO PUBLIC")
-    with pytest.raises(MigrationError, match="privileges on single partitions"):
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("GRANT SELECT ON cenote_chunks_p03 TO PUBLIC", "privileges on single partitions"),
+        ("CREATE INDEX ON cenote_chunks_p03 (content)", "of single partitions"),
+        ("ALTER TABLE cenote_chunks_p03 ADD CHECK (position > 0)", "of single partitions"),
+        ("COMMENT ON TABLE cenote_chunks_p03 IS 'mine'", "comments on"),
+        ("ALTER TABLE cenote_chunks DETACH PARTITION cenote_chunks_p03", "ATTACH PARTITION"),
+        ("CREATE TABLE cenote_chunks_new ()", "whose name is needed"),
+    ],
+)
+async def test_what_single_partitions_would_lose_is_refused(
+    engine: AsyncEngine, what: str, says: str
+) -> None:
+    """Rows of a detached partition above all."""
+    await execute(engine, what)
+    before = await partitions(engine)
+    with pytest.raises(MigrationError, match=says):
         await repartition(engine, SchemaConfig(dimensions=4, partitions=0))
+    assert await partitions(engine) == before
+
+
+async def test_privileges_stay_exactly_what_they_were(engine: AsyncEngine) -> None:
+    """Those the owner gave up, and those that the role's defaults would give anew."""
+    await execute(
+        engine,
+        "DROP ROLE IF EXISTS serves",
+        "CREATE ROLE serves",
+        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO serves",
+        "REVOKE DELETE ON cenote_chunks FROM CURRENT_USER",
+    )
+    granted = FACTS["grants"]
+    before = await scalar(engine, granted)
+    for number in (0, 3):
+        await repartition(engine, SchemaConfig(dimensions=4, partitions=number))
+        assert await scalar(engine, granted) == before
+    for name in ("cenote_chunks", "cenote_chunks_p01"):
+        may = f"SELECT has_table_privilege('serves', '{name}', 'SELECT')"
+        assert await scalar(engine, may) is False
+    await execute(engine, "DROP OWNED BY serves", "DROP ROLE serves")
+
+
+async def test_indexes_keep_their_names_and_invalid_ones_go(engine: AsyncEngine) -> None:
+    """Whatever they are called."""
+    await execute(
+        engine,
+        'CREATE INDEX "x ON ONLY y" ON cenote_chunks (content)',
+        "CREATE INDEX a_first ON cenote_chunks USING hnsw (embedding vector_l2_ops)",
+        "CREATE INDEX gone_ccnew ON ONLY cenote_chunks (position)",
+    )
+    for number in (0, 2):
+        config = SchemaConfig(dimensions=4, partitions=number)
+        await repartition(engine, config)
+        names = "SELECT string_agg(indexname, ',' ORDER BY indexname) FROM pg_indexes"
+        names += " WHERE tablename = 'cenote_chunks'"
+        found = await scalar(engine, names)
+        assert "x ON ONLY y" in found
+        assert "a_first" in found
+        assert "gone_ccnew" not in found
+    await reindex(engine, SchemaConfig(dimensions=4, hnsw_m=8))
+    assert await PgVectorStore(engine, 4, hnsw_m=8).check_schema() == []
+
+
+async def test_a_host_that_writes_both_tables_waits(engine: AsyncEngine) -> None:
+    """Documents and their chunks in one transaction, beside a rewrite: nobody deadlocks."""
+    await execute(
+        engine,
+        'CREATE TABLE documents (id text COLLATE "C" PRIMARY KEY)',
+        "ALTER TABLE cenote_chunks ADD FOREIGN KEY (document_id) REFERENCES documents",
+    )
+    rows = (
+        "INSERT INTO cenote_chunks SELECT 'n', :id, :id, '', 0, '{}', '', '[1,0,0,0]', 'm', now()"
+    )
+    stop = asyncio.Event()
+
+    async def write() -> int:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            async with engine.begin() as connection:
+                insert = text("INSERT INTO documents VALUES (:id)")
+                await connection.execute(insert, {"id": str(number)})
+                await asyncio.sleep(0.01)
+                await connection.execute(text(rows), {"id": str(number)})
+        return number
+
+    task = asyncio.create_task(write())
+    for number in (0, 4, 0, 16):
+        await repartition(engine, SchemaConfig(dimensions=4, partitions=number))
+        await asyncio.sleep(0.05)
+    stop.set()
+    written = await task
+    assert await scalar(engine, "SELECT count(*) FROM cenote_chunks") == written
 
 
 async def test_callers_wait_and_go_on(engine: AsyncEngine) -> None:
@@ -160,16 +255,28 @@ async def test_callers_wait_and_go_on(engine: AsyncEngine) -> None:
     assert await task > 0
 
 
-async def test_a_cancelled_rewrite_changes_nothing(engine: AsyncEngine) -> None:
-    """At whatever moment."""
+async def test_a_cancelled_rewrite_changes_nothing(
+    engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While rows are copied, and while indexes are built."""
+    caplog.set_level("INFO", "cenote.repartition")
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded(id) for id in "abc"], "n")
-    for delay in (0.01, 0.05, 0.1):
-        task = asyncio.create_task(repartition(engine, SchemaConfig(dimensions=4, partitions=2)))
-        await asyncio.sleep(delay)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert len(await partitions(engine)) in (16, 2)
+    config = SchemaConfig(dimensions=4, partitions=2)
+    for step in ("copying all rows", "building keys and indexes"):
+        task: asyncio.Task[bool] = asyncio.create_task(repartition(engine, config))
+
+        class CancelAt(logging.Handler):
+            def emit(self, record: logging.LogRecord, step: str = step, task: Any = task) -> None:
+                if step in record.getMessage():
+                    task.cancel()
+
+        handler = CancelAt()
+        logging.getLogger("cenote.repartition").addHandler(handler)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        logging.getLogger("cenote.repartition").removeHandler(handler)
+        assert len(await partitions(engine)) == 16
         assert await found(store, [1, 0, 0, 0], "n") == ["a", "b", "c"]
         assert [
             finding for finding in await store.check_schema() if finding.kind != "partitions"

@@ -327,7 +327,7 @@ async def test_the_command_line_of_a_checkout(empty_engine: AsyncEngine, empty_d
         (
             ["-x", "dimensions=4"],
             {"CENOTE_DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/d"},
-            "cannot connect to Postgres: ConnectionRefusedError",
+            "cannot connect to postgresql+asyncpg://u:***@127.0.0.1:1/d: ConnectionRefusedError",
         ),
     ],
 )

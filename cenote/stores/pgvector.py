@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from cenote import catalog, connections, drift, filters, validation
 from cenote import config as defaults
 from cenote.config import SchemaConfig
-from cenote.errors import ConfigurationError, StoreConnectionError, VectorStoreError
+from cenote.cures import upgrade_command
+from cenote.errors import StoreConnectionError, VectorStoreError
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.orm import chunk_table
 from cenote.settings import given_in_code
@@ -82,7 +83,7 @@ class PgVectorStore(VectorStore):
             partitions=partitions,
             extension_schema=extension_schema,
         )
-        self._engine = _asyncpg_engine(engine)
+        self._engine = connections.asyncpg_engine(engine)
         # One statement is one round trip where no BEGIN and COMMIT go around it.
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         # Whatever the host's engine does: a stricter level would make overlapping upserts fail.
@@ -346,7 +347,7 @@ class PgVectorStore(VectorStore):
             case "42P01":
                 return (
                     "; the table does not exist: run await store.apply_migrations(), or "
-                    + drift.upgrade_command(given_in_code(self._config))
+                    + upgrade_command(given_in_code(self._config))
                 )
             case "42703":
                 return "; the table was not made by cenote's revisions: choose another table_name"
@@ -355,22 +356,6 @@ class PgVectorStore(VectorStore):
             case "42501":
                 return "; the role lacks the privilege: GRANT it on the table"
         return ""
-
-
-def _asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> AsyncEngine:
-    bind = engine.kw.get("bind") if isinstance(engine, async_sessionmaker) else engine
-    if not isinstance(bind, AsyncEngine):
-        raise ConfigurationError(
-            "engine must be an AsyncEngine, or an async_sessionmaker bound to one, not "
-            f"{type(bind).__name__}; for a connection string: await PgVectorStore.connect(...)",
-            setting="engine",
-        )
-    if bind.dialect.driver != "asyncpg":
-        raise ConfigurationError(
-            f"engine must use asyncpg (postgresql+asyncpg://...), not {bind.dialect.driver}",
-            setting="engine",
-        )
-    return bind
 
 
 def _parts(batch: validation.Batch) -> Iterator[validation.Batch]:
