@@ -68,13 +68,12 @@ def test_commands_run(empty_dsn: str) -> None:
 async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncEngine) -> None:
     """The recipe, beside an application that writes to both tables: in the end they agree."""
     url = {"CENOTE_DATABASE_URL": dsn}
-    old, new = PgVectorStore(engine, 4), PgVectorStore(engine, 4, table_name="chunks_v2")
+    old, new = PgVectorStore(engine, 4), PgVectorStore(engine, 768, table_name="chunks_v2")
     ids = [f"{number:04}" for number in range(1200)]
     for tenant in ("a", "b"):
         await old.upsert([embedded(id, content=f"first {id}") for id in ids], tenant)
     steps = re.findall(r"^\d\. `cenote (.*?)`", SCHEMA, re.MULTILINE)
-    arguments = steps[0].replace("=768", "=4").split()
-    output_of(cenote(*arguments, **url))
+    output_of(cenote(*steps[0].split(), **url))
     recipe = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-c", blocks("python", SCHEMA)[-1]),
         env={**clean_environment(), "DATABASE_URL": asyncpg_url(dsn)},
@@ -86,9 +85,10 @@ async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncE
     while not ended.done():
         writes += 1
         tenant, id = numbers.choice("ab"), numbers.choice(ids)
-        item = embedded(id, content=f"write {writes}", embedding_model="new")
-        for store in (old, new):
+        content = f"write {writes}"
+        for store, vector in ((old, [1.0, 0, 0, 0]), (new, [1.0] * 768)):
             if writes % 3:
+                item = embedded(id, vector, content=content, embedding_model="new")
                 await store.upsert([item], tenant)
             else:
                 await store.delete([id], tenant)
@@ -101,7 +101,7 @@ async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncE
     for tenant in ("a", "b"):
         expected = [chunk async for chunk in old.get_all_chunks(tenant)]
         assert [chunk async for chunk in new.get_all_chunks(tenant)] == expected
-        assert len(await new.search([1, 1, 0, 0], tenant, limit=5)) == 5
+        assert len(await new.search([1.0] * 768, tenant, limit=5)) == 5
     assert await new.check_schema() == []
     output_of(cenote(*steps[1].split(), **url))
     assert [finding.kind for finding in await old.check_schema()] == ["table_missing"]
