@@ -9,8 +9,6 @@ CREATE TABLE app."Passages_alembic_version" (
 
 -- Running upgrade  -> cenote_0001
 
-CREATE SCHEMA IF NOT EXISTS app;
-
 CREATE EXTENSION IF NOT EXISTS vector;
 
 CREATE TABLE app."Passages" (
