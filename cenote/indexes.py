@@ -111,9 +111,9 @@ async def reindex(
 ) -> None:
     """Build the ANN index anew with the configuration's parameters, while the table is in use.
 
-    It waits for every transaction that is open when a part is built, as Postgres does, and takes
-    the table for itself for a moment at the end. What an interrupted run left behind is cleared
-    first. A missing or invalid index is built, too.
+    It waits for transactions that are open when a part is built and hold a snapshot or have written
+    to the table, as Postgres does, and takes the table for itself for a moment at the end. What an
+    interrupted run left behind is cleared first. A missing or invalid index is built, too.
 
     Args:
         engine: the database; one connection of its pool builds, another asks for the progress.
@@ -181,14 +181,18 @@ def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
 
 
 def _refuse_taken_names(live: LiveTable, config: SchemaConfig) -> None:
-    """Refuse another index by the name that a part of ours will have, before hours of building."""
+    """Refuse another index by the name that a part of ours will have, before hours of building.
+
+    The parts of the old index go with it, whatever that is.
+    """
+    ours: set[tuple[str, tuple[str, ...], tuple[str, ...]]]
+    ours = {("hnsw", ("embedding",), (OPERATOR_CLASS[config.column_type],))}
+    old = live.index(ann_index_name(live.name))
+    if old is not None:
+        ours.add((old.method, old.columns, old.operator_classes))
     for index in live.indexes:
-        ours = (index.method, index.columns, index.operator_classes)
-        if index.name == part_name(index.table) and ours != (
-            "hnsw",
-            ("embedding",),
-            (OPERATOR_CLASS[config.column_type],),
-        ):
+        shape = (index.method, index.columns, index.operator_classes)
+        if index.name == part_name(index.table) and shape not in ours:
             raise MigrationError(
                 f"index {index.name!r} has the name of a part of the ANN index; rename it first"
             )

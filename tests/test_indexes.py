@@ -366,6 +366,21 @@ async def test_a_name_that_is_taken_is_refused(empty_engine: AsyncEngine) -> Non
         await reindex(empty_engine, store.config)
 
 
+@pytest.mark.parametrize("wrong", ["hnsw (embedding vector_l2_ops)", "gin (metadata)"])
+async def test_an_index_of_another_kind_is_replaced(store: PgVectorStore, wrong: str) -> None:
+    """Whose parts have the very names that the new ones get."""
+    before = await index_names(store.engine)
+    await execute(
+        store.engine,
+        "DROP INDEX ix_cenote_chunks_embedding",
+        f"CREATE INDEX ix_cenote_chunks_embedding ON cenote_chunks USING {wrong}",
+    )
+    assert [finding.kind for finding in await store.check_schema()] == ["operator_class"]
+    await reindex(store.engine, store.config)
+    assert await store.check_schema() == []
+    assert await index_names(store.engine) == before
+
+
 async def test_what_cannot_be_rebuilt_is_refused(store: PgVectorStore) -> None:
     """A table that is not there, another dimension, parameters that cannot work."""
     with pytest.raises(MigrationError, match="no chunk table 'other'"):
