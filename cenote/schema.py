@@ -91,7 +91,7 @@ async def current(database: AsyncEngine | AsyncConnection, config: SchemaConfig)
 async def check(database: AsyncEngine | AsyncConnection, config: SchemaConfig) -> list[Finding]:
     """What differs between the database and what is expected of it, the gravest first.
 
-    Compares the extension, the revision, the embedding column, the key, the partitions (with the
+    Compares the extension, the revision, the columns, the key, the partitions (with the
     configuration's if it names a number, otherwise for completeness) and the indexes with their
     operator classes and parameters. Reads the catalogue and the version table, and writes nothing.
 
