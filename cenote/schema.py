@@ -9,7 +9,7 @@ import asyncio
 import configparser
 import logging.config
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Any
@@ -131,7 +131,13 @@ async def own_connection(
         )
     with own_errors(action, engine.url):
         if isinstance(database, AsyncEngine):
-            async with database.connect() as connection:
+            async with AsyncExitStack() as stack:
+                try:
+                    connection = await stack.enter_async_context(database.connect())
+                except ValueError as error:
+                    raise ConfigurationError(
+                        "the driver cannot read the connection string's arguments", setting="dsn"
+                    ) from error
                 yield await connection.execution_options(isolation_level="READ COMMITTED")
             return
         if database.in_transaction():
@@ -361,12 +367,8 @@ def own_errors(action: str, url: URL) -> Iterator[None]:
         raise
     except CommandError as error:
         raise MigrationError(str(error)) from error
-    except (SQLAlchemyError, OSError, ValueError, *DRIVER_ERRORS) as error:
+    except (SQLAlchemyError, OSError, *DRIVER_ERRORS) as error:
         cause = driver_error(error)
-        if isinstance(cause, ValueError):  # the driver's, about an argument of the string
-            raise ConfigurationError(
-                "the driver cannot read the connection string's arguments", setting="dsn"
-            ) from None
         if isinstance(cause, TimeoutError):
             action = f"{action}: no answer in time"
         elif is_lost(cause):

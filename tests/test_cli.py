@@ -9,6 +9,7 @@ import pytest
 from commands import cenote, output_of
 from database import scalar, tables
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cenote import ConfigurationError, SchemaConfig, schema
@@ -130,6 +131,16 @@ async def test_a_connection_in_autocommit_stays_so(dsn: str, engine: AsyncEngine
         await connection.execute(text("CREATE TABLE mine ()"))
     await autocommit.dispose()
     assert "mine" in await tables(engine)
+
+
+def test_an_argument_that_the_driver_cannot_take(dsn: str) -> None:
+    """One line that says where it is."""
+    url = make_url(dsn).update_query_dict({"statement_cache_size": "-4"})
+    for command in (["check"], ["migrate", "current"]):
+        result = cenote(*command, CENOTE_DATABASE_URL=url.render_as_string(False))
+        assert result.returncode not in (0, 1)
+        assert "the connection string's arguments" in result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_its_version() -> None:
