@@ -34,6 +34,8 @@ EXIT_FINDINGS = 1
 
 _BAR_WIDTH = 30
 
+_READING = "the schema cannot be read"
+
 _MIGRATE_COMMANDS = (
     "branches",
     "check",
@@ -223,7 +225,7 @@ def _with_engine(
 
 def _check(options: argparse.Namespace) -> int:
     async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
-        async with schema.own_connection(engine) as connection:
+        async with schema.own_connection(engine, _READING) as connection:
             found = await connection.run_sync(schema.find_drift, given)
         if options.json:
             print(json.dumps([finding.as_dict() for finding in found], indent=2))
@@ -276,7 +278,7 @@ async def _live_config(
 ) -> SchemaConfig:
     """The live table's own settings, parameters of the ANN index included, but for changes."""
     name, where = settings.table_of_settings(given)
-    async with schema.own_connection(engine) as connection:
+    async with schema.own_connection(engine, _READING) as connection:
         live = await connection.run_sync(read_table, name, where)
     if live is None or live.dimensions is None:
         raise MigrationError(f"there is no chunk table {name!r} in this database")
@@ -307,7 +309,7 @@ def _live_or_given(given: dict[str, Any]) -> SchemaConfig | None:
     async def read() -> SchemaConfig | None:
         engine = create_engine(given["database_url"], pool_size=1)
         try:
-            async with schema.own_connection(engine, "the schema cannot be read") as connection:
+            async with schema.own_connection(engine, _READING) as connection:
                 name, where = settings.table_of_settings(given)
                 live = await connection.run_sync(read_table, name, where)
                 return settings.resolve(given, live)
