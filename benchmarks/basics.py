@@ -20,7 +20,7 @@ from sqlalchemy.schema import DropIndex
 
 from cenote import Chunk, EmbeddedChunk, InMemoryVectorStore, PgVectorStore
 from cenote.embedded import EmbeddedPostgres
-from cenote.orm import chunk_table
+from cenote.mapping import chunk_table
 from cenote.types import Float32Array
 
 DIMENSIONS = 384

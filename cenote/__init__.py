@@ -11,12 +11,13 @@ from cenote.errors import (
     VectorStoreError,
 )
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
-from cenote.orm import ChunkRow
+from cenote.orm import ChunkMixin, ChunkRow
 from cenote.stores import InMemoryVectorStore, PgVectorStore, VectorStore
 
 __all__ = [
     "CenoteError",
     "Chunk",
+    "ChunkMixin",
     "ChunkRow",
     "ConfigurationError",
     "DimensionMismatchError",

@@ -27,12 +27,10 @@ from sqlalchemy import ForeignKeyConstraint, Index, Integer, Table
 from cenote.catalog import LiveIndex, read_table
 from cenote.drift import index_differences
 from cenote.operations import record_branch
-from cenote.orm import KEY, ChunkRow
+from cenote.orm import CHUNK_COLUMNS, KEY
 
 PLUGIN = "cenote.indexes"
 """The name of the index comparator among alembic's plugins."""
-
-_CHUNK_COLUMNS = frozenset(ChunkRow.__table__.columns.keys())
 
 
 def hooks() -> dict[str, Any]:
@@ -66,7 +64,7 @@ def include_object(obj: Any, name: str | None, kind: str, reflected: bool, other
         return True
     columns = set(obj.columns.keys())
     return not (
-        columns >= _CHUNK_COLUMNS
+        columns >= CHUNK_COLUMNS
         or (columns == {"version_num"} and str(name).endswith("_alembic_version"))
         or name == "cenote_schema_migrations"
     )
@@ -137,7 +135,7 @@ def _is_part_of_key(key: ForeignKeyConstraint) -> bool:
 
 
 def _is_chunk_table(table: Table) -> bool:
-    return set(table.columns.keys()) >= _CHUNK_COLUMNS
+    return set(table.columns.keys()) >= CHUNK_COLUMNS
 
 
 def _reflected(index: LiveIndex, table: Table) -> Index:

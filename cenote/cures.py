@@ -7,6 +7,13 @@ from dataclasses import fields
 from typing import Any
 
 from cenote.config import SchemaConfig
+from cenote.settings import given_in_code
+
+HOSTS_COMMANDS = (
+    "your own migrations (alembic revision --autogenerate, with cenote.autogenerate.hooks() in "
+    "env.py; then alembic upgrade head)"
+)
+"""What makes, or changes, the table of a host's own model."""
 
 
 def upgrade_command(given: Mapping[str, Any]) -> str:
@@ -35,3 +42,32 @@ def arguments_for(given: Mapping[str, Any]) -> str:
         for field in fields(SchemaConfig)
         if given.get(field.name, field.default) != field.default
     )
+
+
+def store_cure(sqlstate: str | None, config: SchemaConfig, *, hosts_own: bool) -> str:
+    """What a store's message says to do about an error of the server.
+
+    Source of the codes: PostgreSQL manual, appendix A.
+    """
+    match sqlstate:
+        case "42P01" | "42703" if hosts_own:
+            return "; the table is not that of the model: run " + HOSTS_COMMANDS
+        case "42P01":
+            return (
+                "; the table does not exist: run await store.apply_migrations(), or "
+                + upgrade_command(given_in_code(config))
+            )
+        case "42703":
+            return "; the table was not made by cenote's revisions: choose another table_name"
+        case "22003":
+            return "; positions in an adopted table are of 32 bits until cenote repartition"
+        case "23503":
+            return (
+                "; a foreign key is in the way: add and flush the row that the chunks point to, or "
+                "delete first those that point to the chunks"
+            )
+        case "25P02":
+            return "; an earlier statement failed: roll back the transaction, or its savepoint"
+        case "42501":
+            return "; the role lacks the privilege: GRANT it on the table"
+    return ""

@@ -19,7 +19,8 @@ from cenote.config import SchemaConfig
 from cenote.connections import OLDEST_PGVECTOR, parse_version
 from cenote.cures import arguments_for, reindex_command, repartition_command, upgrade_command
 from cenote.ddl import AddConstraintAs, AttachPartition, table_of
-from cenote.orm import KEY, ann_index_name, chunk_table
+from cenote.mapping import chunk_table
+from cenote.orm import KEY, ann_index_name
 
 NEW, OLD = "_new", "_old"
 """What a rebuild appends to the names of the new index and, for a moment, of the old one."""

@@ -6,12 +6,13 @@ halves take filters that :func:`cenote.validation.check_filter` has made canonic
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from enum import Enum, auto
-from typing import Any
+from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Text, bindparam, cast, exists, func, true
+from sqlalchemy import ColumnElement, Text, cast, exists, func, true
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeEngine
 
 from cenote.jsonvalues import json_text
 
@@ -53,8 +54,12 @@ def filter_shape(filter: dict[str, Any]) -> FilterShape:
     return FilterShape.CONTAINERS if _containers(filter) else FilterShape.SCALARS
 
 
+Bind: TypeAlias = Callable[[str, TypeEngine[Any]], ColumnElement[Any]]
+"""Makes a parameter of a name and type: one to be bound at each call, or one with its value."""
+
+
 def filter_conditions(
-    metadata: ColumnElement[Any], shape: FilterShape
+    metadata: ColumnElement[Any], shape: FilterShape, bind: Bind
 ) -> list[ColumnElement[bool]]:
     """The conditions of all filters of one shape; :func:`filter_parameters` gives their values.
 
@@ -64,10 +69,10 @@ def filter_conditions(
     if shape is FilterShape.NONE:
         return []
     conditions: list[ColumnElement[bool]] = [
-        metadata.op("@>", is_comparison=True)(_jsonb("filter"))
+        metadata.op("@>", is_comparison=True)(_jsonb("filter", bind))
     ]
     if shape is FilterShape.CONTAINERS:
-        wanted = func.jsonb_each(_jsonb("filter_containers")).table_valued("key", "value")
+        wanted = func.jsonb_each(_jsonb("filter_containers", bind)).table_valued("key", "value")
         same = metadata.op("->")(wanted.c.key) == wanted.c.value
         conditions.append(~exists().select_from(wanted).where(same.is_not(true())))
     return conditions
@@ -87,6 +92,6 @@ def _containers(filter: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in filter.items() if isinstance(value, dict | list)}
 
 
-def _jsonb(name: str) -> ColumnElement[Any]:
+def _jsonb(name: str, bind: Bind) -> ColumnElement[Any]:
     """A parameter that takes JSON text, so that a host engine's own serializer has no say."""
-    return cast(bindparam(name, type_=Text), JSONB)
+    return cast(bind(name, Text()), JSONB)

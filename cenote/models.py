@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -56,11 +58,15 @@ class EmbeddedChunk:
         chunk: the chunk.
         embedding: shape (dimensions,); a list, a tuple or a numpy array. Need not be normalised.
         embedding_model: the name of the model that made the embedding.
+        columns: values for columns of your own, by attribute name, in a store for your model
+            (``PgVectorStore(engine, model=...)``); see `PgVectorStore.upsert`.
+            `InMemoryVectorStore`, which has no table, passes over them.
     """
 
     chunk: Chunk
     embedding: Vector = field(repr=False)
     embedding_model: str
+    columns: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, EmbeddedChunk):
@@ -68,6 +74,7 @@ class EmbeddedChunk:
         return (
             self.chunk == other.chunk
             and self.embedding_model == other.embedding_model
+            and self.columns == other.columns
             and np.array_equal(np.asarray(self.embedding), np.asarray(other.embedding))
         )
 

@@ -1,30 +1,45 @@
-"""The chunk table as a mapped class: `ChunkRow`, the factory behind it, its names and indexes."""
+"""The chunk table as a mapped class: `ChunkMixin`, its default instance `ChunkRow`, its indexes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from functools import lru_cache
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sqlalchemy import (
     BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
     DateTime,
     Index,
     MetaData,
-    PrimaryKeyConstraint,
     Table,
     Text,
     event,
     func,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    MappedAsDataclass,
+    MappedColumn,
+    Mapper,
+    mapped_column,
+)
 
 from cenote import config as defaults
 from cenote.config import SchemaConfig
 from cenote.ddl import CreateHashPartition
-from cenote.sqltypes import Vector, embedding_type
-from cenote.types import ColumnType, Float32Array, Metadata
+from cenote.errors import ConfigurationError
+from cenote.sqltypes import HalfVector, embedding_type
+from cenote.types import ColumnType, Float32Array, Metadata, Vector
+from cenote.validation import check_query_vector
 
 NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
@@ -43,97 +58,243 @@ OPERATOR_CLASS: dict[str, str] = {"vector": "vector_cosine_ops", "halfvec": "hal
 """The operator class of the ANN index, by column type. Both serve ``<=>``, cosine distance."""
 
 
-class Base(DeclarativeBase):
-    """The base of `ChunkRow`."""
-
-    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+PARTITIONS = "cenote_partitions"
+"""The key in a chunk table's `Table.info` where the number of its partitions stands."""
 
 
-class ChunkColumns:
-    """The columns every chunk model has. A mixin; :func:`chunk_model` makes models of it.
+# -- models ----------------------------------------------------------------------------------------
 
-    The key columns use the "C" collation, so that Postgres orders them by code point as Python
-    does. Comparing them with a column of another collation cannot use the index; give that column
-    the "C" collation too, or compare with ``.collate("C")``.
+_COLUMNS: dict[str, tuple[Any, Callable[..., MappedColumn[Any]]]] = {
+    "namespace": (Mapped[str], partial(mapped_column, Text(collation="C"), primary_key=True)),
+    "id": (Mapped[str], partial(mapped_column, Text(collation="C"), primary_key=True)),
+    "document_id": (Mapped[str], partial(mapped_column, Text(collation="C"))),
+    "content": (Mapped[str], partial(mapped_column, Text)),
+    "position": (Mapped[int], partial(mapped_column, BigInteger)),
+    "metadata_": (Mapped[Metadata], partial(mapped_column, "metadata", JSONB)),
+    "content_hash": (Mapped[str], partial(mapped_column, Text)),
+    "embedding": (Mapped[Float32Array], partial(mapped_column, deferred=True)),
+    "embedding_model": (Mapped[str], partial(mapped_column, Text)),
+    "created_at": (
+        Mapped[datetime],
+        partial(mapped_column, DateTime(timezone=True), server_default=func.now()),
+    ),
+}
+"""The attributes of every chunk model: annotation, and what makes the column."""
+
+_SAID_OTHERWISE = {
+    "table_name": '__tablename__ = "passages"',
+    "schema": '__table_args__ = {"schema": "search"}',
+    "extension_schema": "it in the revision: ensure_extension()",
+}
+"""Settings that are no class arguments, and what a class says instead."""
+
+_DATACLASS_OPTIONS: dict[str, dict[str, Any]] = {
+    "content": {"repr": False},
+    "metadata_": {"repr": False},
+    "embedding": {"repr": False, "compare": False},
+    "created_at": {"init": False, "compare": False},
+}
+
+
+class ChunkMixin:
+    """Makes a mapped class a chunk model: on your own base, beside columns of your own.
+
+    ::
+
+        class Passage(ChunkMixin, Base, dimensions=384):
+            __tablename__ = "passages"
+
+            doc_id: Mapped[UUID] = mapped_column(
+                ForeignKey("documents.id", ondelete="CASCADE"), index=True
+            )
+            document: Mapped[Document] = relationship(back_populates="passages")
+
+    The class gets the columns below, the primary key (namespace, id), the indexes that cenote
+    relies on, and, when its metadata creates the table, the partitions. A column that the class
+    defines itself, say to give ``document_id`` a foreign key, must keep its type. Bases made of
+    `MappedAsDataclass` will do; the chunk's columns are keyword-only in their ``__init__``.
+
+    Give the mixin first among the bases. The class takes these arguments beside those of its base:
+
+    Args:
+        dimensions: the length of every vector. Without it the model serves for queries, and its
+            table can only be created by cenote's revisions, which know it.
+        column_type, hnsw_m, hnsw_ef_construction, partitions: see `SchemaConfig`.
+
+    Raises:
+        ConfigurationError: a setting cannot work, the name of the table is no identifier of at
+            most 38 bytes, or a column of the chunk's has another type.
+
+    Attributes:
+        namespace: the tenant; with `id` the primary key. The key columns and `document_id` use the
+            "C" collation, so that Postgres orders them by code point as Python does. Comparing them
+            with a column of another collation cannot use an index: give that column the "C"
+            collation too, or compare with ``.collate("C")``.
+        id, document_id, content, position, content_hash: those of `Chunk`.
+        metadata_: the column ``metadata``, whose plain name is SQLAlchemy's.
+        embedding: deferred: loaded when it is asked for (``undefer(Passage.embedding)``).
+        embedding_model: the name of the model that made the embedding.
+        created_at: when the row was inserted.
     """
 
-    namespace: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
-    id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
-    document_id: Mapped[str] = mapped_column(Text(collation="C"), nullable=False)
-    content: Mapped[str] = mapped_column(Text, nullable=False)
-    position: Mapped[int] = mapped_column(BigInteger, nullable=False)
-    metadata_: Mapped[Metadata] = mapped_column("metadata", JSONB, nullable=False)
-    content_hash: Mapped[str] = mapped_column(Text, nullable=False)
-    embedding: Mapped[Float32Array] = mapped_column(Vector(), nullable=False, deferred=True)
-    embedding_model: Mapped[str] = mapped_column(Text, nullable=False, sort_order=2)
-    created_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), nullable=False, server_default=func.now(), sort_order=2
+    if TYPE_CHECKING:
+        namespace: Mapped[str]
+        id: Mapped[str]
+        document_id: Mapped[str]
+        content: Mapped[str]
+        position: Mapped[int]
+        metadata_: Mapped[Metadata]
+        content_hash: Mapped[str]
+        embedding: Mapped[Float32Array]
+        embedding_model: Mapped[str]
+        created_at: Mapped[datetime]
+
+    _cenote_settings: Any = MappingProxyType({})
+
+    def __init_subclass__(
+        cls,
+        *,
+        dimensions: int | None = None,
+        column_type: ColumnType | None = None,
+        hnsw_m: int | None = None,
+        hnsw_ef_construction: int | None = None,
+        partitions: int | None = None,
+        **base_arguments: Any,
+    ) -> None:
+        given = {
+            "dimensions": dimensions,
+            "column_type": column_type,
+            "hnsw_m": hnsw_m,
+            "hnsw_ef_construction": hnsw_ef_construction,
+            "partitions": partitions,
+        }
+        for name in base_arguments.keys() & _SAID_OTHERWISE.keys():
+            raise ConfigurationError(
+                f"class {cls.__name__}: say {_SAID_OTHERWISE[name]}, not {name}=", setting=name
+            )
+        # An abstract class passes its settings on.
+        cls._cenote_settings = cls._cenote_settings | {
+            name: value for name, value in given.items() if value is not None
+        }
+        if not cls.__dict__.get("__abstract__", False) and not hasattr(cls, "__mapper__"):
+            _add_columns(cls)
+        super().__init_subclass__(**base_arguments)
+
+    @classmethod
+    def distance_to(cls, vector: Vector) -> ColumnElement[float]:
+        """The cosine distance to a vector, 0 to 2: to order by, which is what the ANN index serves.
+
+        A query of your own with ``order_by(Passage.distance_to(v)).limit(n)`` may come back with
+        fewer rows than there are; `PgVectorStore.search_statement` does not.
+
+        Raises:
+            DimensionMismatchError: the vector has another number of dimensions than the model.
+            InvalidInputError: it holds what is no finite number.
+        """
+        type_: Any = cls.embedding.type
+        column_type: ColumnType = "halfvec" if isinstance(type_, HalfVector) else "vector"
+        dimensions = np.size(vector) if type_.dim is None else type_.dim
+        query = check_query_vector(vector, dimensions, column_type)
+        distance: ColumnElement[float] = cls.embedding.cosine_distance(query)
+        return distance
+
+    @classmethod
+    def similarity_to(cls, vector: Vector) -> ColumnElement[float]:
+        """The cosine similarity to a vector, -1 to 1: to select, and to compare with a threshold.
+
+        Ordering by it uses no index: order by :meth:`distance_to`. NaN for zero vectors.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError: as `distance_to`.
+        """
+        return 1 - cls.distance_to(vector)
+
+
+def _add_columns(cls: type[ChunkMixin]) -> None:
+    """Give a class the chunk's columns as its own: a plain mixin's are not for dataclasses."""
+    before = [vars(base) for base in cls.__mro__[: cls.__mro__.index(ChunkMixin)]]
+    taken = {name for own in before for name in (*own, *own.get("__annotations__", {}))}
+    added = [name for name in _COLUMNS if name not in taken]
+    cls.__annotations__ = {name: _COLUMNS[name][0] for name in added} | vars(cls).get(
+        "__annotations__", {}
     )
-
-
-def chunk_model(
-    base: type[DeclarativeBase],
-    class_name: str,
-    *,
-    table_name: str = defaults.DEFAULT_TABLE_NAME,
-    schema: str | None = None,
-    dimensions: int | None = None,
-    column_type: ColumnType = "vector",
-    hnsw_m: int = defaults.DEFAULT_HNSW_M,
-    hnsw_ef_construction: int = defaults.DEFAULT_HNSW_EF_CONSTRUCTION,
-    partitions: int = defaults.DEFAULT_PARTITIONS,
-) -> Any:
-    """Make a chunk model on a declarative base; its settings are those of `SchemaConfig`.
-
-    Without dimensions the model serves for queries, and its table can only be created by the
-    revisions, which know them.
-    """
-    table_options: dict[str, Any] = {"schema": schema}
-    if partitions:
-        table_options["postgresql_partition_by"] = "HASH (namespace)"
-    attributes = {
-        "__module__": base.__module__,
-        "__tablename__": table_name,
-        "__table_args__": (
-            PrimaryKeyConstraint(*KEY, name="pk_" + table_name),
-            *_indexes(table_name, column_type, hnsw_m, hnsw_ef_construction),
-            table_options,
-        ),
-        "__annotations__": {"embedding": Mapped[Float32Array]},
-        "embedding": mapped_column(
-            embedding_type(column_type, dimensions), nullable=False, deferred=True, sort_order=1
-        ),
-    }
-    model: Any = type(class_name, (ChunkColumns, base), attributes)
-    for remainder in range(partitions):
-        event.listen(
-            model.__table__,
-            "after_create",
-            CreateHashPartition(table_name, schema, partitions, remainder),
+    dataclass = issubclass(cls, MappedAsDataclass)
+    settings = cls._cenote_settings
+    for name in added:
+        options: dict[str, Any] = {"sort_order": list(_COLUMNS).index(name) - len(_COLUMNS)}
+        if dataclass:
+            options |= {"kw_only": True, **_DATACLASS_OPTIONS.get(name, {})}
+        arguments = (
+            [embedding_type(settings.get("column_type", "vector"), settings.get("dimensions"))]
+            if name == "embedding"
+            else []
         )
-    return model
+        setattr(cls, name, _COLUMNS[name][1](*arguments, **options))
 
 
-def _indexes(
-    table_name: str, column_type: ColumnType, hnsw_m: int, hnsw_ef_construction: int
-) -> list[Index]:
-    prefix = "ix_" + table_name
-    return [
-        Index(prefix + "_namespace_document_id", "namespace", "document_id"),
-        Index(
-            prefix + "_metadata",
-            "metadata",
-            postgresql_using="gin",
-            postgresql_ops={"metadata": "jsonb_path_ops"},
-        ),
-        Index(
-            ann_index_name(table_name),
-            "embedding",
-            postgresql_using="hnsw",
-            postgresql_ops={"embedding": OPERATOR_CLASS[column_type]},
-            postgresql_with={"m": hnsw_m, "ef_construction": hnsw_ef_construction},
-        ),
-    ]
+@event.listens_for(ChunkMixin, "after_mapper_constructed", propagate=True)
+def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
+    """Name the key of a new model's table, and give it its indexes and partitions."""
+    table = mapper.local_table
+    if mapper.inherits is not None or not isinstance(table, Table):
+        return
+    config = SchemaConfig(
+        **{"dimensions": 1, **cls._cenote_settings}, table_name=table.name, schema=table.schema
+    )
+    _refuse_other_columns(table, config)
+    table.primary_key.name = "pk_" + table.name
+    _add_indexes(table, config)
+    if config.new_partitions:
+        table.info[PARTITIONS] = config.new_partitions
+        table.dialect_kwargs["postgresql_partition_by"] = "HASH (namespace)"
+        event.listen(table, "after_create", _create_partitions)
+
+
+def _refuse_other_columns(table: Table, config: SchemaConfig) -> None:
+    """Refuse a class that defines a column of the chunk's with another type of its own."""
+    for name, (_, make) in _COLUMNS.items():
+        expected = make().column
+        if name == "embedding":
+            expected.type = embedding_type(config.column_type)
+        actual = table.columns.get(expected.name or name)
+        if actual is None or (sql_type(actual), actual.nullable) != (sql_type(expected), False):
+            raise ConfigurationError(
+                f"table {table.name!r}: the column {expected.name or name} of a chunk model must "
+                f"be {sql_type(expected)} NOT NULL",
+                setting=name,
+            )
+    key = tuple(column.name for column in table.primary_key)
+    if key != KEY:
+        raise ConfigurationError(
+            f"table {table.name!r}: the primary key of a chunk model must be ({', '.join(KEY)}), "
+            f"not ({', '.join(key)})",
+            setting="primary_key",
+        )
+
+
+def sql_type(column: Column[Any]) -> str:
+    """A column's type as SQL has it; that of an embedding without its dimensions."""
+    sql = str(column.type.compile(dialect=PGDialect()))  # type: ignore[no-untyped-call]
+    return sql.partition("(")[0] if sql.startswith(("VECTOR", "HALFVEC")) else sql
+
+
+def _add_indexes(table: Table, config: SchemaConfig) -> None:
+    prefix = "ix_" + table.name
+    columns = table.c
+    Index(prefix + "_namespace_document_id", columns.namespace, columns.document_id)
+    Index(
+        prefix + "_metadata",
+        columns.metadata,
+        postgresql_using="gin",
+        postgresql_ops={"metadata": "jsonb_path_ops"},
+    )
+    Index(
+        ann_index_name(table.name),
+        columns.embedding,
+        postgresql_using="hnsw",
+        postgresql_ops={"embedding": OPERATOR_CLASS[config.column_type]},
+        postgresql_with={"m": config.hnsw_m, "ef_construction": config.hnsw_ef_construction},
+    )
 
 
 def ann_index_name(table_name: str) -> str:
@@ -141,37 +302,26 @@ def ann_index_name(table_name: str) -> str:
     return "ix_" + table_name + "_embedding"
 
 
-@lru_cache(maxsize=64)
-def chunk_table(config: SchemaConfig) -> Table:
-    """The chunk table that a configuration describes, for Core statements."""
-
-    class _Base(DeclarativeBase):
-        pass
-
-    model = chunk_model(
-        _Base,
-        "ChunkRow",
-        table_name=config.table_name,
-        schema=config.schema,
-        dimensions=config.dimensions,
-        column_type=config.column_type,
-        hnsw_m=config.hnsw_m,
-        hnsw_ef_construction=config.hnsw_ef_construction,
-        partitions=config.new_partitions,
-    )
-    table: Table = model.__table__
-    return table
+def _create_partitions(table: Table, connection: Connection, **_: Any) -> None:
+    partitions = table.info[PARTITIONS]
+    for remainder in range(partitions):
+        connection.execute(CreateHashPartition(table.name, table.schema, partitions, remainder))
 
 
-if TYPE_CHECKING:
+# -- cenote's own ----------------------------------------------------------------------------------
 
-    class ChunkRow(ChunkColumns, Base):
-        """A stored chunk."""
 
-else:
-    ChunkRow = chunk_model(Base, "ChunkRow")
-    ChunkRow.__doc__ = """A stored chunk, for ORM queries on the table of the default name.
+class Base(DeclarativeBase):
+    """The base of `ChunkRow`."""
 
-    The embedding is deferred: it is loaded when it is asked for (``undefer(ChunkRow.embedding)``).
-    The attribute of the column ``metadata`` is ``metadata_``.
-    """
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+
+class ChunkRow(ChunkMixin, Base):
+    """A stored chunk, for ORM queries on the table of the default name; see `ChunkMixin`."""
+
+    __tablename__ = defaults.DEFAULT_TABLE_NAME
+
+
+CHUNK_COLUMNS = frozenset(ChunkRow.__table__.columns.keys())
+"""The names of the columns that every chunk table has."""

@@ -10,6 +10,7 @@ import configparser
 import logging.config
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Any
@@ -35,11 +36,12 @@ from cenote.connections import (
     is_lost,
     safe_url,
 )
+from cenote.cures import HOSTS_COMMANDS
 from cenote.drift import Finding
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
 from cenote.locks import migration_lock, process_lock
+from cenote.mapping import chunk_table
 from cenote.operations import script_location, version_table
-from cenote.orm import chunk_table
 
 __all__ = [
     "Finding",
@@ -88,18 +90,26 @@ async def current(database: AsyncEngine | AsyncConnection, config: SchemaConfig)
         )
 
 
-async def check(database: AsyncEngine | AsyncConnection, config: SchemaConfig) -> list[Finding]:
+async def check(
+    database: AsyncEngine | AsyncConnection, config: SchemaConfig, *, hosts_own: bool = False
+) -> list[Finding]:
     """What differs between the database and what is expected of it, the gravest first.
 
     Compares the extension, the revision, the columns, the key, the partitions (with the
     configuration's if it names a number, otherwise for completeness) and the indexes with their
     operator classes and parameters. Reads the catalogue and the version table, and writes nothing.
 
+    Args:
+        database: an engine, or a connection without an open transaction.
+        config: what is expected.
+        hosts_own: the table is a model's of the host, whose own migrations make it, and not
+            cenote's revisions.
+
     Raises:
         MigrationError: the database refused.
     """
     async with own_connection(database, "the schema cannot be read") as connection:
-        return await connection.run_sync(find_drift, settings.given_in_code(config))
+        return await connection.run_sync(find_drift, settings.given_in_code(config), hosts_own)
 
 
 def _upgrade(connection: Connection, config: SchemaConfig, revision: str) -> None:
@@ -166,7 +176,9 @@ def _isolation_level(connection: AsyncConnection) -> Any:
 # -- drift -----------------------------------------------------------------------------------------
 
 
-def find_drift(connection: Connection, given: Mapping[str, Any]) -> list[Finding]:
+def find_drift(
+    connection: Connection, given: Mapping[str, Any], hosts_own: bool = False
+) -> list[Finding]:
     """As `check`, on a synchronous connection and for settings that need not be complete."""
     name, where = settings.table_of_settings(given)
     subject = drift.subject_of(name, where)
@@ -177,10 +189,12 @@ def find_drift(connection: Connection, given: Mapping[str, Any]) -> list[Finding
     found = [drift.extension_finding(None if installed is None else installed.extversion)]
     if live is None or live.column_type is None or config is None:
         elsewhere = schemas_with(connection, name) if live is None else []
-        found.append(drift.table_finding(subject, live, recorded, given, elsewhere))
+        missing = drift.table_finding(subject, live, recorded, given, elsewhere)
+        found.append(replace(missing, cure="run " + HOSTS_COMMANDS) if hosts_own else missing)
     else:
-        known, head = operations.known_revisions(), operations.head_revision()
-        found.append(drift.revision_finding(subject, recorded, known, head, given))
+        if not hosts_own:
+            known, head = operations.known_revisions(), operations.head_revision()
+            found.append(drift.revision_finding(subject, recorded, known, head, given))
         found += drift.findings(live, config)
     return [finding for finding in found if finding is not None]
 

@@ -6,7 +6,7 @@ Messages name the chunk or the argument and the cure; they never quote content, 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -110,16 +110,22 @@ class Batch:
         metadata: each chunk's metadata as JSON text.
         embeddings: float32, shape (len(chunks), dimensions).
         models: each chunk's embedding model.
+        columns: each chunk's values for a host's own columns.
     """
 
     chunks: list[Chunk]
     metadata: list[str]
     embeddings: Float32Array
     models: list[str]
+    columns: list[Mapping[str, Any]]
 
     def __getitem__(self, part: slice) -> Batch:
         return Batch(
-            self.chunks[part], self.metadata[part], self.embeddings[part], self.models[part]
+            self.chunks[part],
+            self.metadata[part],
+            self.embeddings[part],
+            self.models[part],
+            self.columns[part],
         )
 
 
@@ -152,6 +158,7 @@ def check_batch(
         metadata=[metadata[index] for index in order],
         embeddings=embeddings[order],
         models=[items[index].embedding_model for index in order],
+        columns=[items[index].columns for index in order],
     )
 
 
@@ -175,6 +182,13 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> str:
             f"chunk {shown(chunk.id)} was embedded by {shown(item.embedding_model)}; this store "
             f"takes {shown(embedding_model)} only",
             field="embedding_model",
+            chunk_id=chunk.id,
+        )
+    if not isinstance(item.columns, Mapping):
+        raise InvalidInputError(
+            f"chunk {shown(chunk.id)}: columns must be a mapping of attribute names to values, "
+            f"not {type(item.columns).__name__}",
+            field="columns",
             chunk_id=chunk.id,
         )
     position = chunk.position

@@ -9,7 +9,7 @@ from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from cenote import InMemoryVectorStore, PgVectorStore
-from cenote.orm import chunk_table
+from cenote.mapping import chunk_table
 from cenote.testing import MakeStore, VectorStoreContract
 
 

@@ -18,7 +18,7 @@ from database import execute, objects, run_script, scalar, tables
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import PgVectorStore, SchemaConfig, schema
-from cenote.orm import chunk_table
+from cenote.mapping import chunk_table
 from cenote.testing import embedded, found
 
 FROZEN = Path(__file__).parent / "frozen"

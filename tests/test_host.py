@@ -217,7 +217,8 @@ async def test_in_another_schema(
 ) -> None:
     """With include_schemas, as documented, and a key in the other order of columns."""
     app = (host / "app.py").read_text()
-    app = app.replace("dimensions=4)", 'dimensions=4, schema="vec")')
+    name = '__tablename__ = "cenote_chunks"'
+    app = app.replace(name, name + '\n    __table_args__ = {"schema": "vec"}')
     app = app.replace(
         '["namespace", "chunk_id"],\n            ["cenote_chunks.namespace", "cenote_chunks.id"]',
         '["chunk_id", "namespace"],\n'

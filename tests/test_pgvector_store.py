@@ -27,7 +27,7 @@ from cenote import (
 from cenote.connections import prepare
 from cenote.filters import FilterShape, filter_parameters, filter_shape
 from cenote.sqltypes import to_wire
-from cenote.stores.statements import EXACT_UP_TO
+from cenote.stores.search import EXACT_UP_TO
 from cenote.testing import embedded, found, stored
 
 QUERY = [1.0, 0.5, 0.25, 0.125]
@@ -115,7 +115,7 @@ async def _plan(
 ) -> str:
     """The plan of a search. EXPLAIN of the statement itself would always show a custom one."""
     await prepare(connection)
-    statement = store._statements.search(filter_shape(filter), 10, exact=False)
+    statement = store._statements.search(filter_shape(filter), 10, exact=False, where=None)
     compiled = statement.compile(dialect=connection.dialect)
     parameters = _search_parameters(store, query, "n") | filter_parameters(filter)
     parameters["query"] = str(np.asarray(query).tolist())
@@ -147,7 +147,7 @@ async def test_a_search_puts_the_session_settings_back(
 ) -> None:
     """A transaction that ran the statement still has its own, with no results, too."""
     await store.upsert(many(rows), "n")
-    statement = store._statements.search(FilterShape.NONE, 10, exact=False)
+    statement = store._statements.search(FilterShape.NONE, 10, exact=False, where=None)
     settings = text(
         "SELECT current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan')"
     )
@@ -247,15 +247,15 @@ async def test_batches_are_written_in_parts(
     store: PgVectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a bounded number of rows and bytes, and all of them."""
-    from cenote.stores import pgvector
+    from cenote.stores import rows
 
-    monkeypatch.setattr(pgvector, "UPSERT_BYTES", 1000)
+    monkeypatch.setattr(rows, "UPSERT_BYTES", 1000)
     sizes = [1, 5000, 300, 300, 300, 300, 1, 1, 2000, 1]
     batch = [embedded(str(n), content="x" * size) for n, size in enumerate(sizes)]
     await store.upsert(batch, "n")
     assert [len(chunk.content) for chunk in await stored(store, "n")] == sizes
-    await store.upsert(many(3 * pgvector.UPSERT_ROWS + 1), "rows")
-    assert len(await stored(store, "rows")) == 3 * pgvector.UPSERT_ROWS + 1
+    await store.upsert(many(3 * rows.UPSERT_ROWS + 1), "rows")
+    assert len(await stored(store, "rows")) == 3 * rows.UPSERT_ROWS + 1
 
 
 async def test_a_store_closes_only_what_it_opened(engine: AsyncEngine, dsn: str) -> None:

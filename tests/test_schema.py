@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import MigrationError, PgVectorStore, SchemaConfig, locks, schema
 from cenote.connections import create_engine
-from cenote.orm import chunk_table
+from cenote.mapping import chunk_table
 from cenote.settings import gather, resolve
 from cenote.testing import embedded, found
 

@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Self
+from collections.abc import AsyncIterator
+from typing import Any, Generic, Self, overload
 
-from sqlalchemy import Row
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy import ColumnElement, Select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from typing_extensions import TypeVar
 
-from cenote import catalog, connections, drift, filters, validation
 from cenote import config as defaults
+from cenote import connections, drift, filters, validation
 from cenote.config import SchemaConfig
-from cenote.cures import upgrade_command
-from cenote.errors import StoreConnectionError, VectorStoreError
+from cenote.cures import HOSTS_COMMANDS
+from cenote.errors import MigrationError
+from cenote.mapping import config_of, model_of
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
-from cenote.orm import chunk_table
-from cenote.settings import given_in_code
+from cenote.orm import ChunkMixin, ChunkRow
 from cenote.sqltypes import to_wire
+from cenote.stores import rows, sessions
 from cenote.stores.base import VectorStore
-from cenote.stores.statements import DEFAULT_EF_SEARCH, ChunkStatements
-from cenote.types import ColumnType, Vector
+from cenote.stores.columns import OwnColumns
+from cenote.stores.search import DEFAULT_EF_SEARCH
+from cenote.stores.sessions import Connections, Joined, Session, check_session
+from cenote.stores.statements import ChunkStatements
+from cenote.types import ColumnType, Float32Array, Vector
 
 PAGE_SIZE = 500
 """Chunks that `get_all_chunks` reads at a time."""
 
-UPSERT_ROWS = 1000
-"""The most rows that one INSERT of an upsert writes."""
-
-UPSERT_BYTES = 8 * 2**20
-"""About the most that one such INSERT carries, unless a single chunk is larger."""
+Model = TypeVar("Model", bound=ChunkMixin, default=ChunkRow)
+"""The mapped class of a store."""
 
 
-class PgVectorStore(VectorStore):
+class PgVectorStore(VectorStore, Generic[Model]):
     """A `VectorStore` in Postgres with pgvector.
 
     Searches take the ANN index for large sets and are exact for small ones (see
-    `cenote.stores.statements`); ties at the cut are settled by id wherever they are exact. The
-    table must exist: `apply_migrations`, or ``alembic upgrade head``.
+    `cenote.stores.search`); ties at the cut are settled by id wherever they are exact. The table
+    must exist: `apply_migrations`, or ``alembic upgrade head``.
+
+    **Your transaction.** Every method takes ``session=``: an `AsyncSession` or an `AsyncConnection`
+    on asyncpg. The method then flushes what is pending in the session (what fails there is raised
+    as it is), runs in its transaction or savepoint, and never commits, rolls back or closes
+    anything: that is yours. What it wrote is seen by others when you commit, and gone when you
+    roll back. As ever in Postgres, an error of the server leaves a transaction in which only a
+    rollback, to a savepoint at least, goes on. The isolation level is yours too; above READ
+    COMMITTED a write may fail with `sqlstate` 40001 and is to be tried again. A session is not for
+    several tasks at once.
+
+    Objects of the model that the session holds are kept in step: those that an upsert wrote are
+    loaded anew, with one query and only if there are any; those that were deleted are deleted in
+    the session, too. Loaded relationships of other objects are not.
 
     Args:
-        engine: an `AsyncEngine` on asyncpg, or an `async_sessionmaker` bound to one. The store
-            borrows connections from its pool and closes none of them.
+        engine: an `AsyncEngine` on asyncpg, or an `async_sessionmaker` bound to one. Calls without
+            ``session=`` borrow connections from its pool, and none is closed.
         dimensions: the length of every vector.
+        model: a chunk model of yours (see `cenote.ChunkMixin`), from which the store takes all that
+            shapes the table; its migrations are yours. Instead of `dimensions` and of all settings
+            up to `extension_schema`.
         table_name: the chunk table. One table holds the vectors of one embedding model.
         schema: its schema; the connection's default one when None.
         column_type: ``"vector"`` or ``"halfvec"``.
@@ -58,11 +73,39 @@ class PgVectorStore(VectorStore):
         ConfigurationError: a setting cannot work.
     """
 
+    @overload
     def __init__(
-        self,
+        self: PgVectorStore[ChunkRow],
         engine: AsyncEngine | async_sessionmaker[AsyncSession],
         dimensions: int,
         *,
+        table_name: str = ...,
+        schema: str | None = ...,
+        column_type: ColumnType = ...,
+        hnsw_m: int = ...,
+        hnsw_ef_construction: int = ...,
+        hnsw_ef_search: int = ...,
+        partitions: int | None = ...,
+        extension_schema: str | None = ...,
+        embedding_model: str | None = ...,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        engine: AsyncEngine | async_sessionmaker[AsyncSession],
+        *,
+        model: type[Model],
+        hnsw_ef_search: int = ...,
+        embedding_model: str | None = ...,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        engine: AsyncEngine | async_sessionmaker[AsyncSession],
+        dimensions: int | None = None,
+        *,
+        model: type[Any] | None = None,
         table_name: str = defaults.DEFAULT_TABLE_NAME,
         schema: str | None = None,
         column_type: ColumnType = "vector",
@@ -73,26 +116,29 @@ class PgVectorStore(VectorStore):
         extension_schema: str | None = None,
         embedding_model: str | None = None,
     ) -> None:
-        self._config = SchemaConfig(
-            dimensions=dimensions,
-            column_type=column_type,
-            table_name=table_name,
-            schema=schema,
-            hnsw_m=hnsw_m,
-            hnsw_ef_construction=hnsw_ef_construction,
-            partitions=partitions,
-            extension_schema=extension_schema,
-        )
+        given: dict[str, Any] = {
+            "dimensions": dimensions,
+            "column_type": column_type,
+            "table_name": table_name,
+            "schema": schema,
+            "hnsw_m": hnsw_m,
+            "hnsw_ef_construction": hnsw_ef_construction,
+            "partitions": partitions,
+            "extension_schema": extension_schema,
+        }
+        self._hosts_own = model is not None
+        self._config = SchemaConfig(**given) if model is None else config_of(model, given)
+        self._model = model_of(self._config) if model is None else model
         self._engine = connections.asyncpg_engine(engine)
-        # One statement is one round trip where no BEGIN and COMMIT go around it.
-        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        # Whatever the host's engine does: a stricter level would make overlapping upserts fail.
-        self._read_committed = self._engine.execution_options(isolation_level="READ COMMITTED")
         self._owns_engine = False
-        self._closed = False
-        self._table_checked = False
         self._embedding_model = embedding_model
-        self._statements = ChunkStatements(chunk_table(self._config), column_type, hnsw_ef_search)
+        self._own_columns = OwnColumns(self._model)
+        self._connections = Connections(
+            self._engine, self._model, self._config, hosts_own=self._hosts_own
+        )
+        self._statements = ChunkStatements(
+            self._model, self._config.column_type, self._own_columns, hnsw_ef_search
+        )
 
     # -- opening and closing
 
@@ -100,7 +146,7 @@ class PgVectorStore(VectorStore):
     async def connect(
         cls,
         dsn: str,
-        dimensions: int,
+        dimensions: int | None = None,
         *,
         min_size: int = 1,
         max_size: int = 10,
@@ -117,7 +163,7 @@ class PgVectorStore(VectorStore):
         Args:
             dsn: ``postgresql://``, ``postgres://`` or ``postgresql+asyncpg://``; for a Unix socket
                 ``postgresql:///database?host=/folder``.
-            dimensions: the length of every vector.
+            dimensions: the length of every vector; not with ``model=``.
             min_size: connections to open now, at most `max_size`.
             max_size: the most connections; no overflow.
             startup_retries: how often to try again.
@@ -133,9 +179,9 @@ class PgVectorStore(VectorStore):
             min_size, max_size, startup_retries, startup_backoff_seconds, timeout
         )
         engine = connections.create_engine(dsn, pool_size=max_size, timeout=timeout)
-        store = cls(engine, dimensions, **store_kwargs)
-        store._owns_engine = True
         try:
+            store: Self = cls(engine, dimensions, **store_kwargs)  # type: ignore[arg-type]
+            store._owns_engine = True
             await connections.open_pool(
                 engine, min_size, startup_retries, startup_backoff_seconds, dsn=dsn
             )
@@ -150,7 +196,7 @@ class PgVectorStore(VectorStore):
         A store that `connect` opened cannot be used afterwards.
         """
         if self._owns_engine:
-            self._closed = True
+            self._connections.closed = True
             await self._engine.dispose()
 
     async def __aenter__(self) -> Self:
@@ -160,15 +206,18 @@ class PgVectorStore(VectorStore):
         await self.close()
 
     def __repr__(self) -> str:
-        config = self._config
-        return (
-            f"PgVectorStore(table={chunk_table(config).fullname!r}, dimensions={config.dimensions})"
-        )
+        table = self._model.__table__.fullname
+        return f"PgVectorStore(table={table!r}, dimensions={self._config.dimensions})"
 
     @property
     def engine(self) -> AsyncEngine:
         """The engine, for queries of the caller's own."""
         return self._engine
+
+    @property
+    def model(self) -> type[Model]:
+        """The mapped class of the table: yours, or `ChunkRow` for the table of the default name."""
+        return self._model
 
     @property
     def config(self) -> SchemaConfig:
@@ -179,8 +228,14 @@ class PgVectorStore(VectorStore):
         """Bring the table to the newest revision; see `cenote.schema.upgrade`.
 
         Raises:
-            MigrationError: the database refused; the transaction was rolled back.
+            MigrationError: the database refused, and the transaction was rolled back; or the table
+                is a model's of your own, which your own migrations make.
         """
+        if self._hosts_own:
+            raise MigrationError(
+                f"table {self._model.__table__.fullname!r} is that of your model "
+                f"{self._model.__name__}, and made by {HOSTS_COMMANDS}"
+            )
         from cenote import schema  # imports alembic, which a running application need not
 
         await schema.upgrade(self._engine, self._config)
@@ -193,12 +248,28 @@ class PgVectorStore(VectorStore):
         """
         from cenote import schema
 
-        return await schema.check(self._engine, self._config)
+        return await schema.check(self._engine, self._config, hosts_own=self._hosts_own)
 
     # -- writing
 
-    async def upsert(self, embedded_chunks: list[EmbeddedChunk], namespace: str) -> None:
+    async def upsert(
+        self,
+        embedded_chunks: list[EmbeddedChunk],
+        namespace: str,
+        *,
+        session: Session | None = None,
+    ) -> None:
+        """Write chunks; see `VectorStore.upsert`.
+
+        `EmbeddedChunk.columns` gives values for columns of your own; all chunks of a call name the
+        same ones. A column that they do not name gets its default in a row that is new, and keeps
+        its value in a row that is there, unless it has an ``onupdate``.
+
+        Args:
+            session: the transaction to join; see above. Not one in AUTOCOMMIT.
+        """
         validation.check_namespace(namespace)
+        joined = check_session(session)
         batch = validation.check_batch(
             embedded_chunks,
             self._config.dimensions,
@@ -207,25 +278,46 @@ class PgVectorStore(VectorStore):
         )
         if not batch.chunks:
             return
-        async with self._transaction("upsert") as connection:
-            for part in _parts(batch):
-                await connection.execute(
-                    self._statements.upsert,
-                    {"namespace": namespace, **_columns(part, self._config.column_type)},
-                )
+        names = self._own_columns.given(batch)
+        async with self._connections.transaction("upsert", joined) as connection:
+            for part in rows.parts(batch):
+                parameters = {
+                    "namespace": namespace,
+                    **rows.parameters(part, self._config.column_type),
+                    **self._own_columns.parameters(names, part),
+                }
+                await connection.execute(self._statements.upsert(names), parameters)
+            ids = [chunk.id for chunk in batch.chunks]
+            await sessions.refresh(joined, self._model, namespace, ids)
 
-    async def delete(self, chunk_ids: list[str], namespace: str) -> None:
+    async def delete(
+        self, chunk_ids: list[str], namespace: str, *, session: Session | None = None
+    ) -> None:
+        """Remove chunks; see `VectorStore.delete`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
         validation.check_namespace(namespace)
+        joined = check_session(session)
         ids = validation.check_ids(chunk_ids)
         if not ids:
             return
-        async with self._single_statement("delete") as connection:
+        async with self._connections.single_statement("delete", joined) as connection:
             await connection.execute(self._statements.delete, {"namespace": namespace, "ids": ids})
+            await sessions.remove(joined, self._model, namespace, ids)
 
-    async def delete_namespace(self, namespace: str) -> None:
+    async def delete_namespace(self, namespace: str, *, session: Session | None = None) -> None:
+        """Remove every chunk of a namespace; see `VectorStore.delete_namespace`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
         validation.check_namespace(namespace)
-        async with self._single_statement("delete_namespace") as connection:
+        joined = check_session(session)
+        async with self._connections.single_statement("delete_namespace", joined) as connection:
             await connection.execute(self._statements.delete_namespace, {"namespace": namespace})
+            await sessions.remove(joined, self._model, namespace, None)
 
     # -- reading
 
@@ -236,161 +328,136 @@ class PgVectorStore(VectorStore):
         limit: int = 10,
         filter: dict[str, Any] | None = None,
         *,
+        where: ColumnElement[bool] | None = None,
         exact: bool = False,
+        session: Session | None = None,
     ) -> list[RetrievalResult]:
         """Find the chunks nearest to a vector; see `VectorStore.search`.
 
         Args:
+            where: a SQL condition that chunks must meet besides, before the limit is counted; see
+                :meth:`search_statement`.
             exact: compare with every matching chunk, without the ANN index.
+            session: the transaction to join; see above.
         """
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
-        query = validation.check_query_vector(
-            query_vector, self._config.dimensions, self._config.column_type
-        )
-        filter = validation.check_filter(filter)
+        query, filter, condition = self._checked(query_vector, namespace, limit, filter, where)
+        joined = check_session(session)
         if not query.any():
             return []
-        statement = self._statements.search(filters.filter_shape(filter), limit, exact=exact)
+        statement = self._statements.search(
+            filters.filter_shape(filter), limit, exact=exact, where=condition
+        )
         parameters = {
             "namespace": namespace,
             "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
             **self._statements.search_parameters(limit),
             **filters.filter_parameters(filter),
         }
-        async with self._single_statement("search") as connection:
-            rows = (await connection.execute(statement, parameters)).all()
-        return [RetrievalResult(chunk=_chunk(row), score=row.score) for row in rows]
+        async with self._connections.single_statement("search", joined) as connection:
+            found = (await connection.execute(statement, parameters)).all()
+        return [RetrievalResult(chunk=rows.chunk(row), score=row.score) for row in found]
+
+    def search_statement(
+        self,
+        query_vector: Vector,
+        namespace: str,
+        limit: int = 10,
+        filter: dict[str, Any] | None = None,
+        *,
+        where: ColumnElement[bool] | None = None,
+        exact: bool = False,
+    ) -> Select[Model, float]:
+        """A search as a statement: rows of (mapped chunk, score), to go on with and to execute.
+
+        Join it, give it options and order it like any select::
+
+            statement = (
+                store.search_statement(vector, "acme", where=Passage.lang == "en")
+                .join(Passage.document)
+                .add_columns(Document.title)
+                .options(contains_eager(Passage.document))
+            )
+            for passage, score, title in await session.execute(statement):
+                ...
+
+        The nearest `limit` chunks are found inside, by the ANN index or exactly as in
+        :meth:`search`, and nothing that is added outside can change how. So **a condition that is
+        added outside, by ``.where()`` or by an inner join that finds no partner, takes away from
+        these**; what must hold before the limit is counted goes into `filter` or `where`. `where`
+        speaks of the chunk's columns, and of other tables in ``exists(...)`` or
+        ``Passage.document.has(...)``.
+
+        It starts in the order of :meth:`search`; ``.order_by(None)`` clears that for another one.
+        The settings of the scan end with it. It carries its values, can be executed by any session
+        or connection, also a synchronous one, and used twice or twice in one statement. Do not give
+        it to ``stream()`` or a server-side cursor in a transaction in which you query vectors
+        yourself before the cursor is read.
+
+        Args:
+            query_vector, namespace, limit, filter: as in `VectorStore.search`.
+            where: a SQL condition that chunks must meet besides.
+            exact: compare with every matching chunk, without the ANN index.
+
+        Raises:
+            InvalidInputError: an argument cannot work.
+        """
+        query, filter, condition = self._checked(query_vector, namespace, limit, filter, where)
+        statement: Select[Model, float] = self._statements.composable_search(
+            query, namespace, limit, filter, exact=exact, where=condition
+        )
+        return statement
+
+    def _checked(
+        self, query_vector: Vector, namespace: str, limit: int, filter: Any, where: Any
+    ) -> tuple[Float32Array, dict[str, Any], ColumnElement[bool] | None]:
+        """The arguments of a search that are more than checked."""
+        validation.check_namespace(namespace)
+        validation.check_limit(limit)
+        query = validation.check_query_vector(
+            query_vector, self._config.dimensions, self._config.column_type
+        )
+        return query, validation.check_filter(filter), self._statements.conditions(where)
 
     def get_all_chunks(
-        self, namespace: str, filter: dict[str, Any] | None = None
+        self,
+        namespace: str,
+        filter: dict[str, Any] | None = None,
+        *,
+        where: ColumnElement[bool] | None = None,
+        session: Session | None = None,
     ) -> AsyncIterator[Chunk]:
-        validation.check_namespace(namespace)
-        return self._chunks(namespace, validation.check_filter(filter))
+        """Iterate over a namespace's chunks; see `VectorStore.get_all_chunks`.
 
-    async def _chunks(self, namespace: str, filter: dict[str, Any]) -> AsyncIterator[Chunk]:
+        Args:
+            where: a SQL condition that chunks must meet besides; see :meth:`search_statement`.
+            session: the transaction to join; see above. It may be used while the iteration is
+                suspended.
+        """
+        validation.check_namespace(namespace)
+        filter = validation.check_filter(filter)
+        condition = self._statements.conditions(where)
+        return self._chunks(namespace, filter, condition, check_session(session))
+
+    async def _chunks(
+        self,
+        namespace: str,
+        filter: dict[str, Any],
+        where: ColumnElement[bool] | None,
+        session: Joined | None,
+    ) -> AsyncIterator[Chunk]:
         shape = filters.filter_shape(filter)
         parameters = {
             "namespace": namespace,
             "page_size": PAGE_SIZE,
             **filters.filter_parameters(filter),
         }
-        statement = self._statements.page(shape, first=True)
+        statement = self._statements.page(shape, first=True, where=where)
         while True:
-            async with self._single_statement("get_all_chunks") as connection:
-                rows = (await connection.execute(statement, parameters)).all()
-            for row in rows:
-                yield _chunk(row)
-            if len(rows) < PAGE_SIZE:
+            async with self._connections.single_statement("get_all_chunks", session) as connection:
+                page = (await connection.execute(statement, parameters)).all()
+            for row in page:
+                yield rows.chunk(row)
+            if len(page) < PAGE_SIZE:
                 return
-            statement = self._statements.page(shape, first=False)
-            parameters["after"] = rows[-1].id
-
-    # -- connections
-
-    @asynccontextmanager
-    async def _transaction(self, operation: str) -> AsyncIterator[AsyncConnection]:
-        with self._own_errors(operation):
-            async with self._read_committed.begin() as connection:
-                await self._prepare(connection)
-                yield connection
-
-    @asynccontextmanager
-    async def _single_statement(self, operation: str) -> AsyncIterator[AsyncConnection]:
-        with self._own_errors(operation):
-            async with self._autocommit.connect() as connection:
-                await self._prepare(connection)
-                yield connection
-
-    async def _prepare(self, connection: AsyncConnection) -> None:
-        """Look at the extension once for each connection, and at the table once for the store."""
-        await connections.prepare(connection)
-        if not self._table_checked:
-            query = catalog.shape_query(self._config.table_name, self._config.schema)
-            live = (await connection.execute(query)).one_or_none()
-            # A missing table, or one of others, is for the statement itself to find.
-            if live is not None and live.column_type is not None:
-                finding = drift.embedding_finding(
-                    "table " + chunk_table(self._config).fullname,
-                    live.column_type,
-                    live.dimensions,
-                    self._config,
-                )
-                if finding is not None:
-                    raise VectorStoreError(str(finding))
-                self._table_checked = True
-
-    @contextmanager
-    def _own_errors(self, operation: str) -> Iterator[None]:
-        """Turn what SQLAlchemy and the driver raise into errors of cenote's tree.
-
-        Their texts are left out: they may quote parameters and rows.
-        """
-        if self._closed:
-            raise VectorStoreError("the store is closed")
-        try:
-            yield
-        except (SQLAlchemyError, OSError, *connections.DRIVER_ERRORS) as error:
-            cause = connections.driver_error(error)
-            state = getattr(cause, "sqlstate", None)
-            message = (
-                f"{operation} on table {chunk_table(self._config).fullname!r} failed: "
-                + connections.describe(cause)
-                + self._cure(state)
-            )
-            kind = StoreConnectionError if connections.is_lost(error) else VectorStoreError
-            raise kind(message, sqlstate=state) from cause
-
-    def _cure(self, state: str | None) -> str:
-        """What to do about an error of the server."""
-        match state:
-            case "42P01":
-                return (
-                    "; the table does not exist: run await store.apply_migrations(), or "
-                    + upgrade_command(given_in_code(self._config))
-                )
-            case "42703":
-                return "; the table was not made by cenote's revisions: choose another table_name"
-            case "22003":
-                return "; positions in an adopted table are of 32 bits until cenote repartition"
-            case "42501":
-                return "; the role lacks the privilege: GRANT it on the table"
-        return ""
-
-
-def _parts(batch: validation.Batch) -> Iterator[validation.Batch]:
-    """The batch in pieces of a size that neither server nor driver minds."""
-    start = size = 0
-    for index, chunk in enumerate(batch.chunks):
-        row = len(chunk.content) + len(batch.metadata[index]) + batch.embeddings[index].nbytes
-        if index > start and (size + row > UPSERT_BYTES or index - start == UPSERT_ROWS):
-            yield batch[start:index]
-            start, size = index, 0
-        size += row
-    yield batch[start:]
-
-
-def _columns(batch: validation.Batch, column_type: ColumnType) -> dict[str, list[Any]]:
-    """What the upsert statement binds: a list for each column."""
-    chunks = batch.chunks
-    return {
-        "id_list": [chunk.id for chunk in chunks],
-        "document_id_list": [chunk.document_id for chunk in chunks],
-        "content_list": [chunk.content for chunk in chunks],
-        "position_list": [chunk.position for chunk in chunks],
-        "metadata_list": batch.metadata,
-        "content_hash_list": [chunk.content_hash for chunk in chunks],
-        "embedding_list": to_wire(batch.embeddings, column_type),
-        "embedding_model_list": batch.models,
-    }
-
-
-def _chunk(row: Row[Any]) -> Chunk:
-    return Chunk(
-        id=row.id,
-        document_id=row.document_id,
-        content=row.content,
-        position=row.position,
-        metadata=json.loads(row.metadata),
-        content_hash=row.content_hash,
-    )
+            statement = self._statements.page(shape, first=False, where=where)
+            parameters["after"] = page[-1].id

@@ -17,12 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
-from sqlalchemy.orm import DeclarativeBase
 
-from cenote import CenoteError, ChunkRow, MigrationError, PgVectorStore
+from cenote import CenoteError, MigrationError, PgVectorStore
 from cenote.config import DEFAULT_TABLE_NAME
 from cenote.embedded import EmbeddedPostgres
-from cenote.orm import chunk_model
 
 from .asking import Asker
 from .corpus import PRIVATE, PUBLIC, Passage, passages_by_namespace, read_standard_library
@@ -158,7 +156,7 @@ async def _load_and_ask(
     async with await PgVectorStore.connect(
         dsn, embedder.dimensions, table_name=embedder.table_name, embedding_model=embedder.name
     ) as store:
-        row = _mapped_class(embedder.table_name)
+        row = store.model
         await _load(store, row, passages, embedder, report)
         asker = Asker(store, row, embedder, report)
         if query:
@@ -189,16 +187,6 @@ async def _load(
             for changes in differences:
                 await apply_changes(store, changes, embedder, advance)
             await analyze(store)
-
-
-def _mapped_class(table_name: str) -> Any:
-    if table_name == DEFAULT_TABLE_NAME:
-        return ChunkRow
-
-    class Base(DeclarativeBase):
-        pass
-
-    return chunk_model(Base, "ModelChunkRow", table_name=table_name)
 
 
 def _short(path: Path) -> str:

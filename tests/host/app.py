@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqlalchemy import ForeignKeyConstraint, MetaData, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from cenote.orm import NAMING_CONVENTION, chunk_model
+from cenote import ChunkMixin
+from cenote.orm import NAMING_CONVENTION
 
 
 class Base(DeclarativeBase):
@@ -19,7 +20,8 @@ class Document(Base):
     title: Mapped[str]
 
 
-Passage = chunk_model(Base, "Passage", dimensions=4)
+class Passage(ChunkMixin, Base, dimensions=4):
+    __tablename__ = "cenote_chunks"
 
 
 class Note(Base):

@@ -1,0 +1,217 @@
+"""Where a store's statements run: on its engine's connections, or in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeAlias
+
+from sqlalchemy import delete, inspect, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+)
+from sqlalchemy.orm import undefer
+
+from cenote import catalog, connections, drift
+from cenote.config import SchemaConfig
+from cenote.cures import store_cure
+from cenote.errors import InvalidInputError, StoreConnectionError, VectorStoreError
+
+Session: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
+"""What a caller may join a transaction by."""
+
+Joined: TypeAlias = AsyncSession | AsyncConnection
+"""The same, checked."""
+
+
+class Connections:
+    """Opens connections for a store's statements, and translates errors.
+
+    Args:
+        engine: the store's engine.
+        model: the chunk model.
+        config: what its table is expected to look like.
+        hosts_own: whether the model is the host's.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        model: type[Any],
+        config: SchemaConfig,
+        *,
+        hosts_own: bool,
+    ) -> None:
+        # One statement is one round trip where no BEGIN and COMMIT go around it.
+        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+        # Whatever the host's engine does: a stricter level would make overlapping upserts fail.
+        self._read_committed = engine.execution_options(isolation_level="READ COMMITTED")
+        self._model = model
+        self._table = model.__table__
+        self._config = config
+        self._hosts_own = hosts_own
+        self._table_checked = False
+        self.closed = False
+
+    @asynccontextmanager
+    async def transaction(
+        self, operation: str, session: Joined | None
+    ) -> AsyncIterator[AsyncConnection]:
+        """A connection in a transaction: one of its own, or the caller's."""
+        async with self._connection(operation, session, self._read_committed.begin) as connection:
+            if session is not None:
+                await _refuse_autocommit(connection)
+            yield connection
+
+    @asynccontextmanager
+    async def single_statement(
+        self, operation: str, session: Joined | None
+    ) -> AsyncIterator[AsyncConnection]:
+        """A connection for one statement, which is a transaction by itself or in the caller's."""
+        async with self._connection(operation, session, self._autocommit.connect) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _connection(
+        self, operation: str, session: Joined | None, connect: Callable[[], Any]
+    ) -> AsyncIterator[AsyncConnection]:
+        if isinstance(session, AsyncSession):
+            await session.flush()  # what fails here is the caller's, and raised as it is
+        with self._own_errors(operation):
+            if session is None:
+                async with connect() as connection:
+                    await self._prepare(connection)
+                    yield connection
+            else:
+                connection = await self._joined(session)
+                await self._prepare(connection)
+                yield connection
+
+    async def _joined(self, session: Joined) -> AsyncConnection:
+        if isinstance(session, AsyncConnection):
+            connection = session
+        else:
+            connection = await session.connection(
+                bind_arguments={"mapper": inspect(self._model), "clause": self._table}
+            )
+        if connection.dialect.driver != "asyncpg":
+            raise InvalidInputError(
+                f"session must use asyncpg (postgresql+asyncpg://...), not "
+                f"{connection.dialect.driver}",
+                field="session",
+            )
+        return connection
+
+    async def _prepare(self, connection: AsyncConnection) -> None:
+        """Look at the extension once for each connection, and at the table once for the store."""
+        await connections.prepare(connection)
+        if self._table_checked:
+            return
+        query = catalog.shape_query(self._config.table_name, self._config.schema)
+        live = (await connection.execute(query)).one_or_none()
+        # A missing table, or one of others, is for the statement itself to find.
+        if live is not None and live.column_type is not None:
+            finding = drift.embedding_finding(
+                "table " + self._table.fullname, live.column_type, live.dimensions, self._config
+            )
+            if finding is not None:
+                raise VectorStoreError(str(finding))
+            self._table_checked = True
+
+    @contextmanager
+    def _own_errors(self, operation: str) -> Iterator[None]:
+        """Turn what SQLAlchemy and the driver raise into errors of cenote's tree.
+
+        Their texts are left out: they may quote parameters and rows.
+        """
+        if self.closed:
+            raise VectorStoreError("the store is closed")
+        try:
+            yield
+        except (SQLAlchemyError, OSError, *connections.DRIVER_ERRORS) as error:
+            cause = connections.driver_error(error)
+            state = getattr(cause, "sqlstate", None)
+            message = (
+                f"{operation} on table {self._table.fullname!r} failed: "
+                + connections.describe(cause)
+                + store_cure(state, self._config, hosts_own=self._hosts_own)
+            )
+            kind = StoreConnectionError if connections.is_lost(error) else VectorStoreError
+            raise kind(message, sqlstate=state) from cause
+
+
+def check_session(session: Any) -> Joined | None:
+    """The session or connection itself, or None.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if isinstance(session, async_scoped_session):
+        session = session()
+    if not isinstance(session, AsyncSession | AsyncConnection | None):
+        raise InvalidInputError(
+            f"session must be an AsyncSession or an AsyncConnection, not {type(session).__name__}",
+            field="session",
+        )
+    return session
+
+
+async def _refuse_autocommit(connection: AsyncConnection) -> None:
+    """An upsert of several statements would not be whole."""
+    raw = await connection.get_raw_connection()
+    if getattr(raw.dbapi_connection, "autocommit", False):
+        raise InvalidInputError(
+            "session is in AUTOCOMMIT: there is no transaction to join; leave it out, and the "
+            "store makes one",
+            field="session",
+        )
+
+
+# -- objects in the caller's session ---------------------------------------------------------------
+
+
+async def refresh(
+    session: Joined | None, model: type[Any], namespace: str, ids: Sequence[str]
+) -> None:
+    """Load anew what the session holds of some rows."""
+    held = _held(session, model, namespace, set(ids))
+    if not isinstance(session, AsyncSession) or not held:
+        return
+    query = select(model).where(model.namespace == namespace, model.id.in_(held))
+    if any("embedding" in inspect(row).dict for row in held.values()):
+        query = query.options(undefer(model.embedding))
+    await session.execute(query.execution_options(populate_existing=True))
+
+
+async def remove(
+    session: Joined | None, model: type[Any], namespace: str, ids: Sequence[str] | None
+) -> None:
+    """Let a session know that rows are deleted, all of the namespace for None."""
+    held = _held(session, model, namespace, None if ids is None else set(ids))
+    if not isinstance(session, AsyncSession) or not held:
+        return
+    # Finds no row any more; it is for the session, which takes the objects back at a rollback.
+    statement = delete(model).where(model.namespace == namespace, model.id.in_(held))
+    await session.execute(statement, execution_options={"synchronize_session": "evaluate"})
+
+
+def _held(
+    session: Joined | None,
+    model: type[Any],
+    namespace: str,
+    ids: set[str] | None,
+) -> dict[str, Any]:
+    """The objects that a session holds of some rows, all of the namespace for None; by id."""
+    if not isinstance(session, AsyncSession):
+        return {}
+    held = {}
+    for row in session.identity_map.values():
+        if isinstance(row, model):
+            row_namespace, row_id = inspect(row).identity
+            if row_namespace == namespace and (ids is None or row_id in ids):
+                held[row_id] = row
+    return held
