@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum, IntEnum
 from typing import Any
 
@@ -56,6 +56,7 @@ def embedded(
     position: int = 0,
     metadata: dict[str, Any] | None = None,
     embedding_model: str = "model",
+    columns: Mapping[str, Any] | None = None,
 ) -> EmbeddedChunk:
     """An embedded chunk of four dimensions, unremarkable but for what is said."""
     chunk = Chunk(
@@ -65,14 +66,22 @@ def embedded(
         position=position,
         metadata={} if metadata is None else metadata,
     )
-    return EmbeddedChunk(chunk=chunk, embedding=embedding, embedding_model=embedding_model)
+    return EmbeddedChunk(
+        chunk=chunk,
+        embedding=embedding,
+        embedding_model=embedding_model,
+        columns={} if columns is None else columns,
+    )
 
 
 async def stored(
-    store: VectorStore, namespace: str = NAMESPACE, filter: dict[str, Any] | None = None
+    store: VectorStore,
+    namespace: str = NAMESPACE,
+    filter: dict[str, Any] | None = None,
+    **kwargs: Any,
 ) -> list[Chunk]:
     """All chunks of a namespace."""
-    return [chunk async for chunk in store.get_all_chunks(namespace, filter)]
+    return [chunk async for chunk in store.get_all_chunks(namespace, filter, **kwargs)]
 
 
 async def found(store: VectorStore, *args: Any, **kwargs: Any) -> list[str]:
