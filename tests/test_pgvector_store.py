@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import numpy as np
 import pytest
+from plans import explain
 from proxy import running_proxy
 from sqlalchemy import QueuePool, event, select, text
 from sqlalchemy.engine import make_url
@@ -113,27 +114,11 @@ async def test_plans_use_the_index_and_one_partition(engine: AsyncEngine) -> Non
 async def _plan(
     connection: Any, store: PgVectorStore, query: Any, filter: dict[str, Any], mode: str
 ) -> str:
-    """The plan of a search. EXPLAIN of the statement itself would always show a custom one."""
     await prepare(connection)
     statement = store._statements.search(filter_shape(filter), 10, exact=False, where=None)
-    compiled = statement.compile(dialect=connection.dialect)
     parameters = _search_parameters(store, query, "n") | filter_parameters(filter)
     parameters["query"] = str(np.asarray(query).tolist())
-    names = compiled.positiontup
-    assert names is not None
-    bound = compiled.construct_params(parameters)
-    literals = ", ".join(_literal(bound[name]) for name in names)
-    driver = (await connection.get_raw_connection()).driver_connection
-    await driver.execute("SET plan_cache_mode = " + mode)
-    await driver.execute("PREPARE search AS " + str(compiled))
-    rows = await driver.fetch("EXPLAIN (ANALYZE) EXECUTE search(" + literals + ")")
-    await driver.execute("DEALLOCATE search")
-    await driver.execute("RESET plan_cache_mode")
-    return "\n".join(row[0] for row in rows)
-
-
-def _literal(value: Any) -> str:
-    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+    return await explain(connection, statement, mode, parameters)
 
 
 def _search_parameters(store: PgVectorStore, query: Any, namespace: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import Column, ColumnElement, Text, bindparam, cast, inspect, literal, types
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -58,6 +59,12 @@ class OwnColumn:
         if isinstance(kind, types.ARRAY):
             return _array_text
         return vector_text if isinstance(kind, VECTOR | HALFVEC) else None
+
+    def takes(self, value: Any) -> bool:
+        """Whether a value is no list for a column of single values, which unnest() would open."""
+        several = isinstance(value, list | tuple | np.ndarray)
+        takes_several = isinstance(self.column.type, JSON | TypeDecorator)
+        return not several or takes_several or self._as_text is not None
 
     def value(self, new: ColumnElement[Any]) -> ColumnElement[Any]:
         """What is written, of a column of the unnested lists."""
@@ -137,10 +144,12 @@ class OwnColumns:
         return tuple(sorted(names))
 
     def _problem(self, columns: Mapping[str, Any], names: Any) -> str | None:
-        for name in columns:
+        for name, value in columns.items():
             if name not in self._columns:
                 known = ", ".join(self._columns) or "none; a store for your model has them (model=)"
                 return f"there is no column {shown(name)} to set; there are: {known}"
+            if not self._columns[name].takes(value):
+                return f"the column {name} takes single values, no lists"
         for name in self._required:
             if columns.get(name) is None:
                 return f"its columns must give {name} a value"

@@ -1,0 +1,226 @@
+"""A search as a statement that the host goes on with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from database import execute
+from library import Base, Document, Passage, passage
+from plans import explain
+from sqlalchemy import exists, func, literal, select, text, union_all
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import aliased, contains_eager, selectinload
+
+from cenote import ChunkRow, DimensionMismatchError, InvalidInputError, PgVectorStore
+from cenote.testing import embedded, found
+
+V = [1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.fixture
+async def library(empty_engine: AsyncEngine) -> AsyncEngine:
+    """The host's database."""
+    async with empty_engine.begin() as connection:
+        await connection.execute(text("CREATE EXTENSION vector"))
+        await connection.run_sync(Base.metadata.create_all)
+    return empty_engine
+
+
+@pytest.fixture
+def store(library: AsyncEngine) -> PgVectorStore[Passage]:
+    """A store for the host's model."""
+    return PgVectorStore(library, model=Passage)
+
+
+@pytest.fixture
+async def documents(library: AsyncEngine, store: PgVectorStore[Passage]) -> list[Document]:
+    """Two documents with 1,500 random passages each, every tenth in Spanish; and a stranger."""
+    documents = [Document(title=title) for title in "ab"]
+    vectors = np.random.default_rng(1).standard_normal((2, 1500, 4))
+    async with AsyncSession(library, expire_on_commit=False) as session, session.begin():
+        session.add_all(documents)
+        await session.flush()
+        for document, block in zip(documents, vectors, strict=True):
+            batch = [
+                passage(document, n, vector, language="en" if n % 10 else "es")
+                for n, vector in enumerate(block)
+            ]
+            await store.upsert(batch, "t", session=session)
+        await store.upsert([embedded("stranger", V)], "other", session=session)
+    await execute(library, "ANALYZE")
+    return documents
+
+
+async def test_it_finds_what_search_finds(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
+) -> None:
+    """In the same order, with the same scores, by either path, for any limit, and for none."""
+    async with AsyncSession(library) as session:
+        for arguments in (
+            {"limit": 1},
+            {"limit": 25},
+            {"limit": 2000},
+            {"limit": 5000},
+            {"limit": 10, "exact": True},
+            {"limit": 10, "where": Passage.language == "es"},
+            {"limit": 10, "filter": {"missing": 1}},
+            {"limit": 3, "filter": {}, "where": Passage.document.has(title="b")},
+        ):
+            expected = await store.search(V, "t", **arguments)
+            statement = store.search_statement(V, "t", **arguments)
+            rows = (await session.execute(statement)).all()
+            assert [row.Passage.id for row in rows] == [result.chunk.id for result in expected]
+            assert [row.score for row in rows] == [result.score for result in expected]
+        assert (await session.execute(store.search_statement([0] * 4, "t"))).all() == []
+        assert (await session.execute(store.search_statement(V, "nobody"))).all() == []
+
+
+async def test_it_composes(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
+) -> None:
+    """With joins, columns, eager loading, other orders, subqueries and itself."""
+    statement = store.search_statement(V, "t", 8, where=Passage.language == "es")
+    expected = await found(store, V, "t", 8, where=Passage.language == "es")
+    async with AsyncSession(library) as session:
+        joined = (
+            statement.join(Passage.document)
+            .add_columns(Document.title)
+            .options(contains_eager(Passage.document), selectinload(Passage.bookmarks))
+        )
+        rows = (await session.execute(joined)).all()
+        assert [row.Passage.id for row in rows] == expected
+        for row in rows:
+            assert row.Passage.document.title == row.title
+            assert row.Passage.bookmarks == []
+
+        by_hand = statement.join(Document, Document.id == Passage.doc_id)
+        titled = by_hand.where(Document.title == "a").order_by(None).order_by(Passage.id.desc())
+        ids = [row.Passage.id for row in await session.execute(titled)]
+        assert ids == sorted((id for id in expected if id.startswith("a")), reverse=True)
+
+        count = select(func.count()).select_from(statement.subquery())
+        assert await session.scalar(count) == 8
+        outer = statement.outerjoin(Passage.bookmarks).where(statement.selected_columns.score > -2)
+        assert len((await session.execute(outer)).all()) == 8
+        twice = union_all(
+            statement.with_only_columns(Passage.id),
+            store.search_statement([0, 1, 0, 0], "t", 5).with_only_columns(Passage.id),
+        )
+        assert len((await session.execute(twice)).all()) == 13
+        page = statement.offset(5)
+        assert [row.Passage.id for row in await session.execute(page)] == expected[5:]
+        within = select(Document.title).where(
+            exists(statement.with_only_columns(literal(1)).where(Passage.doc_id == Document.id))
+        )
+        assert set(await session.scalars(within)) <= {"a", "b"}
+
+
+async def test_it_takes_what_any_session_has(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
+) -> None:
+    """A connection the store has never seen, where no codec is installed; and it can be cached."""
+    fresh = async_sessionmaker(library)
+    statement = store.search_statement(V, "t", 5)
+    await library.dispose()
+    async with fresh() as session:
+        first = [row.Passage.id for row in await session.execute(statement)]
+        again = [row.Passage.id for row in await session.execute(statement)]
+        rows = await session.run_sync(lambda session: session.execute(statement).all())
+    assert first == again == [row.Passage.id for row in rows]
+    other = store.search_statement([0, 1, 0, 0], "t", 5, where=Passage.language == "es")
+    same = store.search_statement([0, 0, 1, 0], "u", 5, where=Passage.language == "en")
+    keys = [one._generate_cache_key() for one in (other, same)]
+    assert keys[0] is not None
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_the_composed_plan_uses_the_ann_index(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document], mode: str
+) -> None:
+    """Joined, filtered outside and inside, and ordered otherwise; the exact branch never runs."""
+    statement = store.search_statement(V, "t", 10)
+    inside = exists().where(Document.id == Passage.doc_id, Document.title == "a")
+    composed: list[Any] = [
+        statement,
+        statement.join(Passage.document).add_columns(Document.title),
+        statement.join(Passage.document).where(Document.title == "a").order_by(Document.title),
+        store.search_statement(V, "t", 10, where=inside).join(Passage.document),
+        store.search_statement(V, "t", 10, where=Passage.language == "en"),
+    ]
+    async with library.connect() as connection:
+        for one in composed:
+            plan = await explain(connection, one, mode)
+            executed = [line for line in plan.splitlines() if "never executed" not in line]
+            assert any("_embedding_idx" in line for line in executed), plan
+            assert "never executed" in plan
+            scanned = {part[:3] for line in executed for part in line.split(" on passages_")[1:]}
+            assert len(scanned) == 1, plan  # the namespace's partition, in the outer join, too
+            assert any("_pkey" in line for line in executed), plan  # the join to the class
+
+
+async def test_a_condition_inside_is_met_before_the_limit_counts(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
+) -> None:
+    """And one outside takes away from what was found, as the docstring says."""
+    condition = Passage.language == "es"
+    async with AsyncSession(library) as session:
+        inside = store.search_statement(V, "t", 10, where=condition)
+        outside = store.search_statement(V, "t", 10).where(condition)
+        assert len((await session.execute(inside)).all()) == 10
+        assert len((await session.execute(outside)).all()) < 10
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (Document.title == "a", "where brings in 'documents'"),
+        (Passage.doc_id == Document.id, "speak of other tables than 'passages' in exists"),
+        (aliased(Passage).page == 1, "where brings in"),
+        (ChunkRow.id == "a", "where brings in 'cenote_chunks'"),
+        ("language = 'en'", "where must be a SQL condition, not one of type str"),
+        (7, "where must be a SQL condition, not one of type int"),
+    ],
+)
+async def test_conditions_that_cannot_be_met_inside(
+    store: PgVectorStore[Passage], where: Any, message: str
+) -> None:
+    """Are refused at once, by every method that takes them."""
+    for call in (store.search_statement, store.get_all_chunks):
+        arguments: Any = (V, "t") if call == store.search_statement else ("t",)
+        with pytest.raises(InvalidInputError, match=message) as error:
+            call(*arguments, where=where)
+        assert error.value.field == "where"
+    with pytest.raises(InvalidInputError, match=message):
+        await store.search(V, "t", where=where)
+
+
+async def test_arguments_are_checked_at_the_call(store: PgVectorStore[Passage]) -> None:
+    """As those of a search."""
+    with pytest.raises(DimensionMismatchError):
+        store.search_statement([1], "t")
+    for arguments in ((V, ""), (V, "t", 0), (V, "t", 1, {"a": float("nan")})):
+        with pytest.raises(InvalidInputError):
+            store.search_statement(*arguments)
+
+
+async def test_without_a_model_it_gives_chunk_rows(engine: AsyncEngine) -> None:
+    """Of the default table, or of a class made for another one; halfvec too."""
+    store = PgVectorStore(engine, 4)
+    await store.upsert([embedded("a"), embedded("b", [0, 1, 0, 0])], "t")
+    half = PgVectorStore(engine, 4, table_name="half", column_type="halfvec", partitions=0)
+    await half.apply_migrations()
+    await half.upsert([embedded("a")], "t")
+    async with AsyncSession(engine) as session:
+        rows = (await session.execute(store.search_statement(V, "t"))).all()
+        assert [(type(row.ChunkRow), row.ChunkRow.id, row.score) for row in rows] == [
+            (ChunkRow, "a", 1.0),
+            (ChunkRow, "b", 0.0),
+        ]
+        ((row, score),) = (await session.execute(half.search_statement(V, "t"))).all()
+        assert (row.id, score) == ("a", 1.0)
+        assert isinstance(row, half.model)
+        nearest = select(half.model.id).order_by(half.model.distance_to(V)).limit(1)
+        assert await session.scalar(nearest) == "a"
