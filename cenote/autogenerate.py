@@ -18,27 +18,28 @@ from functools import cache
 from typing import Any, Literal
 
 from alembic.autogenerate.api import AutogenContext
+from alembic.autogenerate.render import renderers
 from alembic.operations import ops
 from alembic.runtime.plugins import Plugin
 from alembic.util import DispatchPriority, PriorityDispatchResult
 from pgvector.sqlalchemy import HALFVEC, VECTOR
-from sqlalchemy import ForeignKeyConstraint, Index, Integer, Table
+from sqlalchemy import Column, ForeignKeyConstraint, Index, Integer, Table
 
 from cenote.catalog import LiveIndex, read_table
 from cenote.drift import index_differences
 from cenote.operations import record_branch
-from cenote.orm import CHUNK_COLUMNS, KEY
+from cenote.orm import CHUNK_COLUMNS, KEY, PARTITIONS
 
-PLUGIN = "cenote.indexes"
-"""The name of the index comparator among alembic's plugins."""
+PLUGIN = "cenote.chunk_tables"
+"""The name of our comparators among alembic's plugins."""
 
 
 def hooks() -> dict[str, Any]:
-    """Arguments for ``context.configure``: the functions below, the index comparator, the record.
+    """Arguments for ``context.configure``: the functions below, the comparators, the record.
 
-    The comparator sees what alembic leaves out: the method, operator classes and ``WITH`` options
-    of a chunk table's indexes. The record, `cenote.operations.record_branch`, is for cenote's
-    revisions as a branch of the host's.
+    The comparators see what alembic leaves out: the extension and the partitions that a new chunk
+    table needs, and the method, operator classes and ``WITH`` options of its indexes. The record,
+    `cenote.operations.record_branch`, is for cenote's revisions as a branch of the host's.
     """
     _register()
     return {
@@ -89,10 +90,17 @@ def compare_type(
 
 
 def setup(plugin: Plugin) -> None:
-    """Called by alembic: adds the index comparator, after alembic's own."""
+    """Called by alembic: adds our comparators, after alembic's own."""
     plugin.add_autogenerate_comparator(
         _compare_indexes,
         "table",
+        PLUGIN,
+        qualifier="postgresql",
+        priority=DispatchPriority.LAST,
+    )
+    plugin.add_autogenerate_comparator(
+        _take_over_creations,
+        "schema",
         PLUGIN,
         qualifier="postgresql",
         priority=DispatchPriority.LAST,
@@ -102,6 +110,45 @@ def setup(plugin: Plugin) -> None:
 @cache
 def _register() -> None:
     Plugin.setup_plugin_from_module(sys.modules[__name__], PLUGIN)
+
+
+class CreateChunkTableOp(ops.CreateTableOp):
+    """Creates a chunk table, the extension before it and the partitions after it."""
+
+    partitions: int
+
+    @classmethod
+    def of(cls, operation: ops.CreateTableOp) -> CreateChunkTableOp:
+        """Ours in the place of alembic's."""
+        ours = cls.__new__(cls)
+        ours.__dict__.update(operation.__dict__)
+        ours.info = {key: value for key, value in operation.info.items() if key != PARTITIONS}
+        ours.partitions = operation.info.get(PARTITIONS, 0)
+        return ours
+
+
+def _take_over_creations(
+    autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
+) -> PriorityDispatchResult:
+    for place, operation in enumerate(upgrade_ops.ops):
+        if isinstance(operation, ops.CreateTableOp):
+            columns = {item.name for item in operation.columns if isinstance(item, Column)}
+            if columns >= CHUNK_COLUMNS:
+                upgrade_ops.ops[place] = CreateChunkTableOp.of(operation)
+    return PriorityDispatchResult.CONTINUE
+
+
+@renderers.dispatch_for(CreateChunkTableOp)
+def _render_creation(autogen_context: AutogenContext, operation: CreateChunkTableOp) -> list[str]:
+    autogen_context.imports.add("from cenote.operations import ensure_extension")
+    create_table = renderers.dispatch(ops.CreateTableOp)(autogen_context, operation)
+    lines = ["ensure_extension()", create_table]
+    if operation.partitions:
+        autogen_context.imports.add("from cenote.operations import create_partitions")
+        schema = "" if operation.schema is None else f", schema={str(operation.schema)!r}"
+        name = str(operation.table_name)
+        lines.append(f"create_partitions({name!r}, {operation.partitions}{schema})")
+    return lines
 
 
 def _compare_indexes(

@@ -41,7 +41,7 @@ from cenote import drift
 from cenote.catalog import qualified, read_table
 from cenote.config import SchemaConfig
 from cenote.connections import EXTENSION_QUERY, OLDEST_PGVECTOR, parse_version, too_old
-from cenote.ddl import CreateExtension
+from cenote.ddl import CreateExtension, CreateHashPartition
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.settings import HOW_TO_SET_DIMENSIONS, given_in_code
 
@@ -144,6 +144,54 @@ def record_branch(*, step: Any, **_: Any) -> None:
     if str(revision).startswith("cenote_"):
         below = step.down_revision_ids[0] if step.down_revision_ids else "base"
         _record(*((below, revision) if step.is_upgrade else (revision, below)))
+
+
+def ensure_extension(schema: str | None = None) -> None:
+    """Create the vector extension if it is missing; refuse one that is too old or out of sight.
+
+    One that is there is left as it is, so that a role without the right to create it can migrate.
+
+    Args:
+        schema: where to create it, and to create that if it is missing; it must be on the
+            search_path. Postgres' own choice when None.
+
+    Raises:
+        MigrationError: the extension cannot serve.
+    """
+    if op.get_context().as_sql:
+        _create_extension(schema)
+        return
+    bind = op.get_bind()
+    if bind.execute(EXTENSION_QUERY).first() is None:
+        _create_extension(schema)
+    installed = bind.execute(EXTENSION_QUERY).one()
+    if parse_version(installed.extversion) < OLDEST_PGVECTOR:
+        raise RefusedRevisionError(too_old(installed.extversion))
+    if bind.scalar(select(func.to_regtype("vector"))) is None:
+        raise RefusedRevisionError(
+            f"the vector extension is in schema {installed.nspname!r}, which is not on the "
+            "search_path; add it there (ALTER DATABASE ... SET search_path = ...)"
+        )
+
+
+def _create_extension(schema: str | None) -> None:
+    if schema is not None:
+        op.execute(CreateSchema(schema, if_not_exists=True))
+    op.execute(CreateExtension(schema))
+
+
+def create_partitions(table_name: str, partitions: int, *, schema: str | None = None) -> None:
+    """Create the hash partitions of a chunk table that the revision has just created.
+
+    Dropping the table drops them.
+
+    Args:
+        table_name: the table, made with ``postgresql_partition_by="HASH (namespace)"``.
+        partitions: how many.
+        schema: the schema of the table.
+    """
+    for remainder in range(partitions):
+        op.execute(CreateHashPartition(table_name, schema, partitions, remainder))
 
 
 def recorded_revision(connection: Connection, table_name: str, schema: str | None) -> str | None:
@@ -289,33 +337,6 @@ def ensure_schema(config: SchemaConfig) -> None:
         return  # our own env.py has seen to it, for the version table
     if op.get_context().as_sql or not inspect(op.get_bind()).has_schema(config.schema):
         op.execute(CreateSchema(config.schema, if_not_exists=True))
-
-
-def ensure_extension(config: SchemaConfig) -> None:
-    """Create the extension if it is missing; refuse one that is too old or out of sight.
-
-    One that is there is left as it is, so that a role without the right to create it can migrate.
-    """
-    if op.get_context().as_sql:
-        _create_extension(config)
-        return
-    bind = op.get_bind()
-    if bind.execute(EXTENSION_QUERY).first() is None:
-        _create_extension(config)
-    installed = bind.execute(EXTENSION_QUERY).one()
-    if parse_version(installed.extversion) < OLDEST_PGVECTOR:
-        raise RefusedRevisionError(too_old(installed.extversion))
-    if bind.scalar(select(func.to_regtype("vector"))) is None:
-        raise RefusedRevisionError(
-            f"the vector extension is in schema {installed.nspname!r}, which is not on the "
-            "search_path; add it there (ALTER DATABASE ... SET search_path = ...)"
-        )
-
-
-def _create_extension(config: SchemaConfig) -> None:
-    if config.extension_schema is not None:
-        op.execute(CreateSchema(config.extension_schema, if_not_exists=True))
-    op.execute(CreateExtension(config.extension_schema))
 
 
 def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:

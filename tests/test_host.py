@@ -314,3 +314,51 @@ def test_vector_types_render_with_their_import(
     assert "sa.Column('summary', VECTOR(3), nullable=True)" in written
     alembic("upgrade", "head")
     assert "No new upgrade operations" in alembic("check")
+
+
+async def test_autogenerate_makes_a_chunk_table(
+    host: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+) -> None:
+    """Of the host's own model: extension, partitions, indexes, foreign keys; down, and --sql."""
+    models = """
+
+class Excerpt(ChunkMixin, Base, dimensions=4, partitions=4, hnsw_m=8):
+    __tablename__ = "excerpts"
+    source: Mapped[str] = mapped_column(
+        Text(collation="C"), ForeignKey("documents.id", ondelete="CASCADE"), index=True
+    )
+    page: Mapped[int | None]
+
+
+class Half(ChunkMixin, Base, dimensions=3000, column_type="halfvec", partitions=0):
+    __tablename__ = "halves"
+"""
+    app = (host / "app.py").read_text()
+    start, end = app.index("class Passage"), app.index("class Note")
+    app = app[:start] + models.lstrip() + "\n\n" + app[end:].replace("cenote_chunks", "excerpts")
+    app = app.replace("import ForeignKeyC", "import ForeignKey, ForeignKeyC")
+    (host / "app.py").write_text(app)
+    alembic("upgrade", "head")
+    before = revisions(host)
+    alembic("revision", "--autogenerate", "-m", "excerpts")
+    written = new_revision(host, before)
+    assert "create_partitions('excerpts', 4)\n" in written
+    assert written.count("create_partitions(") == 1
+    assert "info=" not in written
+    alembic("upgrade", "head")
+    assert "No new upgrade operations" in alembic("check")
+    store = PgVectorStore(empty_engine, 4, table_name="excerpts", hnsw_m=8, partitions=4)
+    differences = [finding.kind for finding in await store.check_schema()]
+    assert differences == ["revision_missing"]  # the host's own is where it is recorded
+    everything = [*ALL_TABLES, "excerpts", "halves"]
+    expected = sorted(name for name in everything if not name.startswith("cenote_"))
+    assert await tables(empty_engine) == expected
+
+    up = alembic("upgrade", "base:head", "--sql")
+    down = alembic("downgrade", "head:base", "--sql")
+    alembic("downgrade", "base")
+    assert await tables(empty_engine) == ["alembic_version"]
+    await run_script(empty_engine, "DROP TABLE alembic_version;" + up)
+    assert "No new upgrade operations" in alembic("check")
+    await run_script(empty_engine, down)
+    assert await tables(empty_engine) == ["alembic_version"]

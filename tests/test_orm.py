@@ -281,8 +281,6 @@ async def test_a_dataclass_base(empty_engine: AsyncEngine) -> None:
     store = PgVectorStore(empty_engine, model=Quote)
     async with AsyncSession(empty_engine) as session:
         author = Author("Ada")
-        session.add(author)
-        await session.flush()
         columns: dict[str, Any] = {
             "namespace": "t",
             "id": "by hand",
@@ -294,9 +292,10 @@ async def test_a_dataclass_base(empty_engine: AsyncEngine) -> None:
             "embedding": [1, 0, 0, 0],
             "embedding_model": "m",
         }
-        quote = Quote(author_id=author.id, **columns)
+        quote = Quote(author=author, **columns)
         assert "secret" not in repr(quote)
         session.add(quote)
+        await session.flush()
         chunk = embedded("a", columns={"author_id": author.id})
         await store.upsert([chunk], "t", session=session)
         query = (

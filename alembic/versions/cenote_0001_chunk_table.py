@@ -24,7 +24,7 @@ depends_on = None
 def upgrade() -> None:
     config = operations.given_config()
     operations.ensure_schema(config)
-    operations.ensure_extension(config)
+    operations.ensure_extension(config.extension_schema)
     if not op.get_context().as_sql and adopt(config):
         return
     halfvec = config.column_type == "halfvec"
