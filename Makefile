@@ -1,19 +1,31 @@
 # make demo    search Python's own documentation; QUERY="..." asks your own question
+# make app     the sample application, at http://127.0.0.1:8000
 # make test    the tests, on CENOTE_TEST_DATABASE_URL, a container or an embedded Postgres
+# make browser the sample application's page in a headless browser, which it installs (Debian)
 # make check   formatting, lint, types
 # make build   wheel and sdist
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test check build clean
+.PHONY: demo app test browser check build clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m examples.stdlib_search $(if $(QUERY),--query "$$QUERY") $(ARGS)
 
+app: $(VENV)/app-installed
+	$(BIN)/python -m examples.document_search $(ARGS)
+
 test: $(VENV)/dev-installed
 	$(BIN)/python -m pytest $(ARGS)
+
+browser: $(VENV)/dev-installed
+	@command -v chromium && command -v chromedriver || $(AS_ROOT) apt-get install -y -q \
+	    --no-install-recommends chromium chromium-driver || \
+	    { echo "install chromium and chromedriver, then say make browser again"; exit 1; }
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 check: $(VENV)/dev-installed
 	$(BIN)/ruff format --check .

@@ -169,8 +169,8 @@ class PgVectorStore(VectorStore, Generic[Model]):
             startup_retries: how often to try again.
             startup_backoff_seconds: the first wait; it doubles each time, less a random part.
             timeout: seconds that one attempt may take.
-            **store_kwargs: passed to the constructor. With ``model=``, type checkers want to be told:
-                ``PgVectorStore[Passage].connect(dsn, model=Passage)``.
+            **store_kwargs: passed to the constructor. For ``model=Passage``, type checkers want
+                ``PgVectorStore[Passage].connect(...)``.
 
         Raises:
             ConfigurationError: an argument cannot work.

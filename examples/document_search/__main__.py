@@ -1,0 +1,67 @@
+"""Starts the application: its database, its migrations, its first users, its server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import alembic.command
+import uvicorn
+from alembic.config import Config
+from sqlalchemy import URL, Connection, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from cenote.embedded import EmbeddedPostgres
+
+from .app import create_app
+from .sample import fill
+
+HERE = Path(__file__).parent
+
+
+def migrate(connection: Connection) -> None:
+    """Run the application's own revisions."""
+    config = Config(str(HERE / "alembic.ini"), attributes={"connection": connection})
+    alembic.command.upgrade(config, "head")
+
+
+async def serve(url: URL, port: int) -> None:
+    """Serve until interrupted."""
+    engine = create_async_engine(url, pool_size=5, max_overflow=0)
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(migrate)
+        await fill(engine)
+        config = uvicorn.Config(create_app(engine), port=port, log_level="warning")
+        print(f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends it.", flush=True)
+        await uvicorn.Server(config).serve()
+    finally:
+        await engine.dispose()
+
+
+def main() -> None:
+    """Read the arguments, and start a database if none is given."""
+    parser = argparse.ArgumentParser(prog="python -m examples.document_search")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--database-url",
+        default=os.environ.get("DATABASE_URL"),
+        help="postgresql+asyncpg://...; by default an embedded server, its data in .demo",
+    )
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the database is stopped
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        if arguments.database_url:
+            url = make_url(arguments.database_url)
+        else:
+            folder = HERE.parents[1] / ".demo" / "document_search"
+            url = stack.enter_context(EmbeddedPostgres(folder)).url
+        asyncio.run(serve(url, arguments.port))
+
+
+if __name__ == "__main__":
+    main()

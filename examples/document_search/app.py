@@ -1,0 +1,124 @@
+"""The HTTP side: `create_app` makes the application on an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, HTTPException, Query
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from cenote import PgVectorStore
+
+from . import documents
+from .embedding import MODEL, embed
+from .models import Document, Passage, User
+
+PAGE = Path(__file__).parent / "page.html"
+
+UserName = Annotated[str, Header(alias="X-User", description="who asks; a sample, no protection")]
+
+
+class NewDocument(BaseModel):
+    """What is sent to add a document."""
+
+    title: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")
+    text: str = Field(min_length=1, max_length=200_000, pattern=r"^[^\x00]*$")
+
+
+def create_app(engine: AsyncEngine) -> FastAPI:
+    """The application. It opens no connection but for requests, and leaves the engine open."""
+    app = FastAPI(title="Document search")
+    sessions = async_sessionmaker(engine, expire_on_commit=False)
+    store = PgVectorStore(sessions, model=Passage, embedding_model=MODEL)
+
+    # Each endpoint has one transaction, and looks its user up in it: a request that held one
+    # connection and waited for a second could wait for another that does the same. It ends
+    # before the answer is sent, so that whoever reads "added" can find it.
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE)
+
+    @app.get("/users")
+    async def users() -> list[dict[str, str]]:
+        async with sessions() as session:
+            rows = await session.scalars(select(User).order_by(User.team, User.name))
+            return [{"name": user.name, "team": user.team} for user in rows]
+
+    @app.get("/documents")
+    async def list_documents(user: UserName) -> list[dict[str, Any]]:
+        async with sessions() as session:
+            team = (await _user(session, user)).team
+            query = select(Document.id, Document.title, Document.owner_name)
+            query = query.where(Document.team == team).order_by(Document.title, Document.id)
+            rows = await session.execute(query)
+            return [{"id": row.id, "title": row.title, "owner": row.owner_name} for row in rows]
+
+    @app.post("/documents", status_code=201)
+    async def add_document(new: NewDocument, user: UserName) -> dict[str, Any]:
+        vectors = await asyncio.to_thread(embed, documents.split(new.text))
+        async with sessions.begin() as session:
+            owner = await _user(session, user)
+            document = await documents.add(session, store, owner, new.title, new.text, vectors)
+        return {"id": document.id, "passages": len(vectors)}
+
+    @app.post("/documents/{id}/index")
+    async def index_document(id: uuid.UUID, user: UserName) -> dict[str, Any]:
+        async with sessions() as session:
+            text = (await _document(session, user, id)).text
+        vectors = await asyncio.to_thread(embed, documents.split(text))
+        async with sessions.begin() as session:
+            document = await _document(session, user, id)
+            return {"passages": await documents.index_again(session, store, document, vectors)}
+
+    @app.delete("/documents/{id}", status_code=204)
+    async def delete_document(id: uuid.UUID, user: UserName) -> None:
+        async with sessions.begin() as session:
+            await session.delete(await _document(session, user, id))
+
+    @app.get("/search")
+    async def search(
+        user: UserName,
+        q: Annotated[str, Query(min_length=1, max_length=1000)],
+        mine: bool = False,
+        limit: Annotated[int, Query(ge=1, le=100)] = 10,
+    ) -> list[dict[str, Any]]:
+        (vector,) = await asyncio.to_thread(embed, [q])
+        async with sessions() as session:
+            asking = await _user(session, user)
+            owner = asking.name if mine else None
+            found = await documents.search(
+                session, store, asking.team, vector, owner=owner, limit=limit
+            )
+            return [
+                {
+                    "document": passage.document_key,
+                    "title": title,
+                    "owner": owner_name,
+                    "text": passage.content,
+                    "score": score,
+                }
+                for passage, score, title, owner_name in found
+            ]
+
+    return app
+
+
+async def _user(session: AsyncSession, name: str) -> User:
+    user = await session.get(User, name)
+    if user is None:
+        raise HTTPException(401, "unknown user")
+    return user
+
+
+async def _document(session: AsyncSession, user: str, id: uuid.UUID) -> Document:
+    document = await documents.find(session, await _user(session, user), id)
+    if document is None:
+        raise HTTPException(404, "there is no such document")
+    return document

@@ -1,0 +1,152 @@
+"""The sample application's page in a headless Chromium; `make browser` installs what it needs.
+
+With CENOTE_SCREENSHOTS=folder, pictures of it are left there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import REPOSITORY, clean_environment
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+from sqlalchemy.engine import make_url
+
+WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
+
+
+@pytest.fixture
+def address(empty_dsn: str) -> Iterator[str]:
+    """The application as its one command starts it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "examples.document_search", "--port", str(port)],
+        cwd=REPOSITORY,
+        env={**clean_environment(), "DATABASE_URL": url.render_as_string(hide_password=False)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    found = re.search(r"http://\S+", process.stdout.readline())
+    assert found is not None
+    yield found[0]
+    process.terminate()
+    assert process.wait(30) == 0
+    process.stdout.close()
+
+
+@pytest.fixture(params=WIDTHS)
+def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chrome]:
+    """A browser of a desktop's and of a phone's width."""
+    options = ChromeOptions()
+    arguments = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync"
+    arguments += " disable-background-networking disable-component-update"
+    for argument in arguments.split():
+        options.add_argument("--" + argument)
+    options.add_argument(f"--user-data-dir={tmp_path}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = Chrome(options, ChromeService("/usr/bin/chromedriver"))
+    width, height = WIDTHS[request.param]
+    chrome.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    yield chrome
+    chrome.quit()
+
+
+class Page:
+    """What a person does on the page."""
+
+    def __init__(self, browser: Chrome) -> None:
+        self.browser = browser
+
+    def find(self, selector: str) -> Any:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def texts(self, selector: str) -> list[str]:
+        return [one.text for one in self.browser.find_elements(By.CSS_SELECTOR, selector)]
+
+    def until(self, condition: Any) -> None:
+        """Wait until something holds; the page may still be at it."""
+        WebDriverWait(self.browser, 20, ignored_exceptions=[Exception]).until(lambda _: condition())
+
+    def until_told(self, text: str) -> None:
+        self.until(lambda: text in self.find("#message").text)
+
+    def search(self, query: str) -> None:
+        self.find("#query").clear()
+        self.find("#query").send_keys(query)
+        self.find("#search button").click()
+
+    def press(self, title: str, button: str) -> None:
+        path = f"//*[@id='documents']/li[contains(., '{title}')]//button[text()='{button}']"
+        self.browser.find_element(By.XPATH, path).click()
+
+    def picture(self, name: str) -> None:
+        if folder := os.environ.get("CENOTE_SCREENSHOTS"):
+            width = self.browser.execute_script("return innerWidth")
+            self.browser.save_screenshot(str(Path(folder) / f"{name}-{width}.png"))
+
+
+def test_the_page(address: str, browser: Chrome) -> None:
+    """Search, add, find, re-index, delete, and be somebody else; nothing sticks out sideways."""
+    page = Page(browser)
+    browser.get(address)
+    page.until(lambda: len(page.texts("#documents li")) == 3)
+
+    page.search("when is high water?")
+    page.until_told("The nearest")
+    assert "Reading a tide table" in page.texts("#results .title")[0]
+    scores = [float(score) for score in page.texts("#results .number")]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > 0.1
+    meter = page.find("#results meter")
+    assert float(meter.get_attribute("value")) == pytest.approx(scores[0], abs=0.006)
+    page.picture("results")
+
+    hostile = "<img src=x onerror=document.title='hurt'> & a zebra"
+    page.find("#title").send_keys(hostile)
+    page.find("#text").send_keys("A zebra has stripes.\n\nNo two zebras have the same ones.")
+    page.find("#add button").click()
+    page.until_told("is added, in 2 passages")
+    page.search("zebra stripes")
+    page.until(lambda: hostile in page.texts("#results .title")[0])
+    page.until(lambda: "A zebra has stripes." in page.texts("#results .text")[0])
+    assert browser.title == "Document search"
+    page.picture("added")
+
+    page.press("zebra", "Re-index")
+    page.until_told("is indexed again, in 2 passages")
+    page.press("zebra", "Delete")
+    page.until_told("is deleted")
+    assert not any("zebra" in text for text in page.texts("#results .text"))
+
+    page.find("#mine").click()
+    page.search("rope")
+    page.until(lambda: {"· Ann" in title for title in page.texts("#results .title")} == {True})
+    page.find("#mine").click()
+    page.until(lambda: "Care of ropes" in page.texts("#results .title")[0])
+
+    Select(page.find("#user")).select_by_value("Cleo")
+    page.until(lambda: len(page.texts("#documents li")) == 2)
+    page.search("the moon")
+    page.until(lambda: {"· Cleo" in title for title in page.texts("#results .title")} == {True})
+    page.picture("another-team")
+
+    sideways = "return document.documentElement.scrollWidth > innerWidth"
+    assert not browser.execute_script(sideways)
+    log: Any = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    assert [entry for entry in log if entry["level"] == "SEVERE"] == []

@@ -1,0 +1,262 @@
+"""The sample application examples/document_search, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from commands import REPOSITORY, clean_environment, output_of, run
+from database import execute, scalar
+from sqlalchemy import QueuePool, event, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import Session
+
+from cenote import PgVectorStore
+from examples.document_search.__main__ import migrate
+from examples.document_search.app import create_app
+from examples.document_search.documents import split
+from examples.document_search.models import Passage
+from examples.document_search.sample import fill
+
+ANN, CLEO = {"X-User": "Ann"}, {"X-User": "Cleo"}
+TEXT = "\n\n".join(f"Paragraph {n} speaks of the number {n}." for n in range(5))
+
+
+@pytest.fixture
+async def engine(empty_engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
+    """The application's engine: five connections, no more, on its own schema and first rows."""
+    engine = create_async_engine(empty_engine.url, pool_size=5, max_overflow=0, pool_timeout=10)
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate)
+    await fill(engine)
+    yield engine
+    assert isinstance(engine.pool, QueuePool)
+    assert engine.pool.checkedout() == 0
+    await engine.dispose()
+
+
+@pytest.fixture
+async def client(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application, which listens on a loopback port."""
+    config = uvicorn.Config(create_app(engine), port=0, log_level="critical")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        yield client
+    server.should_exit = True
+    await serving
+
+
+async def add(client: httpx.AsyncClient, title: str = "t", text: str = TEXT) -> str:
+    """Add a document of Ann's."""
+    answer = await client.post("/documents", headers=ANN, json={"title": title, "text": text})
+    assert answer.status_code == 201
+    assert answer.json()["passages"] == len(split(text))
+    return str(answer.json()["id"])
+
+
+async def rows(engine: AsyncEngine) -> tuple[int, int]:
+    """Documents and passages besides the first ones."""
+    documents = await scalar(engine, "SELECT count(*) FROM documents WHERE title ~ '^(t|[0-9]+)$'")
+    passages = "SELECT count(*) FROM passages p LEFT JOIN documents d ON d.id = p.document_key"
+    return documents, await scalar(
+        engine, passages + " WHERE d.title ~ '^(t|[0-9]+)$' OR d IS NULL"
+    )
+
+
+async def test_from_adding_to_deleting(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    """A document is found by its team, indexed again, and gone with its passages."""
+    id = await add(client)
+    query: Any = {"q": "the number 3", "limit": 3}
+    found = (await client.get("/search", params=query, headers=ANN)).json()
+    assert found[0]["text"] == "Paragraph 3 speaks of the number 3."
+    assert found[0] | {"document": id, "title": "t", "owner": "Ann"} == found[0]
+    scores = [one["score"] for one in found]
+    assert scores == sorted(scores, reverse=True)
+    others = (await client.get("/search", params=query, headers=CLEO)).json()
+    assert {one["owner"] for one in others} == {"Cleo"}
+    assert (await client.delete(f"/documents/{id}", headers=CLEO)).status_code == 404
+
+    await execute(engine, f"UPDATE documents SET text = 'One line.' WHERE id = '{id}'")
+    answer = await client.post(f"/documents/{id}/index", headers=ANN)
+    assert answer.json() == {"passages": 1}
+    assert await rows(engine) == (1, 1)
+    assert (await client.delete(f"/documents/{id}", headers=ANN)).status_code == 204
+    assert await rows(engine) == (0, 0)
+    assert (await client.post(f"/documents/{id}/index", headers=ANN)).status_code == 404
+
+
+async def test_only_my_own(client: httpx.AsyncClient) -> None:
+    """A condition on the document is met before the limit is counted."""
+    for mine, owners in ((False, {"Ann", "Bo"}), (True, {"Bo"})):
+        parameters: Any = {"q": "a boat in the water", "mine": mine, "limit": 2}
+        found = (await client.get("/search", params=parameters, headers={"X-User": "Bo"})).json()
+        assert {one["owner"] for one in found} <= owners
+        assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/search?q=x", {"X-User": "nobody"}, 401),
+        ("GET", "/search?q=x", {}, 422),
+        ("GET", "/search?q=", ANN, 422),
+        ("GET", "/search?q=x&limit=0", ANN, 422),
+        ("DELETE", f"/documents/{uuid.UUID(int=1)}", ANN, 404),
+        ("DELETE", "/documents/x", ANN, 422),
+        ("POST", "/documents", ANN, 422),
+    ],
+)
+async def test_bad_requests(
+    client: httpx.AsyncClient, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    """Are answered as such."""
+    answer = await client.request(method, path, headers=headers, json={"title": "", "text": "x"})
+    assert answer.status_code == status
+
+
+async def test_an_exception_before_the_commit(
+    client: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    """Leaves neither the document nor its passages."""
+    seen: list[int] = []
+
+    def fail(session: Session) -> None:
+        seen.append(session.connection().scalar(text("SELECT count(*) FROM passages")) or 0)
+        raise RuntimeError
+
+    first = await scalar(engine, "SELECT count(*) FROM passages")
+    event.listen(Session, "before_commit", fail)
+    try:
+        body = {"title": "t", "text": TEXT}
+        answer = await client.post("/documents", headers=ANN, json=body)
+    finally:
+        event.remove(Session, "before_commit", fail)
+    assert answer.status_code == 500
+    assert seen == [first + 5]  # they had been written
+    assert await rows(engine) == (0, 0)
+
+
+WAITS_BEFORE_COMMIT = """
+import asyncio, sys, time
+import uvicorn
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+from examples.document_search.app import create_app
+
+@event.listens_for(Session, "before_commit")
+def wait(session):
+    print("written", flush=True)
+    time.sleep(600)
+
+server = uvicorn.Server(uvicorn.Config(create_app(create_async_engine(sys.argv[1])), port=0))
+
+async def main():
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+    await serving
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_process_leaves_neither(engine: AsyncEngine) -> None:
+    """The server process, killed between the upsert and the commit."""
+    url = engine.url.render_as_string(hide_password=False)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WAITS_BEFORE_COMMIT, url),
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    port = int(await process.stdout.readline())
+    async with httpx.AsyncClient(timeout=60) as client:
+        request = asyncio.create_task(
+            client.post(
+                f"http://127.0.0.1:{port}/documents",
+                headers=ANN,
+                json={"title": "t", "text": TEXT},
+            )
+        )
+        assert await process.stdout.readline() == b"written\n"
+        writing = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+        assert await scalar(engine, writing) == 1
+        process.kill()
+        with pytest.raises(httpx.TransportError):
+            await request
+    await process.wait()
+    while await scalar(engine, writing):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert await rows(engine) == (0, 0)
+
+
+async def test_a_thousand_documents_by_sixteen_clients(
+    client: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    """Each has exactly its passages, whoever looks and whenever; five connections are enough."""
+    texts = {
+        str(n): "\n\n".join(f"{n}, line {line}." for line in range(n % 7 + 1)) for n in range(1000)
+    }
+    waiting = iter(texts.items())
+    query = text(
+        "SELECT d.title, count(p.id) FROM documents d FULL JOIN passages p"
+        " ON p.document_key = d.id WHERE d.title ~ '^[0-9]+$' OR d IS NULL GROUP BY d.title"
+    )
+    looks: list[int] = []
+
+    async def one_after_another() -> None:
+        for title, content in waiting:
+            await add(client, title, content)
+
+    async def look() -> None:
+        while not looks or looks[-1] < 1000:
+            async with engine.connect() as connection:
+                seen = (await connection.execute(query)).all()
+            assert all(count == int(title) % 7 + 1 for title, count in seen)
+            looks.append(len(seen))
+            await asyncio.sleep(0.02)
+
+    looking = asyncio.create_task(look())
+    await asyncio.gather(*(one_after_another() for _ in range(16)))
+    await asyncio.wait_for(looking, 60)
+    assert len(set(looks)) > 10
+    assert await rows(engine) == (1000, sum(n % 7 + 1 for n in range(1000)))
+    assert isinstance(engine.pool, QueuePool)
+    assert engine.pool.checkedout() == 0
+    assert engine.pool.size() == 5
+    idle = "SELECT count(*) FROM pg_stat_activity WHERE state ~ '^idle in transaction'"
+    assert await scalar(engine, idle) == 0
+
+
+async def test_its_history_is_whole(engine: AsyncEngine) -> None:
+    """Autogenerate finds nothing to do, cenote nothing that differs; down leaves nothing."""
+    assert await PgVectorStore(engine, model=Passage).check_schema() == []
+
+    def alembic(*arguments: str) -> str:
+        return output_of(
+            run(
+                *(sys.executable, "-m", "alembic", "-c", "examples/document_search/alembic.ini"),
+                *arguments,
+                cwd=REPOSITORY,
+                DATABASE_URL=engine.url.render_as_string(hide_password=False),
+            )
+        )
+
+    assert "No new upgrade operations" in alembic("check")
+    assert "create_partitions" not in alembic("upgrade", "head", "--sql")
+    alembic("downgrade", "base")
+    assert await scalar(engine, "SELECT count(*) FROM pg_tables WHERE tablename ~ '^passages'") == 0
