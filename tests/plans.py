@@ -35,6 +35,6 @@ async def explain(
 
 
 def _literal(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        value = "{" + ",".join(map(str, value.tolist())) + "}"
+    if isinstance(value, list | np.ndarray):
+        value = "{" + ",".join(map(str, value)) + "}"
     return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)

@@ -137,7 +137,11 @@ class PgVectorStore(VectorStore, Generic[Model]):
             self._engine, self._model, self._config, hosts_own=self._hosts_own
         )
         self._statements = ChunkStatements(
-            self._model, self._config.column_type, self._own_columns, hnsw_ef_search
+            self._model,
+            self._config,
+            self._own_columns,
+            hnsw_ef_search,
+            schemas_translated="schema_translate_map" in self._engine.get_execution_options(),
         )
 
     # -- opening and closing

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from sqlalchemy import (
+    REAL,
     BigInteger,
+    BindParameter,
     ColumnElement,
     Delete,
+    Double,
     Select,
     Text,
+    TextClause,
     and_,
     any_,
     bindparam,
@@ -22,25 +27,31 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
+    text,
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.types import TypeEngine
 
+from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError, InvalidInputError
-from cenote.filters import FilterShape, filter_conditions, filter_parameters, filter_shape
+from cenote.filters import Bind, FilterShape, filter_conditions, filter_parameters, filter_shape
 from cenote.sqltypes import WireVector, embedding_type
 from cenote.stores.columns import OwnColumns
 from cenote.stores.search import (
+    LARGEST_LIMIT,
     MAX_EF_SEARCH,
     Search,
     materialized,
     rows_to_fetch,
     search_parameters,
 )
-from cenote.types import ColumnType, Float32Array
+from cenote.types import Float32Array
 from cenote.validation import shown
+
+_dialect = PGDialect()  # type: ignore[no-untyped-call]
 
 
 class ChunkStatements:
@@ -48,8 +59,10 @@ class ChunkStatements:
 
     Args:
         model: the chunk model.
-        column_type: of its embedding.
+        config: what its table is expected to look like.
         own: its further columns.
+        schemas_translated: whether the engine has a ``schema_translate_map``, which SQL that is
+            compiled beforehand would not heed.
         ef_search: `hnsw.ef_search`, at least.
 
     Raises:
@@ -57,7 +70,13 @@ class ChunkStatements:
     """
 
     def __init__(
-        self, model: type[Any], column_type: ColumnType, own: OwnColumns, ef_search: int
+        self,
+        model: type[Any],
+        config: SchemaConfig,
+        own: OwnColumns,
+        ef_search: int,
+        *,
+        schemas_translated: bool,
     ) -> None:
         integer = isinstance(ef_search, int) and not isinstance(ef_search, bool)
         if not integer or not 1 <= ef_search <= MAX_EF_SEARCH:
@@ -68,12 +87,15 @@ class ChunkStatements:
             )
         self._model = model
         self._table = model.__table__
-        self._column_type: ColumnType = column_type
+        self._column_type = config.column_type
+        self._dimensions = config.dimensions
         self._own = own
+        self._schemas_translated = schemas_translated
         self._ef_search = ef_search
         self._searches: dict[tuple[FilterShape, int | None], Select[Any]] = {}
         self._pages: dict[tuple[FilterShape, bool], Select[Any]] = {}
         self._upserts: dict[tuple[str, ...], Insert] = {}
+        self._template = lru_cache(maxsize=256)(self._build_template)
         self.delete = self._build_delete(
             self._table.c.id == any_(bindparam("ids", type_=ARRAY(Text)))
         )
@@ -214,32 +236,68 @@ class ChunkStatements:
         where: ColumnElement[bool] | None,
     ) -> Any:
         """The mapped class and the score, for any connection and for the host to go on with."""
+        shape, fetch = filter_shape(filter), None if exact else rows_to_fetch(limit)
         values = filter_parameters(filter) | self.search_parameters(limit)
-        values["namespace"] = namespace
-
-        def bind(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-            if name == "limit":  # the planner knows how few rows the host's joins begin with
-                return literal_column(str(values[name]), type_)
-            return literal(values[name], type_)
-
-        vector = literal(query, embedding_type(self._column_type, len(query)))
-        found = Search(
-            table=self._table,
-            columns=[self._table.c.id],
-            query=select(vector).scalar_subquery(),  # cast once, and not for each row
-            bind=bind,
-            shape=filter_shape(filter),
-            where=() if where is None else (where,),
-            fetch=None if exact else rows_to_fetch(limit),
-            named=False,
-        ).statement()
-        hits = materialized(found if np.any(query) else found.where(false()))
+        values |= {"namespace": namespace, "query": query.tolist()}
+        found: Any
+        if where is None and not self._schemas_translated:
+            template, names = self._template(shape, fetch, limit)
+            template = template.bindparams(**{name: values[name] for name in names})
+            found = template.columns(id=Text, distance=Double, score=Double)
+        else:
+            conditions = () if where is None else (where,)
+            found = self._nearest_ids(shape, fetch, limit, partial(_value, values), *conditions)
+        hits = materialized(found)
         model = self._model
-        return (
+        statement = (
             select(model, hits.c.score)
             .join(hits, and_(model.namespace == literal(namespace, Text()), model.id == hits.c.id))
-            .order_by(hits.c.distance + 0, model.id)
+            .order_by(hits.c.distance, model.id)
         )
+        return statement if np.any(query) else statement.where(false())
+
+    def _build_template(
+        self, shape: FilterShape, fetch: int | None, limit: int
+    ) -> tuple[TextClause, list[str]]:
+        """What is found, as SQL: making it anew of expressions takes as long as the search itself.
+
+        The SQL is that of the expressions, compiled once. Its parameters get names of their own,
+        which do not meet those of the host.
+        """
+        binds: dict[str, BindParameter[Any]] = {}
+
+        def slot(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+            binds[name] = bindparam(name, None, type_, unique=True)
+            return literal_column(":" + name, type_)
+
+        statement = self._nearest_ids(shape, fetch, limit, slot)
+        sql = statement.compile(dialect=_dialect, compile_kwargs={"literal_binds": True})
+        return text(str(sql)).bindparams(*binds.values()), list(binds)
+
+    def _nearest_ids(
+        self,
+        shape: FilterShape,
+        fetch: int | None,
+        limit: int,
+        bind: Bind,
+        *where: ColumnElement[bool],
+    ) -> Select[Any]:
+        # The planner is told how few rows the host's joins begin with.
+        number: Any = literal_column(str(min(limit, LARGEST_LIMIT)), BigInteger)
+        type_ = embedding_type(self._column_type, self._dimensions)
+        vector: Any = cast(bind("query", ARRAY(REAL)), type_)
+        if fetch is None:  # of any number of rows: cast once, and not for each
+            vector = select(vector).scalar_subquery()
+        return Search(
+            table=self._table,
+            columns=[self._table.c.id],
+            query=vector,
+            bind=lambda name, type_: number if name == "limit" else bind(name, type_),
+            shape=shape,
+            where=where,
+            fetch=fetch,
+            named=False,
+        ).statement()
 
     def conditions(self, where: Any) -> ColumnElement[bool] | None:
         """The host's conditions, checked: they may speak of the chunk's own row only.
@@ -282,3 +340,8 @@ class ChunkStatements:
 def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
     """A parameter to be bound at each call."""
     return bindparam(name, type_=type_)
+
+
+def _value(values: Mapping[str, Any], name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    """A parameter with its value."""
+    return literal(values[name], type_)
