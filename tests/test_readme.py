@@ -1,4 +1,4 @@
-"""What the README and docs/schema.md show runs as it stands there."""
+"""What the README and the pages in docs show runs as it stands there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from commands import REPOSITORY, cenote, clean_environment, output_of, run
@@ -33,6 +34,7 @@ def asyncpg_url(dsn: str) -> str:
 OUTPUT = [
     "0.99 Cats purr.\n",
     "('0', 2)\n('1', 1)\nguide:2 Deploy.\nguide:3 Watch.\n",
+    "",
     "",
     "",
 ]
@@ -106,6 +108,42 @@ async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncE
     output_of(cenote(*steps[1].split(), **url))
     assert [finding.kind for finding in await old.check_schema()] == ["table_missing"]
     assert await new.check_schema() == []
+
+
+APPLICATION = (REPOSITORY / "docs" / "application.md").read_text(encoding="utf-8")
+
+
+def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
+    """Its blocks make the files they name, one after another, and its commands run there."""
+    environ = {"DATABASE_URL": asyncpg_url(empty_dsn), "PYTHONPATH": str(tmp_path)}
+    ini = "[alembic]\nscript_location = %(here)s/migrations\npath_separator = os\n"
+    (tmp_path / "migrations" / "versions").mkdir(parents=True)
+    (tmp_path / "alembic.ini").write_text(ini)
+    (tmp_path / "migrations" / "script.py.mako").write_text(
+        (REPOSITORY / "tests" / "host" / "migrations" / "script.py.mako").read_text()
+    )
+    printed = {}
+    pattern = r"^```(python|console|text)\n(.*?)^```$"
+    for language, code in re.findall(pattern, APPLICATION, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            name = re.match(r"# (\S+)\n", code)
+            assert name is not None
+            file = tmp_path / name[1]
+            with file.open("a") as written:
+                written.write(code + "\n\n")
+            if "env" not in file.name and "app" not in file.name:
+                python = (sys.executable, "-W", "error", str(file))
+                output_of(run(*python, cwd=tmp_path, **environ))
+        elif language == "console":
+            for line in code.splitlines():
+                command, *arguments = shlex.split(line)
+                module = ["-m", command] if command == "alembic" else []
+                result = run(sys.executable, *module, *arguments, cwd=tmp_path, **environ)
+                printed[command] = output_of(result)
+        else:
+            assert printed["python"] == code
+    for also in (["check"], ["downgrade", "base"]):
+        output_of(run(sys.executable, "-m", "alembic", *also, cwd=tmp_path, **environ))
 
 
 def test_make_targets_exist() -> None:
