@@ -9,9 +9,10 @@ import pytest
 from database import execute
 from library import Base, Document, Passage, passage
 from plans import explain
-from sqlalchemy import exists, func, literal, select, text, union_all
+from sqlalchemy import create_engine, exists, func, literal, select, text, union_all
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import aliased, contains_eager, selectinload
+from sqlalchemy.orm import Session, aliased, contains_eager, selectinload
+from sqlalchemy.schema import CreateSchema
 
 from cenote import ChunkRow, DimensionMismatchError, InvalidInputError, PgVectorStore
 from cenote.testing import embedded, found
@@ -134,6 +135,37 @@ async def test_it_takes_what_any_session_has(
     keys = [one._generate_cache_key() for one in (other, same)]
     assert keys[0] is not None
     assert keys[0] == keys[1]
+
+
+async def test_other_drivers_run_it(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
+) -> None:
+    """Such as psycopg, in a synchronous session; percent signs and colons are but text."""
+    await store.upsert([embedded("a%(b)s:c", V)], "t%:n %(x)s")
+    engine = create_engine(library.url.set(drivername="postgresql+psycopg"))
+    with Session(engine) as session:
+        for where in (None, Passage.language == "en"):
+            for namespace, limit in (("t", 20), ("t%:n %(x)s", 1)):
+                expected = await found(store, V, namespace, limit, where=where)
+                statement = store.search_statement(V, namespace, limit, where=where)
+                assert [row.Passage.id for row in session.execute(statement)] == expected
+    engine.dispose()
+
+
+async def test_an_engine_that_translates_schemas(
+    library: AsyncEngine, documents: list[Document]
+) -> None:
+    """Its map is heeded by the joined class and inside alike."""
+    tenant = library.execution_options(schema_translate_map={None: "tenant"})
+    async with tenant.begin() as connection:
+        await connection.execute(CreateSchema("tenant"))
+        await connection.run_sync(Base.metadata.create_all)
+    store = PgVectorStore(tenant, model=Passage)
+    await store.upsert([embedded("only one", V)], "t")
+    assert await found(store, V, "t") == ["only one"]
+    async with AsyncSession(tenant) as session:
+        rows = (await session.execute(store.search_statement(V, "t"))).all()
+    assert [row.Passage.id for row in rows] == ["only one"]
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])

@@ -1,4 +1,7 @@
-"""The store for production: pgvector in the application's own Postgres, through SQLAlchemy."""
+"""The store for production: pgvector in the application's own Postgres, through SQLAlchemy.
+
+One class, and long for its docstrings: SQL, sessions and columns are in the modules beside it.
+"""
 
 from __future__ import annotations
 

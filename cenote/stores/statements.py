@@ -48,7 +48,7 @@ from cenote.stores.search import (
     rows_to_fetch,
     search_parameters,
 )
-from cenote.types import Float32Array
+from cenote.types import ColumnType, Float32Array
 from cenote.validation import shown
 
 _dialect = PGDialect()  # type: ignore[no-untyped-call]
@@ -87,7 +87,7 @@ class ChunkStatements:
             )
         self._model = model
         self._table = model.__table__
-        self._column_type = config.column_type
+        self._column_type: ColumnType = config.column_type
         self._dimensions = config.dimensions
         self._own = own
         self._schemas_translated = schemas_translated
