@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
-from sqlalchemy import delete, inspect, select
+from sqlalchemy import Text, any_, delete, inspect, literal, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -173,6 +174,8 @@ async def _refuse_autocommit(connection: AsyncConnection) -> None:
 
 # -- objects in the caller's session ---------------------------------------------------------------
 
+_PARAMETERS = 10_000  # of the 32,767 that a statement may have
+
 
 async def refresh(
     session: Joined | None, model: type[Any], namespace: str, ids: Sequence[str]
@@ -181,7 +184,8 @@ async def refresh(
     held = _held(session, model, namespace, set(ids))
     if not isinstance(session, AsyncSession) or not held:
         return
-    query = select(model).where(model.namespace == namespace, model.id.in_(held))
+    ids_held = literal(list(held), ARRAY(Text))
+    query = select(model).where(model.namespace == namespace, model.id == any_(ids_held))
     if any("embedding" in inspect(row).dict for row in held.values()):
         query = query.options(undefer(model.embedding))
     await session.execute(query.execution_options(populate_existing=True))
@@ -195,8 +199,11 @@ async def remove(
     if not isinstance(session, AsyncSession) or not held:
         return
     # Finds no row any more; it is for the session, which takes the objects back at a rollback.
-    statement = delete(model).where(model.namespace == namespace, model.id.in_(held))
-    await session.execute(statement, execution_options={"synchronize_session": "evaluate"})
+    every = list(held)
+    for start in range(0, len(every), _PARAMETERS):
+        part = model.id.in_(every[start : start + _PARAMETERS])
+        statement = delete(model).where(model.namespace == namespace, part)
+        await session.execute(statement, execution_options={"synchronize_session": "evaluate"})
 
 
 def _held(
