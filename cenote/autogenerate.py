@@ -27,8 +27,8 @@ from sqlalchemy import Column, ForeignKeyConstraint, Index, Integer, Table
 
 from cenote.catalog import LiveIndex, read_table
 from cenote.drift import index_differences
-from cenote.operations import record_branch
-from cenote.orm import CHUNK_COLUMNS, KEY, PARTITIONS
+from cenote.operations import UnconfiguredRevisionError, record_branch
+from cenote.orm import CHUNK_COLUMNS, KEY, PARTITIONS, unknown_dimensions
 
 PLUGIN = "cenote.chunk_tables"
 """The name of our comparators among alembic's plugins."""
@@ -124,6 +124,15 @@ class CreateChunkTableOp(ops.CreateTableOp):
         ours.__dict__.update(operation.__dict__)
         ours.info = {key: value for key, value in operation.info.items() if key != PARTITIONS}
         ours.partitions = operation.info.get(PARTITIONS, 0)
+        (embedding,) = [
+            item
+            for item in operation.columns
+            if isinstance(item, Column) and item.name == "embedding"
+        ]
+        if getattr(embedding.type, "dim", None) is None:
+            raise UnconfiguredRevisionError(
+                unknown_dimensions(str(operation.table_name)), setting="dimensions"
+            )
         return ours
 
 

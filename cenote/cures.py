@@ -66,6 +66,11 @@ def store_cure(sqlstate: str | None, config: SchemaConfig, *, hosts_own: bool) -
                 "; a foreign key is in the way: add and flush the row that the chunks point to, or "
                 "delete first those that point to the chunks"
             )
+        case "23514":
+            return (
+                "; a check of the table refuses it, or its partitions are missing: "
+                "await store.check_schema() tells"
+            )
         case "25P02":
             return "; an earlier statement failed: roll back the transaction, or its savepoint"
         case "42501":

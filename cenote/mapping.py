@@ -79,6 +79,12 @@ def config_of(model: type[Any], given: Mapping[str, Any]) -> SchemaConfig:
             f"model must be a mapped class made with ChunkMixin, not {name}",
             setting="model",
         )
+    if mapper is not None and mapper.inherits is not None:
+        raise ConfigurationError(
+            f"model must be the class that has the table, {mapper.base_mapper.class_.__name__}, "
+            f"not {model.__name__}, which inherits from it",
+            setting="model",
+        )
     settings = model._cenote_settings | {"table_name": table.name, "schema": table.schema}
     settings.setdefault("dimensions", given.get("dimensions"))
     if settings["dimensions"] is None:

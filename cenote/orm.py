@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,11 @@ class ChunkMixin:
             raise ConfigurationError(
                 f"class {cls.__name__}: say {_SAID_OTHERWISE[name]}, not {name}=", setting=name
             )
+        for name in base_arguments:
+            for meant in get_close_matches(name, given, n=1, cutoff=0.8):
+                raise ConfigurationError(
+                    f"class {cls.__name__}: there is no {name}=; is {meant}= meant?", setting=name
+                )
         # An abstract class passes its settings on.
         cls._cenote_settings = cls._cenote_settings | {
             name: value for name, value in given.items() if value is not None
@@ -244,6 +250,8 @@ def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
     _refuse_other_columns(table, config)
     table.primary_key.name = "pk_" + table.name
     _add_indexes(table, config)
+    if "dimensions" not in cls._cenote_settings:
+        event.listen(table, "before_create", _refuse_to_create)
     if config.new_partitions:
         table.info[PARTITIONS] = config.new_partitions
         table.dialect_kwargs["postgresql_partition_by"] = "HASH (namespace)"
@@ -300,6 +308,18 @@ def _add_indexes(table: Table, config: SchemaConfig) -> None:
 def ann_index_name(table_name: str) -> str:
     """The name of the HNSW index of a chunk table."""
     return "ix_" + table_name + "_embedding"
+
+
+def _refuse_to_create(table: Table, connection: Connection, **_: Any) -> None:
+    raise ConfigurationError(unknown_dimensions(table.name), setting="dimensions")
+
+
+def unknown_dimensions(table_name: str) -> str:
+    """What to say of a table that is to be created without knowing the dimensions."""
+    return (
+        f"table {table_name!r}: how many dimensions have the vectors? Say so where the model is "
+        "made: class ...(ChunkMixin, ..., dimensions=384)"
+    )
 
 
 def _create_partitions(table: Table, connection: Connection, **_: Any) -> None:

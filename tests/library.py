@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import enum
 import uuid
-from datetime import datetime
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, ForeignKeyConstraint, Index, Text, func
-from sqlalchemy.dialects.postgresql import ARRAY
+from pgvector.sqlalchemy import VECTOR
+from sqlalchemy import (
+    JSON,
+    Date,
+    Enum,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    Numeric,
+    String,
+    Text,
+    TypeDecorator,
+    func,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from cenote import ChunkMixin, EmbeddedChunk
@@ -17,6 +33,24 @@ from cenote.testing import embedded
 
 class Base(DeclarativeBase):
     pass
+
+
+class Mood(enum.Enum):
+    good = "g"
+    bad = "b"
+
+
+class CommaSeparated(TypeDecorator[list[str]]):
+    """Lists in a text column."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: list[str] | None, dialect: Any) -> str | None:
+        return None if value is None else ",".join(value)
+
+    def process_result_value(self, value: str | None, dialect: Any) -> list[str] | None:
+        return None if value is None else value.split(",")
 
 
 class Document(Base):
@@ -48,6 +82,18 @@ class Passage(ChunkMixin, Base, dimensions=4, partitions=4, hnsw_m=8, hnsw_ef_co
     token: Mapped[uuid.UUID] = mapped_column(default=uuid.uuid4)
     revised: Mapped[int] = mapped_column(default=0, onupdate=1)
     changed_at: Mapped[datetime | None] = mapped_column(onupdate=func.now())
+    labels: Mapped[list[str] | None] = mapped_column(CommaSeparated)
+    facts: Mapped[list[Any] | None] = mapped_column(JSONB(none_as_null=True))
+    mood: Mapped[Mood | None]
+    moods: Mapped[list[Mood] | None] = mapped_column(ARRAY(Enum(Mood)))
+    short: Mapped[str | None] = mapped_column(String(5))
+    price: Mapped[Decimal | None] = mapped_column(Numeric(8, 2))
+    took: Mapped[timedelta | None]
+    raw: Mapped[bytes | None]
+    days: Mapped[list[date] | None] = mapped_column(ARRAY(Date))
+    grid: Mapped[list[list[int]] | None] = mapped_column(ARRAY(Integer, dimensions=2))
+    stock: Mapped[Any] = mapped_column(VECTOR(2), nullable=True)
+    renamed: Mapped[str | None] = mapped_column("db_name", key="other_key")
     bookmarks: Mapped[list[Bookmark]] = relationship(back_populates="passage", passive_deletes=True)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from datetime import date, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from database import scalar
-from library import Base, Document, Passage, passage
-from sqlalchemy import ForeignKey, text
+from library import Base, Document, Mood, Passage, passage
+from sqlalchemy import ForeignKey, func, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, undefer
 
@@ -51,6 +53,16 @@ VALUES: list[dict[str, Any]] = [
     {"summary": [0.5, -2.0]},
     {"summary": None},
     {"token": uuid.UUID(int=5), "revised": 9},
+    {"extra": [1]},
+    {"extra": [[1, 2], {"a": None}]},
+    {"extra": []},
+    {"labels": ["new", "s"]},
+    {"facts": [1, "two", None]},
+    {"facts": None},
+    {"mood": Mood.good, "moods": [Mood.bad, Mood.good]},
+    {"short": "five5", "price": Decimal("1.25"), "took": timedelta(days=-1, seconds=5)},
+    {"raw": b"\x00\xff", "days": [date(2026, 1, 2)], "grid": [[1, 2], [3, 4]]},
+    {"stock": [1.0, 2.0]},
 ]
 
 
@@ -65,7 +77,11 @@ async def test_values_of_all_kinds_survive(
         stored_row = await row(store, id)
         for name, value in values.items():
             actual = getattr(stored_row, name)
-            assert (actual.tolist() if hasattr(actual, "tolist") else actual) == value
+            if hasattr(actual, "tolist"):
+                actual = actual.tolist()
+            elif hasattr(actual, "to_list"):
+                actual = actual.to_list()
+            assert actual == value
 
 
 async def test_columns_that_are_not_named_keep_their_value(store: PgVectorStore[Passage]) -> None:
@@ -104,6 +120,9 @@ async def test_what_is_unchanged_is_not_rewritten(store: PgVectorStore[Passage])
         ([{"extra_json": {}}], "there is no column 'extra_json' to set"),
         ([{"page": 1}, {"page": 1, "language": "x"}], "chunk '1': its columns are others than"),
         ([{"page": 1}, {}], "chunk '1': its columns are others than"),
+        ([{"short": func.now()}], "chunk '0': the column short takes values, no SQL expressions"),
+        ([{"extra": {"a": {1}}}], "chunk '0': the column extra cannot take its value (TypeError)"),
+        ([{"token": None}], "its columns must give token a value"),
         ([{"page": [1]}], "the column page takes single values, no lists"),
         ([{1: 2}], "there is no column 1 to set"),
         (["page"], "chunk '0': columns must be a mapping of attribute names to values, not str"),
@@ -119,6 +138,13 @@ async def test_columns_that_cannot_be_set(
     assert message in str(error.value)
     assert error.value.field == "columns"
     assert await stored(store, "t") == []
+
+
+async def test_what_does_not_fit_is_not_cut(store: PgVectorStore[Passage]) -> None:
+    """A text that is too long is refused, as in any INSERT."""
+    with pytest.raises(VectorStoreError) as error:
+        await store.upsert([embedded("a", columns={"short": "too long"})], "t")
+    assert error.value.sqlstate == "22001"
 
 
 @pytest.mark.parametrize("value", ["no number", 2**40])

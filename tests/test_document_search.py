@@ -124,6 +124,13 @@ async def test_bad_requests(
     assert answer.status_code == status
 
 
+async def test_blank_texts(client: httpx.AsyncClient) -> None:
+    """Are refused, and a search for them finds nothing."""
+    answer = await client.post("/documents", headers=ANN, json={"title": "t", "text": " \n\n "})
+    assert answer.status_code == 422
+    assert (await client.get("/search", params={"q": " "}, headers=ANN)).json() == []
+
+
 async def test_an_exception_before_the_commit(
     client: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:

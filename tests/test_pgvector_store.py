@@ -115,7 +115,7 @@ async def _plan(
     connection: Any, store: PgVectorStore, query: Any, filter: dict[str, Any], mode: str
 ) -> str:
     await prepare(connection)
-    statement = store._statements.search(filter_shape(filter), 10, exact=False, where=None)
+    statement = store._statements.search(filter_shape(filter), 10, exact=False)
     parameters = _search_parameters(store, query, "n") | filter_parameters(filter)
     parameters["query"] = str(np.asarray(query).tolist())
     return await explain(connection, statement, mode, parameters)
@@ -132,7 +132,7 @@ async def test_a_search_puts_the_session_settings_back(
 ) -> None:
     """A transaction that ran the statement still has its own, with no results, too."""
     await store.upsert(many(rows), "n")
-    statement = store._statements.search(FilterShape.NONE, 10, exact=False, where=None)
+    statement = store._statements.search(FilterShape.NONE, 10, exact=False)
     settings = text(
         "SELECT current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan')"
     )

@@ -9,7 +9,17 @@ import pytest
 from database import execute
 from library import Base, Document, Passage, passage
 from plans import explain
-from sqlalchemy import create_engine, exists, func, literal, select, text, union_all
+from sqlalchemy import (
+    bindparam,
+    create_engine,
+    exists,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, aliased, contains_eager, selectinload
 from sqlalchemy.schema import CreateSchema
@@ -95,6 +105,16 @@ async def test_it_composes(
         for row in rows:
             assert row.Passage.document.title == row.title
             assert row.Passage.bookmarks == []
+
+        other = aliased(Passage)
+        chained = statement.join(Passage.document).join(Document.passages.of_type(other))
+        chained = chained.where(other.position == 0)
+        assert [row.Passage.id for row in await session.execute(chained)] == expected
+        for target in (Passage.document, Document):
+            named = statement.join(target).filter_by(title="a")
+            assert {row.Passage.id[0] for row in await session.execute(named)} == {"a"}
+        spanish = statement.filter_by(language="es")
+        assert len((await session.execute(spanish)).all()) == 8
 
         by_hand = statement.join(Document, Document.id == Passage.doc_id)
         titled = by_hand.where(Document.title == "a").order_by(None).order_by(Passage.id.desc())
@@ -210,10 +230,11 @@ async def test_a_condition_inside_is_met_before_the_limit_counts(
     [
         (Document.title == "a", "where brings in 'documents'"),
         (Passage.doc_id == Document.id, "speak of other tables than 'passages' in exists"),
-        (aliased(Passage).page == 1, "where brings in"),
+        (aliased(Passage).page == 1, "where brings in an alias of 'passages': speak"),
+        ([Passage.page == 1], "join several by and_"),
         (ChunkRow.id == "a", "where brings in 'cenote_chunks'"),
-        ("language = 'en'", "where must be a SQL condition, not one of type str"),
-        (7, "where must be a SQL condition, not one of type int"),
+        ("language = 'en'", "not one of type str"),
+        (7, "not one of type int"),
     ],
 )
 async def test_conditions_that_cannot_be_met_inside(
@@ -227,6 +248,39 @@ async def test_conditions_that_cannot_be_met_inside(
         assert error.value.field == "where"
     with pytest.raises(InvalidInputError, match=message):
         await store.search(V, "t", where=where)
+
+
+async def test_a_condition_stays_within_the_namespace(store: PgVectorStore[Passage]) -> None:
+    """Also one that is written as text, with an OR at its top."""
+    for tenant in ("acme", "rival"):
+        await store.upsert([embedded(tenant, V, columns={"page": 1})], tenant)
+    either = "page = 1 OR page > 0"
+    conditions: list[Any] = [text(either), literal_column(either)]
+    for condition in conditions:
+        for exact in (False, True):
+            results = await store.search(V, "acme", where=condition, exact=exact)
+            assert [result.chunk.id for result in results] == ["acme"]
+            statement = store.search_statement(V, "acme", where=condition, exact=exact)
+            async with AsyncSession(store.engine) as session:
+                assert [row.Passage.id for row in await session.execute(statement)] == ["acme"]
+        chunks = store.get_all_chunks("acme", where=condition)
+        assert [chunk.id async for chunk in chunks] == ["acme"]
+
+
+async def test_a_condition_may_have_parameters_and_subqueries_of_any_name(
+    store: PgVectorStore[Passage],
+) -> None:
+    """Ours do not meet the host's."""
+    await store.upsert([passage(None, n, page=n) for n in range(20)], "t")
+    for name in ("namespace", "limit", "query", "ef_search", "filter", "after", "page_size"):
+        condition = Passage.page < bindparam(name, 3)
+        expected = ["?:0", "?:1", "?:2"]
+        assert await found(store, V, "t", 10, where=condition) == expected
+        assert await found(store, V, "t", 10, {}, where=condition, exact=True) == expected
+        assert len([chunk async for chunk in store.get_all_chunks("t", where=condition)]) == 3
+    for name in ("few", "hits", "ann", "nearest"):
+        few = select(literal(3).label("page")).cte(name)
+        assert await found(store, V, "t", where=Passage.page.in_(select(few.c.page))) == ["?:3"]
 
 
 async def test_arguments_are_checked_at_the_call(store: PgVectorStore[Passage]) -> None:

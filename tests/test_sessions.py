@@ -251,6 +251,68 @@ async def test_an_upsert_does_not_leave_objects_stale(
     await session.rollback()
 
 
+async def test_what_else_is_loaded_stays_loaded(
+    session: AsyncSession, store: PgVectorStore[Passage]
+) -> None:
+    """Relationships above all, unless the upsert changed what they hang on."""
+    documents = [Document(title=title) for title in "ab"]
+    session.add_all(documents)
+    await session.flush()
+    await store.upsert([passage(documents[0], 0)], "t", session=session)
+    row = await session.get_one(Passage, ("t", "a:0"), options=[selectinload(Passage.document)])
+    changed = [passage(documents[0], 0, page=3)]
+    await store.upsert(changed, "t", session=session)
+    assert (row.page, row.document) == (3, documents[0])
+    moved = embedded("a:0", columns={"doc_id": documents[1].id})
+    await store.upsert([moved], "t", session=session)
+    assert row.doc_id == documents[1].id
+    assert "document" not in row.__dict__
+    await session.refresh(row, ["document"])
+    assert row.document is documents[1]
+    session.expire(row)
+    await store.upsert(changed, "t", session=session)
+    assert (await session.get_one(Passage, ("t", "a:0"))).page == 3
+
+
+async def test_an_expired_object_that_is_deleted(
+    session: AsyncSession, store: PgVectorStore[Passage]
+) -> None:
+    """Is deleted in the session like any other."""
+    await store.upsert([passage(None, 0)], "t", session=session)
+    row = await session.get_one(Passage, ("t", "?:0"))
+    session.expire(row)
+    await store.delete(["?:0"], "t", session=session)
+    assert row not in session
+
+
+@pytest.mark.parametrize(
+    ("column", "good", "bad"),
+    [
+        ("page", 1, "no number"),
+        ("summary", [1, 2], "secret text"),
+        ("summary", [1, 2], [1, 2, 3]),
+        ("readers", ["x"], 5),
+        ("token", UUID(int=1), "secret"),
+    ],
+)
+async def test_a_batch_is_whole_in_the_callers_transaction(
+    library: AsyncEngine,
+    session: AsyncSession,
+    store: PgVectorStore[Passage],
+    column: str,
+    good: object,
+    bad: object,
+) -> None:
+    """A value that fails late leaves nothing of the batch, and the transaction as it was."""
+    batch = [embedded(f"{n:04}", columns={column: bad if n == 1400 else good}) for n in range(1500)]
+    session.add(Document(title="d"))
+    with pytest.raises(VectorStoreError) as error:
+        await store.upsert(batch, "t", session=session)
+    assert "secret" not in str(error.value)
+    await session.commit()
+    assert await counts(library) == (1, 0)
+
+
 async def test_pending_changes_of_an_object_are_flushed_and_then_overwritten(
     session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
@@ -301,7 +363,7 @@ async def test_one_statement_more_only_for_objects_in_the_session(
     assert row is not None
     again = ["INSERT", "SELECT"]
     assert await cost(store.upsert([passage(None, 0)], "t", session=session)) == again
-    assert await cost(store.delete(["?:0"], "t", session=session)) == ["WITH", "DELETE"]
+    assert await cost(store.delete(["?:0"], "t", session=session)) == ["DELETE", "WITH"]
 
 
 # -- with relationships

@@ -2,36 +2,84 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pgvector.sqlalchemy import HALFVEC, VECTOR
-from sqlalchemy import Column, ColumnElement, Text, bindparam, cast, inspect, literal, types
-from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
-from sqlalchemy.types import JSON, TypeDecorator, TypeEngine
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Dialect,
+    Text,
+    bindparam,
+    cast,
+    inspect,
+    literal,
+    types,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from cenote.errors import InvalidInputError
 from cenote.orm import CHUNK_COLUMNS
-from cenote.sqltypes import vector_text
 from cenote.validation import Batch, shown
 
-_dialect = asyncpg_dialect()  # type: ignore[no-untyped-call]
+_COMPARABLE = (
+    types.String,
+    types.Integer,
+    types.Numeric,
+    types.Boolean,
+    types.Date,
+    types.DateTime,
+    types.Time,
+    types.Interval,
+    types.Uuid,
+    types.LargeBinary,
+    JSONB,
+    VECTOR,
+    HALFVEC,
+)
+"""Types that are compared as they are; others, which may know no equality, by their text."""
 
 
-@dataclass(frozen=True, slots=True)
+class _ListOf(UserDefinedType[Any]):
+    """Binds a list of values that the element's type has processed already.
+
+    SQLAlchemy's ARRAY would process what is inside of a value that is a list.
+    """
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def __init__(self, element: str) -> None:
+        self.element = element
+
+    def get_col_spec(self, **kw: Any) -> str:
+        return self.element + "[]"
+
+
+class _UnsuitableError(Exception):
+    """Says what a column takes instead."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class OwnColumn:
     """A column of the host's, as an upsert writes it.
 
     Attributes:
         name: of the attribute.
         column: the column.
+        dialect: of the engine.
     """
 
     name: str
     column: Column[Any]
+    dialect: Dialect
+
+    # -- what the host says of it
 
     @property
     def required(self) -> bool:
@@ -46,46 +94,8 @@ class OwnColumn:
         return default.arg if default is not None and default.is_callable else None
 
     @property
-    def list_type(self) -> TypeEngine[Any]:
-        """The type of a list of values, a value for each row."""
-        return ARRAY(Text()) if self._as_text else ARRAY(self.column.type)
-
-    @property
-    def _as_text(self) -> Callable[[Any], str | None] | None:
-        """How a value is spelled, if it must travel as text: unnest() opens arrays in arrays."""
-        kind = self.column.type
-        while isinstance(kind, TypeDecorator):
-            kind = kind.impl_instance
-        if isinstance(kind, types.ARRAY):
-            return _array_text
-        return vector_text if isinstance(kind, VECTOR | HALFVEC) else None
-
-    def takes(self, value: Any) -> bool:
-        """Whether a value is no list for a column of single values, which unnest() would open."""
-        several = isinstance(value, list | tuple | np.ndarray)
-        takes_several = isinstance(self.column.type, JSON | TypeDecorator)
-        return not several or takes_several or self._as_text is not None
-
-    def value(self, new: ColumnElement[Any]) -> ColumnElement[Any]:
-        """What is written, of a column of the unnested lists."""
-        return cast(new, self.column.type) if self._as_text else new
-
-    def listed(self, values: Sequence[Any]) -> list[Any]:
-        """The values as :attr:`list_type` takes them."""
-        as_text = self._as_text
-        if as_text is None:
-            return list(values)
-        process: Any = None
-        if as_text is _array_text:
-            process = self.column.type.dialect_impl(_dialect).bind_processor(_dialect)
-        return [
-            None if value is None else as_text(process(value) if process else value)
-            for value in values
-        ]
-
-    @property
     def called_on_update(self) -> Callable[[Any], Any] | None:
-        """The Python function that makes an updated row's value, if the caller gives none."""
+        """The Python function that makes an update's value, if the caller gives none."""
         onupdate: Any = self.column.onupdate
         return onupdate.arg if onupdate is not None and onupdate.is_callable else None
 
@@ -95,15 +105,63 @@ class OwnColumn:
         onupdate: Any = self.column.onupdate
         if self.called_on_update is not None:
             return bindparam(self.name + "_on_update", type_=self.column.type)
-        return (
-            onupdate.arg if onupdate.is_clause_element else literal(onupdate.arg, self.column.type)
-        )
+        value = onupdate.arg
+        return value if onupdate.is_clause_element else literal(value, self.column.type)
+
+    # -- how its values travel
+
+    @property
+    def list_type(self) -> TypeEngine[Any]:
+        """The type of a list of values, a value for each row."""
+        if self._as_text or isinstance(self._kind, types.String):
+            return _ListOf("TEXT")
+        spec = str(self.column.type.compile(dialect=self.dialect))
+        # Without its length or precision: a cast would cut what an INSERT refuses.
+        return _ListOf(re.sub(r"\s?\([\d, ]+\)", "", spec))
+
+    def value(self, new: ColumnElement[Any]) -> ColumnElement[Any]:
+        """What is written, of a column of the unnested lists."""
+        if not self._as_text:
+            return cast(new, self.column.type) if isinstance(self._kind, types.Enum) else new
+        bound: Any = self.column.type.bind_expression(new)  # type: ignore[arg-type]
+        return cast(new, self.column.type) if bound is None else bound
+
+    def processed(self, value: Any) -> Any:
+        """A value as :attr:`list_type` takes it.
+
+        Raises:
+            Exception: whatever the type raises of a value that it cannot take.
+        """
+        if isinstance(value, ColumnElement):
+            raise _UnsuitableError("takes values, no SQL expressions")
+        process = self.column.type.dialect_impl(self.dialect).bind_processor(self.dialect)
+        value = process(value) if process is not None else value
+        if value is None:
+            return None
+        several = isinstance(value, list | tuple | np.ndarray)
+        if self._as_text:
+            return _array_text(value) if several else str(value)
+        if several:  # unnest() would open it
+            raise _UnsuitableError("takes single values, no lists")
+        return value
+
+    @property
+    def _kind(self) -> TypeEngine[Any]:
+        """The type that its decorators decorate."""
+        kind = self.column.type
+        while isinstance(kind, TypeDecorator):
+            kind = kind.impl_instance
+        return kind
+
+    @property
+    def _as_text(self) -> bool:
+        """Whether values travel as text: unnest() opens arrays, and some types want a function."""
+        bound = self.column.type.bind_expression(bindparam("value"))
+        return bound is not None or isinstance(self._kind, types.ARRAY)
 
     def comparable(self, expression: ColumnElement[Any]) -> ColumnElement[Any]:
-        """The column for a comparison: type json has none."""
-        kind = self.column.type
-        plain_json = isinstance(kind, JSON) and kind.compile(dialect=_dialect) == "JSON"
-        return cast(expression, Text) if plain_json else expression
+        """The column for a comparison."""
+        return expression if isinstance(self._kind, _COMPARABLE) else cast(expression, Text)
 
 
 class OwnColumns:
@@ -111,21 +169,22 @@ class OwnColumns:
 
     Args:
         model: the chunk model.
+        dialect: of the engine.
     """
 
-    def __init__(self, model: type[Any]) -> None:
+    def __init__(self, model: type[Any], dialect: Dialect) -> None:
         mapper = inspect(model)
         table = mapper.local_table
         self._columns = {
-            attribute.key: OwnColumn(attribute.key, column)
+            attribute.key: OwnColumn(attribute.key, column, dialect)
             for attribute in mapper.column_attrs
             for column in attribute.columns
             if isinstance(column, Column)
             and column.table is table
             and column.name not in CHUNK_COLUMNS
             and column.computed is None
+            and not (column.identity is not None and column.identity.always)
         }
-        self._required = [name for name, own in self._columns.items() if own.required]
 
     def given(self, batch: Batch) -> tuple[str, ...]:
         """The names that all chunks of a batch give values for.
@@ -138,20 +197,17 @@ class OwnColumns:
         for chunk, columns in zip(batch.chunks, batch.columns, strict=True):
             problem = self._problem(columns, names)
             if problem is not None:
-                raise InvalidInputError(
-                    f"chunk {shown(chunk.id)}: {problem}", field="columns", chunk_id=chunk.id
-                )
+                raise _refused(chunk.id, problem)
         return tuple(sorted(names))
 
     def _problem(self, columns: Mapping[str, Any], names: Any) -> str | None:
-        for name, value in columns.items():
+        for name in columns:
             if name not in self._columns:
                 known = ", ".join(self._columns) or "none; a store for your model has them (model=)"
                 return f"there is no column {shown(name)} to set; there are: {known}"
-            if not self._columns[name].takes(value):
-                return f"the column {name} takes single values, no lists"
-        for name in self._required:
-            if columns.get(name) is None:
+        for name, own in self._columns.items():
+            missing = columns.get(name) is None and not own.column.nullable
+            if missing and (name in columns or own.required):
                 return f"its columns must give {name} a value"
         if columns.keys() != names:
             return "its columns are others than those of the batch's first chunk; upsert them apart"
@@ -164,25 +220,26 @@ class OwnColumns:
                 yield own
 
     def parameters(self, names: Sequence[str], batch: Batch) -> dict[str, Any]:
-        """What an upsert of these names binds."""
-        lists = {
-            own.name + "_list": own.listed(
-                [columns[own.name] for columns in batch.columns]
-                if own.name in names
-                else [own.makes_values(None) for _ in batch.chunks]  # type: ignore[misc]
-            )
+        """What an upsert of these names binds.
+
+        Raises:
+            InvalidInputError: a column cannot take a value.
+        """
+        parameters: dict[str, Any] = {
+            own.name + "_list": [
+                _processed(own, chunk.id, columns)
+                for chunk, columns in zip(batch.chunks, batch.columns, strict=True)
+            ]
             for own in self.written(names)
         }
-        called = {
-            own.name + "_on_update": own.called_on_update(None)
-            for own in self._touched(names)
-            if own.called_on_update is not None
-        }
-        return lists | called
+        for own in self._touched(names):
+            if own.called_on_update is not None:
+                parameters[own.name + "_on_update"] = own.called_on_update(None)
+        return parameters
 
     def on_update(self, names: Sequence[str]) -> dict[str, ColumnElement[Any]]:
-        """What an update sets by itself (``onupdate``), by column."""
-        return {own.column.name: own.on_update for own in self._touched(names)}
+        """What an update sets by itself (``onupdate``), by key; functions are called once."""
+        return {own.column.key: own.on_update for own in self._touched(names)}
 
     def _touched(self, names: Sequence[str]) -> list[OwnColumn]:
         return [
@@ -190,6 +247,25 @@ class OwnColumns:
             for name, own in self._columns.items()
             if name not in names and own.column.onupdate is not None
         ]
+
+
+def _processed(own: OwnColumn, chunk_id: str, columns: Mapping[str, Any]) -> Any:
+    try:
+        if own.name in columns:
+            return own.processed(columns[own.name])
+        assert own.makes_values is not None
+        return own.processed(own.makes_values(None))
+    except _UnsuitableError as error:
+        raise _refused(chunk_id, f"the column {own.name} {error}") from None
+    except Exception as error:  # of the type, or of the host's own function
+        problem = f"the column {own.name} cannot take its value ({type(error).__name__})"
+        raise _refused(chunk_id, problem) from error
+
+
+def _refused(chunk_id: str, problem: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"chunk {shown(chunk_id)}: {problem}", field="columns", chunk_id=chunk_id
+    )
 
 
 def _array_text(value: Any) -> str:

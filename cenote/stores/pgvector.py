@@ -135,7 +135,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         self._engine = connections.asyncpg_engine(engine)
         self._owns_engine = False
         self._embedding_model = embedding_model
-        self._own_columns = OwnColumns(self._model)
+        self._own_columns = OwnColumns(self._model, self._engine.dialect)
         self._connections = Connections(
             self._engine, self._model, self._config, hosts_own=self._hosts_own
         )
@@ -287,13 +287,13 @@ class PgVectorStore(VectorStore, Generic[Model]):
         if not batch.chunks:
             return
         names = self._own_columns.given(batch)
-        async with self._connections.transaction("upsert", joined) as connection:
-            for part in rows.parts(batch):
-                parameters = {
-                    "namespace": namespace,
-                    **rows.parameters(part, self._config.column_type),
-                    **self._own_columns.parameters(names, part),
-                }
+        parts = list(rows.parts(batch))
+        of_own = [self._own_columns.parameters(names, part) for part in parts]
+        whole = joined is not None and len(parts) > 1
+        async with self._connections.transaction("upsert", joined, whole=whole) as connection:
+            for part, own in zip(parts, of_own, strict=True):
+                parameters = rows.parameters(part, self._config.column_type)
+                parameters |= {"namespace": namespace, **own}
                 await connection.execute(self._statements.upsert(names), parameters)
             ids = [chunk.id for chunk in batch.chunks]
             await sessions.refresh(joined, self._model, namespace, ids)
@@ -312,8 +312,8 @@ class PgVectorStore(VectorStore, Generic[Model]):
         if not ids:
             return
         async with self._connections.single_statement("delete", joined) as connection:
-            await connection.execute(self._statements.delete, {"namespace": namespace, "ids": ids})
             await sessions.remove(joined, self._model, namespace, ids)
+            await connection.execute(self._statements.delete, {"namespace": namespace, "ids": ids})
 
     async def delete_namespace(self, namespace: str, *, session: Session | None = None) -> None:
         """Remove every chunk of a namespace; see `VectorStore.delete_namespace`.
@@ -324,8 +324,8 @@ class PgVectorStore(VectorStore, Generic[Model]):
         validation.check_namespace(namespace)
         joined = check_session(session)
         async with self._connections.single_statement("delete_namespace", joined) as connection:
-            await connection.execute(self._statements.delete_namespace, {"namespace": namespace})
             await sessions.remove(joined, self._model, namespace, None)
+            await connection.execute(self._statements.delete_namespace, {"namespace": namespace})
 
     # -- reading
 
@@ -352,15 +352,20 @@ class PgVectorStore(VectorStore, Generic[Model]):
         joined = check_session(session)
         if not query.any():
             return []
-        statement = self._statements.search(
-            filters.filter_shape(filter), limit, exact=exact, where=condition
-        )
-        parameters = {
+        shape = filters.filter_shape(filter)
+        parameters: dict[str, Any] = {
             "namespace": namespace,
             "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
             **self._statements.search_parameters(limit),
             **filters.filter_parameters(filter),
         }
+        if condition is None:
+            statement = self._statements.search(shape, limit, exact=exact)
+        else:
+            statement = self._statements.search_where(
+                condition, shape, limit, parameters, exact=exact
+            )
+            parameters = {}
         async with self._connections.single_statement("search", joined) as connection:
             found = (await connection.execute(statement, parameters)).all()
         return [RetrievalResult(chunk=rows.chunk(row), score=row.score) for row in found]
@@ -454,18 +459,22 @@ class PgVectorStore(VectorStore, Generic[Model]):
         session: Joined | None,
     ) -> AsyncIterator[Chunk]:
         shape = filters.filter_shape(filter)
-        parameters = {
+        values = {
             "namespace": namespace,
             "page_size": PAGE_SIZE,
             **filters.filter_parameters(filter),
         }
-        statement = self._statements.page(shape, first=True, where=where)
         while True:
+            first = "after" not in values
+            if where is None:
+                statement, parameters = self._statements.page(shape, first=first), values
+            else:
+                statement = self._statements.page_where(where, shape, values, first=first)
+                parameters = {}
             async with self._connections.single_statement("get_all_chunks", session) as connection:
                 page = (await connection.execute(statement, parameters)).all()
             for row in page:
                 yield rows.chunk(row)
             if len(page) < PAGE_SIZE:
                 return
-            statement = self._statements.page(shape, first=False, where=where)
-            parameters["after"] = page[-1].id
+            values["after"] = page[-1].id

@@ -32,7 +32,7 @@ def parts(batch: Batch) -> Iterator[Batch]:
     yield batch[start:]
 
 
-def parameters(batch: Batch, column_type: ColumnType) -> dict[str, list[Any]]:
+def parameters(batch: Batch, column_type: ColumnType) -> dict[str, Any]:
     """What the upsert statement binds: a list for each column."""
     chunks = batch.chunks
     return {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
-from sqlalchemy import Text, any_, delete, inspect, literal, select
+from sqlalchemy import RowMapping, Text, any_, delete, inspect, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import (
     AsyncSession,
     async_scoped_session,
 )
-from sqlalchemy.orm import undefer
+from sqlalchemy.orm.attributes import set_committed_value
 
 from cenote import catalog, connections, drift
 from cenote.config import SchemaConfig
@@ -60,13 +60,21 @@ class Connections:
 
     @asynccontextmanager
     async def transaction(
-        self, operation: str, session: Joined | None
+        self, operation: str, session: Joined | None, *, whole: bool
     ) -> AsyncIterator[AsyncConnection]:
-        """A connection in a transaction: one of its own, or the caller's."""
+        """A connection in a transaction: one of its own, or the caller's.
+
+        Args:
+            operation: what it is for, for messages.
+            session: the caller's.
+            whole: several statements are to come: in the caller's transaction they get a savepoint,
+                since one that fails on this side of the wire would leave the others behind.
+        """
         async with self._connection(operation, session, self._read_committed.begin) as connection:
             if session is not None:
                 await _refuse_autocommit(connection)
-            yield connection
+            async with connection.begin_nested() if whole else nullcontext():
+                yield connection
 
     @asynccontextmanager
     async def single_statement(
@@ -180,30 +188,57 @@ _PARAMETERS = 10_000  # of the 32,767 that a statement may have
 async def refresh(
     session: Joined | None, model: type[Any], namespace: str, ids: Sequence[str]
 ) -> None:
-    """Load anew what the session holds of some rows."""
+    """Load anew what the session holds of some rows: the columns of each that are loaded."""
     held = _held(session, model, namespace, set(ids))
     if not isinstance(session, AsyncSession) or not held:
         return
+    table = model.__table__
+    columns = {
+        attribute.key: attribute.columns[0]
+        for mapper in inspect(model).self_and_descendants
+        for attribute in mapper.column_attrs
+        if attribute.columns[0].table is table
+        and any(attribute.key in inspect(row).dict for row in held.values())
+    }
+    columns["id"] = table.c.id
     ids_held = literal(list(held), ARRAY(Text))
-    query = select(model).where(model.namespace == namespace, model.id == any_(ids_held))
-    if any("embedding" in inspect(row).dict for row in held.values()):
-        query = query.options(undefer(model.embedding))
-    await session.execute(query.execution_options(populate_existing=True))
+    query = select(*(column.label(name) for name, column in columns.items()))
+    query = query.where(table.c.namespace == namespace, table.c.id == any_(ids_held))
+    for found in (await session.execute(query)).mappings():
+        _set(held[found["id"]], found)
+
+
+def _set(row: Any, found: RowMapping) -> None:
+    """Set the loaded columns of an object to what is stored, and expire what depends on them."""
+    state = inspect(row)
+    mapper = state.mapper
+    outdated = [
+        attribute.key
+        for attribute in mapper.relationships
+        for column in attribute.local_columns
+        if _differs(state.dict, found, mapper.get_property_by_column(column).key)
+    ]
+    outdated += [attribute.key for attribute in mapper.column_attrs if attribute.key not in found]
+    for name in found.keys() & state.dict.keys():
+        set_committed_value(row, name, found[name])
+    if loaded := [name for name in outdated if name in state.dict]:
+        state.session.expire(row, loaded)
+
+
+def _differs(loaded: Mapping[str, Any], found: RowMapping, name: str) -> bool:
+    return name in loaded and name in found and bool(loaded[name] != found[name])
 
 
 async def remove(
     session: Joined | None, model: type[Any], namespace: str, ids: Sequence[str] | None
 ) -> None:
-    """Let a session know that rows are deleted, all of the namespace for None."""
-    held = _held(session, model, namespace, None if ids is None else set(ids))
-    if not isinstance(session, AsyncSession) or not held:
-        return
-    # Finds no row any more; it is for the session, which takes the objects back at a rollback.
-    every = list(held)
-    for start in range(0, len(every), _PARAMETERS):
-        part = model.id.in_(every[start : start + _PARAMETERS])
+    """Delete rows of which the session holds objects, so that it knows; all of None's."""
+    held = [*_held(session, model, namespace, None if ids is None else set(ids))]
+    for start in range(0, len(held), _PARAMETERS):
+        part = model.id.in_(held[start : start + _PARAMETERS])
         statement = delete(model).where(model.namespace == namespace, part)
-        await session.execute(statement, execution_options={"synchronize_session": "evaluate"})
+        assert isinstance(session, AsyncSession)
+        await session.execute(statement, execution_options={"synchronize_session": "fetch"})
 
 
 def _held(

@@ -9,18 +9,23 @@ from typing import Any
 import numpy as np
 from sqlalchemy import (
     REAL,
+    Alias,
     BigInteger,
     BindParameter,
     ColumnElement,
     Delete,
     Double,
+    FromClause,
     Select,
+    Table,
     Text,
     TextClause,
+    TextualSelect,
     and_,
     any_,
     bindparam,
     cast,
+    column,
     delete,
     false,
     func,
@@ -33,6 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import TypeEngine
 
 from cenote.config import SchemaConfig
@@ -52,6 +58,18 @@ from cenote.types import ColumnType, Float32Array
 from cenote.validation import shown
 
 _dialect = PGDialect()  # type: ignore[no-untyped-call]
+
+
+class _Found(TextualSelect):
+    """SQL that was compiled beforehand, and derives from no table that the host may join to."""
+
+    inherit_cache = True
+
+    def is_derived_from(self, fromclause: Any) -> bool:
+        return False
+
+
+_FOUND = (column("id", Text), column("distance", Double), column("score", Double))
 
 
 class ChunkStatements:
@@ -137,13 +155,13 @@ class ChunkStatements:
         new = func.unnest(*lists).table_valued(*fields).render_derived(name="new")
         values: dict[str, ColumnElement[Any]] = {name: new.c[name] for name in types}
         values["metadata"] = cast(new.c.metadata, JSONB)
-        values |= {one.column.name: one.value(new.c[one.column.name]) for one in own}
+        values |= {one.column.key: one.value(new.c[one.column.name]) for one in own}
         statement = insert(table).from_select(
             ["namespace", *values],
             select(bindparam("namespace", type_=Text), *values.values()),
         )
         excluded = statement.excluded
-        comparable = {one.column.name: one.comparable for one in own if one.name in names}
+        comparable = {one.column.key: one.comparable for one in own if one.name in names}
         changing = [name for name in types if name != "id"] + list(comparable)
 
         def compared(columns: Any) -> Any:
@@ -177,52 +195,72 @@ class ChunkStatements:
 
     # -- reading
 
-    def page(
-        self, shape: FilterShape, *, first: bool, where: ColumnElement[bool] | None
-    ) -> Select[Any]:
+    def page(self, shape: FilterShape, *, first: bool) -> Select[Any]:
         """The chunks that follow an id, or the first ones."""
-        if where is not None:
-            return self._build_page(shape, first).where(where)
         if (shape, first) not in self._pages:
-            self._pages[shape, first] = self._build_page(shape, first)
+            self._pages[shape, first] = self._build_page(shape, _parameter, first=first)
         return self._pages[shape, first]
 
-    def _build_page(self, shape: FilterShape, first: bool) -> Select[Any]:
+    def page_where(
+        self,
+        where: ColumnElement[bool],
+        shape: FilterShape,
+        values: Mapping[str, Any],
+        *,
+        first: bool,
+    ) -> Select[Any]:
+        """The same under a condition of the host's, with all values: its own may have our names."""
+        return self._build_page(shape, partial(_value, values), where, first=first)
+
+    def _build_page(
+        self, shape: FilterShape, bind: Bind, *where: ColumnElement[bool], first: bool
+    ) -> Select[Any]:
         columns = self._table.c
         statement = select(*self._chunk_columns()).where(
-            columns.namespace == bindparam("namespace", type_=Text),
-            *filter_conditions(columns.metadata, shape, _parameter),
+            columns.namespace == bind("namespace", Text()),
+            *filter_conditions(columns.metadata, shape, bind),
+            *where,
         )
         if not first:
-            statement = statement.where(columns.id > bindparam("after", type_=Text))
-        return statement.order_by(columns.id).limit(bindparam("page_size", type_=BigInteger))
+            statement = statement.where(columns.id > bind("after", Text()))
+        return statement.order_by(columns.id).limit(bind("page_size", BigInteger()))
 
-    def search(
-        self, shape: FilterShape, limit: int, *, exact: bool, where: ColumnElement[bool] | None
-    ) -> Select[Any]:
+    def search(self, shape: FilterShape, limit: int, *, exact: bool) -> Select[Any]:
         """The nearest chunks, with their score; for connections that have the codec."""
         fetch = None if exact else rows_to_fetch(limit)
-        if where is not None:
-            return self._build_search(shape, fetch, where)
         if (shape, fetch) not in self._searches:
-            self._searches[shape, fetch] = self._build_search(shape, fetch)
+            self._searches[shape, fetch] = self._build_search(shape, fetch, _parameter)
         return self._searches[shape, fetch]
+
+    def search_where(
+        self,
+        where: ColumnElement[bool],
+        shape: FilterShape,
+        limit: int,
+        values: Mapping[str, Any],
+        *,
+        exact: bool,
+    ) -> Select[Any]:
+        """The same under a condition of the host's, with all values: its own may have our names."""
+        fetch = None if exact else rows_to_fetch(limit)
+        return self._build_search(shape, fetch, partial(_value, values), where)
 
     def search_parameters(self, limit: int) -> dict[str, Any]:
         """What :meth:`search` binds for a limit."""
         return search_parameters(limit, self._ef_search)
 
     def _build_search(
-        self, shape: FilterShape, fetch: int | None, *where: ColumnElement[bool]
+        self, shape: FilterShape, fetch: int | None, bind: Bind, *where: ColumnElement[bool]
     ) -> Select[Any]:
         return Search(
             table=self._table,
             columns=self._chunk_columns(),
-            query=bindparam("query", type_=WireVector(self._column_type)),
-            bind=_parameter,
+            query=bind("query", WireVector(self._column_type)),
+            bind=bind,
             shape=shape,
             where=where,
             fetch=fetch,
+            named=not where,
         ).statement()
 
     def composable_search(
@@ -243,7 +281,7 @@ class ChunkStatements:
         if where is None and not self._schemas_translated:
             template, names = self._template(shape, fetch, limit)
             template = template.bindparams(**{name: values[name] for name in names})
-            found = template.columns(id=Text, distance=Double, score=Double)
+            found = _Found(template, list(_FOUND))
         else:
             conditions = () if where is None else (where,)
             found = self._nearest_ids(shape, fetch, limit, partial(_value, values), *conditions)
@@ -251,7 +289,8 @@ class ChunkStatements:
         model = self._model
         statement = (
             select(model, hits.c.score)
-            .join(hits, and_(model.namespace == literal(namespace, Text()), model.id == hits.c.id))
+            .select_from(hits)
+            .join(model, and_(model.namespace == literal(namespace, Text()), model.id == hits.c.id))
             .order_by(hits.c.distance, model.id)
         )
         return statement if np.any(query) else statement.where(false())
@@ -308,17 +347,19 @@ class ChunkStatements:
         if where is None:
             return None
         try:
-            condition: ColumnElement[bool] = and_(where)
+            # In brackets, since text("a OR b") would otherwise reach beyond the namespace.
+            condition: ColumnElement[bool] = Grouping(and_(where))
             froms = select(literal(1)).select_from(self._table).where(condition).get_final_froms()
         except ArgumentError as error:
             raise InvalidInputError(
-                f"where must be a SQL condition, not one of type {type(where).__name__}",
+                f"where must be one SQL condition (join several by and_), not one of type "
+                f"{type(where).__name__}",
                 field="where",
             ) from error
-        others = [getattr(other, "name", "?") for other in froms if other is not self._table]
+        others = [_described(other) for other in froms if other is not self._table]
         if others:
             raise InvalidInputError(
-                f"where brings in {', '.join(map(shown, others))}: speak of other tables than "
+                f"where brings in {', '.join(others)}: speak of other tables than "
                 f"{self._table.name!r} in exists(...), or as Model.relationship.has(...)",
                 field="where",
             )
@@ -345,3 +386,10 @@ def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
 def _value(values: Mapping[str, Any], name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
     """A parameter with its value."""
     return literal(values[name], type_)
+
+
+def _described(source: FromClause) -> str:
+    """What a condition brings along, for a message."""
+    if isinstance(source, Alias) and isinstance(source.element, Table):
+        return f"an alias of {source.element.name!r}"
+    return repr(source.name) if isinstance(source, Table) else "a subquery"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -32,15 +31,14 @@ def migrate(connection: Connection) -> None:
 async def serve(url: URL, port: int) -> None:
     """Serve until interrupted."""
     engine = create_async_engine(url, pool_size=5, max_overflow=0)
-    try:
-        async with engine.connect() as connection:
-            await connection.run_sync(migrate)
-        await fill(engine)
-        config = uvicorn.Config(create_app(engine), port=port, log_level="warning")
-        print(f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends it.", flush=True)
-        await uvicorn.Server(config).serve()
-    finally:
-        await engine.dispose()
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate)
+    await fill(engine)
+    config = uvicorn.Config(
+        create_app(engine), port=port, log_level="warning", timeout_graceful_shutdown=5
+    )
+    print(f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends it.", flush=True)
+    await uvicorn.Server(config).serve()
 
 
 def main() -> None:
@@ -49,8 +47,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument(
         "--database-url",
-        default=os.environ.get("DATABASE_URL"),
-        help="postgresql+asyncpg://...; by default an embedded server, its data in .demo",
+        help="postgresql+asyncpg://..., where it makes its tables; by default an embedded server, "
+        "its data in .demo",
     )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the database is stopped

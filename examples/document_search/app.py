@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, HTTPException, Query
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -27,13 +29,21 @@ UserName = Annotated[str, Header(alias="X-User", description="who asks; a sample
 class NewDocument(BaseModel):
     """What is sent to add a document."""
 
+    model_config = ConfigDict(str_strip_whitespace=True)
+
     title: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")
     text: str = Field(min_length=1, max_length=200_000, pattern=r"^[^\x00]*$")
 
 
 def create_app(engine: AsyncEngine) -> FastAPI:
-    """The application. It opens no connection but for requests, and leaves the engine open."""
-    app = FastAPI(title="Document search")
+    """The application. It disposes of the engine when it shuts down."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await engine.dispose()
+
+    app = FastAPI(title="Document search", lifespan=lifespan)
     sessions = async_sessionmaker(engine, expire_on_commit=False)
     store = PgVectorStore(sessions, model=Passage, embedding_model=MODEL)
 

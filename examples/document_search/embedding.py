@@ -7,6 +7,7 @@ needs no download and no training.
 
 from __future__ import annotations
 
+import numpy as np
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from cenote.types import Float32Array
@@ -21,5 +22,7 @@ _vectorizer = HashingVectorizer(
 
 def embed(texts: list[str]) -> Float32Array:
     """One vector for each text, shape (texts, DIMENSIONS); zero for a text without words."""
+    if not texts:
+        return np.zeros((0, DIMENSIONS), np.float32)
     matrix: Float32Array = _vectorizer.transform(texts).toarray().astype("float32")
     return matrix

@@ -32,9 +32,12 @@ def address(empty_dsn: str) -> Iterator[str]:
         port = free.getsockname()[1]
     url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     process = subprocess.Popen(
-        [sys.executable, "-m", "examples.document_search", "--port", str(port)],
+        [
+            *(sys.executable, "-m", "examples.document_search", "--port", str(port)),
+            *("--database-url", url.render_as_string(hide_password=False)),
+        ],
         cwd=REPOSITORY,
-        env={**clean_environment(), "DATABASE_URL": url.render_as_string(hide_password=False)},
+        env=clean_environment(),
         stdout=subprocess.PIPE,
         text=True,
     )
