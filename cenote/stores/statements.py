@@ -27,7 +27,6 @@ from sqlalchemy import (
     cast,
     column,
     delete,
-    false,
     func,
     literal,
     literal_column,
@@ -289,11 +288,14 @@ class ChunkStatements:
         model = self._model
         statement = (
             select(model, hits.c.score)
-            .select_from(hits)
-            .join(model, and_(model.namespace == literal(namespace, Text()), model.id == hits.c.id))
+            # No join: of that, filter_by() would take the wrong side, in 2.0 or in 2.1.
+            .where(model.namespace == literal(namespace, Text()), model.id == hits.c.id)
             .order_by(hits.c.distance, model.id)
         )
-        return statement if np.any(query) else statement.where(false())
+        if np.any(query):
+            return statement
+        # Not false(), which would swallow the other conditions and leave a cartesian product.
+        return statement.where(literal_column("1") == literal_column("0"))
 
     def _build_template(
         self, shape: FilterShape, fetch: int | None, limit: int
