@@ -23,7 +23,7 @@ from sqlalchemy import (
     TypeDecorator,
     func,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, BIT, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from cenote import ChunkMixin, EmbeddedChunk
@@ -93,6 +93,7 @@ class Passage(ChunkMixin, Base, dimensions=4, partitions=4, hnsw_m=8, hnsw_ef_co
     days: Mapped[list[date] | None] = mapped_column(ARRAY(Date))
     grid: Mapped[list[list[int]] | None] = mapped_column(ARRAY(Integer, dimensions=2))
     stock: Mapped[Any] = mapped_column(VECTOR(2), nullable=True)
+    flags: Mapped[Any] = mapped_column(BIT(3), nullable=True)
     renamed: Mapped[str | None] = mapped_column("db_name", key="other_key")
     bookmarks: Mapped[list[Bookmark]] = relationship(back_populates="passage", passive_deletes=True)
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from asyncpg import BitString
 from database import scalar
 from library import Base, Document, Mood, Passage, passage
 from sqlalchemy import ForeignKey, func, text
@@ -63,6 +64,7 @@ VALUES: list[dict[str, Any]] = [
     {"short": "five5", "price": Decimal("1.25"), "took": timedelta(days=-1, seconds=5)},
     {"raw": b"\x00\xff", "days": [date(2026, 1, 2)], "grid": [[1, 2], [3, 4]]},
     {"stock": [1.0, 2.0]},
+    {"renamed": "x"},
 ]
 
 
@@ -141,10 +143,13 @@ async def test_columns_that_cannot_be_set(
 
 
 async def test_what_does_not_fit_is_not_cut(store: PgVectorStore[Passage]) -> None:
-    """A text that is too long is refused, as in any INSERT."""
-    with pytest.raises(VectorStoreError) as error:
-        await store.upsert([embedded("a", columns={"short": "too long"})], "t")
-    assert error.value.sqlstate == "22001"
+    """Nor filled up, but refused as in any INSERT."""
+    await store.upsert([embedded("b", columns={"flags": BitString("101")})], "t")
+    assert await scalar(store.engine, "SELECT flags::text FROM passages") == "101"
+    for columns, state in (({"short": "too long"}, "22001"), ({"flags": BitString("1")}, "22026")):
+        with pytest.raises(VectorStoreError) as error:
+            await store.upsert([embedded("a", columns=columns)], "t")
+        assert error.value.sqlstate == state
 
 
 @pytest.mark.parametrize("value", ["no number", 2**40])

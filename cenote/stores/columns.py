@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,8 +115,8 @@ class OwnColumn:
         if self._as_text or isinstance(self._kind, types.String):
             return _ListOf("TEXT")
         spec = str(self.column.type.compile(dialect=self.dialect))
-        # Without its length or precision: a cast would cut what an INSERT refuses.
-        return _ListOf(re.sub(r"\s?\([\d, ]+\)", "", spec))
+        # A cast to a length would cut, or fill up, what an INSERT refuses; so texts above.
+        return _ListOf("VARBIT" if spec.startswith("BIT") else spec)
 
     def value(self, new: ColumnElement[Any]) -> ColumnElement[Any]:
         """What is written, of a column of the unnested lists."""

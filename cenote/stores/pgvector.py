@@ -52,9 +52,10 @@ class PgVectorStore(VectorStore, Generic[Model]):
     COMMITTED a write may fail with `sqlstate` 40001 and is to be tried again. A session is not for
     several tasks at once.
 
-    Objects of the model that the session holds are kept in step: those that an upsert wrote are
-    loaded anew, with one query and only if there are any; those that were deleted are deleted in
-    the session, too. Loaded relationships of other objects are not.
+    Objects of the model that the session holds are kept in step. Those that an upsert wrote get
+    what is stored, with one query and only if there are any; their relationships stay loaded unless
+    their foreign keys changed. Those that were deleted are deleted in the session, too. What other
+    objects have loaded of them, such as a document's list of passages, is left as it is.
 
     Args:
         engine: an `AsyncEngine` on asyncpg, or an `async_sessionmaker` bound to one. Calls without
