@@ -24,7 +24,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, aliased, contains_eager, selectinload
 from sqlalchemy.schema import CreateSchema
 
-from cenote import ChunkRow, DimensionMismatchError, InvalidInputError, PgVectorStore
+from cenote import (
+    ChunkRow,
+    ConfigurationError,
+    DimensionMismatchError,
+    InvalidInputError,
+    PgVectorStore,
+)
 from cenote.testing import embedded, found
 
 V = [1.0, 0.0, 0.0, 0.0]
@@ -186,6 +192,10 @@ async def test_an_engine_that_translates_schemas(
     async with AsyncSession(tenant) as session:
         rows = (await session.execute(store.search_statement(V, "t"))).all()
     assert [row.Passage.id for row in rows] == ["only one"]
+    untranslated = PgVectorStore(library, model=Passage).search_statement(V, "t")
+    async with AsyncSession(tenant) as session:
+        with pytest.raises(ConfigurationError, match="give the store an engine"):
+            await session.execute(untranslated)
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])

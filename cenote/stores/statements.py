@@ -37,6 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import TypeEngine
 
@@ -66,6 +67,18 @@ class _Found(TextualSelect):
 
     def is_derived_from(self, fromclause: Any) -> bool:
         return False
+
+
+@compiles(_Found)
+def _compile_found(element: _Found, compiler: Any, **kw: Any) -> str:
+    if getattr(compiler, "schema_translate_map", None):
+        raise ConfigurationError(
+            "a schema_translate_map of a session or a connection does not reach into a search "
+            "statement; give the store an engine with execution_options(schema_translate_map=...)",
+            setting="schema",
+        )
+    sql: str = compiler.visit_textual_select(element, **kw)
+    return sql
 
 
 _FOUND = (column("id", Text), column("distance", Double), column("score", Double))
