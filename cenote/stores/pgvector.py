@@ -24,6 +24,7 @@ from cenote.sqltypes import to_wire
 from cenote.stores import rows, sessions
 from cenote.stores.base import VectorStore
 from cenote.stores.columns import OwnColumns
+from cenote.stores.conditions import checked_condition
 from cenote.stores.search import DEFAULT_EF_SEARCH
 from cenote.stores.sessions import Connections, Joined, Session, check_session
 from cenote.stores.statements import ChunkStatements
@@ -430,7 +431,11 @@ class PgVectorStore(VectorStore, Generic[Model]):
         query = validation.check_query_vector(
             query_vector, self._config.dimensions, self._config.column_type
         )
-        return query, validation.check_filter(filter), self._statements.conditions(where)
+        return (
+            query,
+            validation.check_filter(filter),
+            checked_condition(where, self._connections.table),
+        )
 
     def get_all_chunks(
         self,
@@ -449,7 +454,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         """
         validation.check_namespace(namespace)
         filter = validation.check_filter(filter)
-        condition = self._statements.conditions(where)
+        condition = checked_condition(where, self._connections.table)
         return self._chunks(namespace, filter, condition, check_session(session))
 
     async def _chunks(

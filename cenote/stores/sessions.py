@@ -52,7 +52,7 @@ class Connections:
         # Whatever the host's engine does: a stricter level would make overlapping upserts fail.
         self._read_committed = engine.execution_options(isolation_level="READ COMMITTED")
         self._model = model
-        self._table = model.__table__
+        self.table = model.__table__
         self._config = config
         self._hosts_own = hosts_own
         self._table_checked = False
@@ -105,7 +105,7 @@ class Connections:
             connection = session
         else:
             connection = await session.connection(
-                bind_arguments={"mapper": inspect(self._model), "clause": self._table}
+                bind_arguments={"mapper": inspect(self._model), "clause": self.table}
             )
         if connection.dialect.driver != "asyncpg":
             raise InvalidInputError(
@@ -125,7 +125,7 @@ class Connections:
         # A missing table, or one of others, is for the statement itself to find.
         if live is not None and live.column_type is not None:
             finding = drift.embedding_finding(
-                "table " + self._table.fullname, live.column_type, live.dimensions, self._config
+                "table " + self.table.fullname, live.column_type, live.dimensions, self._config
             )
             if finding is not None:
                 raise VectorStoreError(str(finding))
@@ -145,7 +145,7 @@ class Connections:
             cause = connections.driver_error(error)
             state = getattr(cause, "sqlstate", None)
             message = (
-                f"{operation} on table {self._table.fullname!r} failed: "
+                f"{operation} on table {self.table.fullname!r} failed: "
                 + connections.describe(cause)
                 + store_cure(state, self._config, hosts_own=self._hosts_own)
             )

@@ -9,19 +9,15 @@ from typing import Any
 import numpy as np
 from sqlalchemy import (
     REAL,
-    Alias,
     BigInteger,
     BindParameter,
     ColumnElement,
     Delete,
     Double,
-    FromClause,
     Select,
-    Table,
     Text,
     TextClause,
     TextualSelect,
-    and_,
     any_,
     bindparam,
     cast,
@@ -36,13 +32,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
 from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import TypeEngine
 
 from cenote.config import SchemaConfig
-from cenote.errors import ConfigurationError, InvalidInputError
+from cenote.errors import ConfigurationError
 from cenote.filters import Bind, FilterShape, filter_conditions, filter_parameters, filter_shape
 from cenote.sqltypes import WireVector, embedding_type
 from cenote.stores.columns import OwnColumns
@@ -353,33 +347,6 @@ class ChunkStatements:
             named=False,
         ).statement()
 
-    def conditions(self, where: Any) -> ColumnElement[bool] | None:
-        """The host's conditions, checked: they may speak of the chunk's own row only.
-
-        Raises:
-            InvalidInputError: they are none, or bring other tables along.
-        """
-        if where is None:
-            return None
-        try:
-            # In brackets, since text("a OR b") would otherwise reach beyond the namespace.
-            condition: ColumnElement[bool] = Grouping(and_(where))
-            froms = select(literal(1)).select_from(self._table).where(condition).get_final_froms()
-        except ArgumentError as error:
-            raise InvalidInputError(
-                f"where must be one SQL condition (join several by and_), not one of type "
-                f"{type(where).__name__}",
-                field="where",
-            ) from error
-        others = [_described(other) for other in froms if other is not self._table]
-        if others:
-            raise InvalidInputError(
-                f"where brings in {', '.join(others)}: speak of other tables than "
-                f"{self._table.name!r} in exists(...), or as Model.relationship.has(...)",
-                field="where",
-            )
-        return condition
-
     def _chunk_columns(self) -> Sequence[ColumnElement[Any]]:
         columns = self._table.c
         return [
@@ -401,10 +368,3 @@ def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
 def _value(values: Mapping[str, Any], name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
     """A parameter with its value."""
     return literal(values[name], type_)
-
-
-def _described(source: FromClause) -> str:
-    """What a condition brings along, for a message."""
-    if isinstance(source, Alias) and isinstance(source.element, Table):
-        return f"an alias of {source.element.name!r}"
-    return repr(source.name) if isinstance(source, Table) else "a subquery"
