@@ -112,8 +112,29 @@ def _register() -> None:
     Plugin.setup_plugin_from_module(sys.modules[__name__], PLUGIN)
 
 
+class EnsureExtensionOp(ops.MigrateOperation):
+    """Creates the extension if it is missing; on the way down nothing."""
+
+    def __init__(self, *, down: bool = False) -> None:
+        self.down = down
+
+    def reverse(self) -> EnsureExtensionOp:
+        return EnsureExtensionOp(down=not self.down)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("ensure_extension",)
+
+
+@renderers.dispatch_for(EnsureExtensionOp)
+def _render_extension(autogen_context: AutogenContext, operation: EnsureExtensionOp) -> list[str]:
+    if operation.down:
+        return []
+    autogen_context.imports.add("from cenote.operations import ensure_extension")
+    return ["ensure_extension()"]
+
+
 class CreateChunkTableOp(ops.CreateTableOp):
-    """Creates a chunk table, the extension before it and the partitions after it."""
+    """Creates a chunk table, and its partitions after it."""
 
     partitions: int
 
@@ -144,14 +165,16 @@ def _take_over_creations(
             columns = {item.name for item in operation.columns if isinstance(item, Column)}
             if columns >= CHUNK_COLUMNS:
                 upgrade_ops.ops[place] = CreateChunkTableOp.of(operation)
+    if any(isinstance(operation, CreateChunkTableOp) for operation in upgrade_ops.ops):
+        # Before all tables, as others of the host's may have vectors, too.
+        upgrade_ops.ops.insert(0, EnsureExtensionOp())
     return PriorityDispatchResult.CONTINUE
 
 
 @renderers.dispatch_for(CreateChunkTableOp)
 def _render_creation(autogen_context: AutogenContext, operation: CreateChunkTableOp) -> list[str]:
-    autogen_context.imports.add("from cenote.operations import ensure_extension")
     create_table = renderers.dispatch(ops.CreateTableOp)(autogen_context, operation)
-    lines = ["ensure_extension()", create_table]
+    lines = [create_table]
     if operation.partitions:
         autogen_context.imports.add("from cenote.operations import create_partitions")
         schema = "" if operation.schema is None else f", schema={str(operation.schema)!r}"

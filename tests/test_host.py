@@ -330,6 +330,12 @@ class Excerpt(ChunkMixin, Base, dimensions=4, partitions=4, hnsw_m=8):
     page: Mapped[int | None]
 
 
+class Album(Base):
+    __tablename__ = "albums"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    cover: Mapped[list[float]] = mapped_column(HALFVEC(3))
+
+
 class Half(ChunkMixin, Base, dimensions=3000, column_type="halfvec", partitions=0):
     __tablename__ = "halves"
 """
@@ -337,6 +343,9 @@ class Half(ChunkMixin, Base, dimensions=3000, column_type="halfvec", partitions=
     start, end = app.index("class Passage"), app.index("class Note")
     app = app[:start] + models.lstrip() + "\n\n" + app[end:].replace("cenote_chunks", "excerpts")
     app = app.replace("import ForeignKeyC", "import ForeignKey, ForeignKeyC")
+    app = app.replace(
+        "from sqlalchemy.orm", "from pgvector.sqlalchemy import HALFVEC\nfrom sqlalchemy.orm"
+    )
     (host / "app.py").write_text(app)
     alembic("upgrade", "head")
     before = revisions(host)
@@ -344,13 +353,15 @@ class Half(ChunkMixin, Base, dimensions=3000, column_type="halfvec", partitions=
     written = new_revision(host, before)
     assert "create_partitions('excerpts', 4)\n" in written
     assert written.count("create_partitions(") == 1
+    assert written.count("    ensure_extension()\n") == 1
+    assert written.index("ensure_extension()") < written.index("'albums'")  # comes by its name
     assert "info=" not in written
     alembic("upgrade", "head")
     assert "No new upgrade operations" in alembic("check")
     store = PgVectorStore(empty_engine, 4, table_name="excerpts", hnsw_m=8, partitions=4)
     differences = [finding.kind for finding in await store.check_schema()]
     assert differences == ["revision_missing"]  # the host's own is where it is recorded
-    everything = [*ALL_TABLES, "excerpts", "halves"]
+    everything = [*ALL_TABLES, "albums", "excerpts", "halves"]
     expected = sorted(name for name in everything if not name.startswith("cenote_"))
     assert await tables(empty_engine) == expected
 

@@ -228,7 +228,11 @@ def rows_to_fetch(limit: int) -> int:
 
 def materialized(statement: Any, name: str | None = None) -> CTE:
     """A CTE that is computed once, whatever the planner thinks of it."""
-    cte: CTE = statement.cte(name).prefix_with("MATERIALIZED")
+    plain = statement.cte(name)
+    cte: CTE = plain.prefix_with("MATERIALIZED")
+    # An anonymous name is made of the address of `plain`, of which this is a copy: if that were
+    # freed, another CTE of the same statement could get its address, and its name.
+    cte._cenote_named_after = plain  # type: ignore[attr-defined]
     return cte
 
 
