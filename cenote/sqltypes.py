@@ -111,11 +111,6 @@ def to_wire(matrix: Float32Array, column_type: ColumnType) -> list[bytes]:
     return [row.tobytes() for row in wire]
 
 
-def vector_text(value: Any) -> str:
-    """A vector as Postgres reads it."""
-    return "[" + ",".join(str(element) for element in _to_array(value).tolist()) + "]"
-
-
 async def install_codec(connection: asyncpg.Connection, schema: str) -> None:
     """Make an asyncpg connection speak binary for ``vector`` and ``halfvec``.
 

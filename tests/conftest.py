@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 pytest.register_assert_rewrite("cenote.testing")
 
 from commands import output_of, run  # noqa: E402
+from library import Base  # noqa: E402
 
 from cenote import PgVectorStore, SchemaConfig, schema  # noqa: E402
 from cenote.connections import create_engine  # noqa: E402
@@ -151,6 +152,15 @@ async def _engine(dsn: str) -> AsyncIterator[AsyncEngine]:
     assert isinstance(engine.pool, QueuePool)
     assert engine.pool.checkedout() == 0, "a connection was not given back"
     await engine.dispose()
+
+
+@pytest.fixture
+async def library(empty_engine: AsyncEngine) -> AsyncEngine:
+    """An engine on the database of a host, with all tables of `library.Base`."""
+    async with empty_engine.begin() as connection:
+        await connection.execute(text("CREATE EXTENSION vector"))
+        await connection.run_sync(Base.metadata.create_all)
+    return empty_engine
 
 
 @pytest.fixture

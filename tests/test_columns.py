@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from asyncpg import BitString
 from database import scalar
-from library import Base, Document, Mood, Passage, passage
+from library import Document, Mood, Passage, passage
 from sqlalchemy import ForeignKey, func, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, undefer
@@ -28,12 +28,9 @@ V = [1.0, 0.0, 0.0, 0.0]
 
 
 @pytest.fixture
-async def store(empty_engine: AsyncEngine) -> PgVectorStore[Passage]:
+def store(library: AsyncEngine) -> PgVectorStore[Passage]:
     """A store for the host's model, in a database with its tables."""
-    async with empty_engine.begin() as connection:
-        await connection.execute(text("CREATE EXTENSION vector"))
-        await connection.run_sync(Base.metadata.create_all)
-    return PgVectorStore(empty_engine, model=Passage)
+    return PgVectorStore(library, model=Passage)
 
 
 async def row(store: PgVectorStore[Passage], id: str = "a") -> Passage:

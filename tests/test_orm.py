@@ -173,6 +173,8 @@ def test_a_subclass_by_single_table_inheritance() -> None:
         __mapper_args__ = {"polymorphic_identity": "memo"}  # noqa: RUF012
         urgent: Mapped[bool | None]
 
+    with pytest.raises(ConfigurationError, match="the class that has the table, Note, not Memo"):
+        PgVectorStore(_engine(), model=Memo)
     assert Memo.__table__ is Note.__table__
     table: Any = Note.__table__
     assert len(table.indexes) == 3
@@ -227,6 +229,7 @@ def test_columns_of_the_chunks_may_be_defined_anew_with_their_type() -> None:
         ({"dimensions": 3, "partitions": 1}, "partitions"),
         ({"dimensions": 3, "table_name": "x"}, "table_name"),
         ({"dimensions": 3, "schema": "x"}, "schema"),
+        ({"dimension": 3}, "dimension"),
     ],
 )
 def test_settings_that_cannot_work(arguments: Any, setting: str) -> None:
@@ -238,6 +241,17 @@ def test_settings_that_cannot_work(arguments: Any, setting: str) -> None:
     with pytest.raises(ConfigurationError) as error:
         type("Note", (ChunkMixin, Base), {"__tablename__": "notes"}, **arguments)
     assert error.value.setting == setting
+
+
+def test_a_table_without_dimensions_cannot_be_created() -> None:
+    """Since its index could not; the message says where to give them."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    type("Note", (ChunkMixin, Base), {"__tablename__": "notes"})
+    with pytest.raises(ConfigurationError, match="table 'notes': how many dimensions"):
+        ddl(Base)
 
 
 def test_a_table_name_that_is_too_long() -> None:
@@ -314,15 +328,12 @@ async def test_a_dataclass_base(empty_engine: AsyncEngine) -> None:
 # -- building blocks
 
 
-async def test_a_query_by_hand_is_a_line(empty_engine: AsyncEngine) -> None:
+async def test_a_query_by_hand_is_a_line(library: AsyncEngine) -> None:
     """distance_to to order by, similarity_to to select; of a model and of an alias of it."""
-    async with empty_engine.begin() as connection:
-        await connection.execute(text("CREATE EXTENSION vector"))
-        await connection.run_sync(LibraryBase.metadata.create_all)
-    store = PgVectorStore(empty_engine, model=Passage)
+    store = PgVectorStore(library, model=Passage)
     await store.upsert([passage(None, n) for n in range(5)], "t")
     near = [1, 0, 0, 0]
-    async with AsyncSession(empty_engine) as session:
+    async with AsyncSession(library) as session:
         for model in (Passage, aliased(Passage)):
             query = (
                 select(model.id, model.similarity_to(near).label("score"))

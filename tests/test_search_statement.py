@@ -37,15 +37,6 @@ V = [1.0, 0.0, 0.0, 0.0]
 
 
 @pytest.fixture
-async def library(empty_engine: AsyncEngine) -> AsyncEngine:
-    """The host's database."""
-    async with empty_engine.begin() as connection:
-        await connection.execute(text("CREATE EXTENSION vector"))
-        await connection.run_sync(Base.metadata.create_all)
-    return empty_engine
-
-
-@pytest.fixture
 def store(library: AsyncEngine) -> PgVectorStore[Passage]:
     """A store for the host's model."""
     return PgVectorStore(library, model=Passage)

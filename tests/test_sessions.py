@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from database import execute, scalar
-from library import Base, Bookmark, Document, Passage, passage
+from library import Bookmark, Document, Passage, passage
 from sqlalchemy import create_engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import (
@@ -24,15 +24,6 @@ from cenote import InvalidInputError, PgVectorStore, VectorStoreError
 from cenote.testing import embedded, found, stored
 
 V = [1.0, 0.0, 0.0, 0.0]
-
-
-@pytest.fixture
-async def library(empty_engine: AsyncEngine) -> AsyncEngine:
-    """The host's database, with all tables of its metadata."""
-    async with empty_engine.begin() as connection:
-        await connection.execute(text("CREATE EXTENSION vector"))
-        await connection.run_sync(Base.metadata.create_all)
-    return empty_engine
 
 
 @pytest.fixture
