@@ -4,13 +4,16 @@
 # make browser the sample application's page in a headless browser, which it installs (Debian)
 # make check   formatting, lint, types
 # make build   wheel and sdist
+# make benchmark  cenote beside hand-written SQL and three libraries; see benchmarks/README.md
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo app test browser check build clean
+.PHONY: demo app test browser check build benchmark clean
+
+PEERS = langchain llama vecs
 
 demo: $(VENV)/demo-installed
 	$(BIN)/python -m examples.stdlib_search $(if $(QUERY),--query "$$QUERY") $(ARGS)
@@ -36,8 +39,17 @@ check: $(VENV)/dev-installed
 build: $(VENV)/dev-installed
 	$(BIN)/python -m build
 
+benchmark: $(VENV)/benchmark-installed $(PEERS:%=.bench/%/installed)
+	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+# Each library in an environment of its own, since their requirements exclude one another.
+.bench/%/installed: benchmarks/requirements/%.txt | $(BIN)/python
+	$(BIN)/python -m venv .bench/$*
+	.bench/$*/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .demo dist
+	rm -rf $(VENV) .bench .demo dist
 
 $(VENV)/%-installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"

@@ -1,0 +1,149 @@
+"""Hand-written asyncpg over one plain table, as fast as it can be: pgvector's binary codec, a
+connection without a pool, records left as the driver gives them.
+
+Its key (namespace, id) is the index on the namespace; one HNSW index covers all tenants. The
+search runs at pgvector's default settings. It is the query that loses results; `exact` is the one
+that does not, and compares with every row of the tenant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+import pgvector.asyncpg
+
+from benchmarks.contenders.base import Contender, Job, Row, share_out
+
+_TABLE = """
+DROP TABLE IF EXISTS chunks;
+CREATE TABLE chunks (
+    namespace text COLLATE "C" NOT NULL, id text COLLATE "C" NOT NULL, document_id text NOT NULL,
+    content text NOT NULL, position bigint NOT NULL, metadata jsonb NOT NULL,
+    content_hash text NOT NULL, embedding vector(:dimensions) NOT NULL,
+    embedding_model text NOT NULL,
+    PRIMARY KEY (namespace, id)
+)
+"""
+_INDEX = """
+CREATE INDEX ON chunks USING hnsw (embedding vector_cosine_ops)
+WITH (m = 16, ef_construction = 64)
+"""
+_UPSERT = """
+INSERT INTO chunks VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+ON CONFLICT (namespace, id) DO UPDATE
+SET document_id = excluded.document_id, content = excluded.content, position = excluded.position,
+    metadata = excluded.metadata, content_hash = excluded.content_hash,
+    embedding = excluded.embedding, embedding_model = excluded.embedding_model
+"""
+_SEARCH = """
+SELECT id, document_id, content, position, metadata, content_hash, embedding <=> $1 AS distance
+FROM chunks WHERE namespace = $2 ORDER BY embedding <=> $1 LIMIT $3
+"""
+_SEARCH_FILTERED = """
+SELECT id, document_id, content, position, metadata, content_hash, embedding <=> $1 AS distance
+FROM chunks WHERE namespace = $2 AND metadata @> $4 ORDER BY embedding <=> $1 LIMIT $3
+"""
+_EXACT = """
+SELECT id, document_id, content, position, metadata, content_hash, embedding <=> $1 AS distance
+FROM chunks WHERE namespace = $2 ORDER BY (embedding <=> $1) + 0 LIMIT $3
+"""
+_EXACT_FILTERED = """
+SELECT id, document_id, content, position, metadata, content_hash, embedding <=> $1 AS distance
+FROM chunks WHERE namespace = $2 AND metadata @> $4 ORDER BY (embedding <=> $1) + 0 LIMIT $3
+"""
+_SCAN = """
+SELECT id, document_id, content, position, metadata, content_hash
+FROM chunks WHERE namespace = $1 ORDER BY id
+"""
+_PAGE = 500
+
+
+class Floor(Contender):
+    """By hand.
+
+    Args:
+        exact: whether searches compare with every row of the tenant.
+    """
+
+    def __init__(self, *, exact: bool = False) -> None:
+        self._search = _EXACT if exact else _SEARCH
+        self._search_filtered = _EXACT_FILTERED if exact else _SEARCH_FILTERED
+        self._connections: list[asyncpg.Connection] = []
+
+    async def open(self, dsn: str, dimensions: int) -> None:
+        self._dsn, self._dimensions = dsn, dimensions
+        self._connections = [await self._connect()]
+
+    async def close(self) -> None:
+        for connection in self._connections:
+            await connection.close()
+
+    async def create_table(self) -> None:
+        await self._connections[0].execute(_TABLE.replace(":dimensions", str(self._dimensions)))
+
+    async def create_index(self) -> None:
+        await self._connections[0].execute(_INDEX)
+
+    async def upsert(self, batch: Any) -> None:
+        async with self._connections[0].transaction():
+            await self._connections[0].executemany(_UPSERT, _records(batch))
+
+    async def bulk_load(self, rows: Sequence[Row]) -> None:
+        await self._connections[0].copy_records_to_table("chunks", records=_records(rows))
+        await self.create_index()
+
+    async def search(self, job: Job) -> list[str]:
+        return await self._searched(self._connections[0], job)
+
+    async def _searched(self, connection: asyncpg.Connection, job: Job) -> list[str]:
+        if job.filter is None:
+            found = await connection.fetch(self._search, job.query, job.tenant, job.limit)
+        else:
+            wanted = json.dumps(job.filter)
+            found = await connection.fetch(
+                self._search_filtered, job.query, job.tenant, job.limit, wanted
+            )
+        return [record["id"] for record in found]
+
+    async def scan(self, tenant: str) -> int:
+        count = 0
+        async with self._connections[0].transaction():
+            async for _ in self._connections[0].cursor(_SCAN, tenant, prefetch=_PAGE):
+                count += 1
+        return count
+
+    async def set_ef_search(self, ef_search: int) -> None:
+        await self._connections[0].execute(
+            "SELECT set_config('hnsw.ef_search', $1, false)", str(ef_search)
+        )
+
+    async def clients(self, jobs: Sequence[Job], count: int) -> None:
+        """A connection for each client: a pool would reset it after every search."""
+        while len(self._connections) < count:
+            self._connections.append(await self._connect())
+        await share_out(jobs, self._connections[:count], self._searched)
+
+    async def _connect(self) -> asyncpg.Connection:
+        connection = await asyncpg.connect(self._dsn)
+        await pgvector.asyncpg.register_vector(connection)
+        return connection
+
+
+def _records(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+    return [
+        (
+            row.tenant,
+            row.id,
+            row.document_id,
+            row.content,
+            row.position,
+            json.dumps(row.metadata),
+            "",
+            row.vector,
+            "model",
+        )
+        for row in rows
+    ]

@@ -1,0 +1,160 @@
+"""A comparison in four pictures, of ratios alone; needs matplotlib."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+Result = dict[str, Any]
+
+# Okabe and Ito's palette, told apart with any kind of colour vision.
+COLOURS = {
+    "cenote": "#0072B2",
+    "complete": "#56B4E9",
+    "floor": "#000000",
+    "floor-exact": "#7F7F7F",
+    "original": "#E69F00",
+    "langchain": "#D55E00",
+    "langchain-tuned": "#D55E00",
+    "llama-index": "#009E73",
+    "llama-index-tuned": "#009E73",
+    "vecs": "#CC79A7",
+    "vecs-tuned": "#CC79A7",
+}
+_SIZE = (9.0, 4.8)  # 900 pixels wide
+_GAP = 0.045
+"""Between two labels, in heights of the picture."""
+
+
+def draw(result: Result, folder: Path) -> None:
+    """Write the pictures that the run has numbers for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    style: Any = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 11,
+        "svg.hashsalt": "cenote",
+        "svg.fonttype": "none",
+    }
+    with plt.rc_context(style):
+        if any(cell["contenders"] for cell in result["cells"]):
+            for measure in ("completeness", "recall"):
+                _save(folder / f"{measure}.svg", _by_share, result, measure)
+            _save(folder / "recall_and_latency.svg", _recall_and_latency, result)
+        if "upsert" in result and "clients" in result:
+            _save(folder / "throughput.svg", _throughput, result)
+
+
+def _save(file: Path, paint: Callable[..., None], *arguments: Any) -> None:
+    figure, axes = plt.subplots(figsize=_SIZE)
+    paint(axes, *arguments)
+    figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+
+
+def _by_share(axes: Any, result: Result, measure: str) -> None:
+    """Lines over the tenants' shares, each with its name at the end of the small tenants."""
+    cells = [c for c in result["cells"] if c["filter"] == "none" and c["limit"] == 10]
+    cells = sorted((c for c in cells if c["contenders"]), key=lambda cell: -cell["share"])
+    shares = [cell["share"] for cell in cells]
+    ends: dict[str, float] = {}
+    for name in result["about"]["contenders"]:
+        values = [cell["contenders"][name][measure] for cell in cells]
+        axes.plot(shares, values, **_line(name))
+        ends[name] = values[-1]
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.set_xticks(shares, [f"{share:g}" for share in shares], rotation=45)
+    axes.minorticks_off()
+    axes.set_xlabel("the tenant's share of all rows, per cent")
+    axes.set_ylim(-0.03, 1.05)
+    title = {"completeness": "Results returned of those that exist", "recall": "Recall@10"}
+    axes.set_title(f"{title[measure]}, no filter, limit 10", loc="left")
+    _label_ends(axes, ends)
+
+
+def _recall_and_latency(axes: Any, result: Result) -> None:
+    """A point for each contender, over all its cells; lines where ef_search was varied."""
+    cells = [cell["contenders"] for cell in result["cells"] if cell["contenders"]]
+    for name in result["about"]["contenders"]:
+        recall = statistics.fmean(cell[name]["recall"] for cell in cells)
+        ratio = statistics.median(cell[name]["p50"] / cell["floor"]["p50"] for cell in cells)
+        filled = COLOURS[name] if not name.endswith("-tuned") else "white"
+        axes.plot(ratio, recall, "o", color=COLOURS[name], markerfacecolor=filled)
+        axes.annotate(name, (ratio, recall), (5, -11), textcoords="offset points", fontsize=9)
+    for name in ("floor", "cenote"):
+        swept = [cell for cell in result.get("sweep", []) if name in cell["contenders"]]
+        if not swept:
+            continue
+        at_default = next(cell for cell in swept if cell["ef_search"] == 40)["contenders"]
+        unit = at_default["floor"]["p50"]
+        points = [
+            (cell["contenders"][name]["p50"] / unit, cell["contenders"][name]["recall"])
+            for cell in swept
+        ]
+        axes.plot(*zip(*points, strict=True), "-", color=COLOURS[name], linewidth=1, alpha=0.7)
+    axes.set_xscale("log")
+    axes.set_xlabel("p50, in multiples of floor's (median of all cells)")
+    axes.set_ylabel("recall@limit, mean of all cells")
+    axes.set_title(
+        "Recall and latency; lines: hnsw.ef_search from 20 to 640, one tenant", loc="left"
+    )
+
+
+def _throughput(axes: Any, result: Result) -> None:
+    """Bars in multiples of the floor's."""
+    measured = {
+        "upsert, no index": result["upsert"],
+        "upsert, live index": result["live"],
+        f"{result['clients']['clients']} clients": result["clients"]["per_second"],
+    }
+    names = [name for name in result["about"]["contenders"] if name in result["upsert"]]
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        ratios = [rates[name] / rates["floor"] for rates in measured.values()]
+        places = [group + place * width for group in range(len(measured))]
+        tuned = name.endswith("-tuned")
+        axes.bar(
+            places,
+            ratios,
+            width * 0.9,
+            color="white" if tuned else COLOURS[name],
+            edgecolor=COLOURS[name],
+        )
+        for x, ratio in zip(places, ratios, strict=True):
+            label = f"{name} {ratio:.2f}"
+            axes.text(x, ratio + 0.02, label, rotation=90, ha="center", va="bottom", fontsize=8)
+    axes.set_xticks([group + 0.4 - width / 2 for group in range(len(measured))], list(measured))
+    axes.set_yticks([0, 0.5, 1.0])
+    axes.set_ylim(0, max(1.7, axes.get_ylim()[1] + 0.4))
+    axes.set_title("Throughput, in multiples of floor's", loc="left")
+
+
+def _line(name: str) -> dict[str, Any]:
+    dashed = "--" if name.endswith("-tuned") else "-"
+    heavy = 3.0 if name == "cenote" else 1.4
+    return {"color": COLOURS[name], "linestyle": dashed, "linewidth": heavy}
+
+
+def _label_ends(axes: Any, ends: dict[str, float]) -> None:
+    """Names beside the ends of their lines, moved apart where they would meet."""
+    lowest = 1.05
+    for name, value in sorted(ends.items(), key=lambda end: -end[1]):
+        lowest = min(value, lowest - _GAP)
+        axes.annotate(
+            name,
+            (1.01, lowest),
+            xycoords=("axes fraction", "data"),
+            color=COLOURS[name],
+            va="center",
+            fontsize=10,
+            annotation_clip=False,
+        )

@@ -1,0 +1,191 @@
+"""A comparison's numbers as tables of ratios, for a terminal and for Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.targets import Target, targets
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A titled table; the first column is of words, the others of numbers."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+    def as_text(self) -> str:
+        """Aligned by blanks."""
+        lines = [self.head, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.head))]
+        body = [
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([self.title, *("  " + line for line in body)])
+
+    def as_markdown(self) -> str:
+        """A Markdown table under its title."""
+        rule = ["---", *["---:"] * (len(self.head) - 1)]
+        lines = ["| " + " | ".join(line) + " |" for line in (self.head, rule, *self.rows)]
+        return "\n".join([f"**{self.title}**", "", *lines])
+
+
+def as_text(result: Result) -> str:
+    """All tables, for a terminal."""
+    return "\n\n".join(table.as_text() for table in _tables(result))
+
+
+def as_markdown(result: Result) -> str:
+    """All tables, for benchmarks/README.md."""
+    about = result["about"]
+    settings = ", ".join(f"{name} {value}" for name, value in about["settings"].items())
+    head = (
+        f"{about['rows']:,} {about['data']} rows of {about['dimensions']} dimensions, "
+        f"{about['queries']} queries, {about['rounds']} rounds. Server: {settings}."
+    )
+    return "\n\n".join([head, *(table.as_markdown() for table in _tables(result))]) + "\n"
+
+
+def _tables(result: Result) -> Iterator[Table]:
+    checked = targets(result)
+    yield Table("Targets", ["target", "wanted", "measured", ""], [_row(one) for one in checked])
+    if result["cells"]:
+        yield _by_share(result, "completeness")
+        yield _by_share(result, "recall")
+        yield _by_filter(result)
+        yield from _large_limits(result)
+        yield _latency(result)
+    if any(key in result for key in ("upsert", "clients")):
+        yield _rates(result)
+    if "bulk" in result:
+        yield _bulk(result)
+    if "memory" in result:
+        yield _memory(result)
+
+
+def _row(target: Target) -> list[str]:
+    return [target.name, target.wanted, target.measured, "met" if target.met else "missed"]
+
+
+def _by_share(result: Result, measure: str) -> Table:
+    cells = _cells(result, filter="none", limit=10)
+    cells.sort(key=lambda cell: -cell["share"])
+    title = {
+        "completeness": "Completeness by the tenant's share of the rows (no filter, limit 10)",
+        "recall": "Recall@10 by the tenant's share of the rows (no filter)",
+    }[measure]
+    rows = [
+        [name, *(f"{cell['contenders'][name][measure]:.2f}" for cell in cells)]
+        for name in result["about"]["contenders"]
+    ]
+    return Table(title, ["", *(f"{cell['share']:g} %" for cell in cells)], rows)
+
+
+def _by_filter(result: Result) -> Table:
+    kinds = list(dict.fromkeys(cell["filter"] for cell in result["cells"]))
+    rows = []
+    for name in result["about"]["contenders"]:
+        row = [name]
+        for kind in kinds:
+            cells = [cell["contenders"][name] for cell in _cells(result, filter=kind, limit=10)]
+            worst = [min(cell[key] for cell in cells) for key in ("completeness", "recall")]
+            row.append(" / ".join(f"{value:.2f}" for value in worst))
+        rows.append(row)
+    return Table("Worst tenant by filter: completeness / recall@10", ["", *kinds], rows)
+
+
+def _large_limits(result: Result) -> Iterator[Table]:
+    cells = [cell for cell in result["cells"] if cell["limit"] > 10 and cell["contenders"]]
+    if not cells:
+        return
+    head = ["", *(f"{cell['share']:g} %, {cell['limit']:,}" for cell in cells)]
+    rows = []
+    for name in result["about"]["contenders"]:
+        row = [name]
+        for cell in cells:
+            own = cell["contenders"][name]
+            ratio = own["p50"] / cell["contenders"]["floor"]["p50"]
+            row.append(f"{own['completeness']:.2f} / {own['recall']:.2f} / {ratio:.1f}")
+        rows.append(row)
+    yield Table("Large limits: completeness / recall / p50 in multiples of the floor's", head, rows)
+
+
+def _latency(result: Result) -> Table:
+    cells = [cell["contenders"] for cell in result["cells"] if cell["contenders"]]
+    others = [
+        name
+        for name in ("floor", "complete", "floor-exact")
+        if name in result["about"]["contenders"]
+    ]
+    rows = []
+    for name in result["about"]["contenders"]:
+        row = [name]
+        for other in others:
+            ratios = [cell[name]["p50"] / cell[other]["p50"] for cell in cells]
+            row.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        rows.append(row)
+    title = "p50 in multiples of another's, cell by cell: median (lowest to highest)"
+    return Table(title, ["", *others], rows)
+
+
+def _rates(result: Result) -> Table:
+    measured = {
+        "upsert": result.get("upsert"),
+        "the same again": result.get("rewrite"),
+        "upsert, live index": result.get("live"),
+        "clients": result.get("clients", {}).get("per_second"),
+        "scan": result.get("scan", {}).get("per_second"),
+    }
+    measured = {name: rates for name, rates in measured.items() if rates}
+    rows = []
+    for name in result["about"]["contenders"]:
+        row = [name]
+        for rates in measured.values():
+            known = name in rates and "floor" in rates
+            row.append(f"{rates[name] / rates['floor']:.2f}" if known else "-")
+        row.append(_megabytes(result.get("peak", {}).get(name)))
+        row.append(_megabytes(result.get("scan", {}).get("growth", {}).get(name)))
+        rows.append(row)
+    head = ["", *measured, "peak MB", "scan grows by MB"]
+    return Table("Rates in multiples of the floor's; memory of the client process", head, rows)
+
+
+def _bulk(result: Result) -> Table:
+    bulk = result["bulk"]
+    whole = bulk["seconds"].get("floor, upsert into a live index")
+    rows = [
+        [name, f"{seconds / whole:.2f}" if whole else "-"]
+        for name, seconds in bulk["seconds"].items()
+    ]
+    title = f"Time to bring {bulk['rows']:,} rows into an empty table, index included"
+    return Table(title, ["", "of the floor's upsert"], rows)
+
+
+def _memory(result: Result) -> Table:
+    rows = [
+        [f"{one['rows']:,}, filter {one['filter']}", f"{one['ratio']:.2f}"]
+        for one in result["memory"]
+    ]
+    return Table("Search in memory", ["rows", "x bare product"], rows)
+
+
+def _cells(result: Result, **wanted: Any) -> list[Any]:
+    return [
+        cell
+        for cell in result["cells"]
+        if cell["contenders"] and all(cell[key] == value for key, value in wanted.items())
+    ]
+
+
+def _megabytes(size: float | None) -> str:
+    return "-" if size is None else f"{size / 2**20:,.0f}"

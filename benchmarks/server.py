@@ -1,0 +1,120 @@
+"""The one server of a comparison, with settings that a careful administrator would give it."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from sqlalchemy.engine import make_url
+
+from cenote.embedded import EmbeddedPostgres
+
+SETTINGS = {
+    "shared_buffers": "2GB",
+    "effective_cache_size": "6GB",
+    "maintenance_work_mem": "1GB",
+    "max_parallel_maintenance_workers": "2",
+    "work_mem": "32MB",
+    "max_wal_size": "8GB",
+    "checkpoint_timeout": "30min",
+    "random_page_cost": "1.1",
+    "max_connections": "300",
+}
+"""Everything held in memory, index builds too; commits are as safe as ever."""
+
+_SHOWN = ("server_version", "jit", "synchronous_commit", "fsync", *SETTINGS)
+_PREFIX = "benchmark_"
+
+
+class Server:
+    """Databases on a server: one for each contender's table.
+
+    Args:
+        dsn: of any database of the server, by a role that may create others.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self._made: list[str] = []
+
+    def database(self, name: str) -> str:
+        """A new database with the extension, in the place of any that a run left behind."""
+        name = _PREFIX + name.replace("-", "_")
+        self._execute(self.dsn, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        self._execute(self.dsn, f'CREATE DATABASE "{name}" TEMPLATE template0')
+        self._made.append(name)
+        dsn = make_url(self.dsn).set(drivername="postgresql", database=name)
+        text = dsn.render_as_string(hide_password=False)
+        self._execute(text, "CREATE EXTENSION vector")
+        return text
+
+    def settle(self, dsn: str) -> None:
+        """After a load: what autovacuum would do in its own time."""
+        self._execute(dsn, "VACUUM ANALYZE")
+        self._execute(dsn, "CHECKPOINT")
+
+    def sizes(self, dsn: str) -> dict[str, int]:
+        """Bytes of all HNSW indexes, and of all tables without their indexes."""
+        return {
+            "index": self._value(
+                dsn,
+                "SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::bigint FROM pg_class c"
+                " JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw' AND c.relkind = 'i'",
+            ),
+            "table": self._value(
+                dsn,
+                "SELECT sum(pg_table_size(c.oid))::bigint FROM pg_class c WHERE c.relkind = 'r'"
+                " AND c.relnamespace::regnamespace::text !~ '^(pg_|information)'",
+            ),
+        }
+
+    def settings(self) -> dict[str, str]:
+        """What the run was made with."""
+        return {name: self._value(self.dsn, f"SHOW {name}") for name in _SHOWN}
+
+    def drop_databases(self) -> None:
+        """Leave nothing behind."""
+        for name in self._made:
+            self._execute(self.dsn, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def _execute(self, dsn: str, statement: str) -> None:
+        async def run() -> None:
+            connection = await asyncpg.connect(dsn)
+            await connection.execute(statement)
+            await connection.close()
+
+        asyncio.run(run())
+
+    def _value(self, dsn: str, query: str) -> Any:
+        async def run() -> Any:
+            connection = await asyncpg.connect(dsn)
+            value: Any = await connection.fetchval(query)
+            await connection.close()
+            return value
+
+        return asyncio.run(run())
+
+
+@contextmanager
+def a_server(dsn: str | None) -> Iterator[Server]:
+    """The given server as it is, or the embedded one with `SETTINGS`; no database is left."""
+    if dsn is not None:
+        server = Server(make_url(dsn).set(drivername="postgresql").render_as_string(False))
+        try:
+            yield server
+        finally:
+            server.drop_databases()
+        return
+    with tempfile.TemporaryDirectory(prefix="cenote-benchmark-", ignore_cleanup_errors=True) as one:
+        folder = Path(one) / "postgres"
+        with EmbeddedPostgres(folder) as embedded:
+            configured = Server(embedded.dsn)
+            for name, value in SETTINGS.items():
+                configured._execute(embedded.dsn, f"ALTER SYSTEM SET {name} = '{value}'")
+        with EmbeddedPostgres(folder) as embedded:  # started anew, since some need that
+            yield Server(embedded.dsn)
