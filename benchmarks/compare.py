@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="cenote-benchmark-data-") as temporary:
         folder = Path(temporary)
         data = _collection(options)
+        options.bulk_rows = min(options.bulk_rows, len(data.vectors))
+        options.upsert_rows = min(options.upsert_rows, len(data.vectors))
         data.write(folder)
         say(f"{data.size:,} rows x {data.vectors.shape[1]}, {len(data.queries)} queries")
         with a_server(options.dsn) as server:

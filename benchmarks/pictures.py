@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 Result = dict[str, Any]
 
@@ -30,21 +32,24 @@ COLOURS = {
     "vecs-tuned": "#CC79A7",
 }
 _SIZE = (9.0, 4.8)  # 900 pixels wide
+_UNDATED: Any = {"Date": None}  # a second run of the same numbers gives the same file
 _GAP = 0.045
 """Between two labels, in heights of the picture."""
+
+
+_STYLE: Any = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 11,
+    "svg.hashsalt": "cenote",
+    "svg.fonttype": "none",
+}
 
 
 def draw(result: Result, folder: Path) -> None:
     """Write the pictures that the run has numbers for."""
     folder.mkdir(parents=True, exist_ok=True)
-    style: Any = {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "font.size": 11,
-        "svg.hashsalt": "cenote",
-        "svg.fonttype": "none",
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(_STYLE):
         if any(cell["contenders"] for cell in result["cells"]):
             for measure in ("completeness", "recall"):
                 _save(folder / f"{measure}.svg", _by_share, result, measure)
@@ -53,10 +58,21 @@ def draw(result: Result, folder: Path) -> None:
             _save(folder / "throughput.svg", _throughput, result)
 
 
+@contextmanager
+def pair_of_axes(file: Path) -> Iterator[tuple[Any, Any]]:
+    """Two axes side by side to draw on, and a picture of them at the end."""
+    with plt.rc_context(_STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=_SIZE)
+        yield left, right
+        figure.tight_layout(w_pad=6)
+        figure.savefig(file, bbox_inches="tight", metadata=_UNDATED)
+        plt.close(figure)
+
+
 def _save(file: Path, paint: Callable[..., None], *arguments: Any) -> None:
     figure, axes = plt.subplots(figsize=_SIZE)
     paint(axes, *arguments)
-    figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(file, bbox_inches="tight", metadata=_UNDATED)
     plt.close(figure)
 
 
@@ -78,30 +94,45 @@ def _by_share(axes: Any, result: Result, measure: str) -> None:
     axes.set_ylim(-0.03, 1.05)
     title = {"completeness": "Results returned of those that exist", "recall": "Recall@10"}
     axes.set_title(f"{title[measure]}, no filter, limit 10", loc="left")
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
 
 
 def _recall_and_latency(axes: Any, result: Result) -> None:
     """A point for each contender, over all its cells; lines where ef_search was varied."""
     cells = [cell["contenders"] for cell in result["cells"] if cell["contenders"]]
+    points = []
     for name in result["about"]["contenders"]:
         recall = statistics.fmean(cell[name]["recall"] for cell in cells)
         ratio = statistics.median(cell[name]["p50"] / cell["floor"]["p50"] for cell in cells)
+        points.append((ratio, recall, name))
+    for place, (ratio, recall, name) in enumerate(sorted(points)):
+        below = (5, -12 - 12 * (place % 4))  # many are near one line
         filled = COLOURS[name] if not name.endswith("-tuned") else "white"
         axes.plot(ratio, recall, "o", color=COLOURS[name], markerfacecolor=filled)
-        axes.annotate(name, (ratio, recall), (5, -11), textcoords="offset points", fontsize=9)
+        axes.annotate(
+            name,
+            (ratio, recall),
+            below,
+            textcoords="offset points",
+            fontsize=9,
+            color=COLOURS[name],
+            arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.6},
+        )
     for name in ("floor", "cenote"):
         swept = [cell for cell in result.get("sweep", []) if name in cell["contenders"]]
         if not swept:
             continue
         at_default = next(cell for cell in swept if cell["ef_search"] == 40)["contenders"]
         unit = at_default["floor"]["p50"]
-        points = [
+        line = [
             (cell["contenders"][name]["p50"] / unit, cell["contenders"][name]["recall"])
             for cell in swept
         ]
-        axes.plot(*zip(*points, strict=True), "-", color=COLOURS[name], linewidth=1, alpha=0.7)
+        axes.plot(*zip(*line, strict=True), "-", color=COLOURS[name], linewidth=1, alpha=0.7)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.minorticks_off()
     axes.set_xlabel("p50, in multiples of floor's (median of all cells)")
     axes.set_ylabel("recall@limit, mean of all cells")
     axes.set_title(
@@ -144,16 +175,17 @@ def _line(name: str) -> dict[str, Any]:
     return {"color": COLOURS[name], "linestyle": dashed, "linewidth": heavy}
 
 
-def _label_ends(axes: Any, ends: dict[str, float]) -> None:
+def label_ends(axes: Any, ends: dict[str, float]) -> None:
     """Names beside the ends of their lines, moved apart where they would meet."""
-    lowest = 1.05
-    for name, value in sorted(ends.items(), key=lambda end: -end[1]):
-        lowest = min(value, lowest - _GAP)
+    bottom, top = axes.get_ylim()
+    lowest = top
+    for name, value in sorted(ends.items(), key=lambda end: end[1], reverse=True):
+        lowest = min(value, lowest - _GAP * (top - bottom))
         axes.annotate(
             name,
             (1.01, lowest),
             xycoords=("axes fraction", "data"),
-            color=COLOURS[name],
+            color=COLOURS[name.partition(",")[0]],
             va="center",
             fontsize=10,
             annotation_clip=False,
