@@ -135,25 +135,29 @@ def _beside_floor(size: dict[str, Any], tenant: str) -> str:
 
 def _draw(result: dict[str, Any], file: Path) -> None:
     """The large tenant's search time, and the recall of both tenants, over the rows."""
-    from benchmarks.pictures import COLOURS, pair_of_axes
+    from benchmarks.pictures import COLOURS, label_ends, pair_of_axes
 
     sizes = result["sizes"]
     rows = [size["rows"] for size in sizes]
     with pair_of_axes(file) as (left, right):
+        times, recalls = {}, {}
         for name in CONTENDERS:
             for tenant, style in (("large", "-"), ("small", "--")):
                 series = [size["contenders"][name][tenant] for size in sizes]
-                times = [one["p50"] / series[0]["p50"] for one in series]
-                recalls = [one["recall"] for one in series]
-                for axes, values in ((left, times), (right, recalls)):
+                label = f"{name}, {tenant}"
+                times[label] = [one["p50"] / series[0]["p50"] for one in series]
+                recalls[label] = [one["recall"] for one in series]
+                for axes, values in ((left, times[label]), (right, recalls[label])):
                     axes.plot(rows, values, style, color=COLOURS[name], marker="o")
-                    axes.annotate(f" {name}, {tenant}", (rows[-1], values[-1]), color=COLOURS[name])
-        for axes in (left, right):
-            axes.set_xscale("log")
-            axes.set_xlabel("rows")
         left.set_title("p50, multiples of the first", loc="left")
         right.set_title("recall@10", loc="left")
         right.set_ylim(-0.03, 1.05)
+        for axes, lines in ((left, times), (right, recalls)):
+            axes.set_xscale("log")
+            axes.set_xticks(rows, [f"{number:,}" for number in rows])
+            axes.minorticks_off()
+            axes.set_xlabel("rows")
+            label_ends(axes, {label: values[-1] for label, values in lines.items()})
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
