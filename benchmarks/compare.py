@@ -216,6 +216,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     options.environments = options.environments.absolute()
     available = installed(options.environments)
     options.contenders = options.contenders or available
+    if "floor" not in options.contenders:
+        parser.error("all ratios are to the contender 'floor', which is left out")
     for name in options.contenders:
         if name not in available:
             known = "is not installed; say make benchmark" if name in CONTENDERS else "is unknown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from sqlalchemy import Index, text
@@ -41,14 +42,20 @@ class Cenote(Contender):
             await self._store.upsert(chunks, tenant)
 
     async def bulk_load(self, rows: Sequence[Row]) -> None:
-        """Tenant by tenant, into the table as the migrations leave it, the ANN index included."""
-        bulk_load = getattr(self._store, "bulk_load", None)
-        if bulk_load is None:  # a release without it
+        """Into the table as the migrations leave it, the ANN index included.
+
+        One tenant by `bulk_load`, whose default drops the index of an empty table and builds it
+        afterwards; many within `without_ann_index`, as its documentation has it.
+        """
+        store: Any = self._store
+        if not hasattr(store, "bulk_load"):
             await super().bulk_load(rows)
             return
         await self.create_index()
-        for tenant, group in by_tenant(rows):
-            await bulk_load((_chunk(row) for row in group), tenant)
+        tenants = list(by_tenant(rows))
+        async with nullcontext() if len(tenants) == 1 else store.without_ann_index():
+            for tenant, group in tenants:
+                await store.bulk_load((_chunk(row) for row in group), tenant)
 
     async def search(self, job: Job) -> list[str]:
         found = await self._searching.search(job.query, job.tenant, job.limit, job.filter)
