@@ -69,7 +69,7 @@ def _latency(cells: list[Any]) -> Target:
     return Target(
         "p50, every cell",
         f"<= {P50_OF_FLOOR} x floor or <= {P50_OF_COMPLETE} x complete",
-        f"{_ratio(worst, 'floor'):.2f} or {_ratio(worst, 'complete'):.2f} ({_name(worst)}); "
+        f"{_ratio(worst, 'floor'):.2f} or {_ratio(worst, 'complete'):.2f} ({_name(worst)}); met in "
         f"{len(cells) - missed} of {len(cells)} cells",
         missed == 0,
     )
