@@ -28,6 +28,9 @@ from cenote.types import ColumnType, Float32Array, Vector
 MAX_KEY_BYTES = 1024
 """UTF-8 bytes in a namespace, id or document id: a btree entry (2,704 bytes) must hold two."""
 
+MAX_EF_SEARCH = 1000
+"""The most that pgvector takes for ``hnsw.ef_search``."""
+
 _FLOAT32 = np.finfo(np.float32)
 _HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -60,6 +63,20 @@ def check_limit(limit: int) -> None:
         raise InvalidInputError(
             f"limit must be an integer of 1 or more, not {shown(limit)}", field="limit"
         )
+
+
+def ef_search_rule(ef_search: int) -> str | None:
+    """What an ``ef_search`` must be, if this is none."""
+    integer = isinstance(ef_search, int) and not isinstance(ef_search, bool)
+    if integer and 1 <= ef_search <= MAX_EF_SEARCH:
+        return None
+    return f"must be an integer from 1 to {MAX_EF_SEARCH:,}, not {shown(ef_search)}"
+
+
+def check_ef_search(ef_search: int | None) -> None:
+    """Refuse the ``ef_search`` of a call that pgvector would refuse."""
+    if ef_search is not None and (rule := ef_search_rule(ef_search)):
+        raise InvalidInputError(f"ef_search {rule}", field="ef_search")
 
 
 def check_ids(chunk_ids: Sequence[str]) -> list[str]:

@@ -152,6 +152,27 @@ def test_ef_search_has_a_range(engine: AsyncEngine, ef_search: Any) -> None:
     assert error.value.setting == "hnsw_ef_search"
 
 
+async def test_ef_search_of_a_call(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """Reaches the scan, in both forms of a search; a bad one is refused before."""
+    await store.upsert(many(EXACT_UP_TO + 100), "n")
+    sent: list[Any] = []
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def _(connection: Any, cursor: Any, sql: str, parameters: Any, *rest: Any) -> None:
+        sent.append(parameters)
+
+    await store.search(QUERY, "n")
+    await store.search(QUERY, "n", ef_search=77)
+    async with engine.connect() as connection:
+        await connection.execute(store.search_statement(QUERY, "n", ef_search=78))
+    for parameters, ef_search in zip(sent[-3:], ("200", "77", "78"), strict=True):
+        assert ef_search in parameters
+    for bad in (0, 1001, "40", True):
+        with pytest.raises(InvalidInputError) as error:
+            await store.search(QUERY, "n", ef_search=bad)  # type: ignore[arg-type]
+        assert error.value.field == "ef_search"
+
+
 # -- round trips and connections -------------------------------------------------------------------
 
 

@@ -86,14 +86,17 @@ class InMemoryVectorStore(VectorStore):
         filter: dict[str, Any] | None = None,
         *,
         exact: bool = True,
+        ef_search: int | None = None,
     ) -> list[RetrievalResult]:
         """Find the chunks nearest to a vector; see `VectorStore.search`.
 
         Args:
-            exact: taken for the sake of `PgVectorStore`'s argument; every search here is exact.
+            exact, ef_search: taken for the sake of `PgVectorStore`'s arguments; every search here
+                is exact.
         """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
+        validation.check_ef_search(ef_search)
         query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
         filter = validation.check_filter(filter)
         stored = self._namespaces.get(namespace)

@@ -340,6 +340,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         *,
         where: ColumnElement[bool] | None = None,
         exact: bool = False,
+        ef_search: int | None = None,
         session: Session | None = None,
     ) -> list[RetrievalResult]:
         """Find the chunks nearest to a vector; see `VectorStore.search`.
@@ -348,9 +349,12 @@ class PgVectorStore(VectorStore, Generic[Model]):
             where: a SQL condition that chunks must meet besides, before the limit is counted; see
                 :meth:`search_statement`.
             exact: compare with every matching chunk, without the ANN index.
+            ef_search: for this call, instead of the store's `hnsw_ef_search`.
             session: the transaction to join; see above.
         """
-        query, filter, condition = self._checked(query_vector, namespace, limit, filter, where)
+        query, filter, condition = self._checked(
+            query_vector, namespace, limit, filter, where, ef_search
+        )
         joined = check_session(session)
         if not query.any():
             return []
@@ -358,7 +362,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         parameters: dict[str, Any] = {
             "namespace": namespace,
             "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
-            **self._statements.search_parameters(limit),
+            **self._statements.search_parameters(limit, ef_search),
             **filters.filter_parameters(filter),
         }
         if condition is None:
@@ -370,7 +374,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
             parameters = {}
         async with self._connections.single_statement("search", joined) as connection:
             found = (await connection.execute(statement, parameters)).all()
-        return [RetrievalResult(chunk=rows.chunk(row), score=row.score) for row in found]
+        return [rows.result(row) for row in found]
 
     def search_statement(
         self,
@@ -381,6 +385,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         *,
         where: ColumnElement[bool] | None = None,
         exact: bool = False,
+        ef_search: int | None = None,
     ) -> Select[Model, float]:
         """A search as a statement: rows of (mapped chunk, score), to go on with and to execute.
 
@@ -412,22 +417,32 @@ class PgVectorStore(VectorStore, Generic[Model]):
             query_vector, namespace, limit, filter: as in `VectorStore.search`.
             where: a SQL condition that chunks must meet besides.
             exact: compare with every matching chunk, without the ANN index.
+            ef_search: for this call, instead of the store's `hnsw_ef_search`.
 
         Raises:
             InvalidInputError: an argument cannot work.
         """
-        query, filter, condition = self._checked(query_vector, namespace, limit, filter, where)
+        query, filter, condition = self._checked(
+            query_vector, namespace, limit, filter, where, ef_search
+        )
         statement: Select[Model, float] = self._statements.composable_search(
-            query, namespace, limit, filter, exact=exact, where=condition
+            query, namespace, limit, filter, exact=exact, ef_search=ef_search, where=condition
         )
         return statement
 
     def _checked(
-        self, query_vector: Vector, namespace: str, limit: int, filter: Any, where: Any
+        self,
+        query_vector: Vector,
+        namespace: str,
+        limit: int,
+        filter: Any,
+        where: Any,
+        ef_search: int | None,
     ) -> tuple[Float32Array, dict[str, Any], ColumnElement[bool] | None]:
         """The arguments of a search that are more than checked."""
         validation.check_namespace(namespace)
         validation.check_limit(limit)
+        validation.check_ef_search(ef_search)
         query = validation.check_query_vector(
             query_vector, self._config.dimensions, self._config.column_type
         )

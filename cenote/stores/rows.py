@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Row
-
-from cenote.models import Chunk
+from cenote.models import Chunk, RetrievalResult
 from cenote.sqltypes import to_wire
 from cenote.types import ColumnType
 from cenote.validation import Batch
+
+CHUNK_FIELDS = ("id", "document_id", "content", "position", "metadata", "content_hash")
+"""The columns of a chunk, as a query gives them."""
 
 UPSERT_ROWS = 1000
 """The most rows that one INSERT of an upsert writes."""
@@ -47,13 +48,20 @@ def parameters(batch: Batch, column_type: ColumnType) -> dict[str, Any]:
     }
 
 
-def chunk(row: Row[Any]) -> Chunk:
-    """A chunk of a row of its columns, the metadata as text."""
+def chunk(fields: Sequence[Any]) -> Chunk:
+    """A chunk of what `CHUNK_FIELDS` names, the metadata as text."""
+    chunk_id, document_id, content, position, metadata, content_hash = fields
     return Chunk(
-        id=row.id,
-        document_id=row.document_id,
-        content=row.content,
-        position=row.position,
-        metadata=json.loads(row.metadata),
-        content_hash=row.content_hash,
+        id=chunk_id,
+        document_id=document_id,
+        content=content,
+        position=position,
+        metadata=json.loads(metadata),
+        content_hash=content_hash,
     )
+
+
+def result(fields: Sequence[Any]) -> RetrievalResult:
+    """What a search found: a chunk's fields, the distance, and the score."""
+    *of_chunk, _, score = fields
+    return RetrievalResult(chunk=chunk(of_chunk), score=score)
