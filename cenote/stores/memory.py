@@ -6,7 +6,9 @@ import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Hashable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from cenote import validation
 from cenote.filters import json_token
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
+from cenote.progress import Report
+from cenote.stores import bulk
 from cenote.stores.base import VectorStore
 from cenote.types import ColumnType, Float32Array, Vector
 
@@ -103,6 +107,38 @@ class InMemoryVectorStore(VectorStore):
         if stored is None or not query.any():
             return []
         return stored.search(query, limit, filter)
+
+    async def bulk_load(
+        self,
+        embedded_chunks: bulk.Stream,
+        namespace: str,
+        *,
+        ann_index: bulk.AnnIndexDuringLoad = "auto",
+        memory: str | None = None,
+        workers: int | None = None,
+        progress: Report | None = None,
+    ) -> int:
+        """Write any number of chunks; see `PgVectorStore.bulk_load`.
+
+        Args:
+            embedded_chunks, namespace, progress: the same.
+            ann_index, memory, workers: taken for the sake of that method; there is no index here.
+        """
+        validation.check_namespace(namespace)
+        bulk.check_stream(embedded_chunks)
+        bulk.check_ann_index(ann_index)
+        return await bulk.load(partial(self.upsert, namespace=namespace), embedded_chunks, progress)
+
+    @asynccontextmanager
+    async def without_ann_index(
+        self,
+        *,
+        memory: str | None = None,
+        workers: int | None = None,
+        progress: Report | None = None,
+    ) -> AsyncIterator[None]:
+        """There is no index; here for the sake of `PgVectorStore.without_ann_index`."""
+        yield
 
     async def delete(self, chunk_ids: list[str], namespace: str) -> None:
         validation.check_namespace(namespace)

@@ -6,6 +6,8 @@ One class, and long for its docstrings: SQL, sessions and columns are in the mod
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Generic, Self, overload
 
 from sqlalchemy import ColumnElement, Select
@@ -20,8 +22,9 @@ from cenote.errors import MigrationError
 from cenote.mapping import config_of, model_of
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.orm import ChunkMixin, ChunkRow
+from cenote.progress import Report
 from cenote.sqltypes import to_wire
-from cenote.stores import rows, sessions
+from cenote.stores import bulk, rows, sessions
 from cenote.stores.base import VectorStore
 from cenote.stores.columns import OwnColumns
 from cenote.stores.conditions import checked_condition
@@ -137,6 +140,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         self._engine = connections.asyncpg_engine(engine)
         self._owns_engine = False
         self._embedding_model = embedding_model
+        self._indexing_later = 0
         self._own_columns = OwnColumns(self._model, self._engine.dialect)
         self._connections = Connections(
             self._engine, self._model, self._config, hosts_own=self._hosts_own
@@ -299,6 +303,109 @@ class PgVectorStore(VectorStore, Generic[Model]):
                 await connection.execute(self._statements.upsert(names), parameters)
             ids = [chunk.id for chunk in batch.chunks]
             await sessions.refresh(joined, self._model, namespace, ids)
+
+    async def bulk_load(
+        self,
+        embedded_chunks: bulk.Stream,
+        namespace: str,
+        *,
+        ann_index: bulk.AnnIndexDuringLoad = "auto",
+        memory: str | None = None,
+        workers: int | None = None,
+        progress: Report | None = None,
+    ) -> int:
+        """Write any number of chunks, and build the ANN index after them where that may be.
+
+        The chunks are taken as they are needed, and written in batches of up to 1,000 of which each
+        is committed: memory stays flat, and what a crash leaves is whole batches. Load the same
+        chunks again to go on: those that are stored already are not rewritten. Of an id that
+        appears twice the last one wins.
+
+        Others may search and write meanwhile. Searches are complete throughout, and slow in large
+        namespaces while there is no ANN index.
+
+        Args:
+            embedded_chunks: an iterable or an async iterable, of any length.
+            namespace: where to write.
+            ann_index: ``"auto"``: if the whole table is empty and belongs to the role, drop the
+                index, and build it after the rows; if it is missing, as after a crash, build it
+                then; otherwise leave it. ``"rebuild"``: drop and build it, whoever may be using it.
+                ``"keep"``: leave it as it is, there or not. For many namespaces, see
+                :meth:`without_ann_index`.
+            memory, workers: of the build, see `cenote.indexes.reindex`.
+            progress: takes a `LoadProgress` after each batch, and an `IndexProgress` twice a second
+                while the index is built; what it raises is logged. `cenote.progress.progress_bar()`
+                makes one that draws a bar.
+
+        Returns:
+            How many chunks there were.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError: as `VectorStore.upsert` does, of a chunk
+                whose batch was not written.
+            VectorStoreError: a batch could not be written.
+            MigrationError: the index was not dropped or not built.
+
+            Batches before an error are stored. An index that is missing then is built by the next
+            bulk load, or by `cenote reindex`.
+        """
+        validation.check_namespace(namespace)
+        bulk.check_stream(embedded_chunks)
+        bulk.check_ann_index(ann_index)
+        from cenote import indexes  # imports alembic, which a running application need not
+
+        async with self._connections.single_statement("bulk_load", None):
+            pass  # the table is there, and of this shape
+        index_after = ann_index == "rebuild"
+        if index_after:
+            await indexes.drop_ann_index(self._engine, self._config)
+        elif ann_index == "auto" and not self._indexing_later:
+            index_after = await indexes.drop_ann_index_of_empty_table(self._engine, self._config)
+        chunks = await bulk.load(
+            partial(self.upsert, namespace=namespace), embedded_chunks, progress
+        )
+        if index_after:
+            await indexes.build_after_load(
+                self._engine, self._config, memory=memory, workers=workers, progress=progress
+            )
+        return chunks
+
+    @asynccontextmanager
+    async def without_ann_index(
+        self,
+        *,
+        memory: str | None = None,
+        workers: int | None = None,
+        progress: Report | None = None,
+    ) -> AsyncIterator[None]:
+        """Drop the ANN index, whoever may be using it, and build it at the end of the block.
+
+        For loading many namespaces::
+
+            async with store.without_ann_index():
+                for tenant, chunks in collections:
+                    await store.bulk_load(chunks, tenant)
+
+        Searches are complete meanwhile, and slow in large namespaces. If the block raises, the
+        index stays missing: enter it again to go on, or build it by `cenote reindex`.
+
+        Args:
+            memory, workers, progress: of the build, see `cenote.indexes.reindex`.
+
+        Raises:
+            MigrationError: the index was not dropped or not built.
+        """
+        from cenote import indexes
+
+        await indexes.drop_ann_index(self._engine, self._config)
+        self._indexing_later += 1
+        try:
+            yield
+        finally:
+            self._indexing_later -= 1
+        await indexes.build_after_load(
+            self._engine, self._config, memory=memory, workers=workers, progress=progress
+        )
 
     async def delete(
         self, chunk_ids: list[str], namespace: str, *, session: Session | None = None
