@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Hashable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, TypeAlias
 
@@ -169,14 +169,14 @@ class InMemoryVectorStore(VectorStore):
 
 @dataclass(slots=True)
 class _Row:
-    """One stored chunk, its metadata as JSON text: what leaves the store is always a fresh copy."""
+    """One stored chunk, its metadata as JSON text: what leaves the store is always a fresh copy.
+
+    The chunk's own metadata are the caller's, who may change them, and are never looked at.
+    """
 
     chunk: Chunk
     metadata: str
-    postings: frozenset[_Posting] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.postings = _postings(json.loads(self.metadata))
+    postings: frozenset[_Posting]
 
     def copy(self) -> Chunk:
         return replace(self.chunk, metadata=json.loads(self.metadata))
@@ -205,13 +205,14 @@ class _Namespace:
     # -- writing
 
     def upsert(self, batch: validation.Batch) -> None:
+        self._reserve(sum(chunk.id not in self._row_of for chunk in batch.chunks))
         rows = [self._place(chunk.id) for chunk in batch.chunks]
         units, nonzero = _unit_rows(batch.embeddings)
         self._matrix[rows] = units
         self._searchable[rows] = nonzero
-        for number, chunk, metadata in zip(rows, batch.chunks, batch.metadata, strict=True):
+        new = map(_Row, batch.chunks, batch.metadata_texts, map(_postings, batch.metadata))
+        for number, row in zip(rows, new, strict=True):
             self._unindex(number)
-            row = _Row(replace(chunk, metadata={}), metadata)
             self._rows[number] = row
             for posting in row.postings:
                 self._index[posting].add(number)
@@ -236,15 +237,21 @@ class _Namespace:
             else:
                 number = len(self._rows)
                 self._rows.append(None)
-                if number == len(self._matrix):
-                    self._grow()
             self._row_of[chunk_id] = number
             self._sorted_ids = None
         return number
 
-    def _grow(self) -> None:
-        self._matrix = np.concatenate([self._matrix, np.zeros_like(self._matrix)])
-        self._searchable = np.concatenate([self._searchable, np.zeros_like(self._searchable)])
+    def _reserve(self, new: int) -> None:
+        """Make room for new chunks, and as many again as there are, so that growing stays cheap."""
+        needed = len(self._rows) + new - len(self._free)
+        have = len(self._matrix)
+        if needed > have:
+            more = max(needed, 2 * have) - have
+            dimensions = self._matrix.shape[1]
+            self._matrix = np.concatenate(
+                [self._matrix, np.zeros((more, dimensions), dtype=np.float32)]
+            )
+            self._searchable = np.concatenate([self._searchable, np.zeros(more, dtype=np.bool_)])
 
     def _unindex(self, number: int) -> None:
         row = self._rows[number]
@@ -346,7 +353,9 @@ def _unit_rows(matrix: Float32Array) -> tuple[Float32Array, NDArray[np.bool_]]:
     norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
     nonzero = norms > 0
     norms[~nonzero] = 1.0
-    return (matrix / norms[:, np.newaxis]).astype(np.float32), nonzero
+    units = np.empty_like(matrix)
+    np.divide(matrix, norms[:, np.newaxis], out=units, casting="same_kind")  # in 64 bits inside
+    return units, nonzero
 
 
 def _contenders(scores: Float32Array, limit: int, dimensions: int) -> NDArray[np.intp]:

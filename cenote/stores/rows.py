@@ -25,7 +25,7 @@ def parts(batch: Batch) -> Iterator[Batch]:
     """The batch in pieces of a size that neither server nor driver minds."""
     start = size = 0
     for index, chunk in enumerate(batch.chunks):
-        row = len(chunk.content) + len(batch.metadata[index]) + batch.embeddings[index].nbytes
+        row = len(chunk.content) + len(batch.metadata_texts[index]) + batch.embeddings[index].nbytes
         if index > start and (size + row > UPSERT_BYTES or index - start == UPSERT_ROWS):
             yield batch[start:index]
             start, size = index, 0
@@ -41,7 +41,7 @@ def parameters(batch: Batch, column_type: ColumnType) -> dict[str, Any]:
         "document_id_list": [chunk.document_id for chunk in chunks],
         "content_list": [chunk.content for chunk in chunks],
         "position_list": [chunk.position for chunk in chunks],
-        "metadata_list": batch.metadata,
+        "metadata_list": batch.metadata_texts,
         "content_hash_list": [chunk.content_hash for chunk in chunks],
         "embedding_list": to_wire(batch.embeddings, column_type),
         "embedding_model_list": batch.models,
