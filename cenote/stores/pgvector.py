@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Generic, Self, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 from sqlalchemy import ColumnElement, Select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from typing_extensions import TypeVar
 
 from cenote import config as defaults
-from cenote import connections, drift, filters, validation
+from cenote import connections, filters, validation
 from cenote.config import SchemaConfig
 from cenote.cures import HOSTS_COMMANDS
 from cenote.errors import MigrationError
@@ -33,7 +33,10 @@ from cenote.stores.sessions import Connections, Joined, Session, check_session
 from cenote.stores.statements import ChunkStatements
 from cenote.types import ColumnType, Float32Array, Vector
 
-PAGE_SIZE = 500
+if TYPE_CHECKING:
+    from cenote.drift import Finding
+
+PAGE_SIZE = 1000
 """Chunks that `get_all_chunks` reads at a time."""
 
 Model = TypeVar("Model", bound=ChunkMixin, default=ChunkRow)
@@ -254,7 +257,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
 
         await schema.upgrade(self._engine, self._config)
 
-    async def check_schema(self) -> list[drift.Finding]:
+    async def check_schema(self) -> list[Finding]:
         """What differs between the database and what this store expects; see `schema.check`.
 
         Raises:

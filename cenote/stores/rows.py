@@ -11,6 +11,9 @@ from cenote.sqltypes import to_wire
 from cenote.types import ColumnType
 from cenote.validation import Batch
 
+_parsed = json.JSONDecoder().raw_decode
+"""Takes what jsonb prints, which has no blanks around it for `json.loads` to look for."""
+
 CHUNK_FIELDS = ("id", "document_id", "content", "position", "metadata", "content_hash")
 """The columns of a chunk, as a query gives them."""
 
@@ -56,7 +59,7 @@ def chunk(fields: Sequence[Any]) -> Chunk:
         document_id=document_id,
         content=content,
         position=position,
-        metadata=json.loads(metadata),
+        metadata=_parsed(metadata)[0],
         content_hash=content_hash,
     )
 
