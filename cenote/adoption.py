@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from cenote import drift
 from cenote.catalog import LiveTable, qualified, read_table
 from cenote.config import SchemaConfig
-from cenote.ddl import LockTable, RenameIndex
+from cenote.ddl import LockTable, RenameIndex, StoreInline
 from cenote.operations import RefusedRevisionError
 
 _TABLE = "cenote_chunks"
@@ -121,6 +121,7 @@ def _bring_up(live: LiveTable, version: int) -> None:
         op.create_primary_key("pk_cenote_chunks", live.name, ["namespace", "id"], schema=schema)
     else:
         op.execute(RenameIndex(pkey, "pk_cenote_chunks", schema))
+    op.execute(StoreInline(live.name, schema))  # for rows that are written from now on
     op.alter_column(
         live.name, "metadata", server_default=None, existing_type=JSONB(), schema=schema
     )

@@ -134,7 +134,7 @@ def _render_extension(autogen_context: AutogenContext, operation: EnsureExtensio
 
 
 class CreateChunkTableOp(ops.CreateTableOp):
-    """Creates a chunk table, and its partitions after it."""
+    """Creates a chunk table, sets its storage, and its partitions after it."""
 
     partitions: int
 
@@ -174,11 +174,12 @@ def _take_over_creations(
 @renderers.dispatch_for(CreateChunkTableOp)
 def _render_creation(autogen_context: AutogenContext, operation: CreateChunkTableOp) -> list[str]:
     create_table = renderers.dispatch(ops.CreateTableOp)(autogen_context, operation)
-    lines = [create_table]
+    schema = "" if operation.schema is None else f", schema={str(operation.schema)!r}"
+    name = str(operation.table_name)
+    autogen_context.imports.add("from cenote.operations import store_inline")
+    lines = [create_table, f"store_inline({name!r}{schema})"]
     if operation.partitions:
         autogen_context.imports.add("from cenote.operations import create_partitions")
-        schema = "" if operation.schema is None else f", schema={str(operation.schema)!r}"
-        name = str(operation.table_name)
         lines.append(f"create_partitions({name!r}, {operation.partitions}{schema})")
     return lines
 

@@ -40,6 +40,7 @@ _class = table(
     column("relam"),
     column("reloptions"),
     column("relpartbound"),
+    column("relowner"),
 )
 _namespace = table("pg_namespace", column("oid"), column("nspname"))
 _attribute = table(
@@ -243,6 +244,12 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         key_name=primary[0].name if primary else None,
         indexes=indexes,
     )
+
+
+def is_owner(oid: int) -> Executable:
+    """Whether the current role has the rights of a table's owner."""
+    owns = func.pg_has_role(_class.c.relowner, "USAGE")
+    return select(owns).where(_class.c.oid == oid)
 
 
 def _live_index(row: Row[Any]) -> LiveIndex:

@@ -26,13 +26,13 @@ from cenote.config import SchemaConfig
 from cenote.connections import create_engine
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
 from cenote.host import write_host_revision
-from cenote.indexes import Progress, reindex, reindex_plan
+from cenote.indexes import reindex, reindex_plan
+from cenote.progress import progress_bar
 from cenote.repartition import repartition
 
 EXIT_FINDINGS = 1
 """Exit status of ``cenote check`` where something differs. Errors are 2."""
 
-_BAR_WIDTH = 30
 
 _READING = "the schema cannot be read"
 
@@ -252,7 +252,7 @@ def _reindex(options: argparse.Namespace) -> int:
             config,
             memory=options.memory,
             workers=options.workers,
-            progress=_show_progress,
+            progress=progress_bar(),
         )
         print(
             f"index rebuilt with m={config.hnsw_m}, ef_construction={config.hnsw_ef_construction}"
@@ -287,17 +287,6 @@ async def _live_config(
     }
     named = {"table_name": name, "schema": where}
     return SchemaConfig(**(live.settings | live.parameters | named | asked))
-
-
-def _show_progress(progress: Progress) -> None:
-    """A bar that stays on its line, for people; nothing where nobody looks."""
-    if not sys.stderr.isatty():
-        return
-    filled = round(progress.fraction * _BAR_WIDTH)
-    bar = "#" * filled + "-" * (_BAR_WIDTH - filled)
-    text = f"{progress.number}/{progress.of} [{bar}] {progress.phase}"
-    last = progress.number == progress.of and progress.phase == "built"
-    print(f"\r\x1b[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
 
 
 # -- into a host's history -------------------------------------------------------------------------

@@ -15,15 +15,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Column, Connection, Index, Row, column, func, select, table
+from sqlalchemy import Column, Connection, Index, Row, column, func, literal, select, table
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateIndex, DropIndex, ExecutableDDLElement
 
-from cenote.catalog import LiveTable, read_table
+from cenote.catalog import LiveTable, is_owner, read_table
 from cenote.config import SchemaConfig
 from cenote.connections import DRIVER_ERRORS, describe, driver_error
-from cenote.ddl import AttachIndex, CreateIndexOnOnly, LockTable, RenameIndex, table_of
+from cenote.ddl import (
+    AttachIndex,
+    CreateIndexOnOnly,
+    LockTable,
+    RenameIndex,
+    VacuumAnalyze,
+    table_of,
+)
 from cenote.drift import (
     NEW,
     OLD,
@@ -36,10 +43,12 @@ from cenote.drift import (
 from cenote.errors import MigrationError
 from cenote.locks import migration_lock, with_short_waits
 from cenote.orm import OPERATOR_CLASS, ann_index_name
+from cenote.progress import IndexProgress, Report, tell
 from cenote.schema import own_connection
 from cenote.sqltypes import embedding_type
 
 _ACTION = "the index was not rebuilt"
+_NOT_DROPPED = "the index was not dropped"
 
 _PROGRESS_SECONDS = 0.5
 
@@ -59,25 +68,6 @@ _progress = table(
     column("blocks_done"),
     column("current_locker_pid"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a rebuild is.
-
-    Attributes:
-        index: the part that is being built.
-        number: which one it is, from 1.
-        of: how many there are.
-        phase: Postgres' own words.
-        fraction: of the loading, which takes most of the time; 0 before and 1 after it.
-    """
-
-    index: str
-    number: int
-    of: int
-    phase: str
-    fraction: float
 
 
 @dataclass(slots=True)
@@ -107,7 +97,7 @@ async def reindex(
     *,
     memory: str | None = None,
     workers: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Report | None = None,
 ) -> None:
     """Build the ANN index anew with the configuration's parameters, while the table is in use.
 
@@ -122,25 +112,127 @@ async def reindex(
             graph of the largest part is estimated to need, up to 1 GB, and at least the server's.
         workers: ``max_parallel_maintenance_workers`` of this session; the server's by default. A
             parallel build takes its memory from shared memory, which containers often limit.
-        progress: is called about twice a second; what it raises is logged.
+        progress: takes an `IndexProgress` about twice a second; what it raises is logged.
 
     Raises:
         MigrationError: there is no such chunk table, it has other dimensions, or the database
             refused; the old index is still there.
     """
-    async with _session(engine, config) as connection:
+    async with _session(engine, config, _ACTION) as connection:
         live = await connection.run_sync(read_chunk_table, config)
-        plan = make_plan(live, config)
         await connection.run_sync(set_build_memory, live, config, memory, workers)
-        for statement in plan.clear:
+        await _build(engine, connection, live, config, progress)
+
+
+async def _build(
+    engine: AsyncEngine,
+    connection: AsyncConnection,
+    live: LiveTable,
+    config: SchemaConfig,
+    progress: Report | None,
+) -> None:
+    plan = make_plan(live, config)
+    for statement in plan.clear:
+        await connection.execute(statement)
+    for number, (name, statement) in enumerate(plan.build.items(), 1):
+        _logger.info("building index %s (%d of %d)", name, number, len(plan.build))
+        async with _reporting(engine, connection, progress, name, number, len(plan.build)):
             await connection.execute(statement)
-        for number, (name, statement) in enumerate(plan.build.items(), 1):
-            _logger.info("building index %s (%d of %d)", name, number, len(plan.build))
-            async with _reporting(engine, connection, progress, name, number, len(plan.build)):
-                await connection.execute(statement)
-        await connection.run_sync(_swap, plan, config)
-        for statement in plan.finish:
-            await connection.execute(statement)
+    await connection.run_sync(_swap, plan, config)
+    for statement in plan.finish:
+        await connection.execute(statement)
+
+
+async def build_after_load(
+    engine: AsyncEngine,
+    config: SchemaConfig,
+    *,
+    memory: str | None = None,
+    workers: int | None = None,
+    progress: Report | None = None,
+) -> None:
+    """Build a missing ANN index for rows that were loaded in bulk; a valid one stays as it is.
+
+    The table is vacuumed and analysed before: the one makes counting a namespace an affair of its
+    index alone, the other lets the planner see how large it is.
+
+    Args:
+        engine, config, memory, workers, progress: as for `reindex`.
+
+    Raises:
+        MigrationError: as `reindex`.
+    """
+    async with _session(engine, config, "the index was not built") as connection:
+        live = await connection.run_sync(read_chunk_table, config)
+        index = live.index(ann_index_name(live.name))
+        if index is None or not index.valid:
+            await connection.run_sync(set_build_memory, live, config, memory, workers)
+            await connection.execute(VacuumAnalyze(live.name, live.schema))
+            await _build(engine, connection, live, config, progress)
+
+
+async def drop_ann_index(engine: AsyncEngine, config: SchemaConfig) -> None:
+    """Drop the ANN index, until `reindex` builds it: before rows are loaded in bulk.
+
+    Searches stay complete, and compare with every matching chunk.
+
+    Args:
+        engine: the database; one connection of its pool is used.
+        config: of the table.
+
+    Raises:
+        MigrationError: there is no such chunk table, or the database refused.
+    """
+    await _drop(engine, config, if_empty=False)
+
+
+async def drop_ann_index_of_empty_table(engine: AsyncEngine, config: SchemaConfig) -> bool:
+    """Drop the ANN index where nobody can miss it: no row is there, and the table is the role's.
+
+    Returns:
+        Whether there is no ANN index now.
+
+    Raises:
+        MigrationError: as `drop_ann_index`.
+    """
+    async with own_connection(engine, _NOT_DROPPED) as connection:
+        live = await connection.run_sync(read_chunk_table, config)
+        if live.index(ann_index_name(live.name)) is None:
+            return True
+        if not await connection.run_sync(_is_free, live):
+            return False
+    return await _drop(engine, config, if_empty=True)
+
+
+async def _drop(engine: AsyncEngine, config: SchemaConfig, *, if_empty: bool) -> bool:
+    """Whether there is no ANN index now."""
+    async with _session(engine, config, _NOT_DROPPED) as connection:
+        return await connection.run_sync(_drop_in_short_transaction, config, if_empty)
+
+
+def _drop_in_short_transaction(
+    connection: Connection, config: SchemaConfig, if_empty: bool
+) -> bool:
+    live = read_chunk_table(connection, config)
+    name = ann_index_name(live.name)
+    dropped = True
+
+    def drop() -> None:
+        nonlocal dropped
+        connection.execute(LockTable(live.name, live.schema))
+        dropped = not if_empty or _is_free(connection, live)
+        if dropped:
+            connection.execute(_drop_statement(name, live, concurrently=False))
+
+    if live.index(name) is not None:
+        _transact(connection, config, drop)
+    return dropped
+
+
+def _is_free(connection: Connection, live: LiveTable) -> bool:
+    """Whether a table has no rows, and the role may drop its indexes."""
+    rows = select(literal(1)).select_from(table_of(live.name, live.schema)).limit(1)
+    return connection.scalar(rows) is None and bool(connection.scalar(is_owner(live.oid)))
 
 
 async def reindex_plan(engine: AsyncEngine, config: SchemaConfig) -> list[ExecutableDDLElement]:
@@ -163,7 +255,7 @@ def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
         plan.build[name + NEW] = CreateIndex(_index(name + NEW, live, live.name, config))
         if there:
             plan.swap.append(RenameIndex(name, name + OLD, live.schema))
-            plan.finish.append(_drop(name + OLD, live))
+            plan.finish.append(_drop_statement(name + OLD, live))
         plan.swap.append(RenameIndex(name + NEW, name, live.schema))
         return plan
     _refuse_taken_names(live, config)
@@ -174,7 +266,7 @@ def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
     plan.swap += [LockTable(live.name, live.schema), CreateIndexOnOnly(parent)]
     plan.swap += [AttachIndex(name + NEW, part, live.schema) for part in parts.values()]
     if there:
-        plan.swap.append(_drop(name, live, concurrently=False))
+        plan.swap.append(_drop_statement(name, live, concurrently=False))
     plan.swap.append(RenameIndex(name + NEW, name, live.schema))
     plan.swap += [RenameIndex(part, part.removesuffix(NEW), live.schema) for part in parts.values()]
     return plan
@@ -202,7 +294,7 @@ def _leftovers(live: LiveTable) -> Iterator[DropIndex]:
     names = left_over_names(live)
     for index in live.indexes:
         if index.name in names:
-            yield _drop(index.name, live)
+            yield _drop_statement(index.name, live)
 
 
 def _index(
@@ -220,7 +312,7 @@ def _index(
     )
 
 
-def _drop(name: str, live: LiveTable, *, concurrently: bool = True) -> DropIndex:
+def _drop_statement(name: str, live: LiveTable, *, concurrently: bool = True) -> DropIndex:
     target = table_of(live.name, live.schema)
     return DropIndex(Index(name, _table=target, postgresql_concurrently=concurrently))
 
@@ -229,9 +321,11 @@ def _drop(name: str, live: LiveTable, *, concurrently: bool = True) -> DropIndex
 
 
 @asynccontextmanager
-async def _session(engine: AsyncEngine, config: SchemaConfig) -> AsyncIterator[AsyncConnection]:
+async def _session(
+    engine: AsyncEngine, config: SchemaConfig, action: str
+) -> AsyncIterator[AsyncConnection]:
     """A connection of its own that holds the migration lock; lock and settings end with it."""
-    async with own_connection(engine, _ACTION) as connection:
+    async with own_connection(engine, action) as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         assert connection.sync_connection is not None
         lock = migration_lock(connection.sync_connection, config.table_name)
@@ -310,9 +404,14 @@ def _swap(connection: Connection, plan: Plan, config: SchemaConfig) -> None:
         for statement in plan.swap:
             connection.execute(statement)
 
+    _transact(connection, config, swap)
+
+
+def _transact(connection: Connection, config: SchemaConfig, work: Callable[[], None]) -> None:
+    """Do work in one short transaction of a session that is in AUTOCOMMIT."""
     connection.commit()
     connection.execution_options(isolation_level="READ COMMITTED")
-    with_short_waits(connection, config.table_name, swap)
+    with_short_waits(connection, config.table_name, work)
     connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
@@ -320,7 +419,7 @@ def _swap(connection: Connection, plan: Plan, config: SchemaConfig) -> None:
 async def _reporting(
     engine: AsyncEngine,
     connection: AsyncConnection,
-    report: Callable[[Progress], None] | None,
+    report: Report | None,
     index: str,
     number: int,
     of: int,
@@ -331,23 +430,22 @@ async def _reporting(
         return
     pid = (await connection.execute(select(func.pg_backend_pid()))).scalar_one()
 
-    def tell(phase: str, fraction: float) -> None:
-        try:
-            report(Progress(index=index, number=number, of=of, phase=phase, fraction=fraction))
-        except Exception:  # a bar that cannot be drawn is no reason to give up hours of building
-            _logger.exception("the progress callback failed")
+    def state(phase: str, fraction: float) -> None:
+        tell(
+            report, IndexProgress(index=index, number=number, of=of, phase=phase, fraction=fraction)
+        )
 
-    task = asyncio.create_task(_watch(engine, pid, index, tell))
+    task = asyncio.create_task(_watch(engine, pid, index, state))
     try:
         yield
     finally:
         task.cancel()
         await asyncio.wait({task})
-    tell("built", 1.0)
+    state("built", 1.0)
 
 
 async def _watch(
-    engine: AsyncEngine, pid: int, index: str, tell: Callable[[str, float], None]
+    engine: AsyncEngine, pid: int, index: str, state: Callable[[str, float], None]
 ) -> None:
     """Ask for a session's progress until cancelled; a build goes on where that cannot be told."""
     query = select(_progress).where(_progress.c.pid == pid)
@@ -358,7 +456,7 @@ async def _watch(
             while True:
                 row = (await connection.execute(query)).one_or_none()
                 if row is not None:
-                    tell(row.phase, _fraction(row))
+                    state(row.phase, _fraction(row))
                     if row.current_locker_pid and row.current_locker_pid != waits_for:
                         waits_for = row.current_locker_pid
                         _logger.info("%s: the build waits for server process %s", index, waits_for)

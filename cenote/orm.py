@@ -36,7 +36,7 @@ from sqlalchemy.orm import (
 
 from cenote import config as defaults
 from cenote.config import SchemaConfig
-from cenote.ddl import CreateHashPartition
+from cenote.ddl import CreateHashPartition, StoreInline
 from cenote.errors import ConfigurationError
 from cenote.sqltypes import HalfVector, embedding_type
 from cenote.types import ColumnType, Float32Array, Metadata, Vector
@@ -240,7 +240,7 @@ def _add_columns(cls: type[ChunkMixin]) -> None:
 
 @event.listens_for(ChunkMixin, "after_mapper_constructed", propagate=True)
 def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
-    """Name the key of a new model's table, and give it its indexes and partitions."""
+    """Name the key of a new model's table, and give it its indexes, storage and partitions."""
     table = mapper.local_table
     if mapper.inherits is not None or not isinstance(table, Table):
         return
@@ -252,6 +252,7 @@ def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
     _add_indexes(table, config)
     if "dimensions" not in cls._cenote_settings:
         event.listen(table, "before_create", _refuse_to_create)
+    event.listen(table, "after_create", _store_inline)
     if config.new_partitions:
         table.info[PARTITIONS] = config.new_partitions
         table.dialect_kwargs["postgresql_partition_by"] = "HASH (namespace)"
@@ -320,6 +321,10 @@ def unknown_dimensions(table_name: str) -> str:
         f"table {table_name!r}: how many dimensions have the vectors? Say so where the model is "
         "made: class ...(ChunkMixin, ..., dimensions=384)"
     )
+
+
+def _store_inline(table: Table, connection: Connection, **_: Any) -> None:
+    connection.execute(StoreInline(table.name, table.schema))
 
 
 def _create_partitions(table: Table, connection: Connection, **_: Any) -> None:

@@ -11,11 +11,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cenote.catalog import LiveTable
 from cenote.config import DEFAULT_TABLE_NAME, SchemaConfig
 from cenote.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from cenote.catalog import LiveTable
 
 HOW_TO_SET_DIMENSIONS = (
     "how many dimensions have the vectors? Say -x dimensions=384, write dimensions = 384 in the "

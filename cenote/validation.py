@@ -28,6 +28,9 @@ from cenote.types import ColumnType, Float32Array, Vector
 MAX_KEY_BYTES = 1024
 """UTF-8 bytes in a namespace, id or document id: a btree entry (2,704 bytes) must hold two."""
 
+MAX_EF_SEARCH = 1000
+"""The most that pgvector takes for ``hnsw.ef_search``."""
+
 _FLOAT32 = np.finfo(np.float32)
 _HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -60,6 +63,20 @@ def check_limit(limit: int) -> None:
         raise InvalidInputError(
             f"limit must be an integer of 1 or more, not {shown(limit)}", field="limit"
         )
+
+
+def ef_search_rule(ef_search: int) -> str | None:
+    """What an ``ef_search`` must be, if this is none."""
+    integer = isinstance(ef_search, int) and not isinstance(ef_search, bool)
+    if integer and 1 <= ef_search <= MAX_EF_SEARCH:
+        return None
+    return f"must be an integer from 1 to {MAX_EF_SEARCH:,}, not {shown(ef_search)}"
+
+
+def check_ef_search(ef_search: int | None) -> None:
+    """Refuse the ``ef_search`` of a call that pgvector would refuse."""
+    if ef_search is not None and (rule := ef_search_rule(ef_search)):
+        raise InvalidInputError(f"ef_search {rule}", field="ef_search")
 
 
 def check_ids(chunk_ids: Sequence[str]) -> list[str]:
@@ -107,14 +124,16 @@ class Batch:
 
     Attributes:
         chunks: the chunks.
-        metadata: each chunk's metadata as JSON text.
+        metadata: each chunk's metadata, canonical.
+        metadata_texts: the same as JSON.
         embeddings: float32, shape (len(chunks), dimensions).
         models: each chunk's embedding model.
         columns: each chunk's values for a host's own columns.
     """
 
     chunks: list[Chunk]
-    metadata: list[str]
+    metadata: list[dict[str, Any]]
+    metadata_texts: list[str]
     embeddings: Float32Array
     models: list[str]
     columns: list[Mapping[str, Any]]
@@ -123,6 +142,7 @@ class Batch:
         return Batch(
             self.chunks[part],
             self.metadata[part],
+            self.metadata_texts[part],
             self.embeddings[part],
             self.models[part],
             self.columns[part],
@@ -155,15 +175,16 @@ def check_batch(
     order = [last[chunk_id] for chunk_id in sorted(last)]
     return Batch(
         chunks=[_plain(items[index].chunk) for index in order],
-        metadata=[metadata[index] for index in order],
+        metadata=[metadata[index][0] for index in order],
+        metadata_texts=[metadata[index][1] for index in order],
         embeddings=embeddings[order],
         models=[items[index].embedding_model for index in order],
         columns=[items[index].columns for index in order],
     )
 
 
-def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> str:
-    """Check all of a chunk but its vector; returns its metadata as JSON text."""
+def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict[str, Any], str]:
+    """Check all of a chunk but its vector; returns its metadata, canonical and as JSON text."""
     if not isinstance(item, EmbeddedChunk) or not isinstance(item.chunk, Chunk):
         raise InvalidInputError(
             f"embedded_chunks holds an object of type {type(item).__name__}, not an EmbeddedChunk",
@@ -199,14 +220,15 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> str:
             field="position",
             chunk_id=chunk.id,
         )
-    return _metadata_text(chunk)
+    return _checked_metadata(chunk)
 
 
-def _metadata_text(chunk: Chunk) -> str:
+def _checked_metadata(chunk: Chunk) -> tuple[dict[str, Any], str]:
     try:
         if not isinstance(chunk.metadata, dict):
             raise NotJSONError(f"is of type {type(chunk.metadata).__name__}, not dict")
-        return json_text(canonical_json(chunk.metadata))
+        canonical = canonical_json(chunk.metadata)
+        return canonical, json_text(canonical)
     except NotJSONError as error:
         raise InvalidInputError(
             f"chunk {shown(chunk.id)}: metadata {error}", field="metadata", chunk_id=chunk.id

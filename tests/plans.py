@@ -10,7 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 async def explain(
-    connection: AsyncConnection, statement: Executable, mode: str, parameters: Any = None
+    connection: AsyncConnection,
+    statement: Executable,
+    mode: str,
+    parameters: Any = None,
+    *,
+    after: int = 0,
 ) -> str:
     """The executed plan of a statement.
 
@@ -19,8 +24,10 @@ async def explain(
     Args:
         connection: where to run it.
         statement: what to run.
-        mode: ``force_custom_plan`` or ``force_generic_plan``.
+        mode: ``force_custom_plan``, ``force_generic_plan`` or ``auto``.
         parameters: for what the statement leaves open.
+        after: how many executions went before; in ``auto`` mode, the server thinks about a generic
+            plan after five.
     """
     compiled: Any = statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
     bound = compiled.construct_params(parameters)
@@ -28,6 +35,8 @@ async def explain(
     driver: Any = (await connection.get_raw_connection()).driver_connection
     await driver.execute("SET plan_cache_mode = " + mode)
     await driver.execute("PREPARE search AS " + str(compiled))
+    for _ in range(after):
+        await driver.execute("EXECUTE search(" + literals + ")")
     rows = await driver.fetch("EXPLAIN (ANALYZE) EXECUTE search(" + literals + ")")
     await driver.execute("DEALLOCATE search")
     await driver.execute("RESET plan_cache_mode")

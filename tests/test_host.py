@@ -351,7 +351,7 @@ class Half(ChunkMixin, Base, dimensions=3000, column_type="halfvec", partitions=
     before = revisions(host)
     alembic("revision", "--autogenerate", "-m", "excerpts")
     written = new_revision(host, before)
-    assert "create_partitions('excerpts', 4)\n" in written
+    assert "store_inline('excerpts')\n    create_partitions('excerpts', 4)\n" in written
     assert written.count("create_partitions(") == 1
     assert written.count("    ensure_extension()\n") == 1
     assert written.index("ensure_extension()") < written.index("'albums'")  # comes by its name

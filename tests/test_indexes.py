@@ -28,7 +28,8 @@ from cenote import (
     schema,
 )
 from cenote.connections import create_engine
-from cenote.indexes import Progress, reindex, reindex_plan
+from cenote.indexes import reindex, reindex_plan
+from cenote.progress import IndexProgress
 from cenote.testing import embedded, found
 
 
@@ -77,7 +78,7 @@ async def index_names(engine: AsyncEngine) -> list[str]:
 async def test_the_index_gets_other_parameters(store: PgVectorStore) -> None:
     """And keeps its name, as do its parts; nothing else is left, and searches use it."""
     before = await index_names(store.engine)
-    seen: list[Progress] = []
+    seen: list[IndexProgress] = []
     await reindex(store.engine, with_parameters(store), progress=seen.append)
     after = await index_names(store.engine)
     other = [name.replace("m=16,ef_construction=64", "m=8,ef_construction=32") for name in before]
@@ -230,7 +231,7 @@ class InTheWay:
         self._reads, self.leave = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._read()))
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: IndexProgress) -> None:
         """A progress callback: the last part is built, the swap comes next."""
         if progress.number == progress.of and progress.phase == "built":
             self._thread.start()
@@ -309,7 +310,7 @@ async def test_a_callback_that_fails_is_logged(
 ) -> None:
     """And so is a pool with nothing left to ask with: neither ends the build."""
 
-    def report(progress: Progress) -> None:
+    def report(progress: IndexProgress) -> None:
         raise ZeroDivisionError(progress.phase)
 
     await reindex(store.engine, with_parameters(store), progress=report)
@@ -324,7 +325,7 @@ async def test_a_callback_that_fails_is_logged(
 async def test_a_cancelled_run_is_cancelled(store: PgVectorStore) -> None:
     """At whatever moment: between two parts, and in the swap."""
 
-    def cancel(progress: Progress) -> None:
+    def cancel(progress: IndexProgress) -> None:
         if progress.number == progress.of and progress.phase == "built":
             task.cancel()
 

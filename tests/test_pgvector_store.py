@@ -101,9 +101,11 @@ async def test_plans_use_the_index_and_one_partition(engine: AsyncEngine) -> Non
     await store.upsert(chunks, "n")
     async with engine.connect() as connection:
         await connection.execute(text("ANALYZE wide"))
-        for mode in ("force_custom_plan", "force_generic_plan"):
+        for mode in ("force_custom_plan", "force_generic_plan", "auto"):
             for filter in ({}, {"lang": "en"}, {"lang": "en", "tags": [1]}):
-                plan = await _plan(connection, store, vectors[0], filter, mode)
+                plan = await _plan(connection, store, vectors[0], filter, mode, after=12)
+                if filter and mode == "auto":
+                    assert "$" not in plan  # made for this filter's values
                 assert "_embedding_idx" in plan
                 assert "(never executed)" in plan  # the exact branch
                 executed = [line for line in plan.splitlines() if "never executed" not in line]
@@ -112,13 +114,19 @@ async def test_plans_use_the_index_and_one_partition(engine: AsyncEngine) -> Non
 
 
 async def _plan(
-    connection: Any, store: PgVectorStore, query: Any, filter: dict[str, Any], mode: str
+    connection: Any,
+    store: PgVectorStore,
+    query: Any,
+    filter: dict[str, Any],
+    mode: str,
+    *,
+    after: int = 0,
 ) -> str:
     await prepare(connection)
     statement = store._statements.search(filter_shape(filter), 10, exact=False)
     parameters = _search_parameters(store, query, "n") | filter_parameters(filter)
     parameters["query"] = str(np.asarray(query).tolist())
-    return await explain(connection, statement, mode, parameters)
+    return await explain(connection, statement, mode, parameters, after=after)
 
 
 def _search_parameters(store: PgVectorStore, query: Any, namespace: str) -> dict[str, Any]:
@@ -152,6 +160,27 @@ def test_ef_search_has_a_range(engine: AsyncEngine, ef_search: Any) -> None:
     assert error.value.setting == "hnsw_ef_search"
 
 
+async def test_ef_search_of_a_call(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """Reaches the scan, in both forms of a search; a bad one is refused before."""
+    await store.upsert(many(EXACT_UP_TO + 100), "n")
+    sent: list[Any] = []
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def _(connection: Any, cursor: Any, sql: str, parameters: Any, *rest: Any) -> None:
+        sent.append(parameters)
+
+    await store.search(QUERY, "n")
+    await store.search(QUERY, "n", ef_search=77)
+    async with engine.connect() as connection:
+        await connection.execute(store.search_statement(QUERY, "n", ef_search=78))
+    for parameters, ef_search in zip(sent[-3:], ("200", "77", "78"), strict=True):
+        assert ef_search in parameters
+    for bad in (0, 1001, "40", True):
+        with pytest.raises(InvalidInputError) as error:
+            await store.search(QUERY, "n", ef_search=bad)  # type: ignore[arg-type]
+        assert error.value.field == "ef_search"
+
+
 # -- round trips and connections -------------------------------------------------------------------
 
 
@@ -175,6 +204,28 @@ async def test_round_trips(dsn: str) -> None:
         assert await round_trips(lambda: store.delete(["00001"], "n")) == 1
         assert await round_trips(lambda: store.delete_namespace("other")) == 1
         assert await round_trips(lambda: store.upsert(many(200), "n")) == 3
+
+
+async def test_statements_are_built_and_prepared_once(dsn: str) -> None:
+    """Other vectors, limits and filters of one shape neither compile nor prepare anything anew."""
+    hits: list[Any] = []
+    async with (
+        running_proxy(dsn) as proxy,
+        await PgVectorStore.connect(proxy.dsn, 4, max_size=1) as store,
+    ):
+        await store.upsert(many(200), "n")
+        for limit, filter in ((10, None), (10, {"k": 1}), (300, None)):
+            await store.search(QUERY, "n", limit, filter)
+        before = proxy.round_trips
+
+        @event.listens_for(store.engine.sync_engine, "after_cursor_execute")
+        def _(conn: Any, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
+            hits.append(context.cache_hit.name)
+
+        for limit, filter in ((1, None), (10, {"a": "b", "c": None}), (400, None), (9, {"k": 2})):
+            await store.search([0.5, 1.0, limit, 0.1], "m", limit, filter)
+        assert hits == ["CACHE_HIT"] * 4
+        assert proxy.round_trips - before == 4
 
 
 async def test_iteration_holds_no_connection(store: PgVectorStore, engine: AsyncEngine) -> None:

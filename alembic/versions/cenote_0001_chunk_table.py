@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from cenote import operations
 from cenote.adoption import adopt
-from cenote.ddl import CreateHashPartition
+from cenote.ddl import CreateHashPartition, StoreInline
 
 revision = "cenote_0001"
 down_revision = None
@@ -55,6 +55,7 @@ def upgrade() -> None:
         schema=config.schema,
         postgresql_partition_by="HASH (namespace)" if partitions else None,
     )
+    op.execute(StoreInline(table, config.schema))
     for remainder in range(partitions):
         op.execute(CreateHashPartition(table, config.schema, partitions, remainder))
     op.create_index(

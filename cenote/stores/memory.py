@@ -6,7 +6,9 @@ import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Hashable, Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from cenote import validation
 from cenote.filters import json_token
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
+from cenote.progress import Report
+from cenote.stores import bulk
 from cenote.stores.base import VectorStore
 from cenote.types import ColumnType, Float32Array, Vector
 
@@ -86,20 +90,55 @@ class InMemoryVectorStore(VectorStore):
         filter: dict[str, Any] | None = None,
         *,
         exact: bool = True,
+        ef_search: int | None = None,
     ) -> list[RetrievalResult]:
         """Find the chunks nearest to a vector; see `VectorStore.search`.
 
         Args:
-            exact: taken for the sake of `PgVectorStore`'s argument; every search here is exact.
+            exact, ef_search: taken for the sake of `PgVectorStore`'s arguments; every search here
+                is exact.
         """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
+        validation.check_ef_search(ef_search)
         query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
         filter = validation.check_filter(filter)
         stored = self._namespaces.get(namespace)
         if stored is None or not query.any():
             return []
         return stored.search(query, limit, filter)
+
+    async def bulk_load(
+        self,
+        embedded_chunks: bulk.Stream,
+        namespace: str,
+        *,
+        ann_index: bulk.AnnIndexDuringLoad = "auto",
+        memory: str | None = None,
+        workers: int | None = None,
+        progress: Report | None = None,
+    ) -> int:
+        """Write any number of chunks; see `PgVectorStore.bulk_load`.
+
+        Args:
+            embedded_chunks, namespace, progress: the same.
+            ann_index, memory, workers: taken for the sake of that method; there is no index here.
+        """
+        validation.check_namespace(namespace)
+        bulk.check_stream(embedded_chunks)
+        bulk.check_ann_index(ann_index)
+        return await bulk.load(partial(self.upsert, namespace=namespace), embedded_chunks, progress)
+
+    @asynccontextmanager
+    async def without_ann_index(
+        self,
+        *,
+        memory: str | None = None,
+        workers: int | None = None,
+        progress: Report | None = None,
+    ) -> AsyncIterator[None]:
+        """There is no index; here for the sake of `PgVectorStore.without_ann_index`."""
+        yield
 
     async def delete(self, chunk_ids: list[str], namespace: str) -> None:
         validation.check_namespace(namespace)
@@ -130,14 +169,14 @@ class InMemoryVectorStore(VectorStore):
 
 @dataclass(slots=True)
 class _Row:
-    """One stored chunk, its metadata as JSON text: what leaves the store is always a fresh copy."""
+    """One stored chunk, its metadata as JSON text: what leaves the store is always a fresh copy.
+
+    The chunk's own metadata are the caller's, who may change them, and are never looked at.
+    """
 
     chunk: Chunk
     metadata: str
-    postings: frozenset[_Posting] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.postings = _postings(json.loads(self.metadata))
+    postings: frozenset[_Posting]
 
     def copy(self) -> Chunk:
         return replace(self.chunk, metadata=json.loads(self.metadata))
@@ -166,13 +205,14 @@ class _Namespace:
     # -- writing
 
     def upsert(self, batch: validation.Batch) -> None:
+        self._reserve(sum(chunk.id not in self._row_of for chunk in batch.chunks))
         rows = [self._place(chunk.id) for chunk in batch.chunks]
         units, nonzero = _unit_rows(batch.embeddings)
         self._matrix[rows] = units
         self._searchable[rows] = nonzero
-        for number, chunk, metadata in zip(rows, batch.chunks, batch.metadata, strict=True):
+        new = map(_Row, batch.chunks, batch.metadata_texts, map(_postings, batch.metadata))
+        for number, row in zip(rows, new, strict=True):
             self._unindex(number)
-            row = _Row(replace(chunk, metadata={}), metadata)
             self._rows[number] = row
             for posting in row.postings:
                 self._index[posting].add(number)
@@ -197,15 +237,21 @@ class _Namespace:
             else:
                 number = len(self._rows)
                 self._rows.append(None)
-                if number == len(self._matrix):
-                    self._grow()
             self._row_of[chunk_id] = number
             self._sorted_ids = None
         return number
 
-    def _grow(self) -> None:
-        self._matrix = np.concatenate([self._matrix, np.zeros_like(self._matrix)])
-        self._searchable = np.concatenate([self._searchable, np.zeros_like(self._searchable)])
+    def _reserve(self, new: int) -> None:
+        """Make room for new chunks, and as many again as there are, so that growing stays cheap."""
+        needed = len(self._rows) + new - len(self._free)
+        have = len(self._matrix)
+        if needed > have:
+            more = max(needed, 2 * have) - have
+            dimensions = self._matrix.shape[1]
+            self._matrix = np.concatenate(
+                [self._matrix, np.zeros((more, dimensions), dtype=np.float32)]
+            )
+            self._searchable = np.concatenate([self._searchable, np.zeros(more, dtype=np.bool_)])
 
     def _unindex(self, number: int) -> None:
         row = self._rows[number]
@@ -307,7 +353,9 @@ def _unit_rows(matrix: Float32Array) -> tuple[Float32Array, NDArray[np.bool_]]:
     norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
     nonzero = norms > 0
     norms[~nonzero] = 1.0
-    return (matrix / norms[:, np.newaxis]).astype(np.float32), nonzero
+    units = np.empty_like(matrix)
+    np.divide(matrix, norms[:, np.newaxis], out=units, casting="same_kind")  # in 64 bits inside
+    return units, nonzero
 
 
 def _contenders(scores: Float32Array, limit: int, dimensions: int) -> NDArray[np.intp]:

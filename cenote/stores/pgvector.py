@@ -6,22 +6,25 @@ One class, and long for its docstrings: SQL, sessions and columns are in the mod
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Generic, Self, overload
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 from sqlalchemy import ColumnElement, Select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from typing_extensions import TypeVar
 
 from cenote import config as defaults
-from cenote import connections, drift, filters, validation
+from cenote import connections, filters, validation
 from cenote.config import SchemaConfig
 from cenote.cures import HOSTS_COMMANDS
 from cenote.errors import MigrationError
 from cenote.mapping import config_of, model_of
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.orm import ChunkMixin, ChunkRow
+from cenote.progress import Report
 from cenote.sqltypes import to_wire
-from cenote.stores import rows, sessions
+from cenote.stores import bulk, rows, sessions
 from cenote.stores.base import VectorStore
 from cenote.stores.columns import OwnColumns
 from cenote.stores.conditions import checked_condition
@@ -30,7 +33,10 @@ from cenote.stores.sessions import Connections, Joined, Session, check_session
 from cenote.stores.statements import ChunkStatements
 from cenote.types import ColumnType, Float32Array, Vector
 
-PAGE_SIZE = 500
+if TYPE_CHECKING:
+    from cenote.drift import Finding
+
+PAGE_SIZE = 1000
 """Chunks that `get_all_chunks` reads at a time."""
 
 Model = TypeVar("Model", bound=ChunkMixin, default=ChunkRow)
@@ -137,6 +143,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         self._engine = connections.asyncpg_engine(engine)
         self._owns_engine = False
         self._embedding_model = embedding_model
+        self._indexing_later = 0
         self._own_columns = OwnColumns(self._model, self._engine.dialect)
         self._connections = Connections(
             self._engine, self._model, self._config, hosts_own=self._hosts_own
@@ -250,7 +257,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
 
         await schema.upgrade(self._engine, self._config)
 
-    async def check_schema(self) -> list[drift.Finding]:
+    async def check_schema(self) -> list[Finding]:
         """What differs between the database and what this store expects; see `schema.check`.
 
         Raises:
@@ -300,6 +307,109 @@ class PgVectorStore(VectorStore, Generic[Model]):
             ids = [chunk.id for chunk in batch.chunks]
             await sessions.refresh(joined, self._model, namespace, ids)
 
+    async def bulk_load(
+        self,
+        embedded_chunks: bulk.Stream,
+        namespace: str,
+        *,
+        ann_index: bulk.AnnIndexDuringLoad = "auto",
+        memory: str | None = None,
+        workers: int | None = None,
+        progress: Report | None = None,
+    ) -> int:
+        """Write any number of chunks, and build the ANN index after them where that may be.
+
+        The chunks are taken as they are needed, and written in batches of up to 1,000 of which each
+        is committed: memory stays flat, and what a crash leaves is whole batches. Load the same
+        chunks again to go on: those that are stored already are not rewritten. Of an id that
+        appears twice the last one wins.
+
+        Others may search and write meanwhile. Searches are complete throughout, and slow in large
+        namespaces while there is no ANN index.
+
+        Args:
+            embedded_chunks: an iterable or an async iterable, of any length.
+            namespace: where to write.
+            ann_index: ``"auto"``: if the whole table is empty and belongs to the role, drop the
+                index, and build it after the rows; if it is missing, as after a crash, build it
+                then; otherwise leave it. ``"rebuild"``: drop and build it, whoever may be using it.
+                ``"keep"``: leave it as it is, there or not. For many namespaces, see
+                :meth:`without_ann_index`.
+            memory, workers: of the build, see `cenote.indexes.reindex`.
+            progress: takes a `LoadProgress` after each batch, and an `IndexProgress` twice a second
+                while the index is built; what it raises is logged. `cenote.progress.progress_bar()`
+                makes one that draws a bar.
+
+        Returns:
+            How many chunks there were.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError: as `VectorStore.upsert` does, of a chunk
+                whose batch was not written.
+            VectorStoreError: a batch could not be written.
+            MigrationError: the index was not dropped or not built.
+
+            Batches before an error are stored. An index that is missing then is built by the next
+            bulk load, or by `cenote reindex`.
+        """
+        validation.check_namespace(namespace)
+        bulk.check_stream(embedded_chunks)
+        bulk.check_ann_index(ann_index)
+        from cenote import indexes  # imports alembic, which a running application need not
+
+        async with self._connections.single_statement("bulk_load", None):
+            pass  # the table is there, and of this shape
+        index_after = ann_index == "rebuild"
+        if index_after:
+            await indexes.drop_ann_index(self._engine, self._config)
+        elif ann_index == "auto" and not self._indexing_later:
+            index_after = await indexes.drop_ann_index_of_empty_table(self._engine, self._config)
+        chunks = await bulk.load(
+            partial(self.upsert, namespace=namespace), embedded_chunks, progress
+        )
+        if index_after:
+            await indexes.build_after_load(
+                self._engine, self._config, memory=memory, workers=workers, progress=progress
+            )
+        return chunks
+
+    @asynccontextmanager
+    async def without_ann_index(
+        self,
+        *,
+        memory: str | None = None,
+        workers: int | None = None,
+        progress: Report | None = None,
+    ) -> AsyncIterator[None]:
+        """Drop the ANN index, whoever may be using it, and build it at the end of the block.
+
+        For loading many namespaces::
+
+            async with store.without_ann_index():
+                for tenant, chunks in collections:
+                    await store.bulk_load(chunks, tenant)
+
+        Searches are complete meanwhile, and slow in large namespaces. If the block raises, the
+        index stays missing: enter it again to go on, or build it by `cenote reindex`.
+
+        Args:
+            memory, workers, progress: of the build, see `cenote.indexes.reindex`.
+
+        Raises:
+            MigrationError: the index was not dropped or not built.
+        """
+        from cenote import indexes
+
+        await indexes.drop_ann_index(self._engine, self._config)
+        self._indexing_later += 1
+        try:
+            yield
+        finally:
+            self._indexing_later -= 1
+        await indexes.build_after_load(
+            self._engine, self._config, memory=memory, workers=workers, progress=progress
+        )
+
     async def delete(
         self, chunk_ids: list[str], namespace: str, *, session: Session | None = None
     ) -> None:
@@ -340,6 +450,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         *,
         where: ColumnElement[bool] | None = None,
         exact: bool = False,
+        ef_search: int | None = None,
         session: Session | None = None,
     ) -> list[RetrievalResult]:
         """Find the chunks nearest to a vector; see `VectorStore.search`.
@@ -348,9 +459,12 @@ class PgVectorStore(VectorStore, Generic[Model]):
             where: a SQL condition that chunks must meet besides, before the limit is counted; see
                 :meth:`search_statement`.
             exact: compare with every matching chunk, without the ANN index.
+            ef_search: for this call, instead of the store's `hnsw_ef_search`.
             session: the transaction to join; see above.
         """
-        query, filter, condition = self._checked(query_vector, namespace, limit, filter, where)
+        query, filter, condition = self._checked(
+            query_vector, namespace, limit, filter, where, ef_search
+        )
         joined = check_session(session)
         if not query.any():
             return []
@@ -358,7 +472,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         parameters: dict[str, Any] = {
             "namespace": namespace,
             "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
-            **self._statements.search_parameters(limit),
+            **self._statements.search_parameters(limit, ef_search),
             **filters.filter_parameters(filter),
         }
         if condition is None:
@@ -370,7 +484,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
             parameters = {}
         async with self._connections.single_statement("search", joined) as connection:
             found = (await connection.execute(statement, parameters)).all()
-        return [RetrievalResult(chunk=rows.chunk(row), score=row.score) for row in found]
+        return [rows.result(row) for row in found]
 
     def search_statement(
         self,
@@ -381,6 +495,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         *,
         where: ColumnElement[bool] | None = None,
         exact: bool = False,
+        ef_search: int | None = None,
     ) -> Select[Model, float]:
         """A search as a statement: rows of (mapped chunk, score), to go on with and to execute.
 
@@ -412,22 +527,32 @@ class PgVectorStore(VectorStore, Generic[Model]):
             query_vector, namespace, limit, filter: as in `VectorStore.search`.
             where: a SQL condition that chunks must meet besides.
             exact: compare with every matching chunk, without the ANN index.
+            ef_search: for this call, instead of the store's `hnsw_ef_search`.
 
         Raises:
             InvalidInputError: an argument cannot work.
         """
-        query, filter, condition = self._checked(query_vector, namespace, limit, filter, where)
+        query, filter, condition = self._checked(
+            query_vector, namespace, limit, filter, where, ef_search
+        )
         statement: Select[Model, float] = self._statements.composable_search(
-            query, namespace, limit, filter, exact=exact, where=condition
+            query, namespace, limit, filter, exact=exact, ef_search=ef_search, where=condition
         )
         return statement
 
     def _checked(
-        self, query_vector: Vector, namespace: str, limit: int, filter: Any, where: Any
+        self,
+        query_vector: Vector,
+        namespace: str,
+        limit: int,
+        filter: Any,
+        where: Any,
+        ef_search: int | None,
     ) -> tuple[Float32Array, dict[str, Any], ColumnElement[bool] | None]:
         """The arguments of a search that are more than checked."""
         validation.check_namespace(namespace)
         validation.check_limit(limit)
+        validation.check_ef_search(ef_search)
         query = validation.check_query_vector(
             query_vector, self._config.dimensions, self._config.column_type
         )

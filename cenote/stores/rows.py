@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Row
-
-from cenote.models import Chunk
+from cenote.models import Chunk, RetrievalResult
 from cenote.sqltypes import to_wire
 from cenote.types import ColumnType
 from cenote.validation import Batch
+
+_parsed = json.JSONDecoder().raw_decode
+"""Takes what jsonb prints, which has no blanks around it for `json.loads` to look for."""
+
+CHUNK_FIELDS = ("id", "document_id", "content", "position", "metadata", "content_hash")
+"""The columns of a chunk, as a query gives them."""
 
 UPSERT_ROWS = 1000
 """The most rows that one INSERT of an upsert writes."""
@@ -24,7 +28,7 @@ def parts(batch: Batch) -> Iterator[Batch]:
     """The batch in pieces of a size that neither server nor driver minds."""
     start = size = 0
     for index, chunk in enumerate(batch.chunks):
-        row = len(chunk.content) + len(batch.metadata[index]) + batch.embeddings[index].nbytes
+        row = len(chunk.content) + len(batch.metadata_texts[index]) + batch.embeddings[index].nbytes
         if index > start and (size + row > UPSERT_BYTES or index - start == UPSERT_ROWS):
             yield batch[start:index]
             start, size = index, 0
@@ -40,20 +44,27 @@ def parameters(batch: Batch, column_type: ColumnType) -> dict[str, Any]:
         "document_id_list": [chunk.document_id for chunk in chunks],
         "content_list": [chunk.content for chunk in chunks],
         "position_list": [chunk.position for chunk in chunks],
-        "metadata_list": batch.metadata,
+        "metadata_list": batch.metadata_texts,
         "content_hash_list": [chunk.content_hash for chunk in chunks],
         "embedding_list": to_wire(batch.embeddings, column_type),
         "embedding_model_list": batch.models,
     }
 
 
-def chunk(row: Row[Any]) -> Chunk:
-    """A chunk of a row of its columns, the metadata as text."""
+def chunk(fields: Sequence[Any]) -> Chunk:
+    """A chunk of what `CHUNK_FIELDS` names, the metadata as text."""
+    chunk_id, document_id, content, position, metadata, content_hash = fields
     return Chunk(
-        id=row.id,
-        document_id=row.document_id,
-        content=row.content,
-        position=row.position,
-        metadata=json.loads(row.metadata),
-        content_hash=row.content_hash,
+        id=chunk_id,
+        document_id=document_id,
+        content=content,
+        position=position,
+        metadata=_parsed(metadata)[0],
+        content_hash=content_hash,
     )
+
+
+def result(fields: Sequence[Any]) -> RetrievalResult:
+    """What a search found: a chunk's fields, the distance, and the score."""
+    *of_chunk, _, score = fields
+    return RetrievalResult(chunk=chunk(of_chunk), score=score)

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm.attributes import set_committed_value
 
-from cenote import catalog, connections, drift
+from cenote import connections
 from cenote.config import SchemaConfig
 from cenote.cures import store_cure
 from cenote.errors import InvalidInputError, StoreConnectionError, VectorStoreError
@@ -120,6 +120,9 @@ class Connections:
         await connections.prepare(connection)
         if self._table_checked:
             return
+        # Needed once for a store, and not to import this package.
+        from cenote import catalog, drift
+
         query = catalog.shape_query(self._config.table_name, self._config.schema)
         live = (await connection.execute(query)).one_or_none()
         # A missing table, or one of others, is for the statement itself to find.

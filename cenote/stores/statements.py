@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -40,16 +40,17 @@ from cenote.errors import ConfigurationError
 from cenote.filters import Bind, FilterShape, filter_conditions, filter_parameters, filter_shape
 from cenote.sqltypes import WireVector, embedding_type
 from cenote.stores.columns import OwnColumns
+from cenote.stores.rows import CHUNK_FIELDS
 from cenote.stores.search import (
     LARGEST_LIMIT,
-    MAX_EF_SEARCH,
     Search,
+    as_sent,
     materialized,
     rows_to_fetch,
     search_parameters,
 )
 from cenote.types import ColumnType, Float32Array
-from cenote.validation import shown
+from cenote.validation import ef_search_rule
 
 _dialect = PGDialect()  # type: ignore[no-untyped-call]
 
@@ -102,20 +103,15 @@ class ChunkStatements:
         *,
         schemas_translated: bool,
     ) -> None:
-        integer = isinstance(ef_search, int) and not isinstance(ef_search, bool)
-        if not integer or not 1 <= ef_search <= MAX_EF_SEARCH:
-            raise ConfigurationError(
-                f"hnsw_ef_search must be an integer from 1 to {MAX_EF_SEARCH:,}, "
-                f"not {shown(ef_search)}",
-                setting="hnsw_ef_search",
-            )
+        if rule := ef_search_rule(ef_search):
+            raise ConfigurationError(f"hnsw_ef_search {rule}", setting="hnsw_ef_search")
+        self._ef_search = ef_search
         self._model = model
         self._table = model.__table__
         self._column_type: ColumnType = config.column_type
         self._dimensions = config.dimensions
         self._own = own
         self._schemas_translated = schemas_translated
-        self._ef_search = ef_search
         self._searches: dict[tuple[FilterShape, int | None], Select[Any]] = {}
         self._pages: dict[tuple[FilterShape, bool], Select[Any]] = {}
         self._upserts: dict[tuple[str, ...], Insert] = {}
@@ -222,7 +218,8 @@ class ChunkStatements:
         self, shape: FilterShape, bind: Bind, *where: ColumnElement[bool], first: bool
     ) -> Select[Any]:
         columns = self._table.c
-        statement = select(*self._chunk_columns()).where(
+        fields = [as_sent(columns[name]) for name in CHUNK_FIELDS]
+        statement = select(*fields).where(
             columns.namespace == bind("namespace", Text()),
             *filter_conditions(columns.metadata, shape, bind),
             *where,
@@ -251,16 +248,16 @@ class ChunkStatements:
         fetch = None if exact else rows_to_fetch(limit)
         return self._build_search(shape, fetch, partial(_value, values), where)
 
-    def search_parameters(self, limit: int) -> dict[str, Any]:
-        """What :meth:`search` binds for a limit."""
-        return search_parameters(limit, self._ef_search)
+    def search_parameters(self, limit: int, ef_search: int | None = None) -> dict[str, Any]:
+        """What :meth:`search` binds for a limit, and an ef_search other than the store's."""
+        return search_parameters(limit, ef_search or self._ef_search)
 
     def _build_search(
         self, shape: FilterShape, fetch: int | None, bind: Bind, *where: ColumnElement[bool]
     ) -> Select[Any]:
         return Search(
             table=self._table,
-            columns=self._chunk_columns(),
+            columns=[self._table.c[name] for name in CHUNK_FIELDS],
             query=bind("query", WireVector(self._column_type)),
             bind=bind,
             shape=shape,
@@ -277,11 +274,12 @@ class ChunkStatements:
         filter: dict[str, Any],
         *,
         exact: bool,
+        ef_search: int | None,
         where: ColumnElement[bool] | None,
     ) -> Any:
         """The mapped class and the score, for any connection and for the host to go on with."""
         shape, fetch = filter_shape(filter), None if exact else rows_to_fetch(limit)
-        values = filter_parameters(filter) | self.search_parameters(limit)
+        values = filter_parameters(filter) | self.search_parameters(limit, ef_search)
         values |= {"namespace": namespace, "query": query.tolist()}
         found: Any
         if where is None and not self._schemas_translated:
@@ -346,18 +344,6 @@ class ChunkStatements:
             fetch=fetch,
             named=False,
         ).statement()
-
-    def _chunk_columns(self) -> Sequence[ColumnElement[Any]]:
-        columns = self._table.c
-        return [
-            columns.id,
-            columns.document_id,
-            columns.content,
-            columns.position,
-            # As text, so that a host engine's own deserializer has no say.
-            cast(columns.metadata, Text).label("metadata"),
-            columns.content_hash,
-        ]
 
 
 def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:

@@ -24,6 +24,8 @@ CREATE TABLE cenote_chunks (
 )
  PARTITION BY HASH (namespace);
 
+ALTER TABLE cenote_chunks ALTER COLUMN embedding SET STORAGE MAIN;
+
 CREATE TABLE cenote_chunks_p00 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 0);
 
 CREATE TABLE cenote_chunks_p01 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 1);

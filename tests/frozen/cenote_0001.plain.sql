@@ -25,6 +25,8 @@ CREATE TABLE app."Passages" (
     CONSTRAINT "pk_Passages" PRIMARY KEY (namespace, id)
 );
 
+ALTER TABLE app."Passages" ALTER COLUMN embedding SET STORAGE MAIN;
+
 CREATE INDEX "ix_Passages_namespace_document_id" ON app."Passages" (namespace, document_id);
 
 CREATE INDEX "ix_Passages_metadata" ON app."Passages" USING gin (metadata jsonb_path_ops);

@@ -5,7 +5,7 @@ from alembic import op
 from pgvector.sqlalchemy import VECTOR
 from sqlalchemy.dialects import postgresql
 
-from cenote.operations import create_partitions, ensure_extension
+from cenote.operations import create_partitions, ensure_extension, store_inline
 
 revision = "0002"
 down_revision = "0001"
@@ -43,6 +43,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("namespace", "id", name="pk_passages"),
         postgresql_partition_by="HASH (namespace)",
     )
+    store_inline("passages")
     create_partitions("passages", 4)
     op.create_index(op.f("ix_passages_document_key"), "passages", ["document_key"], unique=False)
     op.create_index(

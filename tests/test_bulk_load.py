@@ -1,0 +1,246 @@
+"""Bulk loads: the ANN index meanwhile, others' searches, and loads that end midway."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cenote import (
+    DimensionMismatchError,
+    EmbeddedChunk,
+    InMemoryVectorStore,
+    InvalidInputError,
+    PgVectorStore,
+)
+from cenote.progress import IndexProgress, LoadProgress, progress_bar
+from cenote.testing import embedded, stored
+
+QUERY = [1.0, 0.5, 0.25, 0.125]
+
+
+def many(count: int, seed: int = 0) -> Iterator[EmbeddedChunk]:
+    """Chunks with random vectors, made as they are needed."""
+    generator = np.random.default_rng(seed)
+    for number in range(count):
+        yield embedded(f"{number:06}", generator.standard_normal(4))
+
+
+async def ann_indexes(engine: AsyncEngine) -> int:
+    """How many valid parts of the ANN index there are, the parent included."""
+    query = text(
+        "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "WHERE c.relname LIKE '%embedding%' AND i.indisvalid"
+    )
+    async with engine.connect() as connection:
+        return int((await connection.execute(query)).scalar_one())
+
+
+PARTS = 17  # of 16 partitions, and the parent
+
+
+async def test_an_empty_table_is_indexed_last(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """No index while rows come; then all parts of it, statistics, and complete searches."""
+    seen: list[Any] = []
+    during: list[tuple[int, int]] = []
+
+    async def source() -> AsyncIterator[EmbeddedChunk]:
+        for number, item in enumerate(many(3500)):
+            if number % 1000 == 0:
+                results = await store.search(QUERY, "n", 5000)
+                during.append((await ann_indexes(engine), len(results)))
+            yield item
+
+    assert await store.bulk_load(source(), "n", progress=seen.append) == 3500
+    assert during == [(0, 0), (0, 1000), (0, 2000), (0, 3000)]  # one batch is held, no more
+    assert await ann_indexes(engine) == PARTS
+    assert [one.chunks for one in seen if isinstance(one, LoadProgress)] == [1000, 2000, 3000, 3500]
+    assert seen[-1].done
+    async with engine.connect() as connection:
+        query = text("SELECT max(reltuples) FROM pg_class WHERE relname LIKE 'cenote_chunks_p__'")
+        assert (await connection.execute(query)).scalar_one() == 3500
+    assert await store.check_schema() == []
+    assert len(await store.search(QUERY, "n", 4000)) == 3500
+
+
+async def test_a_table_in_use_keeps_its_index(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """Whoever searches it needs the index."""
+    await store.upsert([embedded("a")], "other")
+    counts: list[int] = []
+
+    async def source() -> AsyncIterator[EmbeddedChunk]:
+        for item in many(1200):
+            yield item
+        counts.append(await ann_indexes(engine))
+
+    assert await store.bulk_load(source(), "n") == 1200
+    assert counts == [PARTS]
+    assert await ann_indexes(engine) == PARTS
+
+
+@pytest.mark.parametrize(("ann_index", "during"), [("rebuild", 0), ("keep", PARTS)])
+async def test_the_caller_says_what_becomes_of_the_index(
+    store: PgVectorStore, engine: AsyncEngine, ann_index: Any, during: int
+) -> None:
+    """Dropped though others use it; or kept though the table is empty."""
+    if ann_index == "rebuild":
+        await store.upsert([embedded("a")], "other")
+    counts: list[int] = []
+
+    async def source() -> AsyncIterator[EmbeddedChunk]:
+        counts.append(await ann_indexes(engine))
+        for item in many(10):
+            yield item
+
+    await store.bulk_load(source(), "n", ann_index=ann_index)
+    assert counts == [during]
+    assert await ann_indexes(engine) == PARTS
+
+
+async def test_many_namespaces(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """One index build after all of them."""
+    async with store.without_ann_index():
+        for namespace in ("a", "b", "c"):
+            assert await store.bulk_load(many(20), namespace) == 20
+            assert await ann_indexes(engine) == 0
+    assert await ann_indexes(engine) == PARTS
+    assert await store.bulk_load(many(20), "d") == 20
+    for namespace in ("a", "b", "c", "d"):
+        assert len(await stored(store, namespace)) == 20
+
+
+async def test_a_bad_chunk_ends_the_load(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """What was written before stays; loading again goes on, and builds the index."""
+
+    def source(dimensions: int) -> Iterator[EmbeddedChunk]:
+        yield from many(1500)
+        yield embedded("bad", [1.0] * dimensions)
+
+    with pytest.raises(DimensionMismatchError) as error:
+        await store.bulk_load(source(3), "n")
+    assert error.value.chunk_id == "bad"
+    assert len(await stored(store, "n")) == 1000
+    assert await ann_indexes(engine) == 0
+    assert {finding.kind for finding in await store.check_schema()} == {"index_missing"}
+    assert len(await store.search(QUERY, "n", 2000)) == 1000
+    assert await store.bulk_load(source(4), "n") == 1501
+    assert len(await stored(store, "n")) == 1501
+    assert await ann_indexes(engine) == PARTS
+
+
+_LOADING = """
+import asyncio, sys
+import numpy as np
+from cenote import PgVectorStore
+from cenote.testing import embedded
+
+def source():
+    for number in range(200_000):
+        if number == 5000:
+            print("loading", flush=True)
+        yield embedded(f"{number:06}", [1.0, number % 7, number % 11, 0.5])
+
+async def main():
+    async with await PgVectorStore.connect(sys.argv[1], 4) as store:
+        await store.bulk_load(source(), "n")
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_load_goes_on(store: PgVectorStore, engine: AsyncEngine, dsn: str) -> None:
+    """Whole batches are left; loading the same again stores each chunk once."""
+    with subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", _LOADING, dsn], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGKILL)
+    left = len(await stored(store, "n"))
+    assert left % 1000 == 0
+    assert 4000 <= left < 200_000
+    again = (embedded(f"{n:06}", [1.0, n % 7, n % 11, 0.5]) for n in range(left + 500))
+    assert await store.bulk_load(again, "n") == left + 500
+    assert len(await stored(store, "n")) == left + 500
+    assert await ann_indexes(engine) == PARTS
+    async with engine.connect() as connection:  # nothing was rewritten
+        query = text("SELECT count(DISTINCT created_at) FROM cenote_chunks WHERE id < '004000'")
+        assert (await connection.execute(query)).scalar_one() == 4
+
+
+async def test_a_role_that_does_not_own_the_table(
+    store: PgVectorStore, engine: AsyncEngine, dsn: str
+) -> None:
+    """May load, into the live index."""
+    async with engine.begin() as connection:
+        for statement in (
+            "CREATE ROLE loader LOGIN",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON cenote_chunks TO loader",
+        ):
+            await connection.execute(text(statement))
+    try:
+        url = engine.url.set(username="loader", password=None)
+        async with await PgVectorStore.connect(
+            url.set(drivername="postgresql").render_as_string(hide_password=False), 4
+        ) as loader:
+            assert await loader.bulk_load(many(20), "n") == 20
+        assert await ann_indexes(engine) == PARTS
+    finally:
+        async with engine.begin() as connection:
+            await connection.execute(text("DROP OWNED BY loader"))
+            await connection.execute(text("DROP ROLE loader"))
+
+
+async def test_in_memory() -> None:
+    """The same calls."""
+    memory = InMemoryVectorStore(4)
+    seen: list[LoadProgress] = []
+    async with memory.without_ann_index():
+        assert await memory.bulk_load(many(1500), "n", progress=seen.append) == 1500
+    assert [one.chunks for one in seen] == [1000, 1500]
+    assert len(await memory.search(QUERY, "n", 2000)) == 1500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"embedded_chunks": 5}, "embedded_chunks"),
+        ({"embedded_chunks": embedded("a")}, "embedded_chunks"),
+        ({"embedded_chunks": [5]}, "embedded_chunks"),
+        ({"ann_index": "never"}, "ann_index"),
+        ({"namespace": ""}, "namespace"),
+    ],
+)
+async def test_bad_arguments(store: PgVectorStore, arguments: Any, field: str) -> None:
+    """Alike in both stores."""
+    for one in (store, InMemoryVectorStore(4)):
+        with pytest.raises(InvalidInputError) as error:
+            await one.bulk_load(**{"embedded_chunks": [], "namespace": "n", **arguments})
+        assert error.value.field == field
+
+
+def test_the_bar() -> None:
+    """Is drawn where somebody looks; the count comes without a total, too."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    draw = progress_bar(2000, stream=out)
+    draw(LoadProgress(chunks=2000))
+    draw(IndexProgress(index="i", number=2, of=2, phase="built", fraction=1.0))
+    lines = out.getvalue().split("\n")
+    assert lines[0].startswith("\r\x1b[K2,000 chunks of 2,000 [" + "#" * 30 + "] ")
+    assert lines[1] == "\r\x1b[Kindex 2/2 [" + "#" * 30 + "] built"
+    nobody = io.StringIO()
+    progress_bar(stream=nobody)(LoadProgress(chunks=1))
+    assert nobody.getvalue() == ""
