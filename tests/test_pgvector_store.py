@@ -113,6 +113,34 @@ async def test_plans_use_the_index_and_one_partition(engine: AsyncEngine) -> Non
                 assert len(scanned) == 1
 
 
+@pytest.mark.parametrize(("column_type", "dimensions"), [("vector", 1536), ("halfvec", 3072)])
+async def test_wide_vectors(engine: AsyncEngine, column_type: Any, dimensions: int) -> None:
+    """Are indexed, and stay in their rows: an exact search has no TOAST table to look into."""
+    store = PgVectorStore(engine, dimensions, column_type=column_type, table_name="wide")
+    await store.apply_migrations()
+    generator = np.random.default_rng(0)
+    near = generator.standard_normal((EXACT_UP_TO + 100, 8)) @ generator.standard_normal(
+        (8, dimensions)
+    )
+    chunks = [embedded(f"{n:05}", vector, content="x" * 3000) for n, vector in enumerate(near)]
+    await store.bulk_load(chunks, "n")
+    hits = 0
+    for query in near[:20] + 0.1:
+        exact = {result.chunk.id for result in await store.search(query, "n", exact=True)}
+        hits += len(exact & {result.chunk.id for result in await store.search(query, "n")})
+    assert hits >= 0.98 * 200
+    async with engine.connect() as connection:
+        pieces = await connection.execute(
+            text(
+                "SELECT c.reltuples FROM pg_class p JOIN pg_class c ON c.oid = p.reltoastrelid "
+                "WHERE p.relname LIKE 'wide_p__'"
+            )
+        )
+        assert sum(max(found, 0) for (found,) in pieces) <= 2 * len(chunks)  # of contents only
+        plan = await _plan(connection, store, near[0], {}, "auto")
+    assert "_embedding_idx" in plan
+
+
 async def _plan(
     connection: Any,
     store: PgVectorStore,
@@ -130,7 +158,7 @@ async def _plan(
 
 
 def _search_parameters(store: PgVectorStore, query: Any, namespace: str) -> dict[str, Any]:
-    wire = to_wire(np.asarray([query], dtype=np.float32), "vector")[0]
+    wire = to_wire(np.asarray([query], dtype=np.float32), store.config.column_type)[0]
     return {"namespace": namespace, "query": wire, **store._statements.search_parameters(10)}
 
 
@@ -222,7 +250,9 @@ async def test_statements_are_built_and_prepared_once(dsn: str) -> None:
         def _(conn: Any, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
             hits.append(context.cache_hit.name)
 
-        for limit, filter in ((1, None), (10, {"a": "b", "c": None}), (400, None), (9, {"k": 2})):
+        others: list[tuple[int, dict[str, Any] | None]]
+        others = [(1, None), (10, {"a": "b", "c": None}), (400, None), (9, {"k": 2})]
+        for limit, filter in others:
             await store.search([0.5, 1.0, limit, 0.1], "m", limit, filter)
         assert hits == ["CACHE_HIT"] * 4
         assert proxy.round_trips - before == 4

@@ -36,6 +36,7 @@ OUTPUT = [
     "('0', 2)\n('1', 1)\nguide:2 Deploy.\nguide:3 Watch.\n",
     "",
     "",
+    "3000\n3000\n",
     "",
 ]
 

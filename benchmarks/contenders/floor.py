@@ -1,9 +1,10 @@
 """Hand-written asyncpg over one plain table, as fast as it can be: pgvector's binary codec, a
 connection without a pool, records left as the driver gives them.
 
-Its key (namespace, id) is the index on the namespace; one HNSW index covers all tenants. The
-search runs at pgvector's default settings. It is the query that loses results; `exact` is the one
-that does not, and compares with every row of the tenant.
+It has the indexes that cenote's table has, on key, document and metadata, so that writes pay for
+the same and a filter has what serves it; one HNSW index covers all tenants. The search runs at
+pgvector's default settings. It is the query that loses results; `exact` is the one that does not,
+and compares with every row of the tenant.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ CREATE TABLE chunks (
     content_hash text NOT NULL, embedding vector(:dimensions) NOT NULL,
     embedding_model text NOT NULL,
     PRIMARY KEY (namespace, id)
-)
+);
+CREATE INDEX ON chunks (namespace, document_id);
+CREATE INDEX ON chunks USING gin (metadata jsonb_path_ops);
 """
 _INDEX = """
 CREATE INDEX ON chunks USING hnsw (embedding vector_cosine_ops)

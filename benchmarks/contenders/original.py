@@ -32,7 +32,7 @@ WITH (m = 16, ef_construction = 64)
 _UPSERT = """
 INSERT INTO chunks (namespace, id, document_id, content, position, metadata, content_hash,
                     embedding, embedding_model)
-VALUES ($1, $2, $3, $4, $5, $6::jsonb, $7, $8::text::vector, $9)
+VALUES ($1, $2, $3, $4, $5, $6::jsonb, $7, $8::vector, $9)
 ON CONFLICT (namespace, id) DO UPDATE
 SET document_id = excluded.document_id, content = excluded.content, position = excluded.position,
     metadata = excluded.metadata, content_hash = excluded.content_hash,
@@ -40,14 +40,14 @@ SET document_id = excluded.document_id, content = excluded.content, position = e
 """
 _SEARCH = """
 SELECT id, document_id, content, position, metadata, content_hash,
-       1 - (embedding <=> $1::text::vector) AS score
-FROM chunks WHERE namespace = $2 ORDER BY embedding <=> $1::text::vector LIMIT $3
+       1 - (embedding <=> $1::vector) AS score
+FROM chunks WHERE namespace = $2 ORDER BY embedding <=> $1::vector LIMIT $3
 """
 _SEARCH_FILTERED = """
 SELECT id, document_id, content, position, metadata, content_hash,
-       1 - (embedding <=> $1::text::vector) AS score
+       1 - (embedding <=> $1::vector) AS score
 FROM chunks WHERE namespace = $2 AND metadata @> $4::jsonb
-ORDER BY embedding <=> $1::text::vector LIMIT $3
+ORDER BY embedding <=> $1::vector LIMIT $3
 """
 _SCAN = """
 SELECT id, document_id, content, position, metadata, content_hash
