@@ -49,7 +49,11 @@ class Complete(Contender):
 
     def _statement(self, job: Job) -> tuple[str, list[Any], dict[str, int]]:
         """The SQL, its arguments with what is the same each time, and the places of the others."""
-        shape = (bool(job.filter), job.limit, rows_to_fetch(job.limit))
+        shape = (
+            bool(job.filter),
+            job.limit,
+            rows_to_fetch(job.limit, conditional=bool(job.filter)),
+        )
         if shape not in self._prepared:
             statements = self._store._statements
             statement = statements.search(filter_shape(job.filter or {}), job.limit, exact=False)

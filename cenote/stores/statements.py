@@ -106,6 +106,7 @@ class ChunkStatements:
         if rule := ef_search_rule(ef_search):
             raise ConfigurationError(f"hnsw_ef_search {rule}", setting="hnsw_ef_search")
         self._ef_search = ef_search
+        self._row_bytes = config.dimensions * (2 if config.column_type == "halfvec" else 4) + 600
         self._model = model
         self._table = model.__table__
         self._column_type: ColumnType = config.column_type
@@ -230,7 +231,8 @@ class ChunkStatements:
 
     def search(self, shape: FilterShape, limit: int, *, exact: bool) -> Select[Any]:
         """The nearest chunks, with their score; for connections that have the codec."""
-        fetch = None if exact else rows_to_fetch(limit)
+        conditional = shape is not FilterShape.NONE
+        fetch = None if exact else rows_to_fetch(limit, conditional=conditional)
         if (shape, fetch) not in self._searches:
             self._searches[shape, fetch] = self._build_search(shape, fetch, _parameter)
         return self._searches[shape, fetch]
@@ -245,7 +247,7 @@ class ChunkStatements:
         exact: bool,
     ) -> Select[Any]:
         """The same under a condition of the host's, with all values: its own may have our names."""
-        fetch = None if exact else rows_to_fetch(limit)
+        fetch = None if exact else rows_to_fetch(limit, conditional=True)
         return self._build_search(shape, fetch, partial(_value, values), where)
 
     def search_parameters(self, limit: int, ef_search: int | None = None) -> dict[str, Any]:
@@ -263,6 +265,7 @@ class ChunkStatements:
             shape=shape,
             where=where,
             fetch=fetch,
+            row_bytes=self._row_bytes,
             named=not where,
         ).statement()
 
@@ -278,7 +281,9 @@ class ChunkStatements:
         where: ColumnElement[bool] | None,
     ) -> Any:
         """The mapped class and the score, for any connection and for the host to go on with."""
-        shape, fetch = filter_shape(filter), None if exact else rows_to_fetch(limit)
+        shape = filter_shape(filter)
+        conditional = where is not None or shape is not FilterShape.NONE
+        fetch = None if exact else rows_to_fetch(limit, conditional=conditional)
         values = filter_parameters(filter) | self.search_parameters(limit, ef_search)
         values |= {"namespace": namespace, "query": query.tolist()}
         found: Any
@@ -342,6 +347,7 @@ class ChunkStatements:
             shape=shape,
             where=where,
             fetch=fetch,
+            row_bytes=self._row_bytes,
             named=False,
         ).statement()
 
