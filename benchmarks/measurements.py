@@ -67,14 +67,21 @@ class Comparison:
 
 
 def upserts(run: Comparison, rows: int) -> dict[str, Any]:
-    """Rows a second into an empty table without an ANN index, and of the same once more."""
+    """Rows a second into an empty table without an ANN index, and of the same once more.
+
+    After a batch that does not count, with which libraries and server get to know the table.
+    """
     part = {"start": 0, "stop": rows, "batch": run.batch, "tenant": ONE_TENANT}
     fresh: dict[str, list[float]] = {}
     again: dict[str, list[float]] = {}
-    with run.workers(run.databases(_SCRATCH, run.writers)) as workers:
+    dsns = run.databases(_SCRATCH, run.writers)
+    with run.workers(dsns) as workers:
+        for name in run.writers:
+            workers[name]("create_table")
+            workers[name]("upsert", **{**part, "stop": min(rows, run.batch)})
         for turn in range(run.rounds):
             for name in rotated(run.writers, turn):
-                workers[name]("create_table")
+                run.server.empty(dsns[name])
                 fresh.setdefault(name, []).append(rows / workers[name]("upsert", **part))
                 seconds = _offered(workers[name], "rewrite", **part)
                 if seconds is not None:

@@ -29,6 +29,14 @@ SETTINGS = {
 
 _SHOWN = ("server_version", "jit", "synchronous_commit", "fsync", *SETTINGS)
 _PREFIX = "benchmark_"
+_TRUNCATE = """
+DO $$ DECLARE names text; BEGIN
+    SELECT string_agg(oid::regclass::text, ', ') INTO names FROM pg_class
+    WHERE relkind IN ('r', 'p') AND NOT relispartition AND relname !~ 'alembic_version'
+        AND relnamespace::regnamespace::text !~ '^(pg_|information)';
+    EXECUTE 'TRUNCATE ' || names;
+END $$
+"""
 
 
 class Server:
@@ -52,6 +60,10 @@ class Server:
         text = dsn.render_as_string(hide_password=False)
         self._execute(text, "CREATE EXTENSION vector")
         return text
+
+    def empty(self, dsn: str) -> None:
+        """Remove all rows, and leave tables and prepared statements as they are."""
+        self._execute(dsn, _TRUNCATE)
 
     def settle(self, dsn: str) -> None:
         """After a load: what autovacuum would do in its own time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -72,6 +73,25 @@ def canonical_json(value: Any) -> Any:
 
 
 _UNCHANGED = frozenset((bool, int, type(None)))
+
+
+def canonical_object(value: dict[Any, Any]) -> tuple[dict[str, Any], str]:
+    """A JSON object as it comes back from jsonb, and its text.
+
+    Raises:
+        NotJSONError: it holds something that would not survive.
+    """
+    # Most are flat, of plain values: then the text says at once whether it can be stored.
+    if all(type(key) is str and type(one) in _PLAIN for key, one in value.items()):
+        with suppress(ValueError):  # an int of more digits than Python converts: see json_text
+            text = _encode(value)
+            if len(text) <= MAX_TEXT_BYTES // 4 and "\\u0000" not in text and not unstorable(text):
+                return value.copy(), text
+    canonical = canonical_json(value)
+    return canonical, json_text(canonical)
+
+
+_PLAIN = frozenset((str, int, bool, type(None)))
 
 
 def _canonical(value: Any, depth: int) -> Any:

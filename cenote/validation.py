@@ -18,6 +18,7 @@ from cenote.jsonvalues import (
     MAX_TEXT_BYTES,
     NotJSONError,
     canonical_json,
+    canonical_object,
     json_text,
     longer_than,
     unstorable,
@@ -191,13 +192,8 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict
             field="embedded_chunks",
         )
     chunk = item.chunk
-    _check_key(chunk.id, field="id")
-    _check_key(chunk.document_id, field="document_id", chunk_id=chunk.id)
-    _check_text(chunk.content, field="content", chunk_id=chunk.id)
-    if longer_than(chunk.content, MAX_TEXT_BYTES):
-        raise _text_error(f"is longer than {MAX_TEXT_BYTES:,} bytes", "content", chunk.id)
-    _check_text(chunk.content_hash, field="content_hash", chunk_id=chunk.id)
-    _check_text(item.embedding_model, field="embedding_model", chunk_id=chunk.id)
+    if not _surely_storable(item):
+        _check_texts(item)
     if embedding_model is not None and item.embedding_model != embedding_model:
         raise InvalidInputError(
             f"chunk {shown(chunk.id)} was embedded by {shown(item.embedding_model)}; this store "
@@ -223,12 +219,37 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict
     return _checked_metadata(chunk)
 
 
+def _surely_storable(item: EmbeddedChunk) -> bool:
+    """Whether all texts can be stored, as a glance at them together tells of most chunks."""
+    chunk = item.chunk
+    try:
+        texts = "".join(
+            (chunk.id, chunk.document_id, chunk.content, chunk.content_hash, item.embedding_model)
+        )
+    except TypeError:
+        return False
+    keys = len(chunk.id) + len(chunk.document_id)
+    return (
+        keys <= MAX_KEY_BYTES // 4 and len(texts) <= MAX_TEXT_BYTES // 4 and not unstorable(texts)
+    )
+
+
+def _check_texts(item: EmbeddedChunk) -> None:
+    chunk = item.chunk
+    _check_key(chunk.id, field="id")
+    _check_key(chunk.document_id, field="document_id", chunk_id=chunk.id)
+    _check_text(chunk.content, field="content", chunk_id=chunk.id)
+    if longer_than(chunk.content, MAX_TEXT_BYTES):
+        raise _text_error(f"is longer than {MAX_TEXT_BYTES:,} bytes", "content", chunk.id)
+    _check_text(chunk.content_hash, field="content_hash", chunk_id=chunk.id)
+    _check_text(item.embedding_model, field="embedding_model", chunk_id=chunk.id)
+
+
 def _checked_metadata(chunk: Chunk) -> tuple[dict[str, Any], str]:
     try:
         if not isinstance(chunk.metadata, dict):
             raise NotJSONError(f"is of type {type(chunk.metadata).__name__}, not dict")
-        canonical = canonical_json(chunk.metadata)
-        return canonical, json_text(canonical)
+        return canonical_object(chunk.metadata)
     except NotJSONError as error:
         raise InvalidInputError(
             f"chunk {shown(chunk.id)}: metadata {error}", field="metadata", chunk_id=chunk.id
