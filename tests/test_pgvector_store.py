@@ -85,6 +85,18 @@ async def test_results_are_complete_when_the_scan_stops_short(
         assert default == await found(store, [1, 0, 0, 0], "small", limit, exact=True)
 
 
+async def test_any_limit_under_any_condition(store: PgVectorStore) -> None:
+    """Settings that are computed from them stay in their ranges."""
+    matching = EXACT_UP_TO + 200
+    await store.upsert(many(matching, metadata={"k": 1}), "n")
+    await store.upsert([embedded("other", [1, 0, 0, 0], metadata={"k": 2})], "n")
+    for limit in (1, 999, matching + 5, 10**9, 10**18, 10**30):
+        for where in (None, store.model.position == 0):
+            results = await store.search(QUERY, "n", limit, {"k": 1}, where=where)
+            assert len(results) == min(limit, matching)
+            assert "other" not in {result.chunk.id for result in results}
+
+
 async def test_plans_use_the_index_and_one_partition(engine: AsyncEngine) -> None:
     """Whichever plan the server settles for after some executions, with and without a filter.
 

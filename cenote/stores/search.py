@@ -36,6 +36,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     ColumnElement,
+    Double,
     Integer,
     ScalarSelect,
     Select,
@@ -81,7 +82,7 @@ for 384 dimensions."""
 _VISIT_TO_COMPARISON = 2
 """What visiting a row in the graph costs, in exact comparisons: measured 6.5 µs to 2.7."""
 
-_LEAST_VISITS = 100
+_LEAST_VISITS, _MOST_VISITS = 100, 2**31 - 1
 
 # Constants stand in the SQL, so that a call binds only what differs from call to call.
 _ZERO = literal_column("0", Integer)
@@ -189,10 +190,12 @@ class Search:
         }
         if self._conditional:
             assert self.fetch is not None
-            rows = func.pg_relation_size(few.c.partition) / _integer(self.row_bytes)
-            even = rows * _integer(self.fetch) / _integer(_RARE)
-            equal = func.sqrt(rows * _integer(self.fetch) / _integer(_VISIT_TO_COMPARISON))
-            visits = func.greatest(_integer(_LEAST_VISITS), func.least(even, equal))
+            size = cast(func.pg_relation_size(few.c.partition), Double)
+            wanted = size / _integer(self.row_bytes) * _integer(self.fetch)
+            even = wanted / _integer(_RARE)
+            equal = func.sqrt(wanted / _integer(_VISIT_TO_COMPARISON))
+            most = func.least(even, equal, _integer(_MOST_VISITS))
+            visits = func.greatest(_integer(_LEAST_VISITS), most)
             settings["max_scan_tuples"] = cast(cast(visits, Integer), Text)
         return settings
 
