@@ -44,13 +44,15 @@ class CreateHashPartition(ExecutableDDLElement):
 
 
 class StoreInline(ExecutableDDLElement):
-    """``ALTER TABLE ... SET STORAGE MAIN``: keeps embeddings in the row, whatever their width.
+    """``ALTER TABLE ... SET STORAGE MAIN``: of a chunk, only the content may leave its row.
 
     pgvector's types are EXTERNAL, so that a row of more than 2 kB, as one with 384 dimensions and a
     page of text is, has its embedding in the TOAST table, and an exact comparison looks up several
     pieces of each. Measured over 1,000 rows of PostgreSQL 18: at 768 dimensions exact search took 7
     times as long as with MAIN, at 1,536 5 times; the size, the build of the index and its search
-    were about equal. MAIN and not PLAIN: a row that does not fit into a page must go somewhere.
+    were about equal. Ids and metadata need it, too, or else they would leave in the embedding's
+    place, and each filter would look them up. MAIN and not PLAIN: a row that does not fit into a
+    page must go somewhere.
 
     Args:
         table: the chunk table; partitions that exist follow, later ones inherit it.
@@ -203,10 +205,22 @@ def _create_hash_partition(element: CreateHashPartition, compiler: Any, **kw: An
     )
 
 
+_INLINE = (
+    "namespace",
+    "id",
+    "document_id",
+    "metadata",
+    "content_hash",
+    "embedding",
+    "embedding_model",
+)
+
+
 @compiles(StoreInline, "postgresql")
 def _store_inline(element: StoreInline, compiler: Any, **kw: Any) -> str:
     table = compiler.preparer.format_table(element.table)
-    return " ".join(["ALTER TABLE", table, "ALTER COLUMN embedding SET STORAGE MAIN"])
+    columns = ["ALTER COLUMN " + name + " SET STORAGE MAIN" for name in _INLINE]
+    return " ".join(["ALTER TABLE", table, ", ".join(columns)])
 
 
 @compiles(AttachPartition, "postgresql")

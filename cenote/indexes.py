@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ from cenote.drift import (
     subject_of,
 )
 from cenote.errors import MigrationError
-from cenote.locks import migration_lock, with_short_waits
+from cenote.locks import InUseError, migration_lock, with_short_waits
 from cenote.orm import OPERATOR_CLASS, ann_index_name
 from cenote.progress import IndexProgress, Report, tell
 from cenote.schema import own_connection
@@ -51,6 +52,9 @@ _ACTION = "the index was not rebuilt"
 _NOT_DROPPED = "the index was not dropped"
 
 _PROGRESS_SECONDS = 0.5
+
+_PATIENCE_SECONDS = 1.0
+"""How long a bulk load tries to have an empty table for itself."""
 
 _AFTER_BUILDING = ("before validation", "index validation", "old snapshots")
 
@@ -154,7 +158,8 @@ async def build_after_load(
     """Build a missing ANN index for rows that were loaded in bulk; a valid one stays as it is.
 
     The table is vacuumed and analysed before: the one makes counting a namespace an affair of its
-    index alone, the other lets the planner see how large it is.
+    index alone, the other lets the planner see how large it is. It waits, however long, for others
+    that build: their index is likely to be this one.
 
     Args:
         engine, config, memory, workers, progress: as for `reindex`.
@@ -162,7 +167,7 @@ async def build_after_load(
     Raises:
         MigrationError: as `reindex`.
     """
-    async with _session(engine, config, "the index was not built") as connection:
+    async with _session(engine, config, "the index was not built", math.inf) as connection:
         live = await connection.run_sync(read_chunk_table, config)
         index = live.index(ann_index_name(live.name))
         if index is None or not index.valid:
@@ -171,7 +176,13 @@ async def build_after_load(
             await _build(engine, connection, live, config, progress)
 
 
-async def drop_ann_index(engine: AsyncEngine, config: SchemaConfig) -> None:
+async def drop_ann_index(
+    engine: AsyncEngine,
+    config: SchemaConfig,
+    *,
+    memory: str | None = None,
+    workers: int | None = None,
+) -> None:
     """Drop the ANN index, until `reindex` builds it: before rows are loaded in bulk.
 
     Searches stay complete, and compare with every matching chunk.
@@ -179,40 +190,56 @@ async def drop_ann_index(engine: AsyncEngine, config: SchemaConfig) -> None:
     Args:
         engine: the database; one connection of its pool is used.
         config: of the table.
+        memory, workers: of the build that is to follow, for the server to refuse before anything
+            is dropped.
 
     Raises:
         MigrationError: there is no such chunk table, or the database refused.
     """
-    await _drop(engine, config, if_empty=False)
+    async with _session(engine, config, _NOT_DROPPED) as connection:
+        await connection.run_sync(_set_for_build, memory, workers)
+        await connection.run_sync(_drop, config, if_empty=False)
 
 
-async def drop_ann_index_of_empty_table(engine: AsyncEngine, config: SchemaConfig) -> bool:
+async def drop_ann_index_of_empty_table(
+    engine: AsyncEngine,
+    config: SchemaConfig,
+    *,
+    memory: str | None = None,
+    workers: int | None = None,
+) -> bool:
     """Drop the ANN index where nobody can miss it: no row is there, and the table is the role's.
 
+    It stays where others are at work on the schema or hold the table, rather than to wait for them.
+
+    Args:
+        engine, config, memory, workers: as for `drop_ann_index`.
+
     Returns:
-        Whether there is no ANN index now.
+        Whether there is no ANN index now, and the role may build it.
 
     Raises:
         MigrationError: as `drop_ann_index`.
     """
     async with own_connection(engine, _NOT_DROPPED) as connection:
         live = await connection.run_sync(read_chunk_table, config)
+        if not await connection.scalar(is_owner(live.oid)):
+            return False
         if live.index(ann_index_name(live.name)) is None:
             return True
-        if not await connection.run_sync(_is_free, live):
+        if not await connection.run_sync(_is_empty, live):
             return False
-    return await _drop(engine, config, if_empty=True)
+    try:
+        async with _session(engine, config, _NOT_DROPPED, 0) as connection:
+            await connection.run_sync(_set_for_build, memory, workers)
+            return await connection.run_sync(_drop, config, if_empty=True)
+    except InUseError as error:
+        _logger.info("the rows go into the live index: %s", error)
+        return False
 
 
-async def _drop(engine: AsyncEngine, config: SchemaConfig, *, if_empty: bool) -> bool:
+def _drop(connection: Connection, config: SchemaConfig, *, if_empty: bool) -> bool:
     """Whether there is no ANN index now."""
-    async with _session(engine, config, _NOT_DROPPED) as connection:
-        return await connection.run_sync(_drop_in_short_transaction, config, if_empty)
-
-
-def _drop_in_short_transaction(
-    connection: Connection, config: SchemaConfig, if_empty: bool
-) -> bool:
     live = read_chunk_table(connection, config)
     name = ann_index_name(live.name)
     dropped = True
@@ -220,19 +247,18 @@ def _drop_in_short_transaction(
     def drop() -> None:
         nonlocal dropped
         connection.execute(LockTable(live.name, live.schema))
-        dropped = not if_empty or _is_free(connection, live)
+        dropped = not if_empty or _is_empty(connection, live)
         if dropped:
             connection.execute(_drop_statement(name, live, concurrently=False))
 
     if live.index(name) is not None:
-        _transact(connection, config, drop)
+        _transact(connection, config, drop, _PATIENCE_SECONDS if if_empty else None)
     return dropped
 
 
-def _is_free(connection: Connection, live: LiveTable) -> bool:
-    """Whether a table has no rows, and the role may drop its indexes."""
+def _is_empty(connection: Connection, live: LiveTable) -> bool:
     rows = select(literal(1)).select_from(table_of(live.name, live.schema)).limit(1)
-    return connection.scalar(rows) is None and bool(connection.scalar(is_owner(live.oid)))
+    return connection.scalar(rows) is None
 
 
 async def reindex_plan(engine: AsyncEngine, config: SchemaConfig) -> list[ExecutableDDLElement]:
@@ -322,15 +348,19 @@ def _drop_statement(name: str, live: LiveTable, *, concurrently: bool = True) ->
 
 @asynccontextmanager
 async def _session(
-    engine: AsyncEngine, config: SchemaConfig, action: str
+    engine: AsyncEngine, config: SchemaConfig, action: str, seconds: float | None = None
 ) -> AsyncIterator[AsyncConnection]:
-    """A connection of its own that holds the migration lock; lock and settings end with it."""
+    """A connection of its own that holds the migration lock, and that no timeout ends.
+
+    Lock and settings end with it. It waits so many seconds for the lock.
+    """
     async with own_connection(engine, action) as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         assert connection.sync_connection is not None
-        lock = migration_lock(connection.sync_connection, config.table_name)
+        lock = migration_lock(connection.sync_connection, config.table_name, seconds=seconds)
         try:
             await connection.run_sync(lambda _: lock.__enter__())
+            await connection.run_sync(_lift_timeouts)
             yield connection
         finally:
             await connection.invalidate()
@@ -364,18 +394,25 @@ def set_build_memory(
     local: bool = False,
 ) -> None:
     """Give the session, or the transaction, what a build needs; see `reindex`."""
+    _lift_timeouts(connection, local=local)
+    needed = _graph_kilobytes(connection, live, config) if memory is None else 0
+    if needed > _kilobytes_set(connection):
+        memory = f"{needed}kB"
+    _set_for_build(connection, memory, workers, local=local)
+
+
+def _set_for_build(
+    connection: Connection, memory: str | None, workers: int | None, *, local: bool = False
+) -> None:
+    values = {"maintenance_work_mem": memory, "max_parallel_maintenance_workers": workers}
+    for name, value in values.items():
+        if value is not None:
+            connection.execute(select(func.set_config(name, str(value), local)))
+
+
+def _lift_timeouts(connection: Connection, *, local: bool = False) -> None:
     no_timeout = select(func.set_config(_settings.c.name, "0", local))
     connection.execute(no_timeout.where(_settings.c.name.in_(_TIMEOUTS)))
-    values = {}
-    if workers is not None:
-        values["max_parallel_maintenance_workers"] = str(workers)
-    needed = _graph_kilobytes(connection, live, config) if memory is None else 0
-    if memory is not None:
-        values["maintenance_work_mem"] = memory
-    elif needed > _kilobytes_set(connection):
-        values["maintenance_work_mem"] = f"{needed}kB"
-    for name, value in values.items():
-        connection.execute(select(func.set_config(name, value, local)))
 
 
 def _graph_kilobytes(connection: Connection, live: LiveTable, config: SchemaConfig) -> int:
@@ -407,11 +444,16 @@ def _swap(connection: Connection, plan: Plan, config: SchemaConfig) -> None:
     _transact(connection, config, swap)
 
 
-def _transact(connection: Connection, config: SchemaConfig, work: Callable[[], None]) -> None:
+def _transact(
+    connection: Connection,
+    config: SchemaConfig,
+    work: Callable[[], None],
+    seconds: float | None = None,
+) -> None:
     """Do work in one short transaction of a session that is in AUTOCOMMIT."""
     connection.commit()
     connection.execution_options(isolation_level="READ COMMITTED")
-    with_short_waits(connection, config.table_name, work)
+    with_short_waits(connection, config.table_name, work, seconds=seconds)
     connection.execution_options(isolation_level="AUTOCOMMIT")
 
 

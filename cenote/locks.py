@@ -64,8 +64,14 @@ _logger = logging.getLogger(__name__)
 _alembic_lock = threading.Lock()
 
 
+class InUseError(MigrationError):
+    """Others held a lock for as long as the caller would wait."""
+
+
 @contextmanager
-def migration_lock(connection: Connection, table_name: str) -> Iterator[None]:
+def migration_lock(
+    connection: Connection, table_name: str, *, seconds: float | None = None
+) -> Iterator[None]:
     """Hold the lock of this database's cenote migrations for the session.
 
     One lock for all tables, since the extension and the schema are the database's.
@@ -76,17 +82,20 @@ def migration_lock(connection: Connection, table_name: str) -> Iterator[None]:
     Args:
         connection: one without an open transaction.
         table_name: what waits, for the log.
+        seconds: how long to wait; `LOCK_TIMEOUT_SECONDS` when None.
 
     Raises:
-        MigrationError: another one held it for `LOCK_TIMEOUT_SECONDS`.
+        InUseError: another one held it for so long.
     """
-    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    if seconds is None:
+        seconds = LOCK_TIMEOUT_SECONDS
+    deadline = time.monotonic() + seconds
     waiting = False
     while not _scalar(connection, select(func.pg_try_advisory_lock(LOCK_KEY))):
         if time.monotonic() > deadline:
-            raise MigrationError(
+            raise InUseError(
                 f"another cenote migration of this database did not end within "
-                f"{LOCK_TIMEOUT_SECONDS:.0f} seconds; table {table_name!r} was not migrated"
+                f"{seconds:.0f} seconds; table {table_name!r} was not migrated"
             )
         if not waiting:
             _logger.info(
@@ -105,7 +114,13 @@ def migration_lock(connection: Connection, table_name: str) -> Iterator[None]:
             _scalar(connection, select(func.pg_advisory_unlock(LOCK_KEY)))
 
 
-def with_short_waits(connection: Connection, table_name: str, work: Callable[[], None]) -> None:
+def with_short_waits(
+    connection: Connection,
+    table_name: str,
+    work: Callable[[], None],
+    *,
+    seconds: float | None = None,
+) -> None:
     """Do work in a transaction that waits for no table lock for long, and again until it gets it.
 
     Whoever wants a table waits behind a transaction that waits for all of it.
@@ -114,11 +129,14 @@ def with_short_waits(connection: Connection, table_name: str, work: Callable[[],
         connection: one without an open transaction, not in AUTOCOMMIT.
         table_name: what is wanted, for the log.
         work: may be called several times.
+        seconds: how long to try; `TABLE_LOCK_TIMEOUT_SECONDS` when None.
 
     Raises:
-        MigrationError: it took longer than `TABLE_LOCK_TIMEOUT_SECONDS`.
+        InUseError: it took longer.
     """
-    deadline = time.monotonic() + TABLE_LOCK_TIMEOUT_SECONDS
+    if seconds is None:
+        seconds = TABLE_LOCK_TIMEOUT_SECONDS
+    deadline = time.monotonic() + seconds
     for wait in chain(_WAITS_MILLISECONDS, repeat(_WAITS_MILLISECONDS[-1])):
         try:
             with connection.begin():
@@ -129,8 +147,8 @@ def with_short_waits(connection: Connection, table_name: str, work: Callable[[],
             if getattr(driver_error(error), "sqlstate", None) not in _NOT_NOW:
                 raise
             if time.monotonic() > deadline:
-                raise MigrationError(
-                    f"others held table {table_name!r} for {TABLE_LOCK_TIMEOUT_SECONDS:.0f} "
+                raise InUseError(
+                    f"others held table {table_name!r} for {seconds:.0f} "
                     "seconds; end their transactions and run it again"
                 ) from error
         _logger.info("table %s is in use; trying again", table_name)

@@ -181,7 +181,7 @@ def _create_extension(schema: str | None) -> None:
 
 
 def store_inline(table_name: str, *, schema: str | None = None) -> None:
-    """Keep the embeddings of a chunk table in its rows, not in the TOAST table.
+    """Keep the embeddings, ids and metadata of a chunk table in its rows, not in the TOAST table.
 
     An exact search is several times as fast for it; see `cenote.ddl.StoreInline`. Rows that are
     there already stay as they are until they are written again.

@@ -45,9 +45,11 @@ class LoadProgress:
 
     Attributes:
         chunks: how many were stored so far, those included that were stored already.
+        done: whether there are no more.
     """
 
     chunks: int
+    done: bool = False
 
 
 Progress = IndexProgress | LoadProgress
@@ -73,15 +75,14 @@ def progress_bar(total: int | None = None, *, stream: TextIO | None = None) -> R
         stream: where to draw; standard error when None. Nothing is drawn where that is no terminal.
     """
     out = sys.stderr if stream is None else stream
-    if not out.isatty():
+    if out is None or not out.isatty():  # a process may have no standard error
         return lambda progress: None
     begin = last = time.monotonic()
 
     def draw(progress: Progress) -> None:
         nonlocal last
         now = time.monotonic()
-        done = progress.done if isinstance(progress, IndexProgress) else progress.chunks == total
-        if now - last < _SECONDS_BETWEEN and not done:
+        if now - last < _SECONDS_BETWEEN and not progress.done:
             return
         last = now
         if isinstance(progress, IndexProgress):
@@ -92,7 +93,7 @@ def progress_bar(total: int | None = None, *, stream: TextIO | None = None) -> R
             if total is not None:
                 text += f" of {total:,} {_bar(progress.chunks / max(total, 1))}"
             text += f" {progress.chunks / max(now - begin, 1e-9):,.0f}/s"
-        print(f"\r\x1b[K{text}", end="\n" if done else "", file=out, flush=True)
+        print(f"\r\x1b[K{text}", end="\n" if progress.done else "", file=out, flush=True)
 
     return draw
 

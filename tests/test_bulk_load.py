@@ -19,7 +19,9 @@ from cenote import (
     EmbeddedChunk,
     InMemoryVectorStore,
     InvalidInputError,
+    MigrationError,
     PgVectorStore,
+    VectorStoreError,
 )
 from cenote.progress import IndexProgress, LoadProgress, progress_bar
 from cenote.testing import embedded, stored
@@ -60,9 +62,11 @@ async def test_an_empty_table_is_indexed_last(store: PgVectorStore, engine: Asyn
             yield item
 
     assert await store.bulk_load(source(), "n", progress=seen.append) == 3500
-    assert during == [(0, 0), (0, 1000), (0, 2000), (0, 3000)]  # one batch is held, no more
+    assert during == [(PARTS, 0), (0, 1000), (0, 2000), (0, 3000)]  # one batch is held, no more
     assert await ann_indexes(engine) == PARTS
-    assert [one.chunks for one in seen if isinstance(one, LoadProgress)] == [1000, 2000, 3000, 3500]
+    assert [one.chunks for one in seen if isinstance(one, LoadProgress)] == [
+        *(1000, 2000, 3000, 3500, 3500)
+    ]
     assert seen[-1].done
     async with engine.connect() as connection:
         query = text("SELECT max(reltuples) FROM pg_class WHERE relname LIKE 'cenote_chunks_p__'")
@@ -96,9 +100,9 @@ async def test_the_caller_says_what_becomes_of_the_index(
     counts: list[int] = []
 
     async def source() -> AsyncIterator[EmbeddedChunk]:
-        counts.append(await ann_indexes(engine))
-        for item in many(10):
+        for item in many(1010):
             yield item
+        counts.append(await ann_indexes(engine))  # the first batch is written
 
     await store.bulk_load(source(), "n", ann_index=ann_index)
     assert counts == [during]
@@ -192,11 +196,83 @@ async def test_a_role_that_does_not_own_the_table(
             url.set(drivername="postgresql").render_as_string(hide_password=False), 4
         ) as loader:
             assert await loader.bulk_load(many(20), "n") == 20
+            assert await ann_indexes(engine) == PARTS
+            async with store.without_ann_index():  # its owner's business, not the loader's
+                assert await loader.bulk_load(many(30), "n") == 30
+                assert await ann_indexes(engine) == 0
         assert await ann_indexes(engine) == PARTS
     finally:
         async with engine.begin() as connection:
             await connection.execute(text("DROP OWNED BY loader"))
             await connection.execute(text("DROP ROLE loader"))
+
+
+@pytest.mark.parametrize("settings", [{"memory": "lots"}, {"workers": -1}, {}])
+async def test_nothing_is_dropped_for_nothing(
+    store: PgVectorStore, engine: AsyncEngine, settings: Any
+) -> None:
+    """A first batch, or settings of the build, that cannot work are refused before."""
+    await store.upsert([embedded("a")], "other")
+    dimensions = 4 if settings else 3
+    for load in (
+        store.bulk_load([embedded("b", [1.0] * dimensions)], "n", ann_index="rebuild", **settings),
+        _load_without_index(store, settings),
+    ):
+        with pytest.raises(MigrationError if settings else DimensionMismatchError):
+            await load
+    assert await ann_indexes(engine) == (PARTS if settings else 0)
+    assert await stored(store, "n") == []
+
+
+async def _load_without_index(store: PgVectorStore, settings: Any) -> None:
+    async with store.without_ann_index(**settings):
+        await store.bulk_load([embedded("b", [1.0, 2.0, 3.0])], "n")
+
+
+async def test_a_missing_index_is_told(store: PgVectorStore) -> None:
+    """By a note to whatever error there was."""
+    with pytest.raises(DimensionMismatchError) as error:
+        await _load_without_index(store, {})
+    assert "cenote reindex" in error.value.__notes__[0]
+
+
+async def test_a_closed_store_drops_nothing(dsn: str, engine: AsyncEngine) -> None:
+    """Neither way."""
+    store = await PgVectorStore.connect(dsn, 4)
+    await store.apply_migrations()
+    await store.close()
+    for load in (store.bulk_load(many(1), "n"), _load_without_index(store, {})):
+        with pytest.raises(VectorStoreError, match="closed"):
+            await load
+    assert await ann_indexes(engine) == PARTS
+
+
+async def test_an_empty_table_that_others_hold(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """Is loaded into its live index, rather than not at all."""
+    async with engine.connect() as reader:
+        await reader.execute(text("SELECT count(*) FROM cenote_chunks"))  # and stays open
+        assert await store.bulk_load(many(20), "n") == 20
+        assert len(await stored(store, "n")) == 20
+    assert await ann_indexes(engine) == PARTS
+
+
+async def test_the_callers_generator_is_closed(store: PgVectorStore) -> None:
+    """Before the error of a load reaches the caller."""
+    closed = []
+
+    async def source() -> AsyncIterator[EmbeddedChunk]:
+        try:
+            for item in many(2000):
+                yield item
+            yield embedded("bad", [1.0])
+            yield embedded("never")
+        finally:
+            await store.search(QUERY, "n")
+            closed.append(True)
+
+    with pytest.raises(DimensionMismatchError):
+        await store.bulk_load(source(), "n")
+    assert closed == [True]
 
 
 async def test_in_memory() -> None:
@@ -205,7 +281,7 @@ async def test_in_memory() -> None:
     seen: list[LoadProgress] = []
     async with memory.without_ann_index():
         assert await memory.bulk_load(many(1500), "n", progress=seen.append) == 1500
-    assert [one.chunks for one in seen] == [1000, 1500]
+    assert [(one.chunks, one.done) for one in seen] == [(1000, False), (1500, False), (1500, True)]
     assert len(await memory.search(QUERY, "n", 2000)) == 1500
 
 
@@ -236,7 +312,7 @@ def test_the_bar() -> None:
 
     out = Terminal()
     draw = progress_bar(2000, stream=out)
-    draw(LoadProgress(chunks=2000))
+    draw(LoadProgress(chunks=2000, done=True))
     draw(IndexProgress(index="i", number=2, of=2, phase="built", fraction=1.0))
     lines = out.getvalue().split("\n")
     assert lines[0].startswith("\r\x1b[K2,000 chunks of 2,000 [" + "#" * 30 + "] ")

@@ -10,6 +10,7 @@ import pytest
 from library import Base as LibraryBase
 from library import Document, Passage, passage
 from sqlalchemy import (
+    JSON,
     ForeignKey,
     Integer,
     MetaData,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import (
@@ -375,6 +377,28 @@ async def test_a_store_takes_everything_from_the_model(empty_engine: AsyncEngine
         with pytest.raises(ConfigurationError, match="made with ChunkMixin, not") as error:
             PgVectorStore(empty_engine, model=wrong)
         assert error.value.setting == "model"
+
+
+async def test_metadata_of_a_type_of_the_hosts(empty_engine: AsyncEngine) -> None:
+    """Whatever it makes of JSON, a store reads the text."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(ChunkMixin, Base, dimensions=4, partitions=0):
+        __tablename__ = "notes"
+        metadata_: Mapped[Any] = mapped_column(
+            "metadata", JSON().with_variant(JSONB(), "postgresql"), nullable=False
+        )
+
+    store = PgVectorStore(empty_engine, model=Note)
+    async with empty_engine.begin() as connection:
+        await connection.execute(text("CREATE EXTENSION vector"))
+        await connection.run_sync(Base.metadata.create_all)
+    await store.upsert([embedded("a", metadata={"k": [1]})], "n")
+    (result,) = await store.search([1, 0, 0, 0], "n")
+    assert result.chunk.metadata == {"k": [1]}
+    assert [chunk.metadata async for chunk in store.get_all_chunks("n")] == [{"k": [1]}]
 
 
 async def test_the_tables_migrations_are_the_hosts(empty_engine: AsyncEngine) -> None:

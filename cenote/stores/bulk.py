@@ -8,8 +8,16 @@ beside full ones the rows go into the live index.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+)
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from typing import Any, Literal, TypeAlias, get_args
 
 from cenote.errors import InvalidInputError
@@ -41,33 +49,59 @@ def check_ann_index(ann_index: Any) -> None:
 
 
 async def load(
-    upsert: Callable[[list[EmbeddedChunk]], Awaitable[None]], chunks: Stream, report: Report | None
+    write: Callable[[list[EmbeddedChunk]], Awaitable[None]],
+    batches: AsyncIterator[list[EmbeddedChunk]],
+    report: Report | None,
 ) -> int:
-    """Write a stream batch by batch; returns how many chunks there were."""
+    """Write batch after batch; returns how many chunks there were."""
     loaded = 0
-    async with aclosing(batches(chunks)) as several:
-        async for batch in several:
-            await upsert(batch)
-            loaded += len(batch)
-            tell(report, LoadProgress(chunks=loaded))
+    async for batch in batches:
+        await write(batch)
+        loaded += len(batch)
+        tell(report, LoadProgress(chunks=loaded))
+    tell(report, LoadProgress(chunks=loaded, done=True))
     return loaded
 
 
-async def batches(chunks: Stream) -> AsyncGenerator[list[EmbeddedChunk], None]:
-    """The chunks of a stream, as many at a time as one INSERT of an upsert takes."""
+@asynccontextmanager
+async def batches(chunks: Stream) -> AsyncIterator[AsyncIterator[list[EmbeddedChunk]]]:
+    """The chunks of a stream, as many at a time as one INSERT of an upsert takes.
+
+    At the end of the block a generator of the caller's is closed, however far it was.
+    """
+    async with AsyncExitStack() as stack:
+        if isinstance(chunks, AsyncGenerator):
+            await stack.enter_async_context(aclosing(chunks))
+        elif isinstance(chunks, Generator):
+            stack.enter_context(closing(chunks))
+        yield await stack.enter_async_context(aclosing(_batches(chunks)))
+
+
+async def with_first(
+    batches: AsyncIterator[list[EmbeddedChunk]], first: list[EmbeddedChunk]
+) -> AsyncIterator[list[EmbeddedChunk]]:
+    """Batches of which the first was taken already, empty if there was none."""
+    if first:
+        yield first
+    async for batch in batches:
+        yield batch
+
+
+async def _batches(chunks: Stream) -> AsyncGenerator[list[EmbeddedChunk], None]:
     batch: list[EmbeddedChunk] = []
     size = 0
-    async for item in _aiter(chunks):
-        batch.append(item)
-        size += _size(item)
-        if len(batch) == UPSERT_ROWS or size >= UPSERT_BYTES:
-            yield batch
-            batch, size = [], 0
+    async with aclosing(_each(chunks)) as items:
+        async for item in items:
+            batch.append(item)
+            size += _size(item)
+            if len(batch) == UPSERT_ROWS or size >= UPSERT_BYTES:
+                yield batch
+                batch, size = [], 0
     if batch:
         yield batch
 
 
-async def _aiter(chunks: Stream) -> AsyncGenerator[EmbeddedChunk, None]:
+async def _each(chunks: Stream) -> AsyncGenerator[EmbeddedChunk, None]:
     if isinstance(chunks, AsyncIterable):
         async for item in chunks:
             yield item

@@ -127,7 +127,9 @@ class InMemoryVectorStore(VectorStore):
         validation.check_namespace(namespace)
         bulk.check_stream(embedded_chunks)
         bulk.check_ann_index(ann_index)
-        return await bulk.load(partial(self.upsert, namespace=namespace), embedded_chunks, progress)
+        write = partial(self.upsert, namespace=namespace)
+        async with bulk.batches(embedded_chunks) as batches:
+            return await bulk.load(write, batches, progress)
 
     @asynccontextmanager
     async def without_ann_index(

@@ -5,8 +5,8 @@ One class, and long for its docstrings: SQL, sessions and columns are in the mod
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
@@ -50,9 +50,10 @@ class PgVectorStore(VectorStore, Generic[Model]):
     `cenote.stores.search`); ties at the cut are settled by id wherever they are exact. The table
     must exist: `apply_migrations`, or ``alembic upgrade head``.
 
-    **Your transaction.** Every method takes ``session=``: an `AsyncSession` or an `AsyncConnection`
-    on asyncpg. The method then flushes what is pending in the session (what fails there is raised
-    as it is), runs in its transaction or savepoint, and never commits, rolls back or closes
+    **Your transaction.** Every method but `bulk_load` takes ``session=``: an `AsyncSession` or an
+    `AsyncConnection` on asyncpg. The method then flushes what is pending in the session (what fails
+    there is raised as it is), runs in its transaction or savepoint, and never commits, rolls back
+    or closes
     anything: that is yours. What it wrote is seen by others when you commit, and gone when you
     roll back. As ever in Postgres, an error of the server leaves a transaction in which only a
     rollback, to a savepoint at least, goes on. The isolation level is yours too; above READ
@@ -141,6 +142,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         self._config = SchemaConfig(**given) if model is None else config_of(model, given)
         self._model = model_of(self._config) if model is None else model
         self._engine = connections.asyncpg_engine(engine)
+        self._translated = "schema_translate_map" in self._engine.get_execution_options()
         self._owns_engine = False
         self._embedding_model = embedding_model
         self._indexing_later = 0
@@ -153,7 +155,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
             self._config,
             self._own_columns,
             hnsw_ef_search,
-            schemas_translated="schema_translate_map" in self._engine.get_execution_options(),
+            schemas_translated=self._translated,
         )
 
     # -- opening and closing
@@ -287,12 +289,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
         """
         validation.check_namespace(namespace)
         joined = check_session(session)
-        batch = validation.check_batch(
-            embedded_chunks,
-            self._config.dimensions,
-            self._config.column_type,
-            self._embedding_model,
-        )
+        batch = self._checked_batch(embedded_chunks)
         if not batch.chunks:
             return
         names = self._own_columns.given(batch)
@@ -325,16 +322,18 @@ class PgVectorStore(VectorStore, Generic[Model]):
         appears twice the last one wins.
 
         Others may search and write meanwhile. Searches are complete throughout, and slow in large
-        namespaces while there is no ANN index.
+        namespaces while there is no ANN index. It has connections and transactions of its own
+        (there is no ``session=``), and waits for yours: call it with none open. While the index is
+        built, migrations of the database wait.
 
         Args:
             embedded_chunks: an iterable or an async iterable, of any length.
             namespace: where to write.
             ann_index: ``"auto"``: if the whole table is empty and belongs to the role, drop the
                 index, and build it after the rows; if it is missing, as after a crash, build it
-                then; otherwise leave it. ``"rebuild"``: drop and build it, whoever may be using it.
-                ``"keep"``: leave it as it is, there or not. For many namespaces, see
-                :meth:`without_ann_index`.
+                then; otherwise, or if others hold the table, leave it. ``"rebuild"``: drop and
+                build it, whoever may be using it. ``"keep"``: leave it as it is, there or not. For
+                many namespaces, see :meth:`without_ann_index`.
             memory, workers: of the build, see `cenote.indexes.reindex`.
             progress: takes a `LoadProgress` after each batch, and an `IndexProgress` twice a second
                 while the index is built; what it raises is logged. `cenote.progress.progress_bar()`
@@ -357,20 +356,28 @@ class PgVectorStore(VectorStore, Generic[Model]):
         bulk.check_ann_index(ann_index)
         from cenote import indexes  # imports alembic, which a running application need not
 
-        async with self._connections.single_statement("bulk_load", None):
-            pass  # the table is there, and of this shape
-        index_after = ann_index == "rebuild"
-        if index_after:
-            await indexes.drop_ann_index(self._engine, self._config)
-        elif ann_index == "auto" and not self._indexing_later:
-            index_after = await indexes.drop_ann_index_of_empty_table(self._engine, self._config)
-        chunks = await bulk.load(
-            partial(self.upsert, namespace=namespace), embedded_chunks, progress
-        )
-        if index_after:
-            await indexes.build_after_load(
-                self._engine, self._config, memory=memory, workers=workers, progress=progress
-            )
+        async with bulk.batches(embedded_chunks) as batches:
+            first: list[EmbeddedChunk] = await anext(batches, [])
+            self._checked_batch(first)  # before an index is dropped for nothing
+            await self._look_at_table("bulk_load")
+            build: dict[str, Any] = {"memory": memory, "workers": workers}
+            index_after = ann_index == "rebuild"
+            if index_after:
+                await indexes.drop_ann_index(self._engine, self._config, **build)
+            elif ann_index == "auto" and not self._indexing_later and not self._translated:
+                index_after = await indexes.drop_ann_index_of_empty_table(
+                    self._engine, self._config, **build
+                )
+            with self._telling_of_missing_index() if index_after else nullcontext():
+                chunks = await bulk.load(
+                    partial(self.upsert, namespace=namespace),
+                    bulk.with_first(batches, first),
+                    progress,
+                )
+                if index_after:
+                    await indexes.build_after_load(
+                        self._engine, self._config, progress=progress, **build
+                    )
         return chunks
 
     @asynccontextmanager
@@ -390,7 +397,9 @@ class PgVectorStore(VectorStore, Generic[Model]):
                     await store.bulk_load(chunks, tenant)
 
         Searches are complete meanwhile, and slow in large namespaces. If the block raises, the
-        index stays missing: enter it again to go on, or build it by `cenote reindex`.
+        index stays missing: enter it again to go on, or build it by `cenote reindex`. As for
+        `bulk_load`, have no transaction of your own open at its begin and end. One store does this;
+        others that load into the table at the same time pass ``ann_index="keep"``.
 
         Args:
             memory, workers, progress: of the build, see `cenote.indexes.reindex`.
@@ -400,14 +409,42 @@ class PgVectorStore(VectorStore, Generic[Model]):
         """
         from cenote import indexes
 
-        await indexes.drop_ann_index(self._engine, self._config)
-        self._indexing_later += 1
+        await self._look_at_table("without_ann_index")
+        build: dict[str, Any] = {"memory": memory, "workers": workers}
+        await indexes.drop_ann_index(self._engine, self._config, **build)
+        with self._telling_of_missing_index():
+            self._indexing_later += 1
+            try:
+                yield
+            finally:
+                self._indexing_later -= 1
+            if not self._indexing_later:  # of several blocks at once the last one builds
+                await indexes.build_after_load(
+                    self._engine, self._config, progress=progress, **build
+                )
+
+    async def _look_at_table(self, operation: str) -> None:
+        """Refuse a closed store, and a table of another shape."""
+        async with self._connections.single_statement(operation, None):
+            pass
+
+    @contextmanager
+    def _telling_of_missing_index(self) -> Iterator[None]:
         try:
             yield
-        finally:
-            self._indexing_later -= 1
-        await indexes.build_after_load(
-            self._engine, self._config, memory=memory, workers=workers, progress=progress
+        except BaseException as error:
+            error.add_note(
+                f"the ANN index of table {self._model.__table__.fullname!r} may be missing now; "
+                "the next bulk load builds it, or cenote reindex"
+            )
+            raise
+
+    def _checked_batch(self, embedded_chunks: list[EmbeddedChunk]) -> validation.Batch:
+        return validation.check_batch(
+            embedded_chunks,
+            self._config.dimensions,
+            self._config.column_type,
+            self._embedding_model,
         )
 
     async def delete(

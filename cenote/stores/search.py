@@ -53,7 +53,7 @@ from sqlalchemy import (
     true,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import JSONB, OID
+from sqlalchemy.dialects.postgresql import OID
 
 from cenote.filters import Bind, FilterShape, filter_conditions
 from cenote.validation import MAX_EF_SEARCH
@@ -310,8 +310,8 @@ def materialized(statement: Any, name: str | None = None) -> CTE:
 
 
 def as_sent(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """JSON as text, so that a host engine's own deserializer has no say; only of what is found."""
-    if isinstance(column.type, JSONB):
+    """JSON as text, so that a host's own types and deserializers have no say."""
+    if column.key == "metadata":
         return cast(column, Text).label(column.key)
     return column
 

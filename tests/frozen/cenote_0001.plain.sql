@@ -25,7 +25,7 @@ CREATE TABLE app."Passages" (
     CONSTRAINT "pk_Passages" PRIMARY KEY (namespace, id)
 );
 
-ALTER TABLE app."Passages" ALTER COLUMN embedding SET STORAGE MAIN;
+ALTER TABLE app."Passages" ALTER COLUMN namespace SET STORAGE MAIN, ALTER COLUMN id SET STORAGE MAIN, ALTER COLUMN document_id SET STORAGE MAIN, ALTER COLUMN metadata SET STORAGE MAIN, ALTER COLUMN content_hash SET STORAGE MAIN, ALTER COLUMN embedding SET STORAGE MAIN, ALTER COLUMN embedding_model SET STORAGE MAIN;
 
 CREATE INDEX "ix_Passages_namespace_document_id" ON app."Passages" (namespace, document_id);
 
