@@ -33,7 +33,6 @@ from cenote.repartition import repartition
 EXIT_FINDINGS = 1
 """Exit status of ``cenote check`` where something differs. Errors are 2."""
 
-
 _READING = "the schema cannot be read"
 
 _MIGRATE_COMMANDS = (

@@ -31,7 +31,7 @@ AnnIndexDuringLoad: TypeAlias = Literal["auto", "rebuild", "keep"]
 """What becomes of the ANN index in a bulk load."""
 
 
-def check_stream(chunks: Any) -> Stream:
+def check_stream(chunks: Any) -> None:
     """Refuse what gives no chunks."""
     if isinstance(chunks, str | EmbeddedChunk) or not isinstance(chunks, Iterable | AsyncIterable):
         raise InvalidInputError(
@@ -39,7 +39,6 @@ def check_stream(chunks: Any) -> Stream:
             f"{type(chunks).__name__}",
             field="embedded_chunks",
         )
-    return chunks
 
 
 def check_ann_index(ann_index: Any) -> None:

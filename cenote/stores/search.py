@@ -76,7 +76,7 @@ _SPARE = 10
 _SPARE_UNDER_CONDITION = 40
 
 _RARE = 7500
-"""Matches up to which comparing them exactly is preferred to a longer scan: about 15 ms of a core
+"""Matches up to which comparing them exactly is preferred to a longer scan: about 20 ms of a core
 for 384 dimensions."""
 
 _VISIT_TO_COMPARISON = 2
