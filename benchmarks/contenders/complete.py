@@ -18,7 +18,6 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from benchmarks.contenders.base import Contender, Job, share_out
 from cenote import PgVectorStore
 from cenote.filters import filter_shape
-from cenote.stores.search import rows_to_fetch
 
 
 class Complete(Contender):
@@ -49,11 +48,7 @@ class Complete(Contender):
 
     def _statement(self, job: Job) -> tuple[str, list[Any], dict[str, int]]:
         """The SQL, its arguments with what is the same each time, and the places of the others."""
-        shape = (
-            bool(job.filter),
-            job.limit,
-            rows_to_fetch(job.limit, conditional=bool(job.filter)),
-        )
+        shape = (bool(job.filter), job.limit)
         if shape not in self._prepared:
             statements = self._store._statements
             statement = statements.search(filter_shape(job.filter or {}), job.limit, exact=False)

@@ -70,10 +70,13 @@ DEFAULT_EF_SEARCH = 200
 
 LARGEST_LIMIT = 10**18
 
-_SPARE = 10
-"""Rows fetched beyond the limit at least, among which ties at the cut are settled."""
+_SPARE = 40
+"""Rows fetched beyond the limit at least, among which ties at the cut are settled.
 
-_SPARE_UNDER_CONDITION = 40
+So many because a scan that reaches its bound ends with rows that it had put aside, which may be far
+from the nearest: with 10, a tenant of 1,500 among 20,000 rows had a recall@10 of .84, and a
+condition that holds far from the query .97; with 40, .99 and more.
+"""
 
 _RARE = 7500
 """Matches up to which comparing them exactly is preferred to a longer scan: about 20 ms of a core
@@ -176,28 +179,39 @@ class Search:
     def _settings_of_the_scan(self, few: CTE) -> dict[str, ColumnElement[str]]:
         """What to set, by name.
 
-        Under a condition, the scan gives up, and leaves the rest to the exact branch, where that is
-        likely to be cheaper than to go on. Having found less than `fetch` matches in `visits` rows,
-        it expects less than ``rows * fetch / visits`` in the partition: it gives up once that falls
-        below `_RARE`, or once comparing them would cost no more than the visits did, so that both
-        together cost about twice the better one. What matches far from the query, where a graph
-        is searched worst, thus gets compared exactly. The number of rows is taken from the size of
-        the partition's file, since statistics may be missing or old.
+        The scan gives up, and leaves the rest to the exact branch, where that is likely to be
+        cheaper than to go on. Having found less than `fetch` matches in `visits` rows, it expects
+        less than ``rows * fetch / visits`` in the partition: it gives up once that falls below
+        `_RARE`, or once comparing them would cost no more than the visits did, so that both
+        together cost about twice the better one. What matches rarely, or far from the query, where
+        a graph is searched worst, thus gets compared exactly: a tenant of 5,000 rows among 60,000
+        others had a recall of .973 by the graph, in as much time. The number of rows is taken from
+        the size of the partition's file, since statistics may be missing or old.
         """
-        settings: dict[str, ColumnElement[str]] = {
+        assert self.fetch is not None
+        size = cast(func.pg_relation_size(self._partition(few)), Double)
+        wanted = size / _integer(self.row_bytes) * _integer(self.fetch)
+        even = wanted / _integer(_RARE)
+        equal = func.sqrt(wanted / _integer(_VISIT_TO_COMPARISON))
+        most = func.least(even, equal, _integer(_MOST_VISITS))
+        visits = func.greatest(_integer(_LEAST_VISITS), most)
+        return {
             "ef_search": self.bind("ef_search", Text()),
             "iterative_scan": _RELAXED_ORDER,
+            "max_scan_tuples": cast(cast(visits, Integer), Text),
         }
+
+    def _partition(self, few: CTE) -> ColumnElement[Any]:
+        """The partition of the namespace."""
         if self._conditional:
-            assert self.fetch is not None
-            size = cast(func.pg_relation_size(few.c.partition), Double)
-            wanted = size / _integer(self.row_bytes) * _integer(self.fetch)
-            even = wanted / _integer(_RARE)
-            equal = func.sqrt(wanted / _integer(_VISIT_TO_COMPARISON))
-            most = func.least(even, equal, _integer(_MOST_VISITS))
-            visits = func.greatest(_integer(_LEAST_VISITS), most)
-            settings["max_scan_tuples"] = cast(cast(visits, Integer), Text)
-        return settings
+            return few.c.partition
+        partition = (
+            select(literal_column("tableoid", OID))
+            .select_from(self.table)
+            .where(self.table.c.namespace == self.bind("namespace", Text()))
+            .limit(_integer(1))
+        )
+        return partition.scalar_subquery()
 
     @property
     def _conditional(self) -> bool:
@@ -284,17 +298,14 @@ def search_parameters(limit: int, ef_search: int) -> dict[str, Any]:
     return {"limit": limit, "ef_search": str(ef_search), "custom": True}
 
 
-def rows_to_fetch(limit: int, *, conditional: bool) -> int:
+def rows_to_fetch(limit: int) -> int:
     """How many rows the ANN scan is to find: a few more than asked, rounded up to 1, 2 or 5 * 10^n.
-
-    More under a condition, where the nearest of what matches may come late: recall@10 of a
-    condition that holds far from the query was .97 with 20 rows, .99 with 50.
 
     It stands in the statement as a number, since a planner that does not know it (in a generic
     plan) takes it for a tenth of the table and leaves the ANN index; rounded, so that a server
     prepares few statements.
     """
-    wanted = min(limit, LARGEST_LIMIT) + (_SPARE_UNDER_CONDITION if conditional else _SPARE)
+    wanted = min(limit, LARGEST_LIMIT) + _SPARE
     power: int = 10 ** (len(str(wanted)) - 1)
     return next(step * power for step in (1, 2, 5, 10) if step * power >= wanted)
 

@@ -14,7 +14,9 @@ from sqlalchemy import (
     ColumnElement,
     Delete,
     Double,
+    MetaData,
     Select,
+    Table,
     Text,
     TextClause,
     TextualSelect,
@@ -115,7 +117,7 @@ class ChunkStatements:
         self._schemas_translated = schemas_translated
         self._searches: dict[tuple[FilterShape, int | None], Select[Any]] = {}
         self._pages: dict[tuple[FilterShape, bool], Select[Any]] = {}
-        self._upserts: dict[tuple[str, ...], Insert] = {}
+        self._upserts: dict[tuple[tuple[str, ...], str | None], Insert] = {}
         self._template = lru_cache(maxsize=256)(self._build_template)
         self.delete = self._build_delete(
             self._table.c.id == any_(bindparam("ids", type_=ARRAY(Text)))
@@ -124,23 +126,26 @@ class ChunkStatements:
 
     # -- writing
 
-    def upsert(self, names: tuple[str, ...]) -> Insert:
+    def upsert(self, names: tuple[str, ...], partition: str | None = None) -> Insert:
         """Many rows, a list for each column; rows that are stored exactly so are left alone.
 
         Args:
             names: the host's own columns that are written besides the chunk's.
+            partition: write into this one, which may be set aside.
         """
-        if names not in self._upserts:
-            self._upserts[names] = self._build_upsert(names)
-        return self._upserts[names]
+        if (names, partition) not in self._upserts:
+            table = self._table
+            if partition is not None:
+                table = table.to_metadata(MetaData(), name=partition)
+            self._upserts[names, partition] = self._build_upsert(table, names)
+        return self._upserts[names, partition]
 
-    def _build_upsert(self, names: tuple[str, ...]) -> Insert:
+    def _build_upsert(self, table: Table, names: tuple[str, ...]) -> Insert:
         """One INSERT over unnest() and not the driver's executemany.
 
         A task that is cancelled in asyncpg's executemany may never return
         (github.com/MagicStack/asyncpg, issues 873, 1265).
         """
-        table = self._table
         types: dict[str, TypeEngine[Any]] = {
             "id": Text(),
             "document_id": Text(),
@@ -231,8 +236,7 @@ class ChunkStatements:
 
     def search(self, shape: FilterShape, limit: int, *, exact: bool) -> Select[Any]:
         """The nearest chunks, with their score; for connections that have the codec."""
-        conditional = shape is not FilterShape.NONE
-        fetch = None if exact else rows_to_fetch(limit, conditional=conditional)
+        fetch = None if exact else rows_to_fetch(limit)
         if (shape, fetch) not in self._searches:
             self._searches[shape, fetch] = self._build_search(shape, fetch, _parameter)
         return self._searches[shape, fetch]
@@ -247,7 +251,7 @@ class ChunkStatements:
         exact: bool,
     ) -> Select[Any]:
         """The same under a condition of the host's, with all values: its own may have our names."""
-        fetch = None if exact else rows_to_fetch(limit, conditional=True)
+        fetch = None if exact else rows_to_fetch(limit)
         return self._build_search(shape, fetch, partial(_value, values), where)
 
     def search_parameters(self, limit: int, ef_search: int | None = None) -> dict[str, Any]:
@@ -282,8 +286,7 @@ class ChunkStatements:
     ) -> Any:
         """The mapped class and the score, for any connection and for the host to go on with."""
         shape = filter_shape(filter)
-        conditional = where is not None or shape is not FilterShape.NONE
-        fetch = None if exact else rows_to_fetch(limit, conditional=conditional)
+        fetch = None if exact else rows_to_fetch(limit)
         values = filter_parameters(filter) | self.search_parameters(limit, ef_search)
         values |= {"namespace": namespace, "query": query.tolist()}
         found: Any
