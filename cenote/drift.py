@@ -18,7 +18,13 @@ from cenote.catalog import LiveIndex, LiveTable, embedding_sql, qualified
 from cenote.config import SchemaConfig
 from cenote.connections import OLDEST_PGVECTOR, parse_version
 from cenote.cures import arguments_for, reindex_command, repartition_command, upgrade_command
-from cenote.ddl import AddConstraintAs, AttachPartition, table_of
+from cenote.ddl import (
+    AddConstraintAs,
+    AttachPartition,
+    partition_name,
+    stand_in_name,
+    table_of,
+)
 from cenote.mapping import chunk_table
 from cenote.orm import KEY, ann_index_name
 
@@ -37,6 +43,7 @@ FindingKind = Literal[
     "column_type",
     "key",
     "partitions",
+    "partition_set_aside",
     "columns",
     "index_missing",
     "index_invalid",
@@ -81,6 +88,7 @@ def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
         _key_finding(subject, live, config),
         partitions_finding(subject, live, config),
     ]
+    found += _stand_ins(live, config)
     return [finding for finding in found if finding is not None] + [*_of_indexes(live, config)]
 
 
@@ -188,6 +196,19 @@ def partitions_finding(subject: str, live: LiveTable, config: SchemaConfig) -> F
         expected=str(config.partitions),
         cure=f"set partitions={number}, or run {repartition_command(config)}",
     )
+
+
+def _stand_ins(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
+    for name, (_, remainder) in live.bounds.items():
+        if name == stand_in_name(live.name, remainder):
+            aside = partition_name(live.name, remainder)
+            yield Finding(
+                kind="partition_set_aside",
+                subject=f"partition {aside}",
+                actual="it is set aside by a bulk load that did not end, or goes on",
+                expected=f"it, and not {name}, in the table",
+                cure="run " + reindex_command(config),
+            )
 
 
 def _attach(live: LiveTable) -> Iterator[str]:

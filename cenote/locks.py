@@ -33,7 +33,7 @@ _WAITS_MILLISECONDS = (100, 200, 500, 1500)
 """How long each try waits, and everybody else behind it; the last one repeats. That is longer than
 the server's deadlock_timeout of 1 s, after which an autovacuum in the way gives up."""
 
-_NOT_NOW = {"55P03", "40P01"}
+NOT_NOW = {"55P03", "40P01"}
 """SQLSTATE: lock not available, deadlock detected."""
 
 _locks = table(
@@ -144,7 +144,7 @@ def with_short_waits(
                 work()
             return
         except DBAPIError as error:
-            if getattr(driver_error(error), "sqlstate", None) not in _NOT_NOW:
+            if getattr(driver_error(error), "sqlstate", None) not in NOT_NOW:
                 raise
             if time.monotonic() > deadline:
                 raise InUseError(

@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import ddl
+from cenote.builds import read_chunk_table, set_build_memory
 from cenote.catalog import LiveTable, qualified
 from cenote.config import SchemaConfig
 from cenote.ddl import partition_name
@@ -42,9 +43,9 @@ from cenote.dependents import (
     refuse_what_would_be_lost,
 )
 from cenote.errors import ConfigurationError
-from cenote.indexes import read_chunk_table, set_build_memory
 from cenote.locks import migration_lock, with_short_waits
 from cenote.schema import own_connection
+from cenote.set_aside import put_back
 
 _NEW = "_new"
 
@@ -81,6 +82,7 @@ async def repartition(
         raise ConfigurationError(
             "how many partitions? Say partitions=16, or 0 for a plain table", setting="partitions"
         )
+    await put_back(engine, config, memory=memory)
     async with own_connection(engine, "the table was not rewritten") as connection:
         return await connection.run_sync(_repartition, config, memory)
 

@@ -75,9 +75,11 @@ async def test_an_empty_table_is_indexed_last(store: PgVectorStore, engine: Asyn
     assert len(await store.search(QUERY, "n", 4000)) == 3500
 
 
-async def test_a_table_in_use_keeps_its_index(store: PgVectorStore, engine: AsyncEngine) -> None:
+async def test_a_partition_in_use_keeps_its_index(
+    store: PgVectorStore, engine: AsyncEngine
+) -> None:
     """Whoever searches it needs the index."""
-    await store.upsert([embedded("a")], "other")
+    await store.upsert([embedded("a")], "n")
     counts: list[int] = []
 
     async def source() -> AsyncIterator[EmbeddedChunk]:

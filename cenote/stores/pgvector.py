@@ -5,8 +5,8 @@ One class, and long for its docstrings: SQL, sessions and columns are in the mod
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
@@ -288,7 +288,15 @@ class PgVectorStore(VectorStore, Generic[Model]):
             session: the transaction to join; see above. Not one in AUTOCOMMIT.
         """
         validation.check_namespace(namespace)
-        joined = check_session(session)
+        await self._upsert(embedded_chunks, namespace, check_session(session))
+
+    async def _upsert(
+        self,
+        embedded_chunks: list[EmbeddedChunk],
+        namespace: str,
+        joined: Joined | None = None,
+        partition: str | None = None,
+    ) -> None:
         batch = self._checked_batch(embedded_chunks)
         if not batch.chunks:
             return
@@ -300,7 +308,7 @@ class PgVectorStore(VectorStore, Generic[Model]):
             for part, own in zip(parts, of_own, strict=True):
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace, **own}
-                await connection.execute(self._statements.upsert(names), parameters)
+                await connection.execute(self._statements.upsert(names, partition), parameters)
             ids = [chunk.id for chunk in batch.chunks]
             await sessions.refresh(joined, self._model, namespace, ids)
 
@@ -331,8 +339,11 @@ class PgVectorStore(VectorStore, Generic[Model]):
             namespace: where to write.
             ann_index: ``"auto"``: if the whole table is empty and belongs to the role, drop the
                 index, and build it after the rows; if it is missing, as after a crash, build it
-                then; otherwise, or if others hold the table, leave it. ``"rebuild"``: drop and
-                build it, whoever may be using it. ``"keep"``: leave it as it is, there or not. For
+                then. If only the namespace's partition is empty, set that aside, and put it back
+                with its rows and its part of the index at the end, when others see them all at
+                once (not where the table has foreign keys, triggers or the like). Otherwise, or if
+                others hold the table, insert into the live index. ``"rebuild"``: drop and build the
+                index, whoever may be using it. ``"keep"``: leave it as it is, there or not. For
                 many namespaces, see :meth:`without_ann_index`.
             memory, workers: of the build, see `cenote.indexes.reindex`.
             progress: takes a `LoadProgress` after each batch, and an `IndexProgress` twice a second
@@ -348,37 +359,26 @@ class PgVectorStore(VectorStore, Generic[Model]):
             VectorStoreError: a batch could not be written.
             MigrationError: the index was not dropped or not built.
 
-            Batches before an error are stored. An index that is missing then is built by the next
-            bulk load, or by `cenote reindex`.
+            Batches before an error are stored. What a crash leaves undone, an index that is missing
+            or a partition that is set aside, the next bulk load of the namespace mends, or
+            `cenote reindex`.
         """
         validation.check_namespace(namespace)
         bulk.check_stream(embedded_chunks)
         bulk.check_ann_index(ann_index)
-        from cenote import indexes  # imports alembic, which a running application need not
-
+        if ann_index == "auto" and (self._indexing_later or self._translated):
+            ann_index = "keep"
         async with bulk.batches(embedded_chunks) as batches:
             first: list[EmbeddedChunk] = await anext(batches, [])
             self._checked_batch(first)  # before an index is dropped for nothing
             await self._look_at_table("bulk_load")
-            build: dict[str, Any] = {"memory": memory, "workers": workers}
-            index_after = ann_index == "rebuild"
-            if index_after:
-                await indexes.drop_ann_index(self._engine, self._config, **build)
-            elif ann_index == "auto" and not self._indexing_later and not self._translated:
-                index_after = await indexes.drop_ann_index_of_empty_table(
-                    self._engine, self._config, **build
-                )
-            with self._telling_of_missing_index() if index_after else nullcontext():
-                chunks = await bulk.load(
-                    partial(self.upsert, namespace=namespace),
+            build = bulk.Build(self._engine, self._config, memory, workers, progress)
+            async with build.after_load(namespace, ann_index) as partition:
+                return await bulk.load(
+                    partial(self._upsert, namespace=namespace, partition=partition),
                     bulk.with_first(batches, first),
                     progress,
                 )
-                if index_after:
-                    await indexes.build_after_load(
-                        self._engine, self._config, progress=progress, **build
-                    )
-        return chunks
 
     @asynccontextmanager
     async def without_ann_index(
@@ -407,37 +407,22 @@ class PgVectorStore(VectorStore, Generic[Model]):
         Raises:
             MigrationError: the index was not dropped or not built.
         """
-        from cenote import indexes
-
         await self._look_at_table("without_ann_index")
-        build: dict[str, Any] = {"memory": memory, "workers": workers}
-        await indexes.drop_ann_index(self._engine, self._config, **build)
-        with self._telling_of_missing_index():
+        build = bulk.Build(self._engine, self._config, memory, workers, progress)
+        await build.drop()
+        with build.telling_what_is_left(None):
             self._indexing_later += 1
             try:
                 yield
             finally:
                 self._indexing_later -= 1
             if not self._indexing_later:  # of several blocks at once the last one builds
-                await indexes.build_after_load(
-                    self._engine, self._config, progress=progress, **build
-                )
+                await build.now()
 
     async def _look_at_table(self, operation: str) -> None:
         """Refuse a closed store, and a table of another shape."""
         async with self._connections.single_statement(operation, None):
             pass
-
-    @contextmanager
-    def _telling_of_missing_index(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            error.add_note(
-                f"the ANN index of table {self._model.__table__.fullname!r} may be missing now; "
-                "the next bulk load builds it, or cenote reindex"
-            )
-            raise
 
     def _checked_batch(self, embedded_chunks: list[EmbeddedChunk]) -> validation.Batch:
         return validation.check_batch(

@@ -1,0 +1,232 @@
+"""What every build of an ANN index takes: its session, its memory, its progress."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import Column, Connection, Index, Row, column, func, literal, select, table
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from cenote.catalog import LiveTable, read_table
+from cenote.config import SchemaConfig
+from cenote.connections import DRIVER_ERRORS, describe, driver_error
+from cenote.ddl import table_of
+from cenote.drift import embedding_finding, partitions_finding, subject_of
+from cenote.errors import MigrationError
+from cenote.locks import migration_lock, with_short_waits
+from cenote.orm import OPERATOR_CLASS
+from cenote.progress import IndexProgress, Report, tell
+from cenote.schema import own_connection
+from cenote.sqltypes import embedding_type
+
+_PROGRESS_SECONDS = 0.5
+
+_AFTER_BUILDING = ("before validation", "index validation", "old snapshots")
+
+_TIMEOUTS = ("statement_timeout", "lock_timeout", "transaction_timeout")
+"""What a role or a database may set that would end a build; not every server has each."""
+
+_settings = table("pg_settings", column("name"), column("setting"))
+_progress = table(
+    "pg_stat_progress_create_index",
+    column("pid"),
+    column("phase"),
+    column("blocks_total"),
+    column("blocks_done"),
+    column("current_locker_pid"),
+)
+
+_logger = logging.getLogger(__name__)
+
+
+def read_chunk_table(connection: Connection, config: SchemaConfig) -> LiveTable:
+    """The live table of a configuration.
+
+    Raises:
+        MigrationError: there is none, it has other dimensions, or a partition is missing.
+    """
+    live = read_table(connection, config.table_name, config.schema)
+    if live is None or live.column_type is None:
+        raise MigrationError(f"there is no chunk table {config.table_name!r}")
+    subject = subject_of(config.table_name, config.schema)
+    finding = embedding_finding(subject, live.column_type, live.dimensions, config)
+    if not live.complete:
+        finding = finding or partitions_finding(subject, live, config)
+    if finding is not None:
+        raise MigrationError(str(finding))
+    return live
+
+
+def is_empty(connection: Connection, name: str, schema: str | None) -> bool:
+    """Whether a table has no rows."""
+    rows = select(literal(1)).select_from(table_of(name, schema)).limit(1)
+    return connection.scalar(rows) is None
+
+
+def ann_index(
+    name: str, live: LiveTable, on: str, config: SchemaConfig, *, concurrently: bool = True
+) -> Index:
+    """An ANN index of this name on the table or one of its partitions."""
+    target = table_of(on, live.schema)
+    target.append_column(Column("embedding", embedding_type(config.column_type)))
+    return Index(
+        name,
+        target.c.embedding,
+        postgresql_using="hnsw",
+        postgresql_ops={"embedding": OPERATOR_CLASS[config.column_type]},
+        postgresql_with={"m": config.hnsw_m, "ef_construction": config.hnsw_ef_construction},
+        postgresql_concurrently=concurrently,
+    )
+
+
+# -- the session -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def build_session(
+    engine: AsyncEngine, config: SchemaConfig, action: str, seconds: float | None = None
+) -> AsyncIterator[AsyncConnection]:
+    """A connection of its own that holds the migration lock, and that no timeout ends.
+
+    Lock and settings end with it. It waits so many seconds for the lock.
+    """
+    async with own_connection(engine, action) as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        assert connection.sync_connection is not None
+        lock = migration_lock(connection.sync_connection, config.table_name, seconds=seconds)
+        try:
+            await connection.run_sync(lambda _: lock.__enter__())
+            await connection.run_sync(_lift_timeouts)
+            yield connection
+        finally:
+            await connection.invalidate()
+
+
+def transact(
+    connection: Connection,
+    config: SchemaConfig,
+    work: Callable[[], None],
+    seconds: float | None = None,
+) -> None:
+    """Do work in one short transaction of a session that is in AUTOCOMMIT."""
+    connection.commit()
+    connection.execution_options(isolation_level="READ COMMITTED")
+    with_short_waits(connection, config.table_name, work, seconds=seconds)
+    connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+# -- its memory ------------------------------------------------------------------------------------
+
+
+def set_build_memory(
+    connection: Connection,
+    live: LiveTable,
+    config: SchemaConfig,
+    memory: str | None,
+    workers: int | None,
+    *,
+    local: bool = False,
+) -> None:
+    """Give the session, or the transaction, what a build needs; see `reindex`."""
+    _lift_timeouts(connection, local=local)
+    needed = _graph_kilobytes(connection, live, config) if memory is None else 0
+    if needed > _kilobytes_set(connection):
+        memory = f"{needed}kB"
+    set_for_build(connection, memory, workers, local=local)
+
+
+def set_for_build(
+    connection: Connection, memory: str | None, workers: int | None, *, local: bool = False
+) -> None:
+    values = {"maintenance_work_mem": memory, "max_parallel_maintenance_workers": workers}
+    for name, value in values.items():
+        if value is not None:
+            connection.execute(select(func.set_config(name, str(value), local)))
+
+
+def _lift_timeouts(connection: Connection, *, local: bool = False) -> None:
+    no_timeout = select(func.set_config(_settings.c.name, "0", local))
+    connection.execute(no_timeout.where(_settings.c.name.in_(_TIMEOUTS)))
+
+
+def _graph_kilobytes(connection: Connection, live: LiveTable, config: SchemaConfig) -> int:
+    """About what the graph of the largest part needs in memory while it is built, up to 1 GB.
+
+    Each element has its vector, up to 2 m neighbours of 16 bytes on the lowest level and few above,
+    and about 150 bytes besides (pgvector 0.8, src/hnsw.h).
+    """
+    rows = max(
+        connection.scalar(select(func.count()).select_from(table_of(part, live.schema))) or 0
+        for part in live.partitions or (live.name,)
+    )
+    vector = config.dimensions * (2 if config.column_type == "halfvec" else 4)
+    return min(rows * (vector + 2 * config.hnsw_m * 18 + 150) // 1024 + 1024, 2**20)
+
+
+def _kilobytes_set(connection: Connection) -> int:
+    where = _settings.c.name == "maintenance_work_mem"
+    return int(connection.scalar(select(_settings.c.setting).where(where)) or 0)
+
+
+# -- its progress ----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def reporting(
+    engine: AsyncEngine,
+    connection: AsyncConnection,
+    report: Report | None,
+    index: str,
+    number: int,
+    of: int,
+) -> AsyncIterator[None]:
+    """Report what Postgres says of the build meanwhile, by another connection."""
+    if report is None:
+        yield
+        return
+    pid = (await connection.execute(select(func.pg_backend_pid()))).scalar_one()
+
+    def state(phase: str, fraction: float) -> None:
+        tell(
+            report, IndexProgress(index=index, number=number, of=of, phase=phase, fraction=fraction)
+        )
+
+    task = asyncio.create_task(_watch(engine, pid, index, state))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+    state("built", 1.0)
+
+
+async def _watch(
+    engine: AsyncEngine, pid: int, index: str, state: Callable[[str, float], None]
+) -> None:
+    """Ask for a session's progress until cancelled; a build goes on where that cannot be told."""
+    query = select(_progress).where(_progress.c.pid == pid)
+    waits_for = None
+    try:
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            while True:
+                row = (await connection.execute(query)).one_or_none()
+                if row is not None:
+                    state(row.phase, _fraction(row))
+                    if row.current_locker_pid and row.current_locker_pid != waits_for:
+                        waits_for = row.current_locker_pid
+                        _logger.info("%s: the build waits for server process %s", index, waits_for)
+                await asyncio.sleep(_PROGRESS_SECONDS)
+    except (SQLAlchemyError, OSError, *DRIVER_ERRORS) as error:
+        _logger.info("the progress cannot be told: %s", describe(driver_error(error)))
+
+
+def _fraction(row: Row[Any]) -> float:
+    if any(words in row.phase for words in _AFTER_BUILDING):
+        return 1.0
+    return min(row.blocks_done / row.blocks_total, 1.0) if row.blocks_total else 0.0
