@@ -9,12 +9,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import Column, Connection, Index, Row, column, func, literal, select, table
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cenote.catalog import LiveTable, read_table
 from cenote.config import SchemaConfig
-from cenote.connections import DRIVER_ERRORS, describe, driver_error
+from cenote.connections import database_errors, describe, driver_error
 from cenote.ddl import table_of
 from cenote.drift import embedding_finding, partitions_finding, subject_of
 from cenote.errors import MigrationError
@@ -222,7 +221,7 @@ async def _watch(
                         waits_for = row.current_locker_pid
                         _logger.info("%s: the build waits for server process %s", index, waits_for)
                 await asyncio.sleep(_PROGRESS_SECONDS)
-    except (SQLAlchemyError, OSError, *DRIVER_ERRORS) as error:
+    except database_errors() as error:
         _logger.info("the progress cannot be told: %s", describe(driver_error(error)))
 
 

@@ -10,14 +10,14 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 from urllib.parse import urlencode
 
-import asyncpg
 from sqlalchemy import column, select, table
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -32,7 +32,19 @@ from cenote.sqltypes import install_codec
 OLDEST_PGVECTOR = (0, 8)
 """Iterative index scans, without which a filtered search loses results, came with pgvector 0.8."""
 
-DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+@cache
+def database_errors() -> tuple[type[Exception], ...]:
+    """What SQLAlchemy raises, and the driver where it does not wrap that.
+
+    The driver's import takes time, and waits until there is an error.
+    """
+    import asyncpg
+
+    own = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+    return SQLAlchemyError, OSError, *own
+
+
 """What the driver raises, where SQLAlchemy does not wrap it."""
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
@@ -248,6 +260,8 @@ def can_heal(error: BaseException) -> bool:
         return error.errno == socket.EAI_AGAIN
     if isinstance(error, PermissionError | ssl.SSLError):
         return False
+    import asyncpg
+
     return isinstance(
         error,
         OSError  # refused, reset, timed out, no socket file yet

@@ -20,7 +20,6 @@ from alembic import context
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, MetaData, inspect
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateSchema
 
@@ -29,9 +28,9 @@ from cenote.autogenerate import hooks
 from cenote.catalog import read_table, schemas_with
 from cenote.config import SchemaConfig
 from cenote.connections import (
-    DRIVER_ERRORS,
     EXTENSION_QUERY,
     create_engine,
+    database_errors,
     driver_error,
     is_lost,
     safe_url,
@@ -381,7 +380,7 @@ def own_errors(action: str, url: URL) -> Iterator[None]:
         raise
     except CommandError as error:
         raise MigrationError(str(error)) from error
-    except (SQLAlchemyError, OSError, *DRIVER_ERRORS) as error:
+    except database_errors() as error:
         cause = driver_error(error)
         if isinstance(cause, TimeoutError):
             action = f"{action}: no answer in time"

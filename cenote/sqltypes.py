@@ -16,9 +16,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import numpy as np
 import pgvector
 from pgvector.sqlalchemy import HALFVEC, VECTOR
@@ -27,6 +26,9 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import UserDefinedType
 
 from cenote.types import ColumnType, Float32Array
+
+if TYPE_CHECKING:
+    import asyncpg
 
 # -- column types ----------------------------------------------------------------------------------
 

@@ -85,7 +85,11 @@ for 384 dimensions."""
 _VISIT_TO_COMPARISON = 2
 """What visiting a row in the graph costs, in exact comparisons: measured 6.5 µs to 2.7."""
 
-_LEAST_VISITS, _MOST_VISITS = 100, 2**31 - 1
+_VISITS_TO_FETCHED = 10
+"""Rows that the scan may visit at least, for each that it is to find: with fewer, a thousand
+results of a large tenant had a recall of .977."""
+
+_MOST_VISITS = 2**31 - 1
 
 # Constants stand in the SQL, so that a call binds only what differs from call to call.
 _ZERO = literal_column("0", Integer)
@@ -194,7 +198,8 @@ class Search:
         even = wanted / _integer(_RARE)
         equal = func.sqrt(wanted / _integer(_VISIT_TO_COMPARISON))
         most = func.least(even, equal, _integer(_MOST_VISITS))
-        visits = func.greatest(_integer(_LEAST_VISITS), most)
+        least = min(self.fetch * _VISITS_TO_FETCHED, _MOST_VISITS)
+        visits = func.greatest(_integer(least), most)
         return {
             "ef_search": self.bind("ef_search", Text()),
             "iterative_scan": _RELAXED_ORDER,

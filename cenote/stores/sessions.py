@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import RowMapping, Text, any_, delete, inspect, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -144,7 +143,7 @@ class Connections:
             raise VectorStoreError("the store is closed")
         try:
             yield
-        except (SQLAlchemyError, OSError, *connections.DRIVER_ERRORS) as error:
+        except connections.database_errors() as error:
             cause = connections.driver_error(error)
             state = getattr(cause, "sqlstate", None)
             message = (
