@@ -108,9 +108,9 @@ async def set_aside(
 
     Returns:
         The name of the partition, which takes rows by itself now; it may have been out before.
-        None where the rows belong into the table: it is plain, the partition has rows, others hold
-        the table, or it is not the role's or has something that does not go well with it (foreign
-        keys, triggers, row-level security, identity columns, publications).
+        None where the rows belong into the table: it is plain, the partition or its stand-in has
+        rows, others hold the table, or it is not the role's or has something that does not go well
+        with it (foreign keys, triggers, row-level security, identity columns, publications).
 
     Raises:
         MigrationError: there is no such chunk table, or the database refused.
@@ -120,6 +120,12 @@ async def set_aside(
         remainder = await connection.run_sync(_remainder_of, live, namespace)
         if remainder is None or not await connection.run_sync(_suits, live, remainder):
             return None
+        written = remainder in stood_in_for(live) and not await connection.run_sync(
+            is_empty, stand_in_name(live.name, remainder), live.schema
+        )
+    if written:  # since a load ended midway: what is loaded now is newer, and replaces it
+        await put_back(engine, config, memory=memory, workers=workers)
+        return None
     try:
         async with build_session(engine, config, _NOT_SET_ASIDE, 0) as connection:
             await connection.run_sync(set_for_build, memory, workers)

@@ -167,6 +167,26 @@ async def test_a_killed_load(
     await as_it_was(beside, engine)
 
 
+async def test_a_row_that_was_written_after_the_kill(
+    beside: PgVectorStore, engine: AsyncEngine, dsn: str
+) -> None:
+    """Is older than the load that comes then, and replaced by it."""
+    await _killed(dsn)
+    await beside.upsert([embedded("000005", content="between")], "n")
+    await beside.bulk_load((embedded(f"{n:06}", content="newest") for n in range(4000)), "n")
+    chunks = await stored(beside, "n")
+    assert {chunk.content for chunk in chunks if chunk.id < "004000"} == {"newest"}
+    await as_it_was(beside, engine)
+
+
+async def test_a_load_of_nothing(beside: PgVectorStore, engine: AsyncEngine, dsn: str) -> None:
+    """Puts the partition back."""
+    await _killed(dsn)
+    assert await beside.bulk_load([], "n") == 0
+    assert len(await stored(beside, "n")) >= 2000
+    await as_it_was(beside, engine)
+
+
 async def test_two_loads_at_once(beside: PgVectorStore, engine: AsyncEngine) -> None:
     """Of one partition: all rows of both."""
 
