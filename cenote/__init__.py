@@ -10,6 +10,7 @@ from cenote.errors import (
     StoreConnectionError,
     VectorStoreError,
 )
+from cenote.filters import Filter, field, meta
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.orm import ChunkMixin, ChunkRow
 from cenote.stores import InMemoryVectorStore, PgVectorStore, VectorStore
@@ -22,6 +23,7 @@ __all__ = [
     "ConfigurationError",
     "DimensionMismatchError",
     "EmbeddedChunk",
+    "Filter",
     "InMemoryVectorStore",
     "InvalidInputError",
     "MigrationError",
@@ -31,4 +33,6 @@ __all__ = [
     "StoreConnectionError",
     "VectorStore",
     "VectorStoreError",
+    "field",
+    "meta",
 ]

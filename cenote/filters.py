@@ -1,102 +1,532 @@
-"""The metadata filter: its meaning in Python and in SQL, side by side.
+"""The filter language: which chunks a search, an iteration or a deletion is about.
 
-A chunk matches when its metadata holds every key of the filter with a JSON-equal value. Both
-halves take filters that :func:`cenote.validation.check_filter` has made canonical.
+A filter is a dict, or an expression over :func:`meta` (a key of the metadata) and :func:`field` (a
+column of the chunk), joined by ``&``, ``|`` and ``~``::
+
+    {"lang": "es"}
+    {"year": {"$gte": 2020}, "$or": [{"lang": "es"}, {"lang": {"$exists": False}}]}
+    (meta("year") >= 2020) & ~meta("tags").contains("draft") & (field("position") == 0)
+
+Every filter holds of a chunk or does not; there is nothing between. ``~`` and ``!=`` are the plain
+opposite, so that both hold of chunks that lack the key. What each test means, in Python and in SQL,
+is in `cenote.predicates`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from enum import Enum, auto
-from typing import Any, TypeAlias
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NoReturn, TypeAlias
 
-from sqlalchemy import ColumnElement, Text, cast, exists, func, true
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, and_, false, func, not_, or_, true
 from sqlalchemy.types import TypeEngine
 
-from cenote.jsonvalues import json_text
+from cenote.errors import InvalidInputError
+from cenote.jsonvalues import NotJSONError, canonical_json, json_text
+from cenote.predicates import (
+    Contains,
+    Equals,
+    Exists,
+    IsOneOf,
+    Like,
+    Match,
+    MetadataKey,
+    Next,
+    Operand,
+    Ordered,
+    OwnField,
+    Row,
+    StartsWith,
+    Test,
+)
+from cenote.validation import check_text, shown
 
-# -- in Python -------------------------------------------------------------------------------------
+MAX_TESTS = 1000
+"""Tests in one filter, each element of a list among them where it is compared by itself."""
+
+MAX_DEPTH = 50
+"""Nesting of ``&``, ``|`` and ``~``."""
+
+_LONG_LIST = 20
+"""Values of ``in_()`` up to which each is looked up in the index of the metadata."""
+
+# -- expressions -----------------------------------------------------------------------------------
 
 
-_OWN_TOKENS = frozenset((str, int, float, type(None)))
+class Filter:
+    """A condition on chunks. Made by :func:`meta`, :func:`field` and of others."""
+
+    __slots__ = ()
+
+    def __and__(self, other: Filter) -> Filter:
+        return AllOf((*_parts(self, AllOf), *_parts(_filter(other), AllOf)))
+
+    def __or__(self, other: Filter) -> Filter:
+        return AnyOf((*_parts(self, AnyOf), *_parts(_filter(other), AnyOf)))
+
+    def __invert__(self) -> Filter:
+        return Not(self)
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("a filter has no truth value; join filters by &, | and ~, in brackets")
 
 
-def json_token(value: Any) -> Hashable:
-    """A hashable stand-in for a JSON value: two tokens are equal where the values are JSON-equal.
+@dataclass(frozen=True, slots=True, eq=False)
+class Single(Filter):
+    """One test."""
 
-    Numbers compare by value, as jsonb's do, and apart from booleans, which Python takes for
-    numbers. Containers compare whole, objects regardless of the order of their keys.
+    test: Test
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AllOf(Filter):
+    """Holds if all of its parts do, and so if there are none."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnyOf(Filter):
+    """Holds if one of its parts does, and so not if there are none."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Not(Filter):
+    """Holds if its part does not."""
+
+    part: Filter
+
+
+def _parts(filter: Filter, kind: type[AllOf | AnyOf]) -> tuple[Filter, ...]:
+    """The parts of a filter of this kind, so that long chains are not nested deep."""
+    return filter.parts if isinstance(filter, kind) else (filter,)
+
+
+class _Comparable:
+    """What :func:`meta` and :func:`field` have in common."""
+
+    __slots__ = ("_operand",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, operand: Operand) -> None:
+        self._operand = operand
+
+    def __repr__(self) -> str:
+        return str(self._operand)
+
+    def _value(self, value: Any) -> Any:
+        return _canonical(value, self._operand)
+
+    def _ordered(self, operator: str, value: Any) -> Filter:
+        value = self._value(value)
+        if not self._operand.orders(value):
+            raise _bad(f"{self._operand} {operator} takes {self._operand.ordered_kinds}")
+        return Single(Ordered(self._operand, operator, value))
+
+    def _text(self, operator: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise _bad(f"{self._operand} {operator} takes a text, not {type(value).__name__}")
+        text: str = self._value(value)
+        return text
+
+    def __eq__(self, value: object) -> Filter:  # type: ignore[override]
+        """The value is equal: numbers by value, never to booleans; lists and objects as a whole."""
+        return Single(Equals(self._operand, self._value(value)))
+
+    def __ne__(self, value: object) -> Filter:  # type: ignore[override]
+        """The opposite of ``==``: also where there is no value."""
+        return Not(self == value)
+
+    def __lt__(self, value: Any) -> Filter:
+        return self._ordered("<", value)
+
+    def __le__(self, value: Any) -> Filter:
+        return self._ordered("<=", value)
+
+    def __gt__(self, value: Any) -> Filter:
+        return self._ordered(">", value)
+
+    def __ge__(self, value: Any) -> Filter:
+        return self._ordered(">=", value)
+
+    def between(self, low: Any, high: Any) -> Filter:
+        """From `low` to `high`, both included."""
+        return AllOf((self._ordered(">=", low), self._ordered("<=", high)))
+
+    def in_(self, values: Iterable[Any]) -> Filter:
+        """Equal to one of the values; of none, never."""
+        several = [self._value(value) for value in _several(values, f"{self._operand} in_")]
+        if len(several) > _LONG_LIST:
+            return Single(IsOneOf(self._operand, several))
+        return AnyOf(tuple(Single(Equals(self._operand, value)) for value in several))
+
+    def not_in(self, values: Iterable[Any]) -> Filter:
+        """The opposite of :meth:`in_`: also where there is no value."""
+        return Not(self.in_(values))
+
+    def is_null(self) -> Filter:
+        """There is a JSON null, or an SQL NULL in a column."""
+        return Single(Equals(self._operand, None))
+
+    def like(self, pattern: str) -> Filter:
+        """A text that matches all of a pattern: ``%`` is any text, ``_`` one character, ``\\``
+        takes the meaning from the next one."""
+        return self._like("like", pattern, ignore_case=False)
+
+    def ilike(self, pattern: str) -> Filter:
+        """The same, without regard to the case of the letters A to Z; of others it matters."""
+        return self._like("ilike", pattern, ignore_case=True)
+
+    def _like(self, operator: str, pattern: str, *, ignore_case: bool) -> Filter:
+        pattern = self._text(operator, pattern)
+        if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+            raise _bad(f"the pattern of {self._operand} {operator} ends with a single backslash")
+        return Single(Like(self._operand, pattern, ignore_case))
+
+    def startswith(self, prefix: str) -> Filter:
+        """A text that begins so; nothing in it has a special meaning."""
+        return Single(StartsWith(self._operand, self._text("startswith", prefix)))
+
+
+class Meta(_Comparable):
+    """A value of the metadata, found by its key, or by the keys that lead to it."""
+
+    __slots__ = ()
+
+    @property
+    def _key(self) -> MetadataKey:
+        assert isinstance(self._operand, MetadataKey)
+        return self._operand
+
+    def exists(self) -> Filter:
+        """The key is there, be it with a null."""
+        return Single(Exists(self._key))
+
+    def contains(self, value: Any) -> Filter:
+        """A list that has an element equal to the value."""
+        return Single(Contains(self._key, self._value(value)))
+
+    def any_of(self, values: Iterable[Any]) -> Filter:
+        """A list that has at least one of the values."""
+        several = _several(values, f"{self._operand} any_of")
+        return AnyOf(tuple(self.contains(value) for value in several))
+
+    def all_of(self, values: Iterable[Any]) -> Filter:
+        """A list that has all of the values, one or more."""
+        several = _several(values, f"{self._operand} all_of")
+        if not several:
+            raise _bad(f"{self._operand} all_of takes one value or more")
+        return AllOf(tuple(self.contains(value) for value in several))
+
+
+class Field(_Comparable):
+    """A column of the chunk."""
+
+    __slots__ = ()
+
+
+def meta(*path: str) -> Meta:
+    """A value of the metadata.
+
+    Args:
+        *path: its key; several lead into objects, as ``meta("author", "name")`` does. Lists are not
+            entered.
+
+    Raises:
+        InvalidInputError: a key is no text that can be stored, or there is none.
     """
-    if type(value) in _OWN_TOKENS:  # most values are, and matching takes its time
-        return value  # type: ignore[no-any-return]
-    match value:
-        case bool():
-            return ("boolean", value)
-        case list():
-            return ("array", tuple(json_token(item) for item in value))
-        case dict():
-            return ("object", frozenset((key, json_token(item)) for key, item in value.items()))
-        case _:  # None, a number or a text, which Python never takes for one another
-            return value  # type: ignore[no-any-return]
+    if not path:
+        raise _bad("meta() needs a key")
+    for key in path:
+        check_text(key, field="filter")
+    return Meta(MetadataKey(path))
 
 
-# -- in SQL ----------------------------------------------------------------------------------------
+def field(name: str) -> Field:
+    """A column: ``document_id``, ``position``, ``embedding_model``, ``created_at``, or a host's.
+
+    Raises:
+        InvalidInputError: the name is no text. A name that the store's table lacks is refused by
+            the store.
+    """
+    check_text(name, field="filter")
+    return Field(OwnField(name))
 
 
-class FilterShape(Enum):
-    """What the SQL of a filter depends on, its values aside."""
+# -- dicts -----------------------------------------------------------------------------------------
 
-    NONE = auto()
-    SCALARS = auto()
-    CONTAINERS = auto()
+FilterLike: TypeAlias = "Filter | Mapping[str, Any] | None"
+"""What a store takes for a filter."""
+
+_BY_OPERATOR: dict[str, Callable[[Any, Any], Filter]] = {
+    "$eq": lambda key, value: key == value,
+    "$ne": lambda key, value: key != value,
+    "$gt": lambda key, value: key > value,
+    "$gte": lambda key, value: key >= value,
+    "$lt": lambda key, value: key < value,
+    "$lte": lambda key, value: key <= value,
+    "$in": lambda key, value: key.in_(value),
+    "$nin": lambda key, value: key.not_in(value),
+    "$between": lambda key, value: key.between(*_pair(value)),
+    "$exists": lambda key, value: key.exists() if _flag(value) else ~key.exists(),
+    "$contains": lambda key, value: key.contains(value),
+    "$any": lambda key, value: key.any_of(value),
+    "$all": lambda key, value: key.all_of(value),
+    "$like": lambda key, value: key.like(value),
+    "$ilike": lambda key, value: key.ilike(value),
+    "$not": lambda key, value: ~_of_key(key, value),
+}
 
 
-def filter_shape(filter: dict[str, Any]) -> FilterShape:
-    """Whether a filter has keys at all, and lists or objects among its values."""
-    if not filter:
-        return FilterShape.NONE
-    return FilterShape.CONTAINERS if _containers(filter) else FilterShape.SCALARS
+def as_filter(given: Any) -> Filter | None:
+    """What a caller gave as a filter, checked; None where it filters nothing.
+
+    A dict holds of chunks whose metadata have all of its keys with equal values. A value that is an
+    object of operators (``{"$gte": 2020}``) tests; ``$and`` and ``$or`` take lists of filters,
+    ``$not`` takes one. What begins with ``$`` and is meant literally goes into ``{"$eq": ...}``, or
+    into :func:`meta`.
+
+    Raises:
+        InvalidInputError: it is none; names the key.
+    """
+    if given is None:
+        return None
+    found = _filter(given)
+    if _depth(found) > MAX_DEPTH:
+        raise _bad(f"the filter is nested more than {MAX_DEPTH} deep")
+    if sum(1 for _ in tests(found)) > MAX_TESTS:
+        raise _bad(f"the filter has more than {MAX_TESTS:,} tests")
+    if isinstance(found, AllOf) and not found.parts:
+        return None
+    return found
+
+
+def narrowing_filter(given: Any) -> Filter:
+    """The same, for what is to be removed: it must not match everything.
+
+    Raises:
+        InvalidInputError: it filters nothing.
+    """
+    found = as_filter(given)
+    if found is None:
+        raise _bad("the filter matches every chunk; say delete_namespace() if that is meant")
+    return found
+
+
+def _filter(given: Any, depth: int = 0) -> Filter:
+    if isinstance(given, Filter):
+        return given
+    if not isinstance(given, Mapping):
+        raise _bad(f"filter must be a dict or a filter expression, not {type(given).__name__}")
+    if depth > MAX_DEPTH:  # before it is a filter, for this function calls itself
+        raise _bad(f"the filter is nested more than {MAX_DEPTH} deep")
+    equal: dict[str, Any] = {}
+    parts: list[Filter] = []
+    for key, value in given.items():
+        if key in ("$and", "$or"):
+            joined = AllOf if key == "$and" else AnyOf
+            parts.append(joined(tuple(_filter(one, depth + 1) for one in _several(value, key))))
+        elif key == "$not":
+            parts.append(Not(_filter(value, depth + 1)))
+        elif isinstance(key, str) and key.startswith("$"):
+            raise _bad(
+                f"filter key {shown(key)} is no operator; for a key of the metadata that begins "
+                'with "$", say meta(...)'
+            )
+        elif isinstance(value, Mapping) and _has_operators(value):
+            parts.append(_of_key(meta(key), value))
+        elif isinstance(value, Filter | _Comparable):
+            raise _bad(f"filter key {shown(key)} has an expression for a value; join them by &")
+        else:
+            equal |= _canonical_item(key, value)
+    if equal:
+        parts.insert(0, Single(Match(equal)))
+    return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
+
+
+def _has_operators(value: Mapping[Any, Any]) -> bool:
+    return any(isinstance(key, str) and key.startswith("$") for key in value)
+
+
+def _of_key(key: Meta, operators: Any) -> Filter:
+    if not isinstance(operators, Mapping):
+        raise _bad(f"$not of {key!r} takes an object of operators; say $ne for a value")
+    parts = []
+    for name, value in operators.items():
+        if name not in _BY_OPERATOR:
+            known = ", ".join(_BY_OPERATOR)
+            raise _bad(f"{key!r} has no operator {shown(name)}; there are: {known}")
+        parts.append(_BY_OPERATOR[name](key, value))
+    return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    several = _several(value, "$between")
+    if len(several) != 2:
+        raise _bad("$between takes two values")
+    return several[0], several[1]
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _bad(f"$exists takes True or False, not {shown(value)}")
+    return value
+
+
+# -- what a filter means ---------------------------------------------------------------------------
+
+
+def tests(filter: Filter | None) -> Iterator[Test]:
+    """The tests of a filter, in order."""
+    match filter:
+        case Single(test):
+            yield test
+        case AllOf(parts) | AnyOf(parts):
+            for part in parts:
+                yield from tests(part)
+        case Not(part):
+            yield from tests(part)
+
+
+def holds(filter: Filter | None, row: Row) -> bool:
+    """Whether a filter holds of a chunk."""
+    match filter:
+        case Single(test):
+            return test.holds(row)
+        case AllOf(parts):
+            return all(holds(part, row) for part in parts)
+        case AnyOf(parts):
+            return any(holds(part, row) for part in parts)
+        case Not(part):
+            return not holds(part, row)
+    return True
 
 
 Bind: TypeAlias = Callable[[str, TypeEngine[Any]], ColumnElement[Any]]
 """Makes a parameter of a name and type: one to be bound at each call, or one with its value."""
 
 
-def filter_conditions(
-    metadata: ColumnElement[Any], shape: FilterShape, bind: Bind
-) -> list[ColumnElement[bool]]:
-    """The conditions of all filters of one shape; :func:`filter_parameters` gives their values.
+class Conditions:
+    """A filter as SQL. Two are equal where their SQL is, whatever the values."""
 
-    ``@>`` alone means equality for scalars, and is what the GIN index serves. For lists and
-    objects it only means containment, so each of those is compared as a whole, too.
-    """
-    if shape is FilterShape.NONE:
-        return []
-    conditions: list[ColumnElement[bool]] = [
-        metadata.op("@>", is_comparison=True)(_jsonb("filter", bind))
-    ]
-    if shape is FilterShape.CONTAINERS:
-        wanted = func.jsonb_each(_jsonb("filter_containers", bind)).table_valued("key", "value")
-        same = metadata.op("->")(wanted.c.key) == wanted.c.value
-        conditions.append(~exists().select_from(wanted).where(same.is_not(true())))
-    return conditions
+    def __init__(self, filter: Filter | None) -> None:
+        self._filter = filter
+        self._shape = _shape(filter)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Conditions) and self._shape == other._shape
+
+    def __hash__(self) -> int:
+        return hash(self._shape)
+
+    def __bool__(self) -> bool:
+        return self._filter is not None
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """The values to bind."""
+        values = [value for test in tests(self._filter) for value in test.values]
+        return {_name(number): value for number, value in enumerate(values)}
+
+    def sql(self, columns: Any, bind: Bind) -> list[ColumnElement[bool]]:
+        """The conditions, to be joined by AND.
+
+        Args:
+            columns: of the chunk table, by name.
+            bind: makes the parameters.
+
+        Raises:
+            InvalidInputError: the table lacks a column.
+        """
+        number = -1
+
+        def following(type_: TypeEngine[Any]) -> ColumnElement[Any]:
+            nonlocal number
+            number += 1
+            return bind(_name(number), type_)
+
+        whole = self._filter
+        parts = whole.parts if isinstance(whole, AllOf) else (whole,)
+        return [_sql(part, columns, following) for part in parts if part is not None]
 
 
-def filter_parameters(filter: dict[str, Any]) -> dict[str, Any]:
-    """The values to bind for :func:`filter_conditions`."""
-    if not filter:
-        return {}
-    parameters = {"filter": json_text(filter)}
-    if containers := _containers(filter):
-        parameters["filter_containers"] = json_text(containers)
-    return parameters
+def _name(number: int) -> str:
+    return f"filter_{number}"
 
 
-def _containers(filter: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in filter.items() if isinstance(value, dict | list)}
+def _shape(filter: Filter | None) -> Hashable:
+    match filter:
+        case Single(test):
+            return test.shape
+        case AllOf(parts) | AnyOf(parts):
+            return (type(filter).__name__, *map(_shape, parts))
+        case Not(part):
+            return ("Not", _shape(part))
+    return None
 
 
-def _jsonb(name: str, bind: Bind) -> ColumnElement[Any]:
-    """A parameter that takes JSON text, so that a host engine's own serializer has no say."""
-    return cast(bind(name, Text()), JSONB)
+def _sql(filter: Filter, columns: Any, following: Next) -> ColumnElement[bool]:
+    match filter:
+        case Single(test):
+            return test.sql(columns, following)
+        case AllOf(parts):
+            return and_(true(), *(_sql(part, columns, following) for part in parts))
+        case AnyOf(parts):
+            return or_(false(), *(_sql(part, columns, following) for part in parts))
+        case Not(part):  # everywhere else a condition that is NULL does as one that is false
+            return not_(func.coalesce(_sql(part, columns, following), false()))
+    raise TypeError(type(filter).__name__)
+
+
+# -- pieces ----------------------------------------------------------------------------------------
+
+
+def _depth(filter: Filter) -> int:
+    """How deep a filter is nested, or more than what is allowed."""
+    deepest, level = 0, [filter]
+    while level and deepest <= MAX_DEPTH:
+        deepest += 1
+        level = [part for one in level for part in _parts_of(one)]
+    return deepest
+
+
+def _parts_of(filter: Filter) -> tuple[Filter, ...]:
+    match filter:
+        case AllOf(parts) | AnyOf(parts):
+            return parts
+        case Not(part):
+            return (part,)
+    return ()
+
+
+def _several(values: Any, what: str) -> list[Any]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise _bad(f"{what} takes a list of values, not {type(values).__name__}")
+    return list(values)
+
+
+def _canonical_item(key: Any, value: Any) -> dict[str, Any]:
+    try:
+        item: dict[str, Any] = canonical_json({key: value})
+        json_text(item)
+    except NotJSONError as error:
+        raise _bad(f"filter key {shown(key)} {error}") from None
+    return item
+
+
+def _canonical(value: Any, operand: Operand) -> Any:
+    if isinstance(operand, OwnField):
+        return operand.checked(value)
+    try:
+        canonical = canonical_json(value)
+        json_text(canonical)
+    except NotJSONError as error:
+        raise _bad(f"the value of {operand} {error}") from None
+    return canonical
+
+
+def _bad(message: str) -> InvalidInputError:
+    return InvalidInputError(message, field="filter")

@@ -60,7 +60,7 @@ class EmbeddedChunk:
         embedding_model: the name of the model that made the embedding.
         columns: values for columns of your own, by attribute name, in a store for your model
             (``PgVectorStore(engine, model=...)``); see `PgVectorStore.upsert`.
-            `InMemoryVectorStore`, which has no table, passes over them.
+            `InMemoryVectorStore`, which has no table, takes any for its filters.
     """
 
     chunk: Chunk
@@ -97,4 +97,19 @@ class RetrievalResult:
     retriever: str = "vector"
 
 
-__all__ = ["Chunk", "EmbeddedChunk", "RetrievalResult"]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyncResult:
+    """What became of a document's chunks.
+
+    Attributes:
+        written: how many were new or changed.
+        removed: how many were stored and are no more.
+        unchanged: how many were stored exactly so.
+    """
+
+    written: int
+    removed: int
+    unchanged: int
+
+
+__all__ = ["Chunk", "EmbeddedChunk", "RetrievalResult", "SyncResult"]

@@ -7,7 +7,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from sqlalchemy import (
@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     event,
     func,
+    literal,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
@@ -33,11 +34,13 @@ from sqlalchemy.orm import (
     Mapper,
     mapped_column,
 )
+from sqlalchemy.sql.elements import Grouping
 
 from cenote import config as defaults
 from cenote.config import SchemaConfig
 from cenote.ddl import CreateHashPartition, StoreInline
 from cenote.errors import ConfigurationError
+from cenote.predicates import json_number, json_string
 from cenote.sqltypes import HalfVector, embedding_type
 from cenote.types import ColumnType, Float32Array, Metadata, Vector
 from cenote.validation import check_query_vector
@@ -309,6 +312,32 @@ def _add_indexes(table: Table, config: SchemaConfig) -> None:
 def ann_index_name(table_name: str) -> str:
     """The name of the HNSW index of a chunk table."""
     return "ix_" + table_name + "_embedding"
+
+
+def metadata_index(
+    table: Table | str, *path: str, kind: Literal["number", "text"], schema: str | None = None
+) -> Index:
+    """An index for comparing one value of the metadata: for a key that filters often.
+
+    It serves ``<``, ``<=``, ``>``, ``>=`` and ``between``. Equality needs none: the index of all
+    metadata serves it.
+
+    Args:
+        table: the table of a model of yours, whose index it becomes, for autogenerate to find; or
+            the name of a table, for a revision: ``op.execute(CreateIndex(metadata_index(...)))``.
+        *path: the key, or the keys that lead to the value.
+        kind: what the values are.
+        schema: of the table, if that is a name.
+    """
+    if isinstance(table, str):
+        columns = (Column("namespace", Text), Column("metadata", JSONB))
+        table = Table(table, MetaData(), *columns, schema=schema)
+    value: ColumnElement[Any] = table.c.metadata
+    for key in path:
+        value = value.op("->", return_type=JSONB())(literal(key, Text))
+    compared = json_number(value) if kind == "number" else json_string(value)
+    name = "_".join(("ix", table.name, *path))[:63]
+    return Index(name, table.c.namespace, Grouping(compared))
 
 
 def _refuse_to_create(table: Table, connection: Connection, **_: Any) -> None:

@@ -17,9 +17,7 @@ from cenote.errors import ConfigurationError, DimensionMismatchError, InvalidInp
 from cenote.jsonvalues import (
     MAX_TEXT_BYTES,
     NotJSONError,
-    canonical_json,
     canonical_object,
-    json_text,
     longer_than,
     unstorable,
 )
@@ -92,6 +90,65 @@ def check_ids(chunk_ids: Sequence[str]) -> list[str]:
     return sorted(set(ids))
 
 
+def check_min_score(min_score: float | None) -> None:
+    """Refuse a least score that is no number from -1 to 1."""
+    if min_score is not None and not (_is_number(min_score) and -1 <= min_score <= 1):
+        raise InvalidInputError(
+            f"min_score must be a number from -1 to 1, not {shown(min_score)}", field="min_score"
+        )
+
+
+def check_per_document(per_document: int | None) -> None:
+    """Refuse a number of chunks of a document that is no integer of 1 or more."""
+    integer = isinstance(per_document, int) and not isinstance(per_document, bool)
+    if per_document is not None and not (integer and 1 <= per_document < 2**31):
+        raise InvalidInputError(
+            f"per_document must be an integer of 1 or more, not {shown(per_document)}",
+            field="per_document",
+        )
+
+
+def check_diversity(diversity: float, candidates: int | None, limit: int) -> int:
+    """The number of candidates, by default four times the limit; refuses what cannot work."""
+    check_limit(limit)
+    if not (_is_number(diversity) and 0 <= diversity <= 1):
+        raise InvalidInputError(
+            f"diversity must be a number from 0 to 1, not {shown(diversity)}", field="diversity"
+        )
+    if candidates is None:
+        return 4 * limit
+    integer = isinstance(candidates, int) and not isinstance(candidates, bool)
+    if not (integer and candidates >= limit):
+        raise InvalidInputError(
+            f"candidates must be an integer of limit or more, not {shown(candidates)}",
+            field="candidates",
+        )
+    return candidates
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_chunk_id(chunk_id: str) -> None:
+    """Refuse an id that cannot be stored."""
+    _check_key(chunk_id, field="chunk_id")
+
+
+def check_document_id(document_id: str) -> None:
+    """Refuse a document id that cannot be stored."""
+    _check_key(document_id, field="document_id")
+
+
+def check_neighbours(before: int, after: int) -> None:
+    """Refuse numbers of neighbours that are no integers of 0 or more."""
+    for field, number in (("before", before), ("after", after)):
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31:
+            raise InvalidInputError(
+                f"{field} must be an integer of 0 or more, not {shown(number)}", field=field
+            )
+
+
 def check_dimensions(dimensions: int) -> None:
     """Refuse a number of dimensions that no vector can have."""
     if not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1:
@@ -114,6 +171,19 @@ def check_query_vector(vector: Vector, dimensions: int, column_type: ColumnType)
     """The query as float32, shape (dimensions,)."""
     query: Float32Array = _checked_vectors([vector], [None], dimensions, column_type)[0]
     return query
+
+
+def check_query_vectors(
+    vectors: Sequence[Vector], dimensions: int, column_type: ColumnType
+) -> Float32Array:
+    """The queries as float32, shape (n, dimensions)."""
+    if isinstance(vectors, str | bytes | Mapping) or not isinstance(vectors, Iterable):
+        raise InvalidInputError(
+            f"query_vectors must be a list of vectors, not {type(vectors).__name__}",
+            field="query_vector",
+        )
+    queries = list(vectors)
+    return _checked_vectors(queries, [None] * len(queries), dimensions, column_type)
 
 
 # -- batches ---------------------------------------------------------------------------------------
@@ -216,7 +286,7 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict
             field="position",
             chunk_id=chunk.id,
         )
-    return _checked_metadata(chunk)
+    return _checked_metadata(chunk.id, chunk.metadata)
 
 
 def _surely_storable(item: EmbeddedChunk) -> bool:
@@ -238,21 +308,21 @@ def _check_texts(item: EmbeddedChunk) -> None:
     chunk = item.chunk
     _check_key(chunk.id, field="id")
     _check_key(chunk.document_id, field="document_id", chunk_id=chunk.id)
-    _check_text(chunk.content, field="content", chunk_id=chunk.id)
+    check_text(chunk.content, field="content", chunk_id=chunk.id)
     if longer_than(chunk.content, MAX_TEXT_BYTES):
         raise _text_error(f"is longer than {MAX_TEXT_BYTES:,} bytes", "content", chunk.id)
-    _check_text(chunk.content_hash, field="content_hash", chunk_id=chunk.id)
-    _check_text(item.embedding_model, field="embedding_model", chunk_id=chunk.id)
+    check_text(chunk.content_hash, field="content_hash", chunk_id=chunk.id)
+    check_text(item.embedding_model, field="embedding_model", chunk_id=chunk.id)
 
 
-def _checked_metadata(chunk: Chunk) -> tuple[dict[str, Any], str]:
+def _checked_metadata(chunk_id: str, metadata: Any) -> tuple[dict[str, Any], str]:
     try:
-        if not isinstance(chunk.metadata, dict):
-            raise NotJSONError(f"is of type {type(chunk.metadata).__name__}, not dict")
-        return canonical_object(chunk.metadata)
+        if not isinstance(metadata, dict):
+            raise NotJSONError(f"is of type {type(metadata).__name__}, not dict")
+        return canonical_object(metadata)
     except NotJSONError as error:
         raise InvalidInputError(
-            f"chunk {shown(chunk.id)}: metadata {error}", field="metadata", chunk_id=chunk.id
+            f"chunk {shown(chunk_id)}: metadata {error}", field="metadata", chunk_id=chunk_id
         ) from None
 
 
@@ -270,6 +340,119 @@ def _plain(chunk: Chunk) -> Chunk:
         position=int(chunk.position),
         content_hash=content_hash,
     )
+
+
+# -- documents -------------------------------------------------------------------------------------
+
+
+def check_chunks(chunks: Any) -> list[Chunk]:
+    """A list of chunks, checked by their ids and content hashes."""
+    if isinstance(chunks, str | Chunk) or not isinstance(chunks, Iterable):
+        raise InvalidInputError(
+            f"chunks must be a list of Chunk, not {type(chunks).__name__}", field="chunks"
+        )
+    checked = list(chunks)
+    for chunk in checked:
+        if not isinstance(chunk, Chunk):
+            raise InvalidInputError(
+                f"chunks holds an object of type {type(chunk).__name__}, not a Chunk",
+                field="chunks",
+            )
+        _check_key(chunk.id, field="id")
+        check_text(chunk.content_hash, field="content_hash", chunk_id=chunk.id)
+    return checked
+
+
+def check_document(document_id: str, chunks: Any) -> tuple[list[EmbeddedChunk], list[Chunk]]:
+    """A document's chunks, those with an embedding and those without; each id once."""
+    check_document_id(document_id)
+    if isinstance(chunks, str | Chunk | EmbeddedChunk) or not isinstance(chunks, Iterable):
+        raise InvalidInputError(
+            f"chunks must be a list of EmbeddedChunk or Chunk, not {type(chunks).__name__}",
+            field="chunks",
+        )
+    embedded: list[EmbeddedChunk] = []
+    kept: list[Chunk] = []
+    seen: set[str] = set()
+    for item in chunks:
+        chunk = item.chunk if isinstance(item, EmbeddedChunk) else item
+        if not isinstance(chunk, Chunk):
+            raise InvalidInputError(
+                f"chunks holds an object of type {type(chunk).__name__}, not an EmbeddedChunk or "
+                "a Chunk",
+                field="chunks",
+            )
+        _check_key(chunk.id, field="id")
+        if chunk.document_id != document_id:
+            raise InvalidInputError(
+                f"chunk {shown(chunk.id)} belongs to document {shown(chunk.document_id)}, not "
+                f"{shown(document_id)}",
+                field="document_id",
+                chunk_id=chunk.id,
+            )
+        if chunk.id in seen:
+            raise InvalidInputError(
+                f"chunk {shown(chunk.id)} appears twice in the document",
+                field="chunks",
+                chunk_id=chunk.id,
+            )
+        seen.add(chunk.id)
+        if isinstance(item, EmbeddedChunk):
+            embedded.append(item)
+        else:
+            kept.append(chunk)
+    return embedded, kept
+
+
+def check_kept(chunks: Sequence[Chunk], dimensions: int) -> Batch:
+    """Chunks whose embeddings are stored already, as a batch without any."""
+    zero = np.zeros(dimensions, dtype=np.float32)
+    items = [EmbeddedChunk(chunk=chunk, embedding=zero, embedding_model="") for chunk in chunks]
+    return check_batch(items, dimensions, "vector", None)
+
+
+def is_embedded(
+    chunk: Chunk, stored: Mapping[str, tuple[str, str]], embedding_model: str | None
+) -> bool:
+    """Whether a chunk is stored with this content, embedded by the store's model.
+
+    Args:
+        chunk: the chunk.
+        stored: content hash and embedding model by id.
+        embedding_model: the store's; any when None.
+    """
+    content_hash, model = stored.get(chunk.id, (None, None))
+    return content_hash == chunk.content_hash and embedding_model in (None, model)
+
+
+def refuse_unembedded(
+    chunks: Sequence[Chunk],
+    stored: Mapping[str, tuple[str, str]],
+    embedding_model: str | None,
+) -> None:
+    """Refuse chunks without an embedding that are not stored with this content."""
+    for chunk in chunks:
+        if not is_embedded(chunk, stored, embedding_model):
+            raise InvalidInputError(
+                f"chunk {shown(chunk.id)} is new or has another content than what is stored: give "
+                "it as an EmbeddedChunk",
+                field="embedding",
+                chunk_id=chunk.id,
+            )
+
+
+def check_metadata_by_id(metadata: Any) -> dict[str, tuple[dict[str, Any], str]]:
+    """Metadata by chunk id, canonical and as JSON text, in ascending order of id."""
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError(
+            f"metadata must be a mapping of chunk ids to metadata, not {type(metadata).__name__}",
+            field="metadata",
+        )
+    for chunk_id in metadata:
+        _check_key(chunk_id, field="chunk_id")
+    return {
+        chunk_id: _checked_metadata(chunk_id, metadata[chunk_id]) for chunk_id in sorted(metadata)
+    }
 
 
 # -- vectors ---------------------------------------------------------------------------------------
@@ -360,16 +543,17 @@ def _vector_subject(chunk_id: str | None) -> tuple[str, str]:
     return f"the embedding of chunk {shown(chunk_id)}", "embedding"
 
 
-# -- text and filters ------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------
 
 
 def _check_key(value: str, *, field: str, chunk_id: str | None = None) -> None:
-    _check_text(value, field=field, chunk_id=chunk_id)
+    check_text(value, field=field, chunk_id=chunk_id)
     if longer_than(value, MAX_KEY_BYTES):
         raise _text_error(f"is longer than {MAX_KEY_BYTES:,} bytes of UTF-8", field, chunk_id)
 
 
-def _check_text(value: str, *, field: str, chunk_id: str | None = None) -> None:
+def check_text(value: str, *, field: str, chunk_id: str | None = None) -> None:
+    """Refuse what is no text, or cannot be stored."""
     if not isinstance(value, str):
         raise _text_error(f"must be text, not {type(value).__name__}", field, chunk_id)
     if reason := unstorable(value):
@@ -381,21 +565,3 @@ def _check_text(value: str, *, field: str, chunk_id: str | None = None) -> None:
 def _text_error(reason: str, field: str, chunk_id: str | None) -> InvalidInputError:
     subject = field if chunk_id is None else f"chunk {shown(chunk_id)}: {field}"
     return InvalidInputError(f"{subject} {reason}", field=field, chunk_id=chunk_id)
-
-
-def check_filter(filter: dict[str, Any] | None) -> dict[str, Any]:
-    """The filter in canonical JSON, ``{}`` for none."""
-    if filter is None:
-        return {}
-    if not isinstance(filter, dict):
-        raise InvalidInputError(
-            f"filter must be a dict, not {type(filter).__name__}", field="filter"
-        )
-    canonical: dict[str, Any] = {}
-    for key, value in filter.items():
-        try:
-            canonical |= canonical_json({key: value})
-            json_text(canonical)
-        except NotJSONError as error:
-            raise InvalidInputError(f"filter key {shown(key)} {error}", field="filter") from None
-    return canonical

@@ -26,7 +26,7 @@ from cenote import (
     VectorStoreError,
 )
 from cenote.connections import prepare
-from cenote.filters import FilterShape, filter_parameters, filter_shape
+from cenote.filters import Conditions, as_filter
 from cenote.sqltypes import to_wire
 from cenote.stores.search import EXACT_UP_TO
 from cenote.testing import embedded, found, stored
@@ -162,8 +162,9 @@ async def _plan(
     after: int = 0,
 ) -> str:
     await prepare(connection)
-    statement = store._statements.search(filter_shape(filter), 10, exact=False)
-    parameters = _search_parameters(store, query, "n") | filter_parameters(filter)
+    conditions = Conditions(as_filter(filter))
+    statement = store._statements.search(conditions, 10, exact=False)
+    parameters = _search_parameters(store, query, "n") | conditions.parameters
     parameters["query"] = str(np.asarray(query).tolist())
     return await explain(connection, statement, mode, parameters, after=after)
 
@@ -179,7 +180,7 @@ async def test_a_search_puts_the_session_settings_back(
 ) -> None:
     """A transaction that ran the statement still has its own, with no results, too."""
     await store.upsert(many(rows), "n")
-    statement = store._statements.search(FilterShape.NONE, 10, exact=False)
+    statement = store._statements.search(Conditions(None), 10, exact=False)
     settings = text(
         "SELECT current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan')"
     )

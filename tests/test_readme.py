@@ -21,6 +21,9 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SCHEMA = (REPOSITORY / "docs" / "schema.md").read_text(encoding="utf-8")
 
 
+SEARCHING = (REPOSITORY / "docs" / "searching.md").read_text(encoding="utf-8")
+
+
 def blocks(language: str, page: str = README) -> list[str]:
     """A page's code blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
@@ -52,6 +55,22 @@ def test_python_blocks_run(number: int, empty_dsn: str) -> None:
 def test_python_blocks_of_the_schema_page_run(code: str) -> None:
     """All but the last, which is a program: see below."""
     output_of(run(sys.executable, "-W", "error", "-c", code))
+
+
+SAID = [
+    "",
+    "",
+    "4 ['cats:0', 'dogs:4'] cats:2\n['cats:0', 'dogs:0'] 3\n['cats:0', 'cats:1', 'cats:2'] 5\n",
+    "SyncResult(written=3, removed=0, unchanged=0)\n"
+    "SyncResult(written=1, removed=1, unchanged=1)\n",
+]
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python", SEARCHING))))
+def test_python_blocks_of_the_searching_page_run(number: int) -> None:
+    """And print what they are to."""
+    code = blocks("python", SEARCHING)[number]
+    assert output_of(run(sys.executable, "-W", "error", "-c", code)) == SAID[number]
 
 
 def test_commands_run(empty_dsn: str) -> None:

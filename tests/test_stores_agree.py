@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cenote import CenoteError, InMemoryVectorStore, PgVectorStore, VectorStore
+from cenote import (
+    CenoteError,
+    Filter,
+    InMemoryVectorStore,
+    PgVectorStore,
+    VectorStore,
+    field,
+    meta,
+)
+from cenote.jsonvalues import NotJSONError, canonical_json
 from cenote.testing import embedded, stored
 
 # A few directions, some of them twice, so that ties are common and near-ties are not.
@@ -36,7 +46,7 @@ json_values = st.recursive(
     max_leaves=6,
 )
 keys = st.sampled_from(["a", "b", "c"])
-filters = st.none() | st.dictionaries(keys, json_values, max_size=2)
+plain_filters = st.none() | st.dictionaries(keys, json_values, max_size=2)
 ids = st.sampled_from(["1", "10", "2", "a", "A", "ä", "z", "\U0001f600", "\uffee"]) | any_text
 vectors = st.sampled_from(DIRECTIONS)
 bad_vectors = st.sampled_from([[1.0], [float("nan")] * 4, [1e-30] * 4, "abcd"])
@@ -53,6 +63,56 @@ def _chunks(vector: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         metadata=st.dictionaries(keys, json_values, max_size=3),
     )
 
+
+patterns = st.text(st.sampled_from("aAbñÑ%_\\"), max_size=5)
+paths = st.lists(keys, min_size=1, max_size=3).map(tuple)
+operators = st.one_of(
+    st.tuples(st.sampled_from(["__eq__", "__ne__", "contains"]), json_values),
+    st.tuples(st.sampled_from(["__lt__", "__le__", "__gt__", "__ge__"]), scalars),
+    st.tuples(st.just("between"), scalars, scalars),
+    st.tuples(
+        st.sampled_from(["in_", "not_in", "any_of", "all_of"]), st.lists(json_values, max_size=3)
+    ),
+    st.tuples(
+        st.just("in_"), st.lists(json_values, max_size=3).map(lambda some: [*some, *range(30)])
+    ),
+    st.tuples(st.sampled_from(["like", "ilike", "startswith"]), patterns),
+    st.tuples(st.sampled_from(["exists", "is_null"])),
+)
+field_operators = st.one_of(
+    st.tuples(st.sampled_from(["__eq__", "__ne__", "__lt__", "__ge__"]), any_text),
+    st.tuples(st.sampled_from(["like", "ilike", "startswith"]), patterns),
+    st.tuples(st.just("in_"), st.lists(any_text, max_size=3)),
+)
+
+
+def _made(operand: Any, operator: tuple[Any, ...]) -> Any:
+    """A filter expression, or the error of making it."""
+    name, *arguments = operator
+    try:
+        return getattr(operand, name)(*arguments)
+    except CenoteError as error:
+        return error
+
+
+simple = st.builds(lambda path, operator: _made(meta(*path), operator), paths, operators) | (
+    st.builds(
+        lambda name, operator: _made(field(name), operator),
+        st.sampled_from(["id", "document_id", "content"]),
+        field_operators,
+    )
+)
+expressions = st.recursive(
+    simple.filter(lambda one: isinstance(one, Filter))
+    | st.dictionaries(keys, json_values, min_size=1, max_size=2),
+    lambda inner: (
+        st.builds(lambda parts: {"$and": parts}, st.lists(inner, max_size=3))
+        | st.builds(lambda parts: {"$or": parts}, st.lists(inner, max_size=3))
+        | st.builds(lambda part: {"$not": part}, inner)
+    ),
+    max_leaves=5,
+)
+filters = plain_filters | expressions
 
 calls = st.one_of(
     st.tuples(st.just("upsert"), st.lists(_chunks(vectors), max_size=8)),
@@ -113,3 +173,64 @@ def test_both_stores_answer_alike(stores: Any, script: list[tuple[Any, ...]]) ->
                 assert theirs == ours
 
     runner.run(play())
+
+
+rich = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=8,
+)
+storable = rich.filter(lambda value: _stores(value))
+
+
+def _stores(value: Any) -> bool:
+    try:
+        canonical_json(value)
+    except NotJSONError:
+        return False
+    return True
+
+
+EXAMPLES = int(os.environ.get("CENOTE_TEST_FILTER_EXAMPLES", "500"))
+AT_ONCE = 5
+CHUNKS = 12
+
+
+@settings(
+    max_examples=max(EXAMPLES // AT_ONCE, 1),
+    deadline=None,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ],
+)
+@given(
+    metadata=st.tuples(*[st.dictionaries(keys, storable, max_size=3)] * CHUNKS),
+    several=st.tuples(*[expressions] * AT_ONCE),
+)
+def test_filters_agree(stores: Any, metadata: Any, several: Any) -> None:
+    """Random filters on random chunks, some at a time (CENOTE_TEST_FILTER_EXAMPLES in all)."""
+    runner, (memory, postgres) = stores
+    namespace = uuid.uuid4().hex
+
+    async def compare() -> None:
+        chunks = [
+            embedded(f"{number:02}", metadata=one, document_id="aAbñÑ"[number % 5])
+            for number, one in enumerate(metadata)
+        ]
+        for store in (memory, postgres):
+            await store.upsert(chunks, namespace)
+        for filter in several:
+            ours, theirs = [
+                await answer(store, namespace, ("get_all_chunks", filter))
+                for store in (memory, postgres)
+            ]
+            assert theirs == ours
+            if isinstance(ours, list):
+                found = await memory.search([1, 0, 0, 0], namespace, CHUNKS, filter)
+                assert [one.chunk for one in found] == ours
+        await postgres.delete_namespace(namespace)
+        await memory.delete_namespace(namespace)
+
+    runner.run(compare())

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.contenders.base import Contender, Job, share_out
 from cenote import PgVectorStore
-from cenote.filters import filter_shape
+from cenote.filters import Conditions, as_filter
 
 
 class Complete(Contender):
@@ -43,7 +43,7 @@ class Complete(Contender):
         arguments[places["namespace"]] = job.tenant
         arguments[places["query"]] = job.query
         if job.filter:
-            arguments[places["filter"]] = json.dumps(job.filter)
+            arguments[places["filter_0"]] = json.dumps(job.filter)
         return [record["id"] for record in await connection.fetch(sql, *arguments)]
 
     def _statement(self, job: Job) -> tuple[str, list[Any], dict[str, int]]:
@@ -51,7 +51,7 @@ class Complete(Contender):
         shape = (bool(job.filter), job.limit)
         if shape not in self._prepared:
             statements = self._store._statements
-            statement = statements.search(filter_shape(job.filter or {}), job.limit, exact=False)
+            statement = statements.search(Conditions(as_filter(job.filter)), job.limit, exact=False)
             compiled = statement.compile(dialect=self._store.engine.dialect)
             names = list(getattr(compiled, "positiontup", None) or ())
             values = dict(compiled.params) | statements.search_parameters(job.limit)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
+import numpy as np
+from numpy.typing import NDArray
+
+from cenote.errors import InvalidInputError
+from cenote.filters import Filter, FilterLike
+from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
+from cenote.ranking import maximal_marginal_relevance
 from cenote.types import Vector
 
 
@@ -36,7 +42,9 @@ class VectorStore(Protocol):
     **Filters** are dicts: a chunk matches when its metadata has every key of the filter with a
     JSON-equal value. ``1`` equals ``1.0``; ``True`` does not equal ``1``; ``None`` matches an
     explicit null and not a missing key; lists and objects match whole. ``{}`` and ``None`` filter
-    nothing.
+    nothing. Values may be operators (``{"year": {"$gte": 2020}}``), and expressions say the same
+    (``meta("year") >= 2020``), also of columns (``field("document_id")``): see `cenote.filters` for
+    the language and `cenote.predicates` for what each test means.
 
     **Writes are whole.** Bad input anywhere in a batch is refused before anything is written,
     with an error that names the chunk; a failure during the write leaves nothing of the batch.
@@ -73,7 +81,10 @@ class VectorStore(Protocol):
         query_vector: Vector,
         namespace: str,
         limit: int = 10,
-        filter: dict[str, Any] | None = None,
+        filter: FilterLike = None,
+        *,
+        min_score: float | None = None,
+        per_document: int | None = None,
     ) -> list[RetrievalResult]:
         """Find the chunks nearest to a vector.
 
@@ -81,7 +92,10 @@ class VectorStore(Protocol):
             query_vector: shape (dimensions,).
             namespace: where to look.
             limit: the most results to return, 1 or more.
-            filter: what the chunks' metadata must hold.
+            filter: what the chunks must match.
+            min_score: the least score, -1 to 1; what is below it does not match.
+            per_document: the most chunks of one document, 1 or more: its nearest ones match, and
+                others do not.
 
         Returns:
             Exactly ``min(limit, matching chunks)`` results (zero vectors do not match), by score
@@ -113,9 +127,7 @@ class VectorStore(Protocol):
         """
         ...
 
-    def get_all_chunks(
-        self, namespace: str, filter: dict[str, Any] | None = None
-    ) -> AsyncIterator[Chunk]:
+    def get_all_chunks(self, namespace: str, filter: FilterLike = None) -> AsyncIterator[Chunk]:
         """Iterate over a namespace's chunks, by id ascending in code-point order.
 
         Memory stays flat however large the namespace is, and nothing (no connection, no
@@ -132,3 +144,273 @@ class VectorStore(Protocol):
             VectorStoreError: during the iteration, when a read fails.
         """
         ...
+
+    async def get(self, chunk_ids: Sequence[str], namespace: str) -> list[Chunk]:
+        """Read chunks by their ids.
+
+        Returns:
+            Those that the namespace holds, each once, in the order of `chunk_ids`.
+
+        Raises:
+            InvalidInputError: an argument breaks a rule above.
+            VectorStoreError: the read failed.
+        """
+        ...
+
+    async def list_chunks(
+        self,
+        namespace: str,
+        filter: FilterLike = None,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[Chunk]:
+        """Read one page of a namespace's chunks, by id ascending in code-point order.
+
+        Args:
+            namespace: where to look.
+            filter: what the chunks must match.
+            after: the last id of the page before; None for the first page.
+            limit: the most chunks to return, 1 or more; fewer come on the last page only.
+
+        Raises:
+            InvalidInputError: an argument breaks a rule above.
+            VectorStoreError: the read failed.
+        """
+        ...
+
+    async def count(self, namespace: str, filter: FilterLike = None) -> int:
+        """Count a namespace's chunks, or those that match a filter.
+
+        Raises:
+            InvalidInputError: an argument breaks a rule above.
+            VectorStoreError: the read failed.
+        """
+        ...
+
+    async def list_namespaces(self) -> dict[str, int]:
+        """Count the chunks of every namespace that has any, by name in code-point order.
+
+        The one method that looks at all of them: it is for the operator, not for a tenant.
+
+        Raises:
+            VectorStoreError: the read failed.
+        """
+        ...
+
+    async def neighbours(
+        self, chunk_id: str, namespace: str, *, before: int = 1, after: int = 1
+    ) -> list[Chunk]:
+        """Read a chunk with those around it in its document, by position and id ascending.
+
+        Args:
+            chunk_id: the chunk.
+            namespace: where it is.
+            before, after: how many chunks of the same document to read on either side, if there
+                are so many.
+
+        Returns:
+            The chunk among its neighbours; empty if the namespace does not hold it.
+
+        Raises:
+            InvalidInputError: an argument breaks a rule above.
+            VectorStoreError: the read failed.
+        """
+        ...
+
+    async def delete_document(self, document_id: str, namespace: str) -> int:
+        """Remove a document's chunks; returns how many there were.
+
+        Raises:
+            InvalidInputError: an argument breaks a rule above.
+            VectorStoreError: the deletion failed; nothing was removed.
+        """
+        ...
+
+    async def delete_matching(self, filter: Filter | Mapping[str, Any], namespace: str) -> int:
+        """Remove the chunks that a filter matches; returns how many there were.
+
+        Raises:
+            InvalidInputError: an argument breaks a rule above, or the filter is one that matches
+                everything; that is what `delete_namespace` is for.
+            VectorStoreError: the deletion failed; nothing was removed.
+        """
+        ...
+
+    async def update_metadata(
+        self, metadata: Mapping[str, dict[str, Any]], namespace: str, *, merge: bool = False
+    ) -> int:
+        """Change the metadata of stored chunks and nothing else of them.
+
+        Args:
+            metadata: the new metadata by chunk id. Ids that the namespace does not hold are passed
+                over.
+            namespace: where the chunks are.
+            merge: keep the keys that the new metadata lack, instead of replacing all of them.
+
+        Returns:
+            How many chunks have other metadata now.
+
+        Raises:
+            InvalidInputError: an argument breaks a rule above; nothing is changed.
+            VectorStoreError: the write failed; nothing is changed.
+        """
+        ...
+
+    async def missing(self, chunks: Sequence[Chunk], namespace: str) -> list[Chunk]:
+        """Which chunks have to be embedded, before that is paid for.
+
+        Args:
+            chunks: the chunks as they are to be stored.
+            namespace: where.
+
+        Returns:
+            Those that are not stored under their id with the same `Chunk.content_hash`, by the
+            embedding model that the store insists on, if it does; in their order.
+
+        Raises:
+            InvalidInputError: an argument breaks a rule above.
+            VectorStoreError: the read failed.
+        """
+        ...
+
+    async def sync_document(
+        self, document_id: str, chunks: Sequence[EmbeddedChunk | Chunk], namespace: str
+    ) -> SyncResult:
+        """Make a document's stored chunks these: write what changed, remove what is gone.
+
+        All at once or not at all. Of two at once on one document, the one that is last decides;
+        there is never a mixture.
+
+        Args:
+            document_id: the document; the chunks' own.
+            chunks: all of its chunks, each id once, in any order. Those that :meth:`missing` does
+                not name may come as a `Chunk`, and keep the embedding that is stored.
+            namespace: where.
+
+        Returns:
+            How many chunks were written, removed, and left alone.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError: as `upsert` does; or a chunk belongs to
+                another document, appears twice, or has no embedding and is not stored with this
+                content.
+            VectorStoreError: the write failed; nothing is changed.
+        """
+        ...
+
+    async def search_many(
+        self,
+        query_vectors: Sequence[Vector],
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        min_score: float | None = None,
+    ) -> list[list[RetrievalResult]]:
+        """Search for several vectors at once.
+
+        Args:
+            query_vectors: shape (n, dimensions), n of 0 or more.
+            namespace, limit, filter, min_score: of each search, as of :meth:`search`.
+
+        Returns:
+            What :meth:`search` returns for each vector, in their order.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError, VectorStoreError: as :meth:`search`.
+        """
+        ...
+
+    async def search_diverse(
+        self,
+        query_vector: Vector,
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        diversity: float = 0.5,
+        candidates: int | None = None,
+    ) -> list[RetrievalResult]:
+        """Find chunks that are near to a vector and unlike one another.
+
+        By maximal marginal relevance among the nearest; see
+        `cenote.ranking.maximal_marginal_relevance`.
+
+        Args:
+            query_vector, namespace, limit, filter: as of :meth:`search`.
+            diversity: 0 (by nearness alone) to 1.
+            candidates: how many of the nearest to choose from; four times the limit when None.
+
+        Returns:
+            ``min(limit, matching chunks)`` results in the order in which they were chosen, each
+            with its score.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError, VectorStoreError: as :meth:`search`.
+        """
+        ...
+
+    async def search_namespaces(
+        self,
+        query_vector: Vector,
+        namespaces: Sequence[str],
+        limit: int = 10,
+        filter: FilterLike = None,
+        **options: Any,
+    ) -> list[tuple[str, RetrievalResult]]:
+        """Search several namespaces, each of which the caller names.
+
+        A search in each, one after another, and the best of all.
+
+        Args:
+            query_vector, limit, filter: as of :meth:`search`.
+            namespaces: where to look; each once.
+            **options: further arguments of :meth:`search`.
+
+        Returns:
+            Namespaces and results, by score descending; equal scores by namespace, then by id.
+
+        Raises:
+            DimensionMismatchError, InvalidInputError, VectorStoreError: as :meth:`search`.
+        """
+        if isinstance(namespaces, str) or not isinstance(namespaces, Iterable):
+            raise InvalidInputError("namespaces must be a list of namespaces", field="namespaces")
+        found = [
+            (namespace, result)
+            for namespace in dict.fromkeys(namespaces)
+            for result in await self.search(query_vector, namespace, limit, filter, **options)
+        ]
+        found.sort(key=lambda pair: (-pair[1].score, pair[0], pair[1].chunk.id))
+        return found[:limit]
+
+
+def at_least(min_score: float | None, results: list[RetrievalResult]) -> list[RetrievalResult]:
+    """The results, the best first, as far as they reach a score."""
+    if min_score is None:
+        return results
+    return [result for result in results if result.score >= min_score]
+
+
+def diverse(
+    query_vector: Vector,
+    found: Sequence[RetrievalResult],
+    vectors: Mapping[str, NDArray[Any]],
+    limit: int,
+    diversity: float,
+) -> list[RetrievalResult]:
+    """Of what a search found, what `VectorStore.search_diverse` returns.
+
+    Args:
+        query_vector: of the search.
+        found: its results; those of which the vector is gone are left out.
+        vectors: the embeddings by id.
+        limit, diversity: as of that method.
+    """
+    there = [result for result in found if result.chunk.id in vectors]
+    if not there:
+        return []
+    candidates = np.array([vectors[result.chunk.id] for result in there], dtype=np.float64)
+    query = np.asarray(query_vector, dtype=np.float64)
+    order = maximal_marginal_relevance(query, candidates, limit, diversity)
+    return [there[number] for number in order]

@@ -231,10 +231,15 @@ class OwnColumns:
             ]
             for own in self.written(names)
         }
-        for own in self._touched(names):
-            if own.called_on_update is not None:
-                parameters[own.name + "_on_update"] = own.called_on_update(None)
-        return parameters
+        return parameters | self.on_update_parameters(names)
+
+    def on_update_parameters(self, names: Sequence[str]) -> dict[str, Any]:
+        """What :meth:`on_update` of these names binds."""
+        return {
+            own.name + "_on_update": own.called_on_update(None)
+            for own in self._touched(names)
+            if own.called_on_update is not None
+        }
 
     def on_update(self, names: Sequence[str]) -> dict[str, ColumnElement[Any]]:
         """What an update sets by itself (``onupdate``), by key; functions are called once."""

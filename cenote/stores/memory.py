@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import AsyncIterator, Hashable, Iterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Self
 
 from cenote import validation
-from cenote.filters import json_token
-from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
+from cenote.filters import Filter, FilterLike, as_filter, field, narrowing_filter
+from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.progress import Report
 from cenote.stores import bulk
-from cenote.stores.base import VectorStore
-from cenote.types import ColumnType, Float32Array, Vector
+from cenote.stores.base import VectorStore, at_least, diverse
+from cenote.stores.namespace import Namespace
+from cenote.types import ColumnType, Vector
 
 PAGE_SIZE = 500
 """Chunks that `get_all_chunks` reads at a time."""
-
-_Posting: TypeAlias = tuple[str, Hashable]
-"""A metadata key and the token of its value."""
 
 
 class InMemoryVectorStore(VectorStore):
@@ -55,7 +46,7 @@ class InMemoryVectorStore(VectorStore):
         self._dimensions = dimensions
         self._column_type: ColumnType = column_type
         self._embedding_model = embedding_model
-        self._namespaces: dict[str, _Namespace] = {}
+        self._namespaces: dict[str, Namespace] = {}
 
     def __repr__(self) -> str:
         return f"InMemoryVectorStore(dimensions={self._dimensions})"
@@ -79,7 +70,7 @@ class InMemoryVectorStore(VectorStore):
         )
         if batch.chunks:
             if namespace not in self._namespaces:
-                self._namespaces[namespace] = _Namespace(self._dimensions)
+                self._namespaces[namespace] = Namespace(self._dimensions)
             self._namespaces[namespace].upsert(batch)
 
     async def search(
@@ -87,8 +78,10 @@ class InMemoryVectorStore(VectorStore):
         query_vector: Vector,
         namespace: str,
         limit: int = 10,
-        filter: dict[str, Any] | None = None,
+        filter: FilterLike = None,
         *,
+        min_score: float | None = None,
+        per_document: int | None = None,
         exact: bool = True,
         ef_search: int | None = None,
     ) -> list[RetrievalResult]:
@@ -102,11 +95,52 @@ class InMemoryVectorStore(VectorStore):
         validation.check_limit(limit)
         validation.check_ef_search(ef_search)
         query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
-        filter = validation.check_filter(filter)
+        wanted = as_filter(filter)
+        validation.check_min_score(min_score)
+        validation.check_per_document(per_document)
         stored = self._namespaces.get(namespace)
         if stored is None or not query.any():
             return []
-        return stored.search(query, limit, filter)
+        return at_least(min_score, stored.search(query, limit, wanted, per_document))
+
+    async def search_many(
+        self,
+        query_vectors: Sequence[Vector],
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        min_score: float | None = None,
+        exact: bool = True,
+        ef_search: int | None = None,
+    ) -> list[list[RetrievalResult]]:
+        """Search for several vectors; see `VectorStore.search_many`.
+
+        Args:
+            exact, ef_search: as of :meth:`search`.
+        """
+        queries = validation.check_query_vectors(query_vectors, self._dimensions, self._column_type)
+        validation.check_namespace(namespace)
+        validation.check_limit(limit)
+        as_filter(filter)
+        options: dict[str, Any] = {"min_score": min_score, "ef_search": ef_search}
+        return [await self.search(query, namespace, limit, filter, **options) for query in queries]
+
+    async def search_diverse(
+        self,
+        query_vector: Vector,
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        diversity: float = 0.5,
+        candidates: int | None = None,
+    ) -> list[RetrievalResult]:
+        candidates = validation.check_diversity(diversity, candidates, limit)
+        found = await self.search(query_vector, namespace, candidates, filter)
+        stored = self._namespaces.get(namespace)
+        vectors = {} if stored is None else stored.units(one.chunk.id for one in found)
+        return diverse(query_vector, found, vectors, limit, diversity)
 
     async def bulk_load(
         self,
@@ -152,223 +186,112 @@ class InMemoryVectorStore(VectorStore):
         validation.check_namespace(namespace)
         self._namespaces.pop(namespace, None)
 
-    def get_all_chunks(
-        self, namespace: str, filter: dict[str, Any] | None = None
-    ) -> AsyncIterator[Chunk]:
+    async def delete_document(self, document_id: str, namespace: str) -> int:
         validation.check_namespace(namespace)
-        return self._chunks(namespace, validation.check_filter(filter))
+        validation.check_document_id(document_id)
+        return self._delete_matching(as_filter(field("document_id") == document_id), namespace)
 
-    async def _chunks(self, namespace: str, filter: dict[str, Any]) -> AsyncIterator[Chunk]:
+    async def delete_matching(self, filter: Filter | Mapping[str, Any], namespace: str) -> int:
+        validation.check_namespace(namespace)
+        return self._delete_matching(narrowing_filter(filter), namespace)
+
+    def _delete_matching(self, filter: Filter | None, namespace: str) -> int:
+        stored = self._of(namespace)
+        ids = [chunk.id for chunk in stored.matching(filter)]
+        stored.delete(ids)
+        return len(ids)
+
+    async def update_metadata(
+        self, metadata: Mapping[str, dict[str, Any]], namespace: str, *, merge: bool = False
+    ) -> int:
+        validation.check_namespace(namespace)
+        new = validation.check_metadata_by_id(metadata)
+        return self._of(namespace).update_metadata(new, merge=merge)
+
+    async def sync_document(
+        self, document_id: str, chunks: Sequence[EmbeddedChunk | Chunk], namespace: str
+    ) -> SyncResult:
+        validation.check_namespace(namespace)
+        embedded, kept = validation.check_document(document_id, chunks)
+        batch = validation.check_batch(
+            embedded, self._dimensions, self._column_type, self._embedding_model
+        )
+        keep = validation.check_kept(kept, self._dimensions)
+        stored = self._namespaces.setdefault(namespace, Namespace(self._dimensions))
+        validation.refuse_unembedded(keep.chunks, stored.hashes(), self._embedding_model)
+        ids = {chunk.id for chunk in (*batch.chunks, *keep.chunks)}
+        before = stored.matching(as_filter(field("document_id") == document_id))
+        gone = [chunk.id for chunk in before if chunk.id not in ids]
+        stored.delete(gone)
+        written = stored.keep(keep) + stored.upsert(batch)
+        return SyncResult(written=written, removed=len(gone), unchanged=len(ids) - written)
+
+    async def get(self, chunk_ids: Sequence[str], namespace: str) -> list[Chunk]:
+        validation.check_namespace(namespace)
+        validation.check_ids(chunk_ids)
+        return self._of(namespace).get(dict.fromkeys(chunk_ids))
+
+    async def count(self, namespace: str, filter: FilterLike = None) -> int:
+        validation.check_namespace(namespace)
+        return self._of(namespace).count(as_filter(filter))
+
+    async def list_namespaces(self) -> dict[str, int]:
+        found = sorted(self._namespaces.items())
+        return {name: stored.count(None) for name, stored in found if stored}
+
+    async def missing(self, chunks: Sequence[Chunk], namespace: str) -> list[Chunk]:
+        validation.check_namespace(namespace)
+        asked = validation.check_chunks(chunks)
+        hashes = self._of(namespace).hashes()
+        return [
+            chunk
+            for chunk in asked
+            if not validation.is_embedded(chunk, hashes, self._embedding_model)
+        ]
+
+    async def list_chunks(
+        self,
+        namespace: str,
+        filter: FilterLike = None,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[Chunk]:
+        validation.check_namespace(namespace)
+        validation.check_limit(limit)
+        if after is not None:
+            validation.check_text(after, field="after")
+        return self._of(namespace).page(after, as_filter(filter), limit)
+
+    async def neighbours(
+        self, chunk_id: str, namespace: str, *, before: int = 1, after: int = 1
+    ) -> list[Chunk]:
+        validation.check_namespace(namespace)
+        validation.check_chunk_id(chunk_id)
+        validation.check_neighbours(before, after)
+        stored = self._of(namespace)
+        own = stored.get([chunk_id])
+        if not own:
+            return []
+        document = stored.matching(as_filter(field("document_id") == own[0].document_id))
+        document.sort(key=lambda chunk: (chunk.position, chunk.id))
+        place = [chunk.id for chunk in document].index(chunk_id)
+        return document[max(place - before, 0) : place + after + 1]
+
+    def _of(self, namespace: str) -> Namespace:
+        """The chunks of a namespace, which may have none."""
+        return self._namespaces.get(namespace) or Namespace(self._dimensions)
+
+    def get_all_chunks(self, namespace: str, filter: FilterLike = None) -> AsyncIterator[Chunk]:
+        validation.check_namespace(namespace)
+        return self._chunks(namespace, as_filter(filter))
+
+    async def _chunks(self, namespace: str, filter: Filter | None) -> AsyncIterator[Chunk]:
         after: str | None = None
         while stored := self._namespaces.get(namespace):
-            page = stored.page(after, filter)
+            page = stored.page(after, filter, PAGE_SIZE)
             for chunk in page:
                 yield chunk
             if len(page) < PAGE_SIZE:
                 return
             after = page[-1].id
-
-
-@dataclass(slots=True)
-class _Row:
-    """One stored chunk, its metadata as JSON text: what leaves the store is always a fresh copy.
-
-    The chunk's own metadata are the caller's, who may change them, and are never looked at.
-    """
-
-    chunk: Chunk
-    metadata: str
-    postings: frozenset[_Posting]
-
-    def copy(self) -> Chunk:
-        return replace(self.chunk, metadata=json.loads(self.metadata))
-
-
-class _Namespace:
-    """The chunks of one namespace: a matrix of unit vectors with a row for each chunk.
-
-    Rows of deleted chunks are used again. The index of the metadata maps each (key, value) to the
-    rows that hold it, so that a filter costs what it matches and not what is stored.
-    """
-
-    def __init__(self, dimensions: int) -> None:
-        self._matrix: Float32Array = np.zeros((16, dimensions), dtype=np.float32)
-        self._searchable: NDArray[np.bool_] = np.zeros(16, dtype=np.bool_)
-        self._rows: list[_Row | None] = []
-        self._row_of: dict[str, int] = {}
-        self._free: list[int] = []
-        self._index: defaultdict[_Posting, set[int]] = defaultdict(set)
-        self._index_arrays: dict[_Posting, NDArray[np.intp]] = {}
-        self._sorted_ids: list[str] | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self._row_of)
-
-    # -- writing
-
-    def upsert(self, batch: validation.Batch) -> None:
-        self._reserve(sum(chunk.id not in self._row_of for chunk in batch.chunks))
-        rows = [self._place(chunk.id) for chunk in batch.chunks]
-        units, nonzero = _unit_rows(batch.embeddings)
-        self._matrix[rows] = units
-        self._searchable[rows] = nonzero
-        new = map(_Row, batch.chunks, batch.metadata_texts, map(_postings, batch.metadata))
-        for number, row in zip(rows, new, strict=True):
-            self._unindex(number)
-            self._rows[number] = row
-            for posting in row.postings:
-                self._index[posting].add(number)
-                self._index_arrays.pop(posting, None)
-
-    def delete(self, ids: list[str]) -> None:
-        for chunk_id in ids:
-            number = self._row_of.pop(chunk_id, None)
-            if number is not None:
-                self._unindex(number)
-                self._rows[number] = None
-                self._searchable[number] = False
-                self._free.append(number)
-                self._sorted_ids = None
-
-    def _place(self, chunk_id: str) -> int:
-        """The chunk's row, or a free one."""
-        number = self._row_of.get(chunk_id)
-        if number is None:
-            if self._free:
-                number = self._free.pop()
-            else:
-                number = len(self._rows)
-                self._rows.append(None)
-            self._row_of[chunk_id] = number
-            self._sorted_ids = None
-        return number
-
-    def _reserve(self, new: int) -> None:
-        """Make room for new chunks, and as many again as there are, so that growing stays cheap."""
-        needed = len(self._rows) + new - len(self._free)
-        have = len(self._matrix)
-        if needed > have:
-            more = max(needed, 2 * have) - have
-            dimensions = self._matrix.shape[1]
-            self._matrix = np.concatenate(
-                [self._matrix, np.zeros((more, dimensions), dtype=np.float32)]
-            )
-            self._searchable = np.concatenate([self._searchable, np.zeros(more, dtype=np.bool_)])
-
-    def _unindex(self, number: int) -> None:
-        row = self._rows[number]
-        for posting in row.postings if row is not None else ():
-            self._index_arrays.pop(posting, None)
-            rows = self._index[posting]
-            rows.discard(number)
-            if not rows:
-                del self._index[posting]
-
-    # -- reading
-
-    def search(
-        self, query: Float32Array, limit: int, filter: dict[str, Any]
-    ) -> list[RetrievalResult]:
-        unit = _unit_rows(query[np.newaxis])[0][0]
-        rows, scores = self._scored(unit, filter)
-        candidates = rows[_contenders(scores, limit, len(unit))]
-        # A matrix product may score identical rows differently; a sum row by row does not.
-        exact = (self._matrix[candidates].astype(np.float64) * unit.astype(np.float64)).sum(axis=1)
-        exact = exact.clip(-1.0, 1.0)
-        found = [
-            (-score, self._row(number)) for score, number in zip(exact, candidates, strict=True)
-        ]
-        found.sort(key=lambda item: (item[0], item[1].chunk.id))
-        return [
-            RetrievalResult(chunk=row.copy(), score=float(-negative))
-            for negative, row in found[:limit]
-        ]
-
-    def page(self, after: str | None, filter: dict[str, Any]) -> list[Chunk]:
-        """The next chunks by id."""
-        wanted = _postings(filter)
-        page: list[Chunk] = []
-        for chunk_id in self._ids_after(after):
-            row = self._row(self._row_of[chunk_id])
-            if wanted <= row.postings:
-                page.append(row.copy())
-                if len(page) == PAGE_SIZE:
-                    break
-        return page
-
-    def _row(self, number: int) -> _Row:
-        row = self._rows[number]
-        assert row is not None
-        return row
-
-    def _ids_after(self, after: str | None) -> Iterator[str]:
-        if self._sorted_ids is None:
-            self._sorted_ids = sorted(self._row_of)
-        start = 0 if after is None else bisect_right(self._sorted_ids, after)
-        for position in range(start, len(self._sorted_ids)):
-            yield self._sorted_ids[position]
-
-    def _scored(
-        self, unit: Float32Array, filter: dict[str, Any]
-    ) -> tuple[NDArray[np.intp], Float32Array]:
-        """The rows that a search may find, and their scores to the precision of float32."""
-        used = len(self._rows)
-        searchable = self._searchable[:used]
-        if filter:
-            rows = self._matching(filter)
-            rows = rows[searchable[rows]]
-            if len(rows) < used // 8:  # gathering the rows costs less than the whole product
-                return rows, self._matrix[rows] @ unit
-            return rows, (self._matrix[:used] @ unit)[rows]
-        scores = self._matrix[:used] @ unit
-        if searchable.all():
-            return _numbers(used), scores
-        rows = np.flatnonzero(searchable)
-        return rows, scores[rows]
-
-    def _matching(self, filter: dict[str, Any]) -> NDArray[np.intp]:
-        """The rows whose metadata matches."""
-        postings = _postings(filter)
-        if any(posting not in self._index for posting in postings):
-            return np.empty(0, dtype=np.intp)
-        arrays = sorted((self._rows_of(posting) for posting in postings), key=len)
-        rows = arrays[0]
-        for other in arrays[1:]:
-            mask = np.zeros(len(self._rows), dtype=np.bool_)
-            mask[other] = True
-            rows = rows[mask[rows]]
-        return rows
-
-    def _rows_of(self, posting: _Posting) -> NDArray[np.intp]:
-        if posting not in self._index_arrays:
-            rows = self._index[posting]
-            self._index_arrays[posting] = np.fromiter(rows, dtype=np.intp, count=len(rows))
-        return self._index_arrays[posting]
-
-
-def _postings(metadata: dict[str, Any]) -> frozenset[_Posting]:
-    return frozenset((key, json_token(value)) for key, value in metadata.items())
-
-
-def _unit_rows(matrix: Float32Array) -> tuple[Float32Array, NDArray[np.bool_]]:
-    """The rows at length 1, and which of them have a direction at all."""
-    norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
-    nonzero = norms > 0
-    norms[~nonzero] = 1.0
-    units = np.empty_like(matrix)
-    np.divide(matrix, norms[:, np.newaxis], out=units, casting="same_kind")  # in 64 bits inside
-    return units, nonzero
-
-
-def _contenders(scores: Float32Array, limit: int, dimensions: int) -> NDArray[np.intp]:
-    """Positions of all scores that may belong to the best `limit`, rounding considered."""
-    if limit >= len(scores):
-        return _numbers(len(scores))
-    worst = np.partition(scores, len(scores) - limit)[len(scores) - limit]
-    # Two float32 products of unit vectors are each off by at most dimensions * 2**-24.
-    slack = 2 * dimensions * 2.0**-24
-    return np.flatnonzero(scores >= worst - slack)
-
-
-def _numbers(count: int) -> NDArray[np.intp]:
-    return np.arange(count, dtype=np.intp)

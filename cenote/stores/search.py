@@ -27,7 +27,7 @@ mapped class is joined to what was found. Other joins, conditions and orders the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Double,
+    FromClause,
     Integer,
     ScalarSelect,
     Select,
@@ -55,7 +56,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import OID
 
-from cenote.filters import Bind, FilterShape, filter_conditions
+from cenote.filters import Bind, Conditions
 from cenote.validation import MAX_EF_SEARCH
 
 EXACT_UP_TO = 1000
@@ -77,6 +78,9 @@ So many because a scan that reaches its bound ends with rows that it had put asi
 from the nearest: with 10, a tenant of 1,500 among 20,000 rows had a recall@10 of .84, and a
 condition that holds far from the query .97; with 40, .99 and more.
 """
+
+_CHUNKS_PER_DOCUMENT = 4
+"""Rows fetched for each result where each document has only so many places."""
 
 _RARE = 7500
 """Matches up to which comparing them exactly is preferred to a longer scan: about 20 ms of a core
@@ -111,9 +115,11 @@ class Search:
         columns: what to give of each chunk, its id among it.
         query: the query vector, as an expression.
         bind: makes the parameters namespace, limit, ef_search, and those of the filter.
-        shape: of the filter.
+        filter: what the chunks must meet.
         where: further conditions on a chunk.
         fetch: how many rows the ANN scan is to find (see :func:`rows_to_fetch`); None for exact.
+        per_document: the most chunks of one document; any number when None. `columns` has
+            document_id, then.
         row_bytes: about what a row takes.
         named: whether the CTEs have names, which must not appear twice in a statement.
     """
@@ -122,10 +128,11 @@ class Search:
     columns: Sequence[ColumnElement[Any]]
     query: ColumnElement[Any]
     bind: Bind
-    shape: FilterShape
+    filter: Conditions
     where: Sequence[ColumnElement[bool]] = ()
     fetch: int | None
     row_bytes: int
+    per_document: int | None = None
     named: bool = True
 
     def statement(self) -> Select[Any]:
@@ -134,33 +141,53 @@ class Search:
             return self._nearest_first(self._exact().subquery(self._name("hits")))
         few = self._few()
         made = self._settings_of_the_scan(few)
-        saved = self._cte(
-            select(*(func.current_setting(_NAMES[one], true()).label(one) for one in made)), "saved"
-        )
-        settings = self._cte(
+        saved = self._saved(made)
+        settings = self._settings(made, saved, few)
+        nearest = self._nearest(settings)
+        ann = self._cte(select(*nearest.c).select_from(settings).join(nearest, true()), "ann")
+        found_all = _count(ann) >= integer(self.fetch)
+        if self.per_document is not None:
+            ann = self._cte(self._best_of_documents(ann), "best")
+            found_all = and_(found_all, _count(ann) >= self._limit())
+        exact = self._exact(~found_all).subquery(self._name("exact"))
+        hits = self._cte(union_all(select(*ann.c).where(found_all), select(*exact.c)), "hits")
+        restored = self._restored(made, saved, hits)
+        return self._nearest_first(hits).where(restored, *self._planned_for_its_values())
+
+    def _saved(self, made: Iterable[str]) -> CTE:
+        """The session's settings."""
+        live = (func.current_setting(_NAMES[one], true()).label(one) for one in made)
+        return self._cte(select(*live), "saved")
+
+    def _settings(self, made: Mapping[str, ColumnElement[str]], saved: CTE, few: CTE) -> CTE:
+        """The search's settings; no row if the matches are few."""
+        return self._cte(
             select(*(_set(one, value).label(one) for one, value in made.items()))
             .select_from(saved)
-            .join(few, few.c.matches > _integer(EXACT_UP_TO)),
+            .join(few, few.c.matches > integer(EXACT_UP_TO)),
             "settings",
         )
-        nearest = (
+
+    def _nearest(self, settings: CTE) -> FromClause:
+        """The ANN scan."""
+        assert self.fetch is not None
+        return (
             self._candidates(self._distance().label("distance"), *self._matching_for_ann())
             .where(settings.c.ef_search.is_not(None))  # makes the scan wait for the settings
             .order_by(self._distance())
-            .limit(_integer(self.fetch))
+            .limit(integer(self.fetch))
             .lateral(self._name("nearest"))
         )
-        ann = self._cte(select(*nearest.c).select_from(settings).join(nearest, true()), "ann")
-        found_all = _count(ann) >= _integer(self.fetch)
-        exact = self._exact(~found_all).subquery(self._name("exact"))
-        hits = self._cte(union_all(select(*ann.c).where(found_all), select(*exact.c)), "hits")
+
+    def _restored(self, made: Iterable[str], saved: CTE, hits: CTE) -> ColumnElement[bool]:
+        """A condition that always holds, and puts the session's settings back."""
         # Counting the hits makes this wait for them; it is evaluated though there be none.
         restored = (
             select(func.count(func.concat(*(_set(one, saved.c[one]) for one in made))))
             .where(_count(hits) >= _ZERO)
             .scalar_subquery()
         )
-        return self._nearest_first(hits).where(restored >= _ZERO, *self._planned_for_its_values())
+        return restored >= _ZERO
 
     def _few(self) -> CTE:
         """How many chunks match, up to one more than `EXACT_UP_TO`, and which partition has them.
@@ -172,7 +199,7 @@ class Search:
             select(literal_column("tableoid", OID) if self._conditional else literal_column("1"))
             .select_from(self.table)
             .where(*self._matching())
-            .limit(_integer(EXACT_UP_TO + 1))
+            .limit(integer(EXACT_UP_TO + 1))
             .subquery(self._name("matching"))
         )
         found = [func.count().label("matches")]
@@ -194,12 +221,12 @@ class Search:
         """
         assert self.fetch is not None
         size = cast(func.pg_relation_size(self._partition(few)), Double)
-        wanted = size / _integer(self.row_bytes) * _integer(self.fetch)
-        even = wanted / _integer(_RARE)
-        equal = func.sqrt(wanted / _integer(_VISIT_TO_COMPARISON))
-        most = func.least(even, equal, _integer(_MOST_VISITS))
+        wanted = size / integer(self.row_bytes) * integer(self.fetch)
+        even = wanted / integer(_RARE)
+        equal = func.sqrt(wanted / integer(_VISIT_TO_COMPARISON))
+        most = func.least(even, equal, integer(_MOST_VISITS))
         least = min(self.fetch * _VISITS_TO_FETCHED, _MOST_VISITS)
-        visits = func.greatest(_integer(least), most)
+        visits = func.greatest(integer(least), most)
         return {
             "ef_search": self.bind("ef_search", Text()),
             "iterative_scan": _RELAXED_ORDER,
@@ -214,23 +241,36 @@ class Search:
             select(literal_column("tableoid", OID))
             .select_from(self.table)
             .where(self.table.c.namespace == self.bind("namespace", Text()))
-            .limit(_integer(1))
+            .limit(integer(1))
         )
         return partition.scalar_subquery()
 
     @property
     def _conditional(self) -> bool:
-        return self.shape is not FilterShape.NONE or bool(self.where)
+        return bool(self.filter or self.where)
 
     def _exact(self, *conditions: ColumnElement[bool]) -> Select[Any]:
         # No ANN index serves an order by "distance + 0". It is the label's expression, so that each
         # row's is computed once.
         distance = (self._distance() + _ZERO).label("distance")
-        return (
-            self._candidates(distance, *self._matching(), *conditions)
-            .order_by(distance, self.table.c.id)
-            .limit(self._limit())
+        candidates = self._candidates(distance, *self._matching(), *conditions)
+        if self.per_document is None:
+            return candidates.order_by(distance, self.table.c.id).limit(self._limit())
+        best = self._best_of_documents(candidates.subquery())
+        return best.order_by(best.selected_columns.distance, best.selected_columns.id).limit(
+            self._limit()
         )
+
+    def _best_of_documents(self, rows: CTE | Subquery) -> Select[Any]:
+        """Of rows with their distances, what remains if no document has more than its places."""
+        assert self.per_document is not None
+        place = func.row_number().over(
+            partition_by=rows.c.document_id, order_by=[rows.c.distance + _ZERO, rows.c.id]
+        )
+        ranked = select(*rows.c, place.label("place")).subquery()
+        kept: Any = select(*(ranked.c[column.key] for column in rows.c))
+        best: Select[Any] = kept.where(ranked.c.place <= integer(self.per_document))
+        return best
 
     def _candidates(
         self, distance: ColumnElement[float], *conditions: ColumnElement[bool]
@@ -241,7 +281,7 @@ class Search:
         columns = self.table.c
         return [
             columns.namespace == self.bind("namespace", Text()),
-            *filter_conditions(columns.metadata, self.shape, self.bind),
+            *self.filter.sql(columns, self.bind),
             *self.where,
         ]
 
@@ -266,7 +306,7 @@ class Search:
         """
         if not self._conditional:
             return []
-        endless = func.generate_series(_integer(1), _integer(10**12)).table_valued("number")
+        endless = func.generate_series(integer(1), integer(10**12)).table_valued("number")
         count = select(func.count()).select_from(endless).where(~self.bind("custom", Boolean()))
         return [count.scalar_subquery() >= _ZERO]
 
@@ -280,8 +320,8 @@ class Search:
         # granted.
         distance = hits.c.distance
         return (
-            select(*map(as_sent, hits.c), (_integer(1) - distance).label("score"))
-            .where(distance <= _integer(2))
+            select(*map(as_sent, hits.c), (integer(1) - distance).label("score"))
+            .where(distance <= integer(2))
             .order_by(distance + _ZERO, hits.c.id)
             .limit(self._limit())
         )
@@ -303,14 +343,14 @@ def search_parameters(limit: int, ef_search: int) -> dict[str, Any]:
     return {"limit": limit, "ef_search": str(ef_search), "custom": True}
 
 
-def rows_to_fetch(limit: int) -> int:
+def rows_to_fetch(limit: int, *, per_document: bool = False) -> int:
     """How many rows the ANN scan is to find: a few more than asked, rounded up to 1, 2 or 5 * 10^n.
 
     It stands in the statement as a number, since a planner that does not know it (in a generic
     plan) takes it for a tenth of the table and leaves the ANN index; rounded, so that a server
     prepares few statements.
     """
-    wanted = min(limit, LARGEST_LIMIT) + _SPARE
+    wanted = min(limit, LARGEST_LIMIT) * (_CHUNKS_PER_DOCUMENT if per_document else 1) + _SPARE
     power: int = 10 ** (len(str(wanted)) - 1)
     return next(step * power for step in (1, 2, 5, 10) if step * power >= wanted)
 
@@ -336,7 +376,8 @@ def _set(setting: str, value: ColumnElement[str]) -> ColumnElement[str]:
     return func.set_config(_NAMES[setting], value, true())
 
 
-def _integer(number: int) -> ColumnElement[Any]:
+def integer(number: int) -> ColumnElement[Any]:
+    """A number that stands in the SQL."""
     return literal_column(str(number), BigInteger)
 
 

@@ -231,16 +231,26 @@ def _differs(loaded: Mapping[str, Any], found: RowMapping, name: str) -> bool:
     return name in loaded and name in found and bool(loaded[name] != found[name])
 
 
+def holds_any(session: Joined | None, model: type[Any], namespace: str) -> bool:
+    """Whether the session holds objects of a namespace's rows."""
+    return bool(_held(session, model, namespace, None))
+
+
 async def remove(
     session: Joined | None, model: type[Any], namespace: str, ids: Sequence[str] | None
-) -> None:
-    """Delete rows of which the session holds objects, so that it knows; all of None's."""
+) -> int:
+    """Delete rows of which the session holds objects, so that it knows; all of None's.
+
+    Returns:
+        How many there were.
+    """
     held = [*_held(session, model, namespace, None if ids is None else set(ids))]
     for start in range(0, len(held), _PARAMETERS):
         part = model.id.in_(held[start : start + _PARAMETERS])
         statement = delete(model).where(model.namespace == namespace, part)
         assert isinstance(session, AsyncSession)
         await session.execute(statement, execution_options={"synchronize_session": "fetch"})
+    return len(held)
 
 
 def _held(

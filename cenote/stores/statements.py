@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import (
+    CTE,
     REAL,
     BigInteger,
     BindParameter,
+    Boolean,
     ColumnElement,
     Delete,
     Double,
@@ -20,8 +22,10 @@ from sqlalchemy import (
     Text,
     TextClause,
     TextualSelect,
+    Update,
     any_,
     bindparam,
+    case,
     cast,
     column,
     delete,
@@ -31,6 +35,8 @@ from sqlalchemy import (
     select,
     text,
     tuple_,
+    union_all,
+    update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
 from sqlalchemy.dialects.postgresql.base import PGDialect
@@ -39,7 +45,7 @@ from sqlalchemy.types import TypeEngine
 
 from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError
-from cenote.filters import Bind, FilterShape, filter_conditions, filter_parameters, filter_shape
+from cenote.filters import Bind, Conditions
 from cenote.sqltypes import WireVector, embedding_type
 from cenote.stores.columns import OwnColumns
 from cenote.stores.rows import CHUNK_FIELDS
@@ -51,6 +57,7 @@ from cenote.stores.search import (
     rows_to_fetch,
     search_parameters,
 )
+from cenote.stores.search_many import SearchMany
 from cenote.types import ColumnType, Float32Array
 from cenote.validation import ef_search_rule
 
@@ -79,6 +86,16 @@ def _compile_found(element: _Found, compiler: Any, **kw: Any) -> str:
 
 
 _FOUND = (column("id", Text), column("distance", Double), column("score", Double))
+
+
+def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    """A parameter to be bound at each call."""
+    return bindparam(name, type_=type_)
+
+
+def _value(values: Mapping[str, Any], name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    """A parameter with its value."""
+    return literal(values[name], type_)
 
 
 class ChunkStatements:
@@ -115,14 +132,46 @@ class ChunkStatements:
         self._dimensions = config.dimensions
         self._own = own
         self._schemas_translated = schemas_translated
-        self._searches: dict[tuple[FilterShape, int | None], Select[Any]] = {}
-        self._pages: dict[tuple[FilterShape, bool], Select[Any]] = {}
         self._upserts: dict[tuple[tuple[str, ...], str | None], Insert] = {}
         self._template = lru_cache(maxsize=256)(self._build_template)
-        self.delete = self._build_delete(
-            self._table.c.id == any_(bindparam("ids", type_=ARRAY(Text)))
-        )
+        self._search = lru_cache(maxsize=256)(partial(self._build_search, bind=_parameter))
+        self._search_many = lru_cache(maxsize=64)(self._build_search_many)
+        self.page = lru_cache(maxsize=256)(partial(self._build_page, bind=_parameter))
+        """The chunks of a namespace that follow an id, or the first ones."""
+        columns = self._table.c
+        by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
+        of_document = columns.document_id == bindparam("document_id", type_=Text)
+        self.delete = self._build_delete(by_id)
         self.delete_namespace = self._build_delete()
+        self.ids_of_document = select(self._locked(of_document, ~by_id).c.id)
+        """The ids of all of a document's chunks but some, locked."""
+        self.ids_matching = lru_cache(maxsize=256)(self._build_ids_matching)
+        self.delete_matching = lru_cache(maxsize=256)(self._build_delete_matching)
+        self.get = self._read().where(by_id)
+        self.embeddings = select(columns.id, columns.embedding).where(
+            columns.namespace == bindparam("namespace", type_=Text), by_id
+        )
+        self.hashes = select(columns.id, columns.content_hash, columns.embedding_model).where(
+            columns.namespace == bindparam("namespace", type_=Text), by_id
+        )
+        self.count = lru_cache(maxsize=256)(self._build_count)
+        self.namespaces = (
+            select(columns.namespace, func.count().label("chunks"))
+            .group_by(columns.namespace)
+            .order_by(columns.namespace)
+        )
+        self.neighbours = self._build_neighbours()
+        self.update_metadata = self._build_update_metadata()
+        self.keep = self._build_keep()
+        self.lock_document = select(
+            func.pg_advisory_xact_lock(
+                func.hashtextextended(
+                    bindparam("document_id", type_=Text),
+                    func.hashtextextended(bindparam("namespace", type_=Text), 0),
+                )
+            )
+        )
+        """Makes changes of one document wait for one another, until the transaction ends."""
 
     # -- writing
 
@@ -187,89 +236,220 @@ class ChunkStatements:
         )
 
     def _build_delete(self, *conditions: ColumnElement[bool]) -> Delete:
-        """Rows are locked in the order of their ids, as `upsert` takes them: no deadlocks."""
         table = self._table
-        namespace = bindparam("namespace", type_=Text)
-        doomed = (
-            select(table.c.id)
-            .where(table.c.namespace == namespace, *conditions)
-            .order_by(table.c.id)
-            .with_for_update()
-            .cte("doomed")
-        )
+        doomed = self._locked(*conditions)
         return delete(table).where(
-            table.c.namespace == namespace, table.c.id.in_(select(doomed.c.id))
+            table.c.namespace == bindparam("namespace", type_=Text),
+            table.c.id.in_(select(doomed.c.id)),
+        )
+
+    def _build_delete_matching(self, filter: Conditions) -> Delete:
+        return self._build_delete(*filter.sql(self._table.c, _parameter))
+
+    def _build_ids_matching(self, filter: Conditions) -> Select[Any]:
+        return select(self._locked(*filter.sql(self._table.c, _parameter)).c.id)
+
+    def _build_update_metadata(self) -> Update:
+        """Metadata of rows by id, where they differ; merged into what is there or instead of it."""
+        columns = self._table.c
+        lists = [bindparam(name, type_=ARRAY(Text)) for name in ("ids", "metadata_list")]
+        new = func.unnest(*lists).table_valued("id", "metadata").render_derived(name="new")
+        given = cast(new.c.metadata, JSONB)
+        merged = columns.metadata.op("||", return_type=JSONB())(given)
+        metadata = case((bindparam("merge", type_=Boolean), merged), else_=given)
+        return self._update(
+            new, {"metadata": metadata}, columns.metadata.is_distinct_from(metadata)
+        )
+
+    def _build_keep(self) -> Update:
+        """All that is known of chunks but their embeddings, which stay."""
+        columns = self._table.c
+        types: dict[str, TypeEngine[Any]] = {
+            "id": Text(),
+            "content": Text(),
+            "position": BigInteger(),
+            "metadata": Text(),
+        }
+        lists = [
+            bindparam("ids" if name == "id" else name + "_list", type_=ARRAY(type_))
+            for name, type_ in types.items()
+        ]
+        new = func.unnest(*lists).table_valued(*types).render_derived(name="new")
+        values: dict[str, Any] = {name: new.c[name] for name in types if name != "id"}
+        values["metadata"] = cast(new.c.metadata, JSONB)
+        values["document_id"] = bindparam("document", type_=Text)
+        live = tuple_(*(columns[name] for name in values))
+        return self._update(new, values, live.is_distinct_from(tuple_(*values.values())))
+
+    def _update(self, new: Any, values: dict[str, Any], differs: ColumnElement[bool]) -> Update:
+        """An update of rows by id. Names of columns are no names for parameters in an UPDATE."""
+        columns = self._table.c
+        by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
+        locked = self._locked(by_id, namespace="tenant")
+        return (
+            update(self._table)
+            .values(values | self._own.on_update(()))
+            .where(
+                columns.namespace == bindparam("tenant", type_=Text),
+                columns.id.in_(select(locked.c.id)),
+                columns.id == new.c.id,
+                differs,
+            )
+        )
+
+    def _locked(self, *conditions: ColumnElement[bool], namespace: str = "namespace") -> CTE:
+        """The ids of rows, locked in their order, as `upsert` takes them: no deadlocks."""
+        columns = self._table.c
+        return (
+            select(columns.id)
+            .where(columns.namespace == bindparam(namespace, type_=Text), *conditions)
+            .order_by(columns.id)
+            .with_for_update()
+            .cte("locked")
         )
 
     # -- reading
 
-    def page(self, shape: FilterShape, *, first: bool) -> Select[Any]:
-        """The chunks that follow an id, or the first ones."""
-        if (shape, first) not in self._pages:
-            self._pages[shape, first] = self._build_page(shape, _parameter, first=first)
-        return self._pages[shape, first]
+    def _read(self, bind: Bind = _parameter) -> Select[Any]:
+        """The chunks of a namespace."""
+        columns = self._table.c
+        fields = [as_sent(columns[name]) for name in CHUNK_FIELDS]
+        return select(*fields).where(columns.namespace == bind("namespace", Text()))
+
+    def _build_neighbours(self) -> Select[Any]:
+        """A chunk and those around it in its document, in its order."""
+        columns = self._table.c
+        namespace = bindparam("namespace", type_=Text)
+        own = (
+            select(columns.document_id, columns.position, columns.id)
+            .where(columns.namespace == namespace, columns.id == bindparam("id", type_=Text))
+            .cte("own")
+        )
+        fields = [as_sent(columns[name]) for name in CHUNK_FIELDS]
+        place = tuple_(columns.position, columns.id)
+        here = tuple_(own.c.position, own.c.id)
+        of_document = (
+            select(*fields)
+            .select_from(self._table)
+            .join(own, columns.document_id == own.c.document_id)
+            .where(columns.namespace == namespace)
+        )
+        earlier = (
+            of_document.where(place < here)
+            .order_by(columns.position.desc(), columns.id.desc())
+            .limit(bindparam("before", type_=BigInteger))
+            .subquery("earlier")
+        )
+        later = (
+            of_document.where(place >= here)
+            .order_by(columns.position, columns.id)
+            .limit(bindparam("after", type_=BigInteger) + 1)
+            .subquery("later")
+        )
+        found = union_all(select(*earlier.c), select(*later.c)).subquery("found")
+        return select(*found.c).order_by(found.c.position, found.c.id)
+
+    def _build_count(self, filter: Conditions) -> Select[Any]:
+        columns = self._table.c
+        return (
+            select(func.count())
+            .select_from(self._table)
+            .where(
+                columns.namespace == bindparam("namespace", type_=Text),
+                *filter.sql(columns, _parameter),
+            )
+        )
 
     def page_where(
         self,
         where: ColumnElement[bool],
-        shape: FilterShape,
+        filter: Conditions,
         values: Mapping[str, Any],
         *,
         first: bool,
     ) -> Select[Any]:
         """The same under a condition of the host's, with all values: its own may have our names."""
-        return self._build_page(shape, partial(_value, values), where, first=first)
+        return self._build_page(filter, where, first=first, bind=partial(_value, values))
 
     def _build_page(
-        self, shape: FilterShape, bind: Bind, *where: ColumnElement[bool], first: bool
+        self, filter: Conditions, *where: ColumnElement[bool], first: bool, bind: Bind
     ) -> Select[Any]:
         columns = self._table.c
-        fields = [as_sent(columns[name]) for name in CHUNK_FIELDS]
-        statement = select(*fields).where(
-            columns.namespace == bind("namespace", Text()),
-            *filter_conditions(columns.metadata, shape, bind),
-            *where,
-        )
+        statement = self._read(bind).where(*filter.sql(columns, bind), *where)
         if not first:
             statement = statement.where(columns.id > bind("after", Text()))
         return statement.order_by(columns.id).limit(bind("page_size", BigInteger()))
 
-    def search(self, shape: FilterShape, limit: int, *, exact: bool) -> Select[Any]:
+    def search(
+        self, filter: Conditions, limit: int, *, exact: bool, per_document: int | None = None
+    ) -> Select[Any]:
         """The nearest chunks, with their score; for connections that have the codec."""
+        several = per_document is not None
+        fetch = None if exact else rows_to_fetch(limit, per_document=several)
+        return self._search(filter, fetch, per_document=per_document)
+
+    def search_many(self, filter: Conditions, limit: int, *, exact: bool) -> Select[Any]:
+        """The nearest chunks of each query vector, after its number from 1."""
         fetch = None if exact else rows_to_fetch(limit)
-        if (shape, fetch) not in self._searches:
-            self._searches[shape, fetch] = self._build_search(shape, fetch, _parameter)
-        return self._searches[shape, fetch]
+        return self._search_many(filter, fetch)
+
+    def _build_search_many(self, filter: Conditions, fetch: int | None) -> Select[Any]:
+        vectors = bindparam("query_list", type_=ARRAY(WireVector(self._column_type)))
+        queries = (
+            func.unnest(vectors)
+            .table_valued(column("vector", WireVector(self._column_type)), with_ordinality="number")
+            .render_derived(name="queries")
+        )
+        return SearchMany(
+            table=self._table,
+            columns=[self._table.c[name] for name in CHUNK_FIELDS],
+            query=queries.c.vector,
+            queries=queries,
+            bind=_parameter,
+            filter=filter,
+            fetch=fetch,
+            row_bytes=self._row_bytes,
+        ).statement()
 
     def search_where(
         self,
         where: ColumnElement[bool],
-        shape: FilterShape,
+        filter: Conditions,
         limit: int,
         values: Mapping[str, Any],
         *,
         exact: bool,
+        per_document: int | None = None,
     ) -> Select[Any]:
         """The same under a condition of the host's, with all values: its own may have our names."""
-        fetch = None if exact else rows_to_fetch(limit)
-        return self._build_search(shape, fetch, partial(_value, values), where)
+        several = per_document is not None
+        fetch = None if exact else rows_to_fetch(limit, per_document=several)
+        return self._build_search(
+            filter, fetch, where, per_document=per_document, bind=partial(_value, values)
+        )
 
     def search_parameters(self, limit: int, ef_search: int | None = None) -> dict[str, Any]:
         """What :meth:`search` binds for a limit, and an ef_search other than the store's."""
         return search_parameters(limit, ef_search or self._ef_search)
 
     def _build_search(
-        self, shape: FilterShape, fetch: int | None, bind: Bind, *where: ColumnElement[bool]
+        self,
+        filter: Conditions,
+        fetch: int | None,
+        *where: ColumnElement[bool],
+        per_document: int | None,
+        bind: Bind,
     ) -> Select[Any]:
         return Search(
             table=self._table,
             columns=[self._table.c[name] for name in CHUNK_FIELDS],
             query=bind("query", WireVector(self._column_type)),
             bind=bind,
-            shape=shape,
+            filter=filter,
             where=where,
             fetch=fetch,
             row_bytes=self._row_bytes,
+            per_document=per_document,
             named=not where,
         ).statement()
 
@@ -278,25 +458,24 @@ class ChunkStatements:
         query: Float32Array,
         namespace: str,
         limit: int,
-        filter: dict[str, Any],
+        filter: Conditions,
         *,
         exact: bool,
         ef_search: int | None,
         where: ColumnElement[bool] | None,
     ) -> Any:
         """The mapped class and the score, for any connection and for the host to go on with."""
-        shape = filter_shape(filter)
         fetch = None if exact else rows_to_fetch(limit)
-        values = filter_parameters(filter) | self.search_parameters(limit, ef_search)
+        values = filter.parameters | self.search_parameters(limit, ef_search)
         values |= {"namespace": namespace, "query": query.tolist()}
         found: Any
         if where is None and not self._schemas_translated:
-            template, names = self._template(shape, fetch, limit)
+            template, names = self._template(filter, fetch, limit)
             template = template.bindparams(**{name: values[name] for name in names})
             found = _Found(template, list(_FOUND))
         else:
             conditions = () if where is None else (where,)
-            found = self._nearest_ids(shape, fetch, limit, partial(_value, values), *conditions)
+            found = self._nearest_ids(filter, fetch, limit, partial(_value, values), *conditions)
         hits = materialized(found)
         model = self._model
         statement = (
@@ -311,7 +490,7 @@ class ChunkStatements:
         return statement.where(literal_column("1") == literal_column("0"))
 
     def _build_template(
-        self, shape: FilterShape, fetch: int | None, limit: int
+        self, filter: Conditions, fetch: int | None, limit: int
     ) -> tuple[TextClause, list[str]]:
         """What is found, as SQL: making it anew of expressions takes as long as the search itself.
 
@@ -324,13 +503,13 @@ class ChunkStatements:
             binds[name] = bindparam(name, None, type_, unique=True)
             return literal_column(":" + name, type_)
 
-        statement = self._nearest_ids(shape, fetch, limit, slot)
+        statement = self._nearest_ids(filter, fetch, limit, slot)
         sql = statement.compile(dialect=_dialect, compile_kwargs={"literal_binds": True})
         return text(str(sql)).bindparams(*binds.values()), list(binds)
 
     def _nearest_ids(
         self,
-        shape: FilterShape,
+        filter: Conditions,
         fetch: int | None,
         limit: int,
         bind: Bind,
@@ -347,19 +526,9 @@ class ChunkStatements:
             columns=[self._table.c.id],
             query=vector,
             bind=lambda name, type_: number if name == "limit" else bind(name, type_),
-            shape=shape,
+            filter=filter,
             where=where,
             fetch=fetch,
             row_bytes=self._row_bytes,
             named=False,
         ).statement()
-
-
-def _parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-    """A parameter to be bound at each call."""
-    return bindparam(name, type_=type_)
-
-
-def _value(values: Mapping[str, Any], name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-    """A parameter with its value."""
-    return literal(values[name], type_)

@@ -1,0 +1,66 @@
+"""Putting results in order: fusing several rankings, and spreading one out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Item = TypeVar("Item", bound=Hashable)
+
+RANK_CONSTANT = 60
+"""Cormack, Clarke and Büttcher, Reciprocal Rank Fusion outperforms Condorcet and individual Rank
+Learning Methods, SIGIR 2009."""
+
+
+def reciprocal_rank_fusion(
+    rankings: Sequence[Sequence[Item]], weights: Sequence[float] | None = None
+) -> dict[Item, float]:
+    """The score of each item that appears in a ranking: the sum of ``weight / (60 + rank)``.
+
+    Args:
+        rankings: items, the best first, each once.
+        weights: of the rankings; 1 each when None.
+
+    Returns:
+        Scores by item, the highest first; equal ones in the order in which they first appear.
+    """
+    scores: dict[Item, float] = {}
+    for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
+        for rank, item in enumerate(ranking, 1):
+            scores[item] = scores.get(item, 0.0) + weight / (RANK_CONSTANT + rank)
+    return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
+
+
+def maximal_marginal_relevance(
+    query: NDArray[Any], candidates: NDArray[Any], limit: int, diversity: float
+) -> list[int]:
+    """Which candidates to take, in order: near to the query, and far from those taken before.
+
+    Carbonell and Goldstein, The Use of MMR, Diversity-Based Reranking, SIGIR 1998: the next one has
+    the highest ``(1 - diversity) * similarity to the query - diversity * highest similarity to one
+    that is taken``.
+
+    Args:
+        query: shape (dimensions,).
+        candidates: shape (n, dimensions), n of 0 or more; none of them zero.
+        limit: how many to take, at most.
+        diversity: 0 (by nearness alone) to 1.
+
+    Returns:
+        Positions in `candidates`; of equal ones the first.
+    """
+    units = candidates / np.linalg.norm(candidates, axis=1, keepdims=True)
+    relevance = (units @ (query / np.linalg.norm(query))) * (1 - diversity)
+    nearest_taken = np.full(len(units), -1.0)
+    taken: list[int] = []
+    open_ = np.ones(len(units), dtype=np.bool_)
+    while len(taken) < min(limit, len(units)):
+        worth = relevance - diversity * nearest_taken if taken else relevance
+        best = int(np.argmax(np.where(open_, worth, -np.inf)))
+        taken.append(best)
+        open_[best] = False
+        nearest_taken = np.maximum(nearest_taken, units @ units[best])
+    return taken

@@ -1,0 +1,47 @@
+"""What the parts of `cenote.stores.pgvector.PgVectorStore` share."""
+
+from __future__ import annotations
+
+from typing import Any, Generic
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from typing_extensions import TypeVar
+
+from cenote import validation
+from cenote.config import SchemaConfig
+from cenote.models import EmbeddedChunk
+from cenote.orm import ChunkMixin, ChunkRow
+from cenote.stores.base import VectorStore
+from cenote.stores.columns import OwnColumns
+from cenote.stores.sessions import Connections
+from cenote.stores.statements import ChunkStatements
+
+Model = TypeVar("Model", bound=ChunkMixin, default=ChunkRow)
+"""The mapped class of a store."""
+
+
+class Part(VectorStore, Generic[Model]):
+    """The attributes of a store, which its constructor sets."""
+
+    _config: SchemaConfig
+    _model: type[Any]
+    _engine: AsyncEngine
+    _translated: bool
+    _embedding_model: str | None
+    _indexing_later: int
+    _own_columns: OwnColumns
+    _connections: Connections
+    _statements: ChunkStatements
+
+    async def _look_at_table(self, operation: str) -> None:
+        """Refuse a closed store, and a table of another shape."""
+        async with self._connections.single_statement(operation, None):
+            pass
+
+    def _checked_batch(self, embedded_chunks: list[EmbeddedChunk]) -> validation.Batch:
+        return validation.check_batch(
+            embedded_chunks,
+            self._config.dimensions,
+            self._config.column_type,
+            self._embedding_model,
+        )

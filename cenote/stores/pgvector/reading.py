@@ -1,0 +1,192 @@
+"""Reading chunks without a query vector."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from sqlalchemy import ColumnElement
+
+from cenote import validation
+from cenote.filters import Conditions, FilterLike, as_filter
+from cenote.models import Chunk
+from cenote.stores import rows
+from cenote.stores.conditions import checked_condition
+from cenote.stores.pgvector.base import Model, Part
+from cenote.stores.search import LARGEST_LIMIT
+from cenote.stores.sessions import Joined, Session, check_session
+
+PAGE_SIZE = 1000
+"""Chunks that `get_all_chunks` reads at a time."""
+
+
+class Reading(Part[Model]):
+    """The methods of `PgVectorStore` that read."""
+
+    async def get(
+        self, chunk_ids: Sequence[str], namespace: str, *, session: Session | None = None
+    ) -> list[Chunk]:
+        """Read chunks by their ids; see `VectorStore.get`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        validation.check_namespace(namespace)
+        joined = check_session(session)
+        ids = validation.check_ids(chunk_ids)
+        if not ids:
+            return []
+        values = {"namespace": namespace, "ids": ids}
+        async with self._connections.single_statement("get", joined) as connection:
+            found = (await connection.execute(self._statements.get, values)).all()
+        by_id = {row.id: rows.chunk(row) for row in found}
+        return [by_id[one] for one in dict.fromkeys(chunk_ids) if one in by_id]
+
+    async def count(
+        self, namespace: str, filter: FilterLike = None, *, session: Session | None = None
+    ) -> int:
+        """Count chunks; see `VectorStore.count`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        validation.check_namespace(namespace)
+        joined = check_session(session)
+        conditions = Conditions(as_filter(filter))
+        statement = self._statements.count(conditions)
+        values = {"namespace": namespace, **conditions.parameters}
+        async with self._connections.single_statement("count", joined) as connection:
+            return int((await connection.execute(statement, values)).scalar_one())
+
+    async def list_namespaces(self, *, session: Session | None = None) -> dict[str, int]:
+        """Count the chunks of every namespace; see `VectorStore.list_namespaces`.
+
+        It reads an index of every partition as a whole.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        joined = check_session(session)
+        async with self._connections.single_statement("list_namespaces", joined) as connection:
+            found = await connection.execute(self._statements.namespaces)
+            return {row.namespace: row.chunks for row in found}
+
+    async def missing(
+        self, chunks: Sequence[Chunk], namespace: str, *, session: Session | None = None
+    ) -> list[Chunk]:
+        """Which chunks need an embedding; see `VectorStore.missing`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        validation.check_namespace(namespace)
+        joined = check_session(session)
+        asked = validation.check_chunks(chunks)
+        if not asked:
+            return []
+        values = {"namespace": namespace, "ids": sorted({chunk.id for chunk in asked})}
+        async with self._connections.single_statement("missing", joined) as connection:
+            found = (await connection.execute(self._statements.hashes, values)).all()
+        stored = {row.id: (row.content_hash, row.embedding_model) for row in found}
+        return [
+            chunk
+            for chunk in asked
+            if not validation.is_embedded(chunk, stored, self._embedding_model)
+        ]
+
+    async def list_chunks(
+        self,
+        namespace: str,
+        filter: FilterLike = None,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        session: Session | None = None,
+    ) -> list[Chunk]:
+        """Read one page of a namespace's chunks; see `VectorStore.list_chunks`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        validation.check_namespace(namespace)
+        validation.check_limit(limit)
+        joined = check_session(session)
+        conditions = Conditions(as_filter(filter))
+        values = {"namespace": namespace, "page_size": min(limit, LARGEST_LIMIT)}
+        if after is not None:
+            validation.check_text(after, field="after")
+            values["after"] = after
+        statement = self._statements.page(conditions, first=after is None)
+        async with self._connections.single_statement("list_chunks", joined) as connection:
+            found = await connection.execute(statement, values | conditions.parameters)
+            return [rows.chunk(row) for row in found]
+
+    async def neighbours(
+        self,
+        chunk_id: str,
+        namespace: str,
+        *,
+        before: int = 1,
+        after: int = 1,
+        session: Session | None = None,
+    ) -> list[Chunk]:
+        """Read a chunk with those around it in its document; see `VectorStore.neighbours`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        validation.check_namespace(namespace)
+        validation.check_chunk_id(chunk_id)
+        validation.check_neighbours(before, after)
+        joined = check_session(session)
+        values = {"namespace": namespace, "id": chunk_id, "before": before, "after": after}
+        async with self._connections.single_statement("neighbours", joined) as connection:
+            found = await connection.execute(self._statements.neighbours, values)
+            return [rows.chunk(row) for row in found]
+
+    def get_all_chunks(
+        self,
+        namespace: str,
+        filter: FilterLike = None,
+        *,
+        where: ColumnElement[bool] | None = None,
+        session: Session | None = None,
+    ) -> AsyncIterator[Chunk]:
+        """Iterate over a namespace's chunks; see `VectorStore.get_all_chunks`.
+
+        Args:
+            where: a SQL condition that chunks must meet besides; see :meth:`search_statement`.
+            session: the transaction to join; see above. It may be used while the iteration is
+                suspended.
+        """
+        validation.check_namespace(namespace)
+        conditions = Conditions(as_filter(filter))
+        self._statements.page(conditions, first=True)  # refuses a column that is not there
+        condition = checked_condition(where, self._connections.table)
+        return self._chunks(namespace, conditions, condition, check_session(session))
+
+    async def _chunks(
+        self,
+        namespace: str,
+        filter: Conditions,
+        where: ColumnElement[bool] | None,
+        session: Joined | None,
+    ) -> AsyncIterator[Chunk]:
+        values = {
+            "namespace": namespace,
+            "page_size": PAGE_SIZE,
+            **filter.parameters,
+        }
+        while True:
+            first = "after" not in values
+            if where is None:
+                statement, parameters = self._statements.page(filter, first=first), values
+            else:
+                statement = self._statements.page_where(where, filter, values, first=first)
+                parameters = {}
+            async with self._connections.single_statement("get_all_chunks", session) as connection:
+                page = (await connection.execute(statement, parameters)).all()
+            for row in page:
+                yield rows.chunk(row)
+            if len(page) < PAGE_SIZE:
+                return
+            values["after"] = page[-1].id

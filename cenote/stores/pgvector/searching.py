@@ -1,0 +1,217 @@
+"""Searches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import ColumnElement, Select
+
+from cenote import validation
+from cenote.filters import Conditions, FilterLike, as_filter
+from cenote.models import RetrievalResult
+from cenote.sqltypes import to_wire
+from cenote.stores import rows
+from cenote.stores.base import at_least, diverse
+from cenote.stores.conditions import checked_condition
+from cenote.stores.pgvector.base import Model, Part
+from cenote.stores.sessions import Session, check_session
+from cenote.types import Float32Array, Vector
+
+
+class Searching(Part[Model]):
+    """The methods of `PgVectorStore` that search."""
+
+    async def search(
+        self,
+        query_vector: Vector,
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        min_score: float | None = None,
+        per_document: int | None = None,
+        where: ColumnElement[bool] | None = None,
+        exact: bool = False,
+        ef_search: int | None = None,
+        session: Session | None = None,
+    ) -> list[RetrievalResult]:
+        """Find the chunks nearest to a vector; see `VectorStore.search`.
+
+        Args:
+            where: a SQL condition that chunks must meet besides, before the limit is counted; see
+                :meth:`search_statement`.
+            exact: compare with every matching chunk, without the ANN index.
+            ef_search: for this call, instead of the store's `hnsw_ef_search`.
+            session: the transaction to join; see above.
+        """
+        query, conditions, condition = self._checked(
+            query_vector, namespace, limit, filter, where, ef_search
+        )
+        validation.check_min_score(min_score)
+        validation.check_per_document(per_document)
+        joined = check_session(session)
+        if not query.any():
+            return []
+        parameters: dict[str, Any] = {
+            "namespace": namespace,
+            "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
+            **self._statements.search_parameters(limit, ef_search),
+            **conditions.parameters,
+        }
+        if condition is None:
+            statement = self._statements.search(
+                conditions, limit, exact=exact, per_document=per_document
+            )
+        else:
+            statement = self._statements.search_where(
+                condition, conditions, limit, parameters, exact=exact, per_document=per_document
+            )
+            parameters = {}
+        async with self._connections.single_statement("search", joined) as connection:
+            found = (await connection.execute(statement, parameters)).all()
+        return at_least(min_score, [rows.result(row) for row in found])
+
+    async def search_many(
+        self,
+        query_vectors: Sequence[Vector],
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        min_score: float | None = None,
+        exact: bool = False,
+        ef_search: int | None = None,
+        session: Session | None = None,
+    ) -> list[list[RetrievalResult]]:
+        """Search for several vectors in one round trip; see `VectorStore.search_many`.
+
+        Args:
+            exact, ef_search, session: as of :meth:`search`.
+        """
+        validation.check_namespace(namespace)
+        validation.check_limit(limit)
+        validation.check_ef_search(ef_search)
+        validation.check_min_score(min_score)
+        queries = validation.check_query_vectors(
+            query_vectors, self._config.dimensions, self._config.column_type
+        )
+        conditions = Conditions(as_filter(filter))
+        joined = check_session(session)
+        results: list[list[RetrievalResult]] = [[] for _ in queries]
+        asked = [number for number, query in enumerate(queries) if query.any()]
+        if not asked:
+            return results
+        values = {
+            "namespace": namespace,
+            "query_list": to_wire(queries[asked], self._config.column_type),
+            **self._statements.search_parameters(limit, ef_search),
+            **conditions.parameters,
+        }
+        statement = self._statements.search_many(conditions, limit, exact=exact)
+        async with self._connections.single_statement("search_many", joined) as connection:
+            for number, *row in await connection.execute(statement, values):
+                results[asked[number - 1]].append(rows.result(row))
+        return [at_least(min_score, found) for found in results]
+
+    async def search_diverse(
+        self,
+        query_vector: Vector,
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        diversity: float = 0.5,
+        candidates: int | None = None,
+        session: Session | None = None,
+    ) -> list[RetrievalResult]:
+        """Find chunks that are near and unlike one another; see `VectorStore.search_diverse`.
+
+        Args:
+            session: as of :meth:`search`.
+        """
+        candidates = validation.check_diversity(diversity, candidates, limit)
+        found = await self.search(query_vector, namespace, candidates, filter, session=session)
+        joined = check_session(session)
+        values = {"namespace": namespace, "ids": sorted(one.chunk.id for one in found)}
+        async with self._connections.single_statement("search_diverse", joined) as connection:
+            stored = await connection.execute(self._statements.embeddings, values)
+            vectors = {chunk_id: np.asarray(vector) for chunk_id, vector in stored}
+        return diverse(query_vector, found, vectors, limit, diversity)
+
+    def search_statement(
+        self,
+        query_vector: Vector,
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        where: ColumnElement[bool] | None = None,
+        exact: bool = False,
+        ef_search: int | None = None,
+    ) -> Select[Model, float]:
+        """A search as a statement: rows of (mapped chunk, score), to go on with and to execute.
+
+        Join it, give it options and order it like any select::
+
+            statement = (
+                store.search_statement(vector, "acme", where=Passage.lang == "en")
+                .join(Passage.document)
+                .add_columns(Document.title)
+                .options(contains_eager(Passage.document))
+            )
+            for passage, score, title in await session.execute(statement):
+                ...
+
+        The nearest `limit` chunks are found inside, by the ANN index or exactly as in
+        :meth:`search`, and nothing that is added outside can change how. So **a condition that is
+        added outside, by ``.where()`` or by an inner join that finds no partner, takes away from
+        these**; what must hold before the limit is counted goes into `filter` or `where`. `where`
+        speaks of the chunk's columns, and of other tables in ``exists(...)`` or
+        ``Passage.document.has(...)``.
+
+        It starts in the order of :meth:`search`; ``.order_by(None)`` clears that for another one.
+        The settings of the scan end with it. It carries its values, can be executed by any session
+        or connection, also a synchronous one, and used twice or twice in one statement. Do not give
+        it to ``stream()`` or a server-side cursor in a transaction in which you query vectors
+        yourself before the cursor is read.
+
+        Args:
+            query_vector, namespace, limit, filter: as in `VectorStore.search`.
+            where: a SQL condition that chunks must meet besides.
+            exact: compare with every matching chunk, without the ANN index.
+            ef_search: for this call, instead of the store's `hnsw_ef_search`.
+
+        Raises:
+            InvalidInputError: an argument cannot work.
+        """
+        query, conditions, condition = self._checked(
+            query_vector, namespace, limit, filter, where, ef_search
+        )
+        statement: Select[Model, float] = self._statements.composable_search(
+            query, namespace, limit, conditions, exact=exact, ef_search=ef_search, where=condition
+        )
+        return statement
+
+    def _checked(
+        self,
+        query_vector: Vector,
+        namespace: str,
+        limit: int,
+        filter: Any,
+        where: Any,
+        ef_search: int | None,
+    ) -> tuple[Float32Array, Conditions, ColumnElement[bool] | None]:
+        """The arguments of a search that are more than checked."""
+        validation.check_namespace(namespace)
+        validation.check_limit(limit)
+        validation.check_ef_search(ef_search)
+        query = validation.check_query_vector(
+            query_vector, self._config.dimensions, self._config.column_type
+        )
+        return (
+            query,
+            Conditions(as_filter(filter)),
+            checked_condition(where, self._connections.table),
+        )

@@ -1,0 +1,228 @@
+"""Writing chunks, and removing them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cenote import validation
+from cenote.filters import Conditions, Filter, as_filter, field, narrowing_filter
+from cenote.models import Chunk, EmbeddedChunk, SyncResult
+from cenote.stores import rows, sessions
+from cenote.stores.pgvector.base import Model, Part
+from cenote.stores.sessions import Joined, Session, check_session
+
+
+class Writing(Part[Model]):
+    """The methods of `PgVectorStore` that write."""
+
+    async def upsert(
+        self,
+        embedded_chunks: list[EmbeddedChunk],
+        namespace: str,
+        *,
+        session: Session | None = None,
+    ) -> None:
+        """Write chunks; see `VectorStore.upsert`.
+
+        `EmbeddedChunk.columns` gives values for columns of your own; all chunks of a call name the
+        same ones. A column that they do not name gets its default in a row that is new, and keeps
+        its value in a row that is there, unless it has an ``onupdate``.
+
+        Args:
+            session: the transaction to join; see above. Not one in AUTOCOMMIT.
+        """
+        validation.check_namespace(namespace)
+        await self._upsert(embedded_chunks, namespace, check_session(session))
+
+    async def _upsert(
+        self,
+        embedded_chunks: list[EmbeddedChunk],
+        namespace: str,
+        joined: Joined | None = None,
+        partition: str | None = None,
+    ) -> None:
+        batch = self._checked_batch(embedded_chunks)
+        if not batch.chunks:
+            return
+        names = self._own_columns.given(batch)
+        parts = list(rows.parts(batch))
+        of_own = [self._own_columns.parameters(names, part) for part in parts]
+        whole = joined is not None and len(parts) > 1
+        async with self._connections.transaction("upsert", joined, whole=whole) as connection:
+            for part, own in zip(parts, of_own, strict=True):
+                parameters = rows.parameters(part, self._config.column_type)
+                parameters |= {"namespace": namespace, **own}
+                await connection.execute(self._statements.upsert(names, partition), parameters)
+            ids = [chunk.id for chunk in batch.chunks]
+            await sessions.refresh(joined, self._model, namespace, ids)
+
+    async def delete(
+        self, chunk_ids: list[str], namespace: str, *, session: Session | None = None
+    ) -> None:
+        """Remove chunks; see `VectorStore.delete`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        validation.check_namespace(namespace)
+        joined = check_session(session)
+        ids = validation.check_ids(chunk_ids)
+        if not ids:
+            return
+        async with self._connections.single_statement("delete", joined) as connection:
+            await sessions.remove(joined, self._model, namespace, ids)
+            await connection.execute(self._statements.delete, {"namespace": namespace, "ids": ids})
+
+    async def delete_namespace(self, namespace: str, *, session: Session | None = None) -> None:
+        """Remove every chunk of a namespace; see `VectorStore.delete_namespace`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        validation.check_namespace(namespace)
+        joined = check_session(session)
+        async with self._connections.single_statement("delete_namespace", joined) as connection:
+            await sessions.remove(joined, self._model, namespace, None)
+            await connection.execute(self._statements.delete_namespace, {"namespace": namespace})
+
+    async def delete_document(
+        self, document_id: str, namespace: str, *, session: Session | None = None
+    ) -> int:
+        """Remove a document's chunks; see `VectorStore.delete_document`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        validation.check_namespace(namespace)
+        validation.check_document_id(document_id)
+        matching = Conditions(as_filter(field("document_id") == document_id))
+        return await self._delete_matching("delete_document", matching, namespace, session)
+
+    async def delete_matching(
+        self, filter: Filter | Mapping[str, Any], namespace: str, *, session: Session | None = None
+    ) -> int:
+        """Remove the chunks that a filter matches; see `VectorStore.delete_matching`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        validation.check_namespace(namespace)
+        matching = Conditions(narrowing_filter(filter))
+        return await self._delete_matching("delete_matching", matching, namespace, session)
+
+    async def _delete_matching(
+        self, operation: str, matching: Conditions, namespace: str, session: Session | None
+    ) -> int:
+        joined = check_session(session)
+        statement = self._statements.delete_matching(matching)
+        values = {"namespace": namespace, **matching.parameters}
+        async with self._connections.single_statement(operation, joined) as connection:
+            removed = 0
+            if sessions.holds_any(joined, self._model, namespace):
+                found = await connection.scalars(self._statements.ids_matching(matching), values)
+                removed = await sessions.remove(joined, self._model, namespace, found.all())
+            return removed + (await connection.execute(statement, values)).rowcount
+
+    async def update_metadata(
+        self,
+        metadata: Mapping[str, Mapping[str, Any]],
+        namespace: str,
+        *,
+        merge: bool = False,
+        session: Session | None = None,
+    ) -> int:
+        """Change chunks' metadata; see `VectorStore.update_metadata`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        validation.check_namespace(namespace)
+        joined = check_session(session)
+        texts = {
+            chunk_id: text
+            for chunk_id, (_, text) in validation.check_metadata_by_id(metadata).items()
+        }
+        if not texts:
+            return 0
+        values = {
+            "tenant": namespace,
+            "ids": list(texts),
+            "metadata_list": list(texts.values()),
+            "merge": merge,
+            **self._own_columns.on_update_parameters(()),
+        }
+        async with self._connections.single_statement("update_metadata", joined) as connection:
+            changed = await connection.execute(self._statements.update_metadata, values)
+            await sessions.refresh(joined, self._model, namespace, list(texts))
+            return changed.rowcount
+
+    async def sync_document(
+        self,
+        document_id: str,
+        chunks: Sequence[EmbeddedChunk | Chunk],
+        namespace: str,
+        *,
+        session: Session | None = None,
+    ) -> SyncResult:
+        """Make a document's stored chunks these; see `VectorStore.sync_document`.
+
+        Args:
+            session: the transaction to join; see above. Not one in AUTOCOMMIT.
+        """
+        validation.check_namespace(namespace)
+        joined = check_session(session)
+        embedded, kept = validation.check_document(document_id, chunks)
+        batch = self._checked_batch(embedded)
+        keep = validation.check_kept(kept, self._config.dimensions)
+        names = self._own_columns.given(batch) if batch.chunks else ()
+        whole = joined is not None
+        values = {"namespace": namespace, "document_id": document_id}
+        async with self._connections.transaction(
+            "sync_document", joined, whole=whole
+        ) as connection:
+            await connection.execute(self._statements.lock_document, values)
+            ids = sorted(chunk.id for chunk in (*batch.chunks, *keep.chunks))
+            gone = await connection.scalars(
+                self._statements.ids_of_document, {**values, "ids": ids}
+            )
+            doomed = gone.all()
+            await sessions.remove(joined, self._model, namespace, doomed)
+            await connection.execute(
+                self._statements.delete, {"namespace": namespace, "ids": doomed}
+            )
+            written = await self._keep(connection, keep, values)
+            for part in rows.parts(batch) if batch.chunks else ():
+                parameters = rows.parameters(part, self._config.column_type)
+                parameters |= {"namespace": namespace}
+                parameters |= self._own_columns.parameters(names, part)
+                done = await connection.execute(self._statements.upsert(names), parameters)
+                written += done.rowcount
+            await sessions.refresh(joined, self._model, namespace, ids)
+        return SyncResult(written=written, removed=len(doomed), unchanged=len(ids) - written)
+
+    async def _keep(
+        self, connection: AsyncConnection, keep: validation.Batch, values: dict[str, Any]
+    ) -> int:
+        """Update what came without an embedding; returns how many rows changed."""
+        if not keep.chunks:
+            return 0
+        ids = {"namespace": values["namespace"], "ids": [chunk.id for chunk in keep.chunks]}
+        stored = (await connection.execute(self._statements.hashes, ids)).all()
+        validation.refuse_unembedded(
+            keep.chunks,
+            {row.id: (row.content_hash, row.embedding_model) for row in stored},
+            self._embedding_model,
+        )
+        parameters = {
+            "tenant": values["namespace"],
+            "document": values["document_id"],
+            "ids": ids["ids"],
+            "content_list": [chunk.content for chunk in keep.chunks],
+            "position_list": [chunk.position for chunk in keep.chunks],
+            "metadata_list": keep.metadata_texts,
+            **self._own_columns.on_update_parameters(()),
+        }
+        return (await connection.execute(self._statements.keep, parameters)).rowcount

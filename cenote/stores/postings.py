@@ -1,0 +1,136 @@
+"""The in-memory store's index of the metadata: for each key and value, the rows that have it.
+
+A filter costs what the index has of the keys that it names, and not what is stored; only tests of
+columns look at every row.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cenote.filters import AllOf, AnyOf, Filter, Not, Single
+from cenote.predicates import Match, OwnField, Row, Test, json_token
+
+Rows: TypeAlias = NDArray[np.intp]
+Mask: TypeAlias = NDArray[np.bool_]
+Posting: TypeAlias = tuple[str, Hashable]
+"""A metadata key and the token of its value."""
+
+_EMPTY: Mapping[str, Any] = {}
+
+
+def postings(metadata: Mapping[str, Any]) -> frozenset[Posting]:
+    """What the index has of a row."""
+    return frozenset((key, json_token(value)) for key, value in metadata.items())
+
+
+@dataclass(slots=True)
+class _Entry:
+    """The rows that have one value of a key. It is a row itself, of that value alone."""
+
+    metadata: Mapping[str, Any]
+    rows: set[int] = field(default_factory=set)
+    array: Rows | None = None
+
+    fields = _EMPTY
+
+    def as_array(self) -> Rows:
+        if self.array is None:
+            self.array = np.fromiter(self.rows, dtype=np.intp, count=len(self.rows))
+        return self.array
+
+
+class PostingIndex:
+    """Rows by their numbers, found by filters."""
+
+    def __init__(self) -> None:
+        self._keys: defaultdict[str, dict[Hashable, _Entry]] = defaultdict(dict)
+
+    def add(self, number: int, metadata: Mapping[str, Any]) -> frozenset[Posting]:
+        """Take a row up; what it returns is what :meth:`remove` needs."""
+        added = postings(metadata)
+        for key, token in added:
+            entries = self._keys[key]
+            entry = entries.get(token)
+            if entry is None:
+                entry = entries[token] = _Entry({key: metadata[key]})
+            entry.rows.add(number)
+            entry.array = None
+        return added
+
+    def remove(self, number: int, added: frozenset[Posting]) -> None:
+        """Take a row out."""
+        for key, token in added:
+            entry = self._keys[key][token]
+            entry.rows.discard(number)
+            entry.array = None
+            if not entry.rows:
+                del self._keys[key][token]
+                if not self._keys[key]:
+                    del self._keys[key]
+
+    def find(self, filter: Filter, present: Mask, rows: Sequence[Row | None]) -> Rows:
+        """The numbers of the rows of which a filter holds, ascending or not.
+
+        Args:
+            filter: the filter.
+            present: which numbers are taken.
+            rows: by number.
+        """
+        if isinstance(filter, Single) and isinstance(filter.test, Match):
+            return self._matching(filter.test, len(present))
+        return np.flatnonzero(self._mask(filter, present, rows) & present)
+
+    def _mask(self, filter: Filter, present: Mask, rows: Sequence[Row | None]) -> Mask:
+        match filter:
+            case Single(test):
+                mask = np.zeros(len(present), dtype=np.bool_)
+                for numbers in self._holding(test, present, rows):
+                    mask[numbers] = True
+                return mask
+            case AllOf(parts):
+                mask = np.ones(len(present), dtype=np.bool_)
+                for part in parts:
+                    mask &= self._mask(part, present, rows)
+                return mask
+            case AnyOf(parts):
+                mask = np.zeros(len(present), dtype=np.bool_)
+                for part in parts:
+                    mask |= self._mask(part, present, rows)
+                return mask
+            case Not(part):
+                return ~self._mask(part, present, rows)
+        raise TypeError(type(filter).__name__)
+
+    def _holding(
+        self, test: Test, present: Mask, rows: Sequence[Row | None]
+    ) -> Iterator[Rows | list[int]]:
+        """The rows of which a test holds, in parts."""
+        if isinstance(test, Match):
+            yield self._matching(test, len(present))
+        elif isinstance(test.operand, OwnField):
+            yield [number for number, row in enumerate(rows) if row and test.holds(row)]
+        else:
+            for entry in self._keys.get(test.operand.path[0], {}).values():
+                if test.holds(entry):
+                    yield entry.as_array()
+
+    def _matching(self, test: Match, count: int) -> Rows:
+        found = [self._keys.get(key, {}).get(token) for key, token in test.tokens]
+        if any(entry is None for entry in found):
+            return np.empty(0, dtype=np.intp)
+        arrays = sorted((entry.as_array() for entry in found if entry is not None), key=len)
+        if not arrays:
+            return np.arange(count, dtype=np.intp)
+        rows = arrays[0]
+        for other in arrays[1:]:
+            mask = np.zeros(count, dtype=np.bool_)
+            mask[other] = True
+            rows = rows[mask[rows]]
+        return rows

@@ -1,0 +1,75 @@
+"""The SQL of many searches at once: one statement, whatever their number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import FromClause, Select, func, select, true, union_all
+
+from cenote.stores.search import Search, as_sent, integer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchMany(Search):
+    """As `Search`, for each row of a table of query vectors.
+
+    Attributes:
+        queries: their ``number`` and ``vector``, of which `query` is the latter.
+    """
+
+    queries: FromClause
+
+    def statement(self) -> Select[Any]:
+        """The columns of `Search.statement` after ``number``, by which they come in order."""
+        if self.fetch is None:
+            return self._nearest_of_each(self._exact_of_each().subquery("hits"))
+        few = self._few()
+        made = self._settings_of_the_scan(few)
+        saved = self._saved(made)
+        settings = self._settings(made, saved, few)
+        nearest = self._nearest(settings)
+        ann = self._cte(
+            select(self.queries.c.number, *nearest.c)
+            .select_from(settings)
+            .join(self.queries, true())
+            .join(nearest, true()),
+            "ann",
+        )
+        full = self._cte(
+            select(ann.c.number).group_by(ann.c.number).having(func.count() >= integer(self.fetch)),
+            "full",
+        )
+        numbers = select(full.c.number)
+        exact = self._exact_of_each(self.queries.c.number.not_in(numbers)).subquery("exact")
+        hits = self._cte(
+            union_all(select(*ann.c).where(ann.c.number.in_(numbers)), select(*exact.c)), "hits"
+        )
+        restored = self._restored(made, saved, hits)
+        return self._nearest_of_each(hits).where(restored, *self._planned_for_its_values())
+
+    def _exact_of_each(self, *conditions: Any) -> Select[Any]:
+        exact = self._exact().lateral("exactly")
+        return (
+            select(self.queries.c.number, *exact.c)
+            .select_from(self.queries)
+            .join(exact, true())
+            .where(*conditions)
+        )
+
+    def _nearest_of_each(self, hits: Any) -> Select[Any]:
+        place = func.row_number().over(
+            partition_by=hits.c.number, order_by=[hits.c.distance + integer(0), hits.c.id]
+        )
+        ranked = (
+            select(*map(as_sent, hits.c), place.label("place"))
+            .where(hits.c.distance <= integer(2))
+            .subquery("ranked")
+        )
+        columns = [ranked.c[column.key] for column in hits.c]
+        score = (integer(1) - ranked.c.distance).label("score")
+        found: Any = select(*columns, score)
+        statement: Select[Any] = found.where(ranked.c.place <= self._limit()).order_by(
+            ranked.c.number, ranked.c.place
+        )
+        return statement

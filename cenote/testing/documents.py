@@ -1,0 +1,241 @@
+"""What every store must do beside searching: reading, removing, a document's life."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from cenote.errors import DimensionMismatchError, InvalidInputError
+from cenote.filters import field, meta
+from cenote.models import Chunk, EmbeddedChunk, SyncResult
+from cenote.stores.base import VectorStore
+from cenote.testing.helpers import NAMESPACE, MakeStore, embedded, found, stored
+
+
+def chunk(chunk_id: str, content: str = "some text", **fields: Any) -> Chunk:
+    """A chunk without its embedding."""
+    return embedded(chunk_id, content=content, **fields).chunk
+
+
+class DocumentContract:
+    """A part of `cenote.testing.VectorStoreContract`."""
+
+    # -- reading
+
+    async def test_get_is_in_the_order_asked_for(self, store: VectorStore) -> None:
+        """Each once, without those that are not there, and from no other namespace."""
+        await store.upsert([embedded(one, metadata={"id": one}) for one in "abc"], NAMESPACE)
+        await store.upsert([embedded("d")], "other")
+        got = await store.get(["c", "a", "d", "c", "nothing"], NAMESPACE)
+        assert [(one.id, one.metadata) for one in got] == [("c", {"id": "c"}), ("a", {"id": "a"})]
+        assert await store.get([], NAMESPACE) == []
+        assert await store.get(["a"], "nobody") == []
+
+    async def test_pages_are_by_id(self, store: VectorStore) -> None:
+        """And one after another they are all chunks."""
+        await store.upsert([embedded(one) for one in "dBaäc"], NAMESPACE)
+        first = await store.list_chunks(NAMESPACE, limit=2)
+        assert [one.id for one in first] == ["B", "a"]
+        second = await store.list_chunks(NAMESPACE, after="a", limit=2)
+        assert [one.id for one in second] == ["c", "d"]
+        assert [one.id for one in await store.list_chunks(NAMESPACE, after="d")] == ["ä"]
+        assert await store.list_chunks(NAMESPACE, after="ä") == []
+        filtered = await store.list_chunks(NAMESPACE, field("id") > "b", after="c", limit=1)
+        assert [one.id for one in filtered] == ["d"]
+
+    async def test_counts(self, store: VectorStore) -> None:
+        """Of a namespace, of a filter, and of all namespaces."""
+        chunks = [embedded(one, metadata={"n": number}) for number, one in enumerate("abc")]
+        await store.upsert(chunks, "zeta")
+        await store.upsert(chunks[:1], "Alpha")
+        assert await store.count("zeta") == 3
+        assert await store.count("zeta", {"n": 1}) == 1
+        assert await store.count("zeta", meta("n") >= 1) == 2
+        assert await store.count("nobody") == 0
+        assert list((await store.list_namespaces()).items()) == [("Alpha", 1), ("zeta", 3)]
+        await store.delete_namespace("Alpha")
+        assert await store.list_namespaces() == {"zeta": 3}
+
+    async def test_neighbours(self, store: VectorStore) -> None:
+        """By position, whether or not it is counted without gaps, in the document alone."""
+        places = {"e": -1, "a": 0, "b": 10, "c": 10, "d": 2**40}
+        chunks = [embedded(one, position=place) for one, place in places.items()]
+        others = [embedded("x", position=5, document_id="other")]
+        await store.upsert(chunks + others, NAMESPACE)
+
+        async def around(chunk_id: str, **numbers: int) -> str:
+            found = await store.neighbours(chunk_id, NAMESPACE, **numbers)
+            return "".join(one.id for one in found)
+
+        assert await around("b") == "abc"
+        assert await around("b", before=0, after=0) == "b"
+        assert await around("c", before=2) == "abcd"
+        assert await around("e", before=3, after=9) == "eabcd"
+        assert await around("x") == "x"
+        assert await around("nothing") == ""
+
+    # -- removing and changing
+
+    async def test_documents_are_deleted(self, store: VectorStore) -> None:
+        """All of their chunks, of one namespace."""
+        await store.upsert([embedded(one, document_id="d1") for one in "ab"], NAMESPACE)
+        await store.upsert([embedded("c", document_id="d2")], NAMESPACE)
+        await store.upsert([embedded("a", document_id="d1")], "other")
+        assert await store.delete_document("d1", NAMESPACE) == 2
+        assert await store.delete_document("d1", NAMESPACE) == 0
+        assert [one.id for one in await stored(store)] == ["c"]
+        assert len(await stored(store, "other")) == 1
+
+    async def test_what_matches_is_deleted(self, store: VectorStore) -> None:
+        """And nothing by a filter that filters nothing."""
+        chunks = [embedded(one, metadata={"n": number}) for number, one in enumerate("abc")]
+        await store.upsert(chunks, NAMESPACE)
+        nothings: list[Any] = [None, {}, {"$and": []}]
+        for nothing in nothings:
+            with pytest.raises(InvalidInputError) as error:
+                await store.delete_matching(nothing, NAMESPACE)
+            assert error.value.field == "filter"
+        assert await store.delete_matching(meta("n") >= 1, NAMESPACE) == 2
+        assert await store.delete_matching({"n": 1}, "nobody") == 0
+        assert [one.id for one in await stored(store)] == ["a"]
+        assert await found(store, [1, 0, 0, 0], NAMESPACE) == ["a"]
+
+    async def test_metadata_change_alone(self, store: VectorStore) -> None:
+        """Replaced or merged; filters and searches see it, and nothing else changes."""
+        await store.upsert(
+            [embedded("a", [0, 1, 0, 0], metadata={"x": 1, "y": {"z": 1}}), embedded("b")],
+            NAMESPACE,
+        )
+        (before, _) = await stored(store)
+        changes = {"a": {"x": 2}, "nothing": {"x": 3}}
+        assert await store.update_metadata(changes, NAMESPACE, merge=True) == 1
+        assert (await stored(store))[0].metadata == {"x": 2, "y": {"z": 1}}
+        assert await store.update_metadata(changes, NAMESPACE, merge=True) == 0
+        assert await store.update_metadata(changes, NAMESPACE) == 1
+        (after, _) = await stored(store)
+        assert (after.metadata, after.content) == ({"x": 2}, before.content)
+        assert await found(store, [0, 1, 0, 0], NAMESPACE, 1, {"x": 2}) == ["a"]
+        assert await found(store, [0, 1, 0, 0], NAMESPACE, 1, meta("y").exists()) == []
+        assert await store.update_metadata({}, NAMESPACE) == 0
+        assert await store.update_metadata(changes, "nobody") == 0
+
+    async def test_bad_metadata_change_nothing(self, store: VectorStore) -> None:
+        """One among many is enough."""
+        await store.upsert([embedded("a", metadata={"x": 1})], NAMESPACE)
+        with pytest.raises(InvalidInputError) as error:
+            await store.update_metadata({"a": {"x": 2}, "b": {"x": float("nan")}}, NAMESPACE)
+        assert (error.value.field, error.value.chunk_id) == ("metadata", "b")
+        assert (await stored(store))[0].metadata == {"x": 1}
+
+    # -- a document's life
+
+    async def test_what_is_missing(self, make_store: MakeStore) -> None:
+        """Chunks that are new, have another content, or come from another model."""
+        store = await make_store(4)
+        await store.upsert([embedded("a", content="old"), embedded("b", content="same")], NAMESPACE)
+        asked = [chunk("c"), chunk("b", "same", position=7), chunk("a", "new")]
+        assert await store.missing(asked, NAMESPACE) == [asked[0], asked[2]]
+        assert await store.missing(asked, "nobody") == asked
+        assert await store.missing([], NAMESPACE) == []
+
+    async def test_a_document_is_synchronised(self, store: VectorStore) -> None:
+        """Written, removed and left alone; of other documents nothing."""
+        await store.upsert([embedded("x", document_id="other")], NAMESPACE)
+        first = [embedded(one, content=one) for one in "abc"]
+        result = await store.sync_document("doc", first, NAMESPACE)
+        assert result == SyncResult(written=3, removed=0, unchanged=0)
+        assert await store.sync_document("doc", first, NAMESPACE) == SyncResult(
+            written=0, removed=0, unchanged=3
+        )
+        second: list[EmbeddedChunk | Chunk] = [
+            first[0],
+            chunk("b", "b", position=4, metadata={"moved": True}),
+            embedded("d", [0, 1, 0, 0], content="d"),
+        ]
+        result = await store.sync_document("doc", second, NAMESPACE)
+        assert result == SyncResult(written=2, removed=1, unchanged=1)
+        assert [one.id for one in await stored(store)] == ["a", "b", "d", "x"]
+        (kept,) = await store.get(["b"], NAMESPACE)
+        assert (kept.position, kept.metadata) == (4, {"moved": True})
+        assert await found(store, [1, 0, 0, 0], NAMESPACE, 2, {"moved": True}) == ["b"]
+        assert await store.sync_document("doc", [], NAMESPACE) == SyncResult(
+            written=0, removed=3, unchanged=0
+        )
+        assert [one.id for one in await stored(store)] == ["x"]
+
+    async def test_a_bad_document_changes_nothing(self, store: VectorStore) -> None:
+        """Neither what is refused at once, nor what turns out to have no embedding."""
+        await store.sync_document("doc", [embedded("a"), embedded("b")], NAMESPACE)
+        before = await stored(store)
+        bad: list[tuple[Any, str]] = [
+            ([embedded("c"), chunk("a", "changed")], "embedding"),
+            ([embedded("c"), chunk("new")], "embedding"),
+            ([embedded("c"), embedded("c")], "chunks"),
+            ([embedded("c", document_id="other")], "document_id"),
+            ([embedded("c", [1.0])], "embedding"),
+            ([7], "chunks"),
+            ("ab", "chunks"),
+        ]
+        for chunks, fault in bad:
+            with pytest.raises(InvalidInputError) as error:
+                await store.sync_document("doc", chunks, NAMESPACE)
+            assert error.value.field == fault
+            assert await stored(store) == before
+        with pytest.raises(DimensionMismatchError):
+            await store.sync_document("doc", [embedded("c", [1.0])], NAMESPACE)
+
+    async def test_two_synchronisations_at_once(self, store: VectorStore) -> None:
+        """End in one of the two states."""
+        states = [
+            [embedded(f"{version}{number}", content=version) for number in range(20)]
+            + [embedded("shared", content=version)]
+            for version in "ab"
+        ]
+        for _ in range(5):
+            await asyncio.gather(
+                *(store.sync_document("doc", state, NAMESPACE) for state in states)
+            )
+            contents = {one.content for one in await stored(store)}
+            assert len(contents) == 1
+            assert len(await stored(store)) == 21
+
+    @pytest.mark.parametrize(
+        ("call", "fault"),
+        [
+            (lambda store: store.get("abc", "n"), "chunk_ids"),
+            (lambda store: store.get([7], "n"), "chunk_ids"),
+            (lambda store: store.list_chunks("n", limit=0), "limit"),
+            (lambda store: store.list_chunks("n", after=7), "after"),
+            (lambda store: store.count("n", filter=7), "filter"),
+            (lambda store: store.neighbours("a\x00", "n"), "chunk_id"),
+            (lambda store: store.neighbours("a", "n", before=-1), "before"),
+            (lambda store: store.neighbours("a", "n", after=True), "after"),
+            (lambda store: store.delete_document("d" * 1025, "n"), "document_id"),
+            (lambda store: store.update_metadata([], "n"), "metadata"),
+            (lambda store: store.update_metadata({7: {}}, "n"), "chunk_id"),
+            (lambda store: store.missing("abc", "n"), "chunks"),
+            (lambda store: store.missing([7], "n"), "chunks"),
+            *(
+                (call, "namespace")
+                for call in (
+                    lambda store: store.get(["a"], ""),
+                    lambda store: store.list_chunks(""),
+                    lambda store: store.count(""),
+                    lambda store: store.neighbours("a", ""),
+                    lambda store: store.delete_document("d", ""),
+                    lambda store: store.delete_matching({"a": 1}, ""),
+                    lambda store: store.update_metadata({}, ""),
+                    lambda store: store.missing([], ""),
+                    lambda store: store.sync_document("d", [], ""),
+                    lambda store: store.search_many([], ""),
+                )
+            ),
+        ],
+    )
+    async def test_bad_arguments_are_named(self, store: VectorStore, call: Any, fault: str) -> None:
+        """Whatever the call."""
+        with pytest.raises(InvalidInputError) as error:
+            await call(store)
+        assert error.value.field == fault

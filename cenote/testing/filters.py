@@ -1,0 +1,144 @@
+"""What filters mean: cases for the contract suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from cenote.filters import field, meta
+
+FILTERED: dict[str, dict[str, Any]] = {
+    "a": {"year": 2020, "lang": "es", "tags": ["x", "y"], "author": {"name": "Ana", "age": 3}},
+    "b": {"year": 2021.5, "lang": "EN", "tags": [], "author": {"name": ["Ana"]}},
+    "c": {"year": "2020", "lang": None, "tags": None},
+    "d": {"year": True, "tags": "x", "author": [{"name": "Ana"}]},
+    "e": {},
+    "f": {"year": None, "lang": "españÖl_1", "tags": [1, [2], {"k": 1, "l": 2}, None, "x"]},
+}
+"""The metadata of the chunks that `FILTERS` are tried on."""
+
+FILTERS: list[tuple[Any, str]] = [
+    (meta("year") == 2020, "a"),
+    (meta("year") == 2020.0, "a"),
+    (meta("year") != 2020, "bcdef"),
+    (meta("year") == None, "f"),  # noqa: E711
+    (meta("year").is_null(), "f"),
+    (meta("year").exists(), "abcdf"),
+    (meta("year") >= 2020, "ab"),
+    (meta("year") > 2020, "b"),
+    (meta("year") < 2021.5, "a"),
+    (meta("year") <= 2021.5, "ab"),
+    (meta("year") >= "2", "c"),
+    (meta("year") > 10**30, ""),
+    (meta("year") < 1e300, "ab"),
+    (meta("year").between(2020, 2021), "a"),
+    (meta("year").in_([2020, "2020", None, True]), "acdf"),
+    (meta("year").in_([]), ""),
+    (meta("year").in_([*range(3000)]), "a"),
+    (meta("tags").in_([[], *range(30), ["x", "y"]]), "ab"),
+    (meta("year").not_in([2020]), "bcdef"),
+    (meta("lang") >= "a", "af"),
+    (meta("lang") > "EN", "af"),
+    (meta("lang").like("e%"), "af"),
+    (meta("lang").like("E_"), "b"),
+    (meta("lang").like("%\\_1"), "f"),
+    (meta("lang").like("%ñ_l%"), "f"),
+    (meta("lang").like("es"), "a"),
+    (meta("lang").like(""), ""),
+    (meta("lang").ilike("e%"), "abf"),
+    (meta("lang").ilike("ESPAñÖL\\_%"), "f"),
+    (meta("lang").ilike("espaÑöl%"), ""),
+    (meta("lang").startswith("e"), "af"),
+    (meta("lang").startswith("%"), ""),
+    (meta("tags").contains("x"), "af"),
+    (meta("tags").contains(1.0), "f"),
+    (meta("tags").contains(True), ""),
+    (meta("tags").contains([2]), "f"),
+    (meta("tags").contains({"k": 1}), ""),
+    (meta("tags").contains({"l": 2, "k": 1}), "f"),
+    (meta("tags").contains(None), "f"),
+    (meta("tags").any_of(["y", 1]), "af"),
+    (meta("tags").any_of([]), ""),
+    (meta("tags").all_of(["y", "x"]), "a"),
+    (meta("tags") == [], "b"),
+    (meta("author", "name") == "Ana", "a"),
+    (meta("author", "name") == ["Ana"], "b"),
+    (meta("author", "name").contains("Ana"), "b"),
+    (meta("author", "name").exists(), "ab"),
+    (meta("author", "name").startswith("A"), "a"),
+    (meta("author", "age") > 2, "a"),
+    (meta("author") == {"age": 3, "name": "Ana"}, "a"),
+    (meta("'; DROP TABLE cenote_chunks; --").exists(), ""),
+    ((meta("year") == 2020) & (meta("lang") == "es"), "a"),
+    ((meta("year") == 2020) | meta("lang").is_null() | (meta("tags") == "x"), "acd"),
+    (~(meta("year") >= 2020) & meta("lang").exists(), "cf"),
+    (field("position") >= 4, "ef"),
+    (field("position").in_([0, 3]), "ad"),
+    (field("document_id") == "doc%b", "b"),
+    (field("document_id").like("%\\%_"), "abcdef"),
+    (field("id").between("b", "d"), "bcd"),
+    (field("content").ilike("UNDER%"), "abcdf"),
+    (field("content") < "z", "abcdf"),
+    (field("embedding_model") != "model", ""),
+    (field("created_at") > datetime(2020, 1, 1, tzinfo=UTC), "abcdef"),
+    (field("created_at").is_null(), ""),
+    ({"year": {"$gte": 2020, "$lt": 2021}}, "a"),
+    ({"year": {"$ne": 2020}, "lang": "es"}, ""),
+    ({"year": {"$in": [2020, "2020"]}}, "ac"),
+    ({"year": {"$nin": [2020, "2020"]}}, "bdef"),
+    ({"year": {"$between": [2020, 2022]}}, "ab"),
+    ({"year": {"$exists": False}}, "e"),
+    ({"year": {"$eq": {"$gte": 1}}}, ""),
+    ({"year": {"$not": {"$gt": 2020}}}, "acdef"),
+    ({"tags": {"$contains": "x"}}, "af"),
+    ({"tags": {"$any": ["y"]}, "lang": {"$ilike": "ES"}}, "a"),
+    ({"tags": {"$all": ["x", 1]}}, "f"),
+    ({"lang": {"$like": "E%"}}, "b"),
+    ({"$or": [{"year": 2020}, {"lang": None}, field("position") == 5]}, "acf"),
+    ({"$and": [{"year": 2020}, {"$not": {"lang": "es"}}]}, ""),
+    ({"$and": []}, "abcdef"),
+    ({"$or": []}, ""),
+]
+"""Filters, and the keys in `FILTERED` that match."""
+
+BAD_FILTERS: list[Callable[[], Any]] = [
+    lambda: {"$nor": []},
+    lambda: {"$and": {"a": 1}},
+    lambda: {"$not": 1},
+    lambda: {"a": {"$regex": "x"}},
+    lambda: {"a": {"$gt": 1, "b": 2}},
+    lambda: {"a": {"$gt": [1]}},
+    lambda: {"a": {"$gt": True}},
+    lambda: {"a": {"$in": "abc"}},
+    lambda: {"a": {"$between": [1]}},
+    lambda: {"a": {"$exists": 1}},
+    lambda: {"a": {"$all": []}},
+    lambda: {"a": {"$not": 1}},
+    lambda: {"a": {"$like": "x\\"}},
+    lambda: {"a": {"$eq": float("nan")}},
+    lambda: {"a": meta("b") == 1},
+    lambda: {"a\x00": {"$gt": 1}},
+    meta,
+    lambda: meta("a\x00").exists(),
+    lambda: meta(7) == 1,  # type: ignore[arg-type]
+    lambda: meta("a") > None,
+    lambda: meta("a").like(7),  # type: ignore[arg-type]
+    lambda: meta("a") == {1},
+    lambda: meta("a").contains("\x00"),
+    lambda: field("position") == "1",
+    lambda: field("position") == True,  # noqa: E712
+    lambda: field("created_at") > datetime(2020, 1, 1),
+    lambda: field("document_id") > 1,
+    lambda: field("document_id") == "\x00",
+    lambda: {"a": 1} | {"$and": [{"b": n} for n in range(1001)]},
+    lambda: _nested(51),
+]
+"""What makes filters that are refused."""
+
+
+def _nested(depth: int) -> dict[str, Any]:
+    filter: dict[str, Any] = {"a": 1}
+    for _ in range(depth):
+        filter = {"$not": filter}
+    return filter

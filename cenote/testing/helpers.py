@@ -1,0 +1,76 @@
+"""What tests of stores are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from cenote.filters import FilterLike
+from cenote.models import Chunk, EmbeddedChunk
+from cenote.stores.base import VectorStore
+from cenote.types import Vector
+
+MakeStore = Callable[..., Awaitable[Any]]
+
+NAMESPACE = "acme"
+
+SQL_LOOKALIKES = [
+    "'; DROP TABLE cenote_chunks; --",
+    '"; DELETE FROM cenote_chunks; --',
+    "$1",
+    ":id",
+    "%s %(id)s {id}",
+    "\\'; SELECT 1",
+]
+
+
+def embedded(
+    chunk_id: str,
+    embedding: Vector = (1.0, 0.0, 0.0, 0.0),
+    *,
+    document_id: str = "doc",
+    content: str = "some text",
+    position: int = 0,
+    metadata: dict[str, Any] | None = None,
+    embedding_model: str = "model",
+    columns: Mapping[str, Any] | None = None,
+) -> EmbeddedChunk:
+    """An embedded chunk of four dimensions, unremarkable but for what is said."""
+    chunk = Chunk(
+        id=chunk_id,
+        document_id=document_id,
+        content=content,
+        position=position,
+        metadata={} if metadata is None else metadata,
+    )
+    return EmbeddedChunk(
+        chunk=chunk,
+        embedding=embedding,
+        embedding_model=embedding_model,
+        columns={} if columns is None else columns,
+    )
+
+
+async def stored(
+    store: VectorStore,
+    namespace: str = NAMESPACE,
+    filter: FilterLike = None,
+    **kwargs: Any,
+) -> list[Chunk]:
+    """All chunks of a namespace."""
+    return [chunk async for chunk in store.get_all_chunks(namespace, filter, **kwargs)]
+
+
+async def found(store: VectorStore, *args: Any, **kwargs: Any) -> list[str]:
+    """The ids that a search finds."""
+    return [result.chunk.id for result in await store.search(*args, **kwargs)]
+
+
+class Awkward:
+    """An object that is no array and cannot say so politely, as a tensor that needs gradients."""
+
+    def __repr__(self) -> str:
+        return "awkward"
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError
