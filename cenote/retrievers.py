@@ -1,0 +1,247 @@
+"""From a text to chunks, over any `VectorStore`: by vectors, by words, or by both.
+
+::
+
+    by_vector = VectorRetriever(store, embed)
+    by_words = BM25Retriever(store)
+    both = HybridRetriever([by_vector, by_words])
+    results = await both.retrieve("what a reader asks", "acme", 5)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from cenote import validation
+from cenote.errors import ConfigurationError
+from cenote.filters import AllOf, FilterLike, as_filter, field
+from cenote.models import RetrievalResult
+from cenote.ranking import reciprocal_rank_fusion
+from cenote.stores.base import VectorStore
+from cenote.types import Vector
+
+Embed = Callable[[str], Vector | Awaitable[Vector]]
+"""Makes the embedding of a query, at once or to be awaited."""
+
+Tokenize = Callable[[str], Sequence[str]]
+"""Takes a text apart into the words that are to be found in it."""
+
+_PAGE = 100
+"""Ids that are asked for at a time, best first, until there are enough."""
+
+_WORDS = re.compile(r"\w+")
+
+
+class Retriever(Protocol):
+    """Finds the chunks of a namespace that answer a text."""
+
+    async def retrieve(
+        self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
+    ) -> list[RetrievalResult]:
+        """Find chunks.
+
+        Args:
+            text: what is asked.
+            namespace: where to look.
+            limit: the most results to return, 1 or more.
+            filter: what the chunks must match.
+
+        Returns:
+            At most `limit` results, the best first, whose `RetrievalResult.retriever` says how they
+            were found and so what their score means.
+
+        Raises:
+            InvalidInputError: an argument cannot work.
+            VectorStoreError: the store failed.
+        """
+        ...
+
+
+class VectorRetriever:
+    """By the embedding of the text; the score is the cosine similarity.
+
+    Args:
+        store: where to search.
+        embed: makes the embedding, by the model that embedded the chunks.
+        **options: further arguments of the store's ``search``.
+    """
+
+    def __init__(self, store: VectorStore, embed: Embed, **options: Any) -> None:
+        self._store = store
+        self._embed = embed
+        self._options = options
+
+    async def retrieve(
+        self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
+    ) -> list[RetrievalResult]:
+        """Find chunks; see `Retriever.retrieve`."""
+        validation.check_text(text, field="text")
+        vector = self._embed(text)
+        if inspect.isawaitable(vector):
+            vector = await vector
+        return await self._store.search(vector, namespace, limit, filter, **self._options)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case: the tokens of `BM25Retriever` unless others are made."""
+    return _WORDS.findall(text.casefold())
+
+
+class BM25Retriever:
+    """By the words of the text; the score is that of BM25, 0 or more.
+
+    Needs the extra ``cenote[bm25]``. An index of a namespace's words is made in memory at the first
+    question, from ``get_all_chunks``, and holds no contents; the chunks are read from the store
+    again when they are found. What is written afterwards is found after :meth:`refresh`.
+
+    Args:
+        store: where the chunks are.
+        tokenize: takes texts apart; :func:`words` unless given. One that knows the language (its
+            stems and stop words) finds more.
+    """
+
+    def __init__(self, store: VectorStore, *, tokenize: Tokenize = words) -> None:
+        try:
+            import bm25s  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                "BM25Retriever needs bm25s: pip install 'cenote[bm25]'", setting="bm25"
+            ) from error
+        self._store = store
+        self._tokenize = tokenize
+        self._indexes: dict[str, asyncio.Task[_Index]] = {}
+
+    async def refresh(self, namespace: str) -> int:
+        """Index the words of a namespace as it is now; returns how many chunks there are."""
+        validation.check_namespace(namespace)
+        self._indexes.pop(namespace, None)
+        return len((await self._index(namespace)).ids)
+
+    async def retrieve(
+        self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
+    ) -> list[RetrievalResult]:
+        """Find chunks; see `Retriever.retrieve`. All of them have a word of the text."""
+        validation.check_text(text, field="text")
+        validation.check_namespace(namespace)
+        validation.check_limit(limit)
+        wanted = as_filter(filter)
+        index = await self._index(namespace)
+        ranked = index.ranked(self._tokenize(text))
+        results: list[RetrievalResult] = []
+        for start in range(0, len(ranked), _PAGE):
+            scores = dict(ranked[start : start + _PAGE])
+            among = field("id").in_(list(scores))
+            condition = among if wanted is None else AllOf((among, wanted))
+            page = await self._store.list_chunks(namespace, condition, limit=len(scores))
+            found = {chunk.id: chunk for chunk in page}
+            results += [
+                RetrievalResult(chunk=found[one], score=score, retriever="bm25")
+                for one, score in scores.items()
+                if one in found
+            ]
+            if len(results) >= limit:
+                break
+        return results[:limit]
+
+    async def _index(self, namespace: str) -> _Index:
+        """The index of a namespace, which is made once, however many ask for it at a time."""
+        task = self._indexes.get(namespace)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            task = asyncio.create_task(self._made(namespace))
+            self._indexes[namespace] = task
+        return await asyncio.shield(task)
+
+    async def _made(self, namespace: str) -> _Index:
+        ids: list[str] = []
+        tokens: list[list[str]] = []
+        async for chunk in self._store.get_all_chunks(namespace):
+            ids.append(chunk.id)
+            tokens.append([*self._tokenize(chunk.content)])
+        return await asyncio.to_thread(_Index.of, ids, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """The words of a namespace's chunks.
+
+    Attributes:
+        ids: of the chunks, in ascending order.
+        bm25: scores of their words; None where there are none.
+    """
+
+    ids: list[str]
+    bm25: Any
+
+    @classmethod
+    def of(cls, ids: list[str], tokens: list[list[str]]) -> _Index:
+        import bm25s
+
+        if not any(tokens):
+            return cls(ids, None)
+        bm25 = bm25s.BM25()
+        bm25.index(tokens, show_progress=False)
+        return cls(ids, bm25)
+
+    def ranked(self, tokens: Sequence[str]) -> list[tuple[str, float]]:
+        """Ids and scores of the chunks that have one of the words, the best first, ties by id."""
+        if self.bm25 is None or not tokens:
+            return []
+        scores = self.bm25.get_scores(list(tokens))
+        order = np.argsort(-scores, kind="stable")
+        return [(self.ids[n], float(scores[n])) for n in order if scores[n] > 0]
+
+
+class HybridRetriever:
+    """By several retrievers, whose rankings are fused.
+
+    The score is that of reciprocal rank fusion (`cenote.ranking.reciprocal_rank_fusion`): what
+    several retrievers place high comes first, whatever their scores mean.
+
+    Args:
+        retrievers: whom to ask, at once.
+        weights: of their rankings; 1 each when None.
+        depth: how many results of each to fuse, at least; a limit that is larger counts instead.
+
+    Raises:
+        ConfigurationError: there are no retrievers, or not as many weights.
+    """
+
+    def __init__(
+        self,
+        retrievers: Sequence[Retriever],
+        *,
+        weights: Sequence[float] | None = None,
+        depth: int = 50,
+    ) -> None:
+        if not retrievers or (weights is not None and len(weights) != len(retrievers)):
+            raise ConfigurationError(
+                "HybridRetriever needs one retriever or more, and a weight for each",
+                setting="weights",
+            )
+        self._retrievers = list(retrievers)
+        self._weights = weights
+        self._depth = depth
+
+    async def retrieve(
+        self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
+    ) -> list[RetrievalResult]:
+        """Find chunks; see `Retriever.retrieve`."""
+        validation.check_limit(limit)
+        depth = max(limit, self._depth)
+        answers = await asyncio.gather(
+            *(one.retrieve(text, namespace, depth, filter) for one in self._retrievers)
+        )
+        chunks = {result.chunk.id: result.chunk for answer in answers for result in answer}
+        rankings = [[result.chunk.id for result in answer] for answer in answers]
+        fused = reciprocal_rank_fusion(rankings, self._weights)
+        return [
+            RetrievalResult(chunk=chunks[one], score=score, retriever="hybrid")
+            for one, score in list(fused.items())[:limit]
+        ]
