@@ -1,4 +1,4 @@
-"""Both stores on a real collection: agreement, recall of the default search, nDCG@10.
+"""Both stores on a real collection: agreement, recall, nDCG@10, and that of words beside vectors.
 
     python -m benchmarks.retrieval FOLDER
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from cenote import Chunk, EmbeddedChunk, InMemoryVectorStore, PgVectorStore, RetrievalResult
 from cenote.embedded import EmbeddedPostgres
+from cenote.retrievers import BM25Retriever, HybridRetriever, Retriever, VectorRetriever
 
 BATCH = 1000
 
@@ -57,6 +58,20 @@ async def measure(dsn: str, folder: Path) -> None:
     print(f"  largest difference of a score: {difference:.1e}")
     print(f"  recall of the default search against exact: {np.mean(recalls):.3f}")
     print(f"  nDCG@10 of the default search: {np.mean(gains):.4f}")
+    vector_of = {
+        query["text"]: vector for query, vector in zip(queries, query_vectors, strict=True)
+    }
+    by_words = BM25Retriever(memory)
+    both = HybridRetriever([VectorRetriever(memory, vector_of.__getitem__), by_words])
+    retrievers: dict[str, Retriever] = {"BM25": by_words, "both": both}
+    for name, retriever in retrievers.items():
+        gains = [
+            _ndcg(
+                _ids(await retriever.retrieve(query["text"], "collection")), relevant[query["id"]]
+            )
+            for query in queries
+        ]
+        print(f"  nDCG@10 of {name}: {np.mean(gains):.4f}")
 
 
 def _read(folder: Path, name: str) -> tuple[list[dict[str, Any]], Any]:

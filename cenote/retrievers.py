@@ -33,6 +33,14 @@ Embed = Callable[[str], Vector | Awaitable[Vector]]
 Tokenize = Callable[[str], Sequence[str]]
 """Takes a text apart into the words that are to be found in it."""
 
+DEPTH = 200
+"""Results of each retriever that are fused.
+
+nDCG@10 on 93 queries of a collection of 11,429 abstracts, vectors alone .4335, BM25 .3520: fused
+.4318 at a depth of 50, .4331 at 100, .4384 at 200. With words cut to their stems by four suffixes,
+BM25 .3954, fused .4813.
+"""
+
 _PAGE = 100
 """Ids that are asked for at a time, best first, until there are enough."""
 
@@ -218,7 +226,7 @@ class HybridRetriever:
         retrievers: Sequence[Retriever],
         *,
         weights: Sequence[float] | None = None,
-        depth: int = 50,
+        depth: int = DEPTH,
     ) -> None:
         if not retrievers or (weights is not None and len(weights) != len(retrievers)):
             raise ConfigurationError(
