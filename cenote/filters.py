@@ -160,7 +160,8 @@ class _Comparable:
         """Equal to one of the values; of none, never."""
         several = [self._value(value) for value in _several(values, f"{self._operand} in_")]
         if len(several) > _LONG_LIST:
-            return Single(IsOneOf(self._operand, several))
+            listed = Single(IsOneOf(self._operand, [one for one in several if one is not None]))
+            return listed | self.is_null() if None in several else listed
         return AnyOf(tuple(Single(Equals(self._operand, value)) for value in several))
 
     def not_in(self, values: Iterable[Any]) -> Filter:
@@ -277,7 +278,6 @@ _BY_OPERATOR: dict[str, Callable[[Any, Any], Filter]] = {
     "$all": lambda key, value: key.all_of(value),
     "$like": lambda key, value: key.like(value),
     "$ilike": lambda key, value: key.ilike(value),
-    "$not": lambda key, value: ~_of_key(key, value),
 }
 
 
@@ -299,9 +299,7 @@ def as_filter(given: Any) -> Filter | None:
         raise _bad(f"the filter is nested more than {MAX_DEPTH} deep")
     if sum(1 for _ in tests(found)) > MAX_TESTS:
         raise _bad(f"the filter has more than {MAX_TESTS:,} tests")
-    if isinstance(found, AllOf) and not found.parts:
-        return None
-    return found
+    return None if _constant(found) else found
 
 
 def narrowing_filter(given: Any) -> Filter:
@@ -337,7 +335,7 @@ def _filter(given: Any, depth: int = 0) -> Filter:
                 'with "$", say meta(...)'
             )
         elif isinstance(value, Mapping) and _has_operators(value):
-            parts.append(_of_key(meta(key), value))
+            parts.append(_of_key(meta(key), value, depth + 1))
         elif isinstance(value, Filter | _Comparable):
             raise _bad(f"filter key {shown(key)} has an expression for a value; join them by &")
         else:
@@ -351,13 +349,18 @@ def _has_operators(value: Mapping[Any, Any]) -> bool:
     return any(isinstance(key, str) and key.startswith("$") for key in value)
 
 
-def _of_key(key: Meta, operators: Any) -> Filter:
+def _of_key(key: Meta, operators: Any, depth: int) -> Filter:
+    if depth > MAX_DEPTH:
+        raise _bad(f"the filter is nested more than {MAX_DEPTH} deep")
     if not isinstance(operators, Mapping):
         raise _bad(f"$not of {key!r} takes an object of operators; say $ne for a value")
-    parts = []
+    parts: list[Filter] = []
     for name, value in operators.items():
+        if name == "$not":
+            parts.append(Not(_of_key(key, value, depth + 1)))
+            continue
         if name not in _BY_OPERATOR:
-            known = ", ".join(_BY_OPERATOR)
+            known = ", ".join([*_BY_OPERATOR, "$not"])
             raise _bad(f"{key!r} has no operator {shown(name)}; there are: {known}")
         parts.append(_BY_OPERATOR[name](key, value))
     return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
@@ -372,7 +375,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _bad(f"$exists takes True or False, not {shown(value)}")
+        raise _bad(f"$exists takes True or False, not a value of type {type(value).__name__}")
     return value
 
 
@@ -410,20 +413,19 @@ Bind: TypeAlias = Callable[[str, TypeEngine[Any]], ColumnElement[Any]]
 
 
 class Conditions:
-    """A filter as SQL. Two are equal where their SQL is, whatever the values."""
+    """A filter as SQL."""
 
     def __init__(self, filter: Filter | None) -> None:
         self._filter = filter
         self._shape = _shape(filter)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Conditions) and self._shape == other._shape
-
-    def __hash__(self) -> int:
-        return hash(self._shape)
-
     def __bool__(self) -> bool:
         return self._filter is not None
+
+    @property
+    def shape(self) -> Hashable:
+        """What the SQL depends on: the values are not in it."""
+        return self._shape
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -482,6 +484,21 @@ def _sql(filter: Filter, columns: Any, following: Next) -> ColumnElement[bool]:
 
 
 # -- pieces ----------------------------------------------------------------------------------------
+
+
+def _constant(filter: Filter) -> bool | None:
+    """Whether a filter holds of everything, or of nothing; None where that depends."""
+    match filter:
+        case AllOf(parts):
+            known = {_constant(part) for part in parts}
+            return False if False in known else None if None in known else True
+        case AnyOf(parts):
+            known = {_constant(part) for part in parts}
+            return True if True in known else None if None in known else False
+        case Not(part):
+            inner = _constant(part)
+            return None if inner is None else not inner
+    return None
 
 
 def _depth(filter: Filter) -> int:

@@ -191,6 +191,8 @@ class OwnField:
             )
         if isinstance(value, str) and (reason := unstorable(value)):
             raise InvalidInputError(f"the value of {self} {reason}", field="filter")
+        if kind is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InvalidInputError(f"{self} takes a 64-bit integer", field="filter")
         if isinstance(value, datetime) and self.name in _KINDS and value.tzinfo is None:
             raise InvalidInputError(f"{self} takes a datetime with a time zone", field="filter")
         return value
@@ -215,6 +217,16 @@ class OwnField:
             raise InvalidInputError(f"{self}: there is no such column; {known}", field="filter")
         column: Column[Any] = columns[self.name]
         return column
+
+    def text(self, column: Column[Any]) -> ColumnElement[str]:
+        """The column for a comparison of texts.
+
+        Raises:
+            InvalidInputError: it holds none.
+        """
+        if not isinstance(column.type, String):
+            raise InvalidInputError(f"{self} is no column of texts", field="filter")
+        return collate(column, "C")
 
 
 Operand: TypeAlias = MetadataKey | OwnField
@@ -398,7 +410,10 @@ class Ordered:
     def holds(self, row: Row) -> bool:
         value = self.operand.of(row)
         if isinstance(self.operand, OwnField):
-            return value is not MISSING and bool(_ORDERS[self.operator](value, self.value))
+            try:
+                return value is not MISSING and bool(_ORDERS[self.operator](value, self.value))
+            except TypeError:  # a host's own values, of kinds that do not compare
+                return False
         kind = str if self._of_texts else (int, float)
         comparable = isinstance(value, kind) and not isinstance(value, bool)
         return comparable and bool(_ORDERS[self.operator](value, self.value))
@@ -407,7 +422,7 @@ class Ordered:
         compare: Callable[[Any, Any], ColumnElement[bool]] = _ORDERS[self.operator]
         if isinstance(self.operand, OwnField):
             column = self.operand.sql(columns)
-            compared = collate(column, "C") if self._of_texts else column
+            compared = self.operand.text(column) if self._of_texts else column
             return compare(compared, following(_bound(column)))
         value = self.operand.sql(columns, following)
         if self._of_texts:
@@ -428,7 +443,7 @@ class _OfText:
         test: Callable[[ColumnElement[str], ColumnElement[str]], ColumnElement[bool]],
     ) -> ColumnElement[bool]:
         if isinstance(self.operand, OwnField):
-            return test(collate(self.operand.sql(columns), "C"), following(Text()))
+            return test(self.operand.text(self.operand.sql(columns)), following(Text()))
         return test(json_string(self.operand.sql(columns, following)), following(Text()))
 
     def _values(self, text: str) -> list[Any]:

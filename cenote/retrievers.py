@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -113,9 +114,12 @@ class BM25Retriever:
         store: where the chunks are.
         tokenize: takes texts apart; :func:`words` unless given. One that knows the language (its
             stems and stop words) finds more.
+        namespaces: how many indexes to keep; the one that was asked least recently goes first.
     """
 
-    def __init__(self, store: VectorStore, *, tokenize: Tokenize = words) -> None:
+    def __init__(
+        self, store: VectorStore, *, tokenize: Tokenize = words, namespaces: int = 100
+    ) -> None:
         try:
             import bm25s  # noqa: F401
         except ModuleNotFoundError as error:
@@ -124,13 +128,18 @@ class BM25Retriever:
             ) from error
         self._store = store
         self._tokenize = tokenize
-        self._indexes: dict[str, asyncio.Task[_Index]] = {}
+        self._most = namespaces
+        self._indexes: OrderedDict[str, asyncio.Task[_Index]] = OrderedDict()
 
     async def refresh(self, namespace: str) -> int:
         """Index the words of a namespace as it is now; returns how many chunks there are."""
         validation.check_namespace(namespace)
         self._indexes.pop(namespace, None)
         return len((await self._index(namespace)).ids)
+
+    def forget(self, namespace: str) -> None:
+        """Drop the index of a namespace, such as one that was deleted."""
+        self._indexes.pop(namespace, None)
 
     async def retrieve(
         self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
@@ -164,6 +173,9 @@ class BM25Retriever:
         if task is None or (task.done() and (task.cancelled() or task.exception())):
             task = asyncio.create_task(self._made(namespace))
             self._indexes[namespace] = task
+            if len(self._indexes) > self._most:
+                self._indexes.popitem(last=False)
+        self._indexes.move_to_end(namespace)
         return await asyncio.shield(task)
 
     async def _made(self, namespace: str) -> _Index:

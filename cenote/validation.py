@@ -90,6 +90,14 @@ def check_ids(chunk_ids: Sequence[str]) -> list[str]:
     return sorted(set(ids))
 
 
+def check_ids_in_order(chunk_ids: Sequence[str]) -> list[str]:
+    """The same, in the order in which they were given."""
+    if isinstance(chunk_ids, Iterable) and not isinstance(chunk_ids, str):
+        chunk_ids = list(chunk_ids)
+    check_ids(chunk_ids)
+    return list(dict.fromkeys(chunk_ids))
+
+
 def check_min_score(min_score: float | None) -> None:
     """Refuse a least score that is no number from -1 to 1."""
     if min_score is not None and not (_is_number(min_score) and -1 <= min_score <= 1):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from library import Document, Passage, passage
 from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from cenote import InvalidInputError, PgVectorStore, field
+from cenote import EmbeddedChunk, InvalidInputError, PgVectorStore, field
 from cenote.models import SyncResult
 from cenote.testing import stored
 
@@ -96,6 +98,59 @@ async def test_a_refused_document_leaves_the_transaction_alive(
     assert await store.count("t", session=session) == 2
     await session.commit()
     assert await store.count("t") == 2
+
+
+async def test_a_refused_document_leaves_the_objects_alone(
+    session: AsyncSession, store: PgVectorStore[Passage], document: Document
+) -> None:
+    """None of them is taken for deleted."""
+    rows = (await session.scalars(select(Passage).order_by(Passage.id))).all()
+    chunks = await store.get([rows[0].id], "t")
+    bad = replace(chunks[0], content="other", content_hash="other")
+    with pytest.raises(InvalidInputError):
+        await store.sync_document(bad.document_id, [bad], "t", session=session)
+    rows[1].content = "changed"
+    await session.commit()
+    assert (await store.get([rows[1].id], "t"))[0].content == "changed"
+
+
+async def test_a_stale_snapshot_is_refused(
+    library: AsyncEngine, store: PgVectorStore[Passage], document: Document
+) -> None:
+    """It would leave what another synchronisation has committed."""
+    (chunk, *_) = await stored(store, "t")
+    async with library.connect() as connection:
+        await connection.execution_options(isolation_level="REPEATABLE READ")
+        with pytest.raises(InvalidInputError, match="READ COMMITTED"):
+            await store.sync_document(chunk.document_id, [chunk], "t", session=connection)
+
+
+async def test_a_content_that_changes_meanwhile(
+    library: AsyncEngine, store: PgVectorStore[Passage], document: Document
+) -> None:
+    """Its embedding is not kept for another content."""
+    (chunk, *others) = await stored(store, "t")
+    newer = replace(chunk, content="newer", content_hash="newer")
+    async with library.connect() as connection:
+        await store.upsert(
+            [
+                EmbeddedChunk(
+                    chunk=newer,
+                    embedding=[0, 1, 0, 0],
+                    embedding_model="model",
+                    columns={"doc_id": document.id},
+                )
+            ],
+            "t",
+            session=connection,
+        )
+        waiting = asyncio.create_task(store.sync_document(chunk.document_id, [chunk, *others], "t"))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await connection.commit()
+        with pytest.raises(InvalidInputError, match="another content"):
+            await waiting
+    assert (await store.get([chunk.id], "t"))[0].content == "newer"
 
 
 async def test_round_trips(

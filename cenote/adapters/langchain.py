@@ -312,7 +312,7 @@ class CenoteVectorStore(LangChainVectorStore):
     def _chunk(self, document: Document, chunk_id: str, vector: list[float]) -> EmbeddedChunk:
         chunk = Chunk(
             id=chunk_id,
-            document_id=str(document.metadata.get(self._document_id_key, chunk_id)),
+            document_id=str(document.metadata.get(self._document_id_key) or chunk_id),
             content=document.page_content,
             metadata=document.metadata,
         )

@@ -51,12 +51,19 @@ class LoopThread:
     def close(self) -> None:
         """Close the connections that synchronous calls opened."""
         with self._lock:
-            loop, self._loop = self._loop, None
-        if loop is not None:
-            if isinstance(self._store, PgVectorStore):
-                dispose = self._store.engine.dispose()
-                asyncio.run_coroutine_threadsafe(dispose, loop).result()
-            loop.call_soon_threadsafe(loop.stop)
-            assert self._thread is not None
+            if self._loop is None or self._thread is None:
+                return
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-            loop.close()
+            self._loop.close()
+            self._loop = None
+
+    async def _end(self) -> None:
+        """Cancel what other threads still wait for, and close the connections."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if isinstance(self._store, PgVectorStore):
+            await self._store.engine.dispose()

@@ -13,6 +13,7 @@ from cenote.filters import Filter, FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.ranking import maximal_marginal_relevance
 from cenote.types import Vector
+from cenote.validation import check_limit, check_namespace
 
 
 @runtime_checkable
@@ -376,6 +377,10 @@ class VectorStore(Protocol):
         """
         if isinstance(namespaces, str) or not isinstance(namespaces, Iterable):
             raise InvalidInputError("namespaces must be a list of namespaces", field="namespaces")
+        namespaces = list(namespaces)
+        for namespace in namespaces:
+            check_namespace(namespace)
+        check_limit(limit)
         found = [
             (namespace, result)
             for namespace in dict.fromkeys(namespaces)

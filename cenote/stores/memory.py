@@ -228,8 +228,7 @@ class InMemoryVectorStore(VectorStore):
 
     async def get(self, chunk_ids: Sequence[str], namespace: str) -> list[Chunk]:
         validation.check_namespace(namespace)
-        validation.check_ids(chunk_ids)
-        return self._of(namespace).get(dict.fromkeys(chunk_ids))
+        return self._of(namespace).get(validation.check_ids_in_order(chunk_ids))
 
     async def count(self, namespace: str, filter: FilterLike = None) -> int:
         validation.check_namespace(namespace)

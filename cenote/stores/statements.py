@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache, partial
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,9 @@ from cenote.stores.search_many import SearchMany
 from cenote.types import ColumnType, Float32Array
 from cenote.validation import ef_search_rule
 
+_SHAPES = 256
+"""Shapes of filters of which statements are kept."""
+
 _dialect = PGDialect()  # type: ignore[no-untyped-call]
 
 
@@ -98,6 +102,22 @@ def _value(values: Mapping[str, Any], name: str, type_: TypeEngine[Any]) -> Colu
     return literal(values[name], type_)
 
 
+def _by_shape(build: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a filter that keeps what it made of the last shapes, and none of the values."""
+    kept: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(filter: Conditions, *arguments: Any, **options: Any) -> Any:
+        key = (filter.shape, arguments, *options.items())
+        if key not in kept:
+            kept[key] = build(filter, *arguments, **options)
+            if len(kept) > _SHAPES:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return kept[key]
+
+    return get
+
+
 class ChunkStatements:
     """The statements over one chunk table.
 
@@ -133,10 +153,10 @@ class ChunkStatements:
         self._own = own
         self._schemas_translated = schemas_translated
         self._upserts: dict[tuple[tuple[str, ...], str | None], Insert] = {}
-        self._template = lru_cache(maxsize=256)(self._build_template)
-        self._search = lru_cache(maxsize=256)(partial(self._build_search, bind=_parameter))
-        self._search_many = lru_cache(maxsize=64)(self._build_search_many)
-        self.page = lru_cache(maxsize=256)(partial(self._build_page, bind=_parameter))
+        self._template = _by_shape(self._build_template)
+        self._search = _by_shape(partial(self._build_search, bind=_parameter))
+        self._search_many = _by_shape(self._build_search_many)
+        self.page = _by_shape(partial(self._build_page, bind=_parameter))
         """The chunks of a namespace that follow an id, or the first ones."""
         columns = self._table.c
         by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
@@ -145,8 +165,8 @@ class ChunkStatements:
         self.delete_namespace = self._build_delete()
         self.ids_of_document = select(self._locked(of_document, ~by_id).c.id)
         """The ids of all of a document's chunks but some, locked."""
-        self.ids_matching = lru_cache(maxsize=256)(self._build_ids_matching)
-        self.delete_matching = lru_cache(maxsize=256)(self._build_delete_matching)
+        self.ids_matching = _by_shape(self._build_ids_matching)
+        self.delete_matching = _by_shape(self._build_delete_matching)
         self.get = self._read().where(by_id)
         self.embeddings = select(columns.id, columns.embedding).where(
             columns.namespace == bindparam("namespace", type_=Text), by_id
@@ -154,7 +174,7 @@ class ChunkStatements:
         self.hashes = select(columns.id, columns.content_hash, columns.embedding_model).where(
             columns.namespace == bindparam("namespace", type_=Text), by_id
         )
-        self.count = lru_cache(maxsize=256)(self._build_count)
+        self.count = _by_shape(self._build_count)
         self.namespaces = (
             select(columns.namespace, func.count().label("chunks"))
             .group_by(columns.namespace)
@@ -162,6 +182,7 @@ class ChunkStatements:
         )
         self.neighbours = self._build_neighbours()
         self.update_metadata = self._build_update_metadata()
+        self.hashes_locked = self.hashes.order_by(columns.id).with_for_update()
         self.keep = self._build_keep()
         self.lock_document = select(
             func.pg_advisory_xact_lock(
@@ -169,7 +190,8 @@ class ChunkStatements:
                     bindparam("document_id", type_=Text),
                     func.hashtextextended(bindparam("namespace", type_=Text), 0),
                 )
-            )
+            ),
+            func.current_setting(literal_column("'transaction_isolation'")).label("isolation"),
         )
         """Makes changes of one document wait for one another, until the transaction ends."""
 
@@ -252,11 +274,11 @@ class ChunkStatements:
     def _build_update_metadata(self) -> Update:
         """Metadata of rows by id, where they differ; merged into what is there or instead of it."""
         columns = self._table.c
-        lists = [bindparam(name, type_=ARRAY(Text)) for name in ("ids", "metadata_list")]
+        lists = [bindparam(name, type_=ARRAY(Text)) for name in ("cenote_ids", "cenote_metadata")]
         new = func.unnest(*lists).table_valued("id", "metadata").render_derived(name="new")
         given = cast(new.c.metadata, JSONB)
         merged = columns.metadata.op("||", return_type=JSONB())(given)
-        metadata = case((bindparam("merge", type_=Boolean), merged), else_=given)
+        metadata = case((bindparam("cenote_merge", type_=Boolean), merged), else_=given)
         return self._update(
             new, {"metadata": metadata}, columns.metadata.is_distinct_from(metadata)
         )
@@ -271,26 +293,26 @@ class ChunkStatements:
             "metadata": Text(),
         }
         lists = [
-            bindparam("ids" if name == "id" else name + "_list", type_=ARRAY(type_))
+            bindparam("cenote_ids" if name == "id" else "cenote_" + name, type_=ARRAY(type_))
             for name, type_ in types.items()
         ]
         new = func.unnest(*lists).table_valued(*types).render_derived(name="new")
         values: dict[str, Any] = {name: new.c[name] for name in types if name != "id"}
         values["metadata"] = cast(new.c.metadata, JSONB)
-        values["document_id"] = bindparam("document", type_=Text)
+        values["document_id"] = bindparam("cenote_document", type_=Text)
         live = tuple_(*(columns[name] for name in values))
         return self._update(new, values, live.is_distinct_from(tuple_(*values.values())))
 
     def _update(self, new: Any, values: dict[str, Any], differs: ColumnElement[bool]) -> Update:
         """An update of rows by id. Names of columns are no names for parameters in an UPDATE."""
         columns = self._table.c
-        by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
-        locked = self._locked(by_id, namespace="tenant")
+        by_id = columns.id == any_(bindparam("cenote_ids", type_=ARRAY(Text)))
+        locked = self._locked(by_id, namespace="cenote_namespace")
         return (
             update(self._table)
             .values(values | self._own.on_update(()))
             .where(
-                columns.namespace == bindparam("tenant", type_=Text),
+                columns.namespace == bindparam("cenote_namespace", type_=Text),
                 columns.id.in_(select(locked.c.id)),
                 columns.id == new.c.id,
                 differs,
@@ -386,12 +408,14 @@ class ChunkStatements:
         """The nearest chunks, with their score; for connections that have the codec."""
         several = per_document is not None
         fetch = None if exact else rows_to_fetch(limit, per_document=several)
-        return self._search(filter, fetch, per_document=per_document)
+        statement: Select[Any] = self._search(filter, fetch, per_document=per_document)
+        return statement
 
     def search_many(self, filter: Conditions, limit: int, *, exact: bool) -> Select[Any]:
         """The nearest chunks of each query vector, after its number from 1."""
         fetch = None if exact else rows_to_fetch(limit)
-        return self._search_many(filter, fetch)
+        statement: Select[Any] = self._search_many(filter, fetch)
+        return statement
 
     def _build_search_many(self, filter: Conditions, fetch: int | None) -> Select[Any]:
         vectors = bindparam("query_list", type_=ARRAY(WireVector(self._column_type)))

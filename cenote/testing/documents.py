@@ -30,6 +30,7 @@ class DocumentContract:
         await store.upsert([embedded("d")], "other")
         got = await store.get(["c", "a", "d", "c", "nothing"], NAMESPACE)
         assert [(one.id, one.metadata) for one in got] == [("c", {"id": "c"}), ("a", {"id": "a"})]
+        assert len(await store.get(iter("ab"), NAMESPACE)) == 2  # type: ignore[arg-type]
         assert await store.get([], NAMESPACE) == []
         assert await store.get(["a"], "nobody") == []
 
@@ -92,7 +93,11 @@ class DocumentContract:
         """And nothing by a filter that filters nothing."""
         chunks = [embedded(one, metadata={"n": number}) for number, one in enumerate("abc")]
         await store.upsert(chunks, NAMESPACE)
-        nothings: list[Any] = [None, {}, {"$and": []}]
+        nothings: list[Any] = [
+            *(None, {}, {"$and": []}, {"$and": [{}]}, {"$or": [{}]}, {"$not": {"$or": []}}),
+            {"n": {"$nin": []}},
+            meta("n").not_in([]) | (meta("n") == 1),
+        ]
         for nothing in nothings:
             with pytest.raises(InvalidInputError) as error:
                 await store.delete_matching(nothing, NAMESPACE)

@@ -133,8 +133,18 @@ BAD_FILTERS: list[Callable[[], Any]] = [
     lambda: field("document_id") == "\x00",
     lambda: {"a": 1} | {"$and": [{"b": n} for n in range(1001)]},
     lambda: _nested(51),
+    lambda: {"a": _nested_in_key(3000)},
+    lambda: field("position") == 2**70,
+    lambda: field("position").in_([2**70]),
 ]
 """What makes filters that are refused."""
+
+
+def _nested_in_key(depth: int) -> dict[str, Any]:
+    operators: dict[str, Any] = {"$gt": 1}
+    for _ in range(depth):
+        operators = {"$not": operators}
+    return operators
 
 
 def _nested(depth: int) -> dict[str, Any]:

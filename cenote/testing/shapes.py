@@ -116,6 +116,8 @@ class SearchContract:
             (lambda store: store.search_diverse(NEAR, "n", diversity=2), "diversity"),
             (lambda store: store.search_diverse(NEAR, "n", candidates=3), "candidates"),
             (lambda store: store.search_namespaces(NEAR, "n"), "namespaces"),
+            (lambda store: store.search_namespaces(NEAR, [["n"]]), "namespace"),
+            (lambda store: store.search_namespaces(NEAR, [], "x"), "limit"),
         ],
     )
     async def test_bad_shapes_are_named(self, store: VectorStore, call: Any, fault: str) -> None:

@@ -32,14 +32,14 @@ class Reading(Part[Model]):
         """
         validation.check_namespace(namespace)
         joined = check_session(session)
-        ids = validation.check_ids(chunk_ids)
+        ids = validation.check_ids_in_order(chunk_ids)
         if not ids:
             return []
         values = {"namespace": namespace, "ids": ids}
         async with self._connections.single_statement("get", joined) as connection:
             found = (await connection.execute(self._statements.get, values)).all()
         by_id = {row.id: rows.chunk(row) for row in found}
-        return [by_id[one] for one in dict.fromkeys(chunk_ids) if one in by_id]
+        return [by_id[one] for one in ids if one in by_id]
 
     async def count(
         self, namespace: str, filter: FilterLike = None, *, session: Session | None = None

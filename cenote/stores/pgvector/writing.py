@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cenote import validation
+from cenote.errors import InvalidInputError
 from cenote.filters import Conditions, Filter, as_filter, field, narrowing_filter
 from cenote.models import Chunk, EmbeddedChunk, SyncResult
 from cenote.stores import rows, sessions
@@ -148,10 +149,10 @@ class Writing(Part[Model]):
         if not texts:
             return 0
         values = {
-            "tenant": namespace,
-            "ids": list(texts),
-            "metadata_list": list(texts.values()),
-            "merge": merge,
+            "cenote_namespace": namespace,
+            "cenote_ids": list(texts),
+            "cenote_metadata": list(texts.values()),
+            "cenote_merge": merge,
             **self._own_columns.on_update_parameters(()),
         }
         async with self._connections.single_statement("update_metadata", joined) as connection:
@@ -170,7 +171,8 @@ class Writing(Part[Model]):
         """Make a document's stored chunks these; see `VectorStore.sync_document`.
 
         Args:
-            session: the transaction to join; see above. Not one in AUTOCOMMIT.
+            session: the transaction to join; see above. Not one in AUTOCOMMIT, nor one above READ
+                COMMITTED, which would not see what another synchronisation has just committed.
         """
         validation.check_namespace(namespace)
         joined = check_session(session)
@@ -178,21 +180,18 @@ class Writing(Part[Model]):
         batch = self._checked_batch(embedded)
         keep = validation.check_kept(kept, self._config.dimensions)
         names = self._own_columns.given(batch) if batch.chunks else ()
-        whole = joined is not None
         values = {"namespace": namespace, "document_id": document_id}
+        ids = sorted(chunk.id for chunk in (*batch.chunks, *keep.chunks))
         async with self._connections.transaction(
-            "sync_document", joined, whole=whole
+            "sync_document", joined, whole=joined is not None
         ) as connection:
-            await connection.execute(self._statements.lock_document, values)
-            ids = sorted(chunk.id for chunk in (*batch.chunks, *keep.chunks))
-            gone = await connection.scalars(
-                self._statements.ids_of_document, {**values, "ids": ids}
-            )
-            doomed = gone.all()
-            await sessions.remove(joined, self._model, namespace, doomed)
-            await connection.execute(
-                self._statements.delete, {"namespace": namespace, "ids": doomed}
-            )
+            locked = (await connection.execute(self._statements.lock_document, values)).one()
+            if locked.isolation != "read committed":  # it would not see whom it waited for
+                raise InvalidInputError(
+                    f"sync_document needs READ COMMITTED, and session is at "
+                    f"{locked.isolation.upper()}",
+                    field="session",
+                )
             written = await self._keep(connection, keep, values)
             for part in rows.parts(batch) if batch.chunks else ():
                 parameters = rows.parameters(part, self._config.column_type)
@@ -200,6 +199,13 @@ class Writing(Part[Model]):
                 parameters |= self._own_columns.parameters(names, part)
                 done = await connection.execute(self._statements.upsert(names), parameters)
                 written += done.rowcount
+            gone = self._statements.ids_of_document
+            doomed = (await connection.scalars(gone, {**values, "ids": ids})).all()
+            # Last, for an error would give the rows back and not the session's objects.
+            await sessions.remove(joined, self._model, namespace, doomed)
+            await connection.execute(
+                self._statements.delete, {"namespace": namespace, "ids": doomed}
+            )
             await sessions.refresh(joined, self._model, namespace, ids)
         return SyncResult(written=written, removed=len(doomed), unchanged=len(ids) - written)
 
@@ -210,19 +216,19 @@ class Writing(Part[Model]):
         if not keep.chunks:
             return 0
         ids = {"namespace": values["namespace"], "ids": [chunk.id for chunk in keep.chunks]}
-        stored = (await connection.execute(self._statements.hashes, ids)).all()
+        stored = (await connection.execute(self._statements.hashes_locked, ids)).all()
         validation.refuse_unembedded(
             keep.chunks,
             {row.id: (row.content_hash, row.embedding_model) for row in stored},
             self._embedding_model,
         )
         parameters = {
-            "tenant": values["namespace"],
-            "document": values["document_id"],
-            "ids": ids["ids"],
-            "content_list": [chunk.content for chunk in keep.chunks],
-            "position_list": [chunk.position for chunk in keep.chunks],
-            "metadata_list": keep.metadata_texts,
+            "cenote_namespace": values["namespace"],
+            "cenote_document": values["document_id"],
+            "cenote_ids": ids["ids"],
+            "cenote_content": [chunk.content for chunk in keep.chunks],
+            "cenote_position": [chunk.position for chunk in keep.chunks],
+            "cenote_metadata": keep.metadata_texts,
             **self._own_columns.on_update_parameters(()),
         }
         return (await connection.execute(self._statements.keep, parameters)).rowcount
