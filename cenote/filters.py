@@ -249,6 +249,10 @@ def meta(*path: str) -> Meta:
 def field(name: str) -> Field:
     """A column: ``document_id``, ``position``, ``embedding_model``, ``created_at``, or a host's.
 
+    Args:
+        name: of the column. In memory, where there is no table, a host's is called as in
+            `EmbeddedChunk.columns`.
+
     Raises:
         InvalidInputError: the name is no text. A name that the store's table lacks is refused by
             the store.
