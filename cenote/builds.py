@@ -23,6 +23,9 @@ from cenote.progress import IndexProgress, Report, tell
 from cenote.schema import own_connection
 from cenote.sqltypes import embedding_type
 
+PATIENCE_SECONDS = 1.0
+"""How long a bulk load tries to have an empty table, or partition, for itself."""
+
 _PROGRESS_SECONDS = 0.5
 
 _AFTER_BUILDING = ("before validation", "index validation", "old snapshots")

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateIndex, DropIndex, ExecutableDDLElement
 
 from cenote.builds import (
+    PATIENCE_SECONDS,
     ann_index,
     build_session,
     is_empty,
@@ -53,9 +54,6 @@ from cenote.set_aside import put_back
 
 _ACTION = "the index was not rebuilt"
 _NOT_DROPPED = "the index was not dropped"
-
-_PATIENCE_SECONDS = 1.0
-"""How long a bulk load tries to have an empty table for itself."""
 
 _logger = logging.getLogger(__name__)
 
@@ -241,7 +239,7 @@ def _drop(connection: Connection, config: SchemaConfig, *, if_empty: bool) -> bo
             connection.execute(_drop_statement(name, live, concurrently=False))
 
     if live.index(name) is not None:
-        transact(connection, config, drop, _PATIENCE_SECONDS if if_empty else None)
+        transact(connection, config, drop, PATIENCE_SECONDS if if_empty else None)
     return dropped
 
 

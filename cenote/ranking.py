@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cenote.models import RetrievalResult
+from cenote.types import Vector
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -64,3 +67,34 @@ def maximal_marginal_relevance(
         open_[best] = False
         nearest_taken = np.maximum(nearest_taken, units @ units[best])
     return taken
+
+
+def at_least(min_score: float | None, results: list[RetrievalResult]) -> list[RetrievalResult]:
+    """The results, the best first, as far as they reach a score."""
+    if min_score is None:
+        return results
+    return [result for result in results if result.score >= min_score]
+
+
+def diverse(
+    query_vector: Vector,
+    found: Sequence[RetrievalResult],
+    vectors: Mapping[str, NDArray[Any]],
+    limit: int,
+    diversity: float,
+) -> list[RetrievalResult]:
+    """Of what a search found, what `VectorStore.search_diverse` returns.
+
+    Args:
+        query_vector: of the search.
+        found: its results; those of which the vector is gone are left out.
+        vectors: the embeddings by id.
+        limit, diversity: as of that method.
+    """
+    there = [result for result in found if result.chunk.id in vectors]
+    if not there:
+        return []
+    candidates = np.array([vectors[result.chunk.id] for result in there], dtype=np.float64)
+    query = np.asarray(query_vector, dtype=np.float64)
+    order = maximal_marginal_relevance(query, candidates, limit, diversity)
+    return [there[number] for number in order]

@@ -38,6 +38,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateIndex, DropIndex, DropTable
 
 from cenote.builds import (
+    PATIENCE_SECONDS,
     ann_index,
     build_session,
     is_empty,
@@ -70,8 +71,6 @@ from cenote.schema import own_connection
 _NOT_SET_ASIDE = "the partition was not set aside"
 _NOT_PUT_BACK = "the partition was not put back"
 
-_PATIENCE_SECONDS = 1.0
-
 _constraint = table("pg_constraint", column("conrelid"), column("confrelid"), column("contype"))
 _trigger = table("pg_trigger", column("tgrelid"), column("tgisinternal"))
 _class = table("pg_class", column("oid"), column("relrowsecurity"))
@@ -81,8 +80,6 @@ _attribute = table(
     column("attidentity"),
     column("attgenerated"),
     column("attname"),
-    column("attnum"),
-    column("attisdropped"),
 )
 _publication = table("pg_publication_rel", column("prrelid"))
 
@@ -233,7 +230,7 @@ def _take_out(connection: Connection, config: SchemaConfig, remainder: int) -> s
         )
         _drop_graph(connection, live, name)
 
-    transact(connection, config, take_out, _PATIENCE_SECONDS)
+    transact(connection, config, take_out, PATIENCE_SECONDS)
     return name if out else None
 
 

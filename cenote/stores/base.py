@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cenote.errors import InvalidInputError
 from cenote.filters import Filter, FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
-from cenote.ranking import maximal_marginal_relevance
 from cenote.types import Vector
 from cenote.validation import check_limit, check_namespace
 
@@ -388,34 +384,3 @@ class VectorStore(Protocol):
         ]
         found.sort(key=lambda pair: (-pair[1].score, pair[0], pair[1].chunk.id))
         return found[:limit]
-
-
-def at_least(min_score: float | None, results: list[RetrievalResult]) -> list[RetrievalResult]:
-    """The results, the best first, as far as they reach a score."""
-    if min_score is None:
-        return results
-    return [result for result in results if result.score >= min_score]
-
-
-def diverse(
-    query_vector: Vector,
-    found: Sequence[RetrievalResult],
-    vectors: Mapping[str, NDArray[Any]],
-    limit: int,
-    diversity: float,
-) -> list[RetrievalResult]:
-    """Of what a search found, what `VectorStore.search_diverse` returns.
-
-    Args:
-        query_vector: of the search.
-        found: its results; those of which the vector is gone are left out.
-        vectors: the embeddings by id.
-        limit, diversity: as of that method.
-    """
-    there = [result for result in found if result.chunk.id in vectors]
-    if not there:
-        return []
-    candidates = np.array([vectors[result.chunk.id] for result in there], dtype=np.float64)
-    query = np.asarray(query_vector, dtype=np.float64)
-    order = maximal_marginal_relevance(query, candidates, limit, diversity)
-    return [there[number] for number in order]

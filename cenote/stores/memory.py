@@ -11,8 +11,9 @@ from cenote import validation
 from cenote.filters import Filter, FilterLike, as_filter, field, narrowing_filter
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.progress import Report
+from cenote.ranking import at_least, diverse
 from cenote.stores import bulk
-from cenote.stores.base import VectorStore, at_least, diverse
+from cenote.stores.base import VectorStore
 from cenote.stores.namespace import Namespace
 from cenote.types import ColumnType, Vector
 

@@ -11,9 +11,9 @@ from sqlalchemy import ColumnElement, Select
 from cenote import validation
 from cenote.filters import Conditions, FilterLike, as_filter
 from cenote.models import RetrievalResult
+from cenote.ranking import at_least, diverse
 from cenote.sqltypes import to_wire
 from cenote.stores import rows
-from cenote.stores.base import at_least, diverse
 from cenote.stores.conditions import checked_condition
 from cenote.stores.pgvector.base import Model, Part
 from cenote.stores.sessions import Session, check_session
