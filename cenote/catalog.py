@@ -30,6 +30,8 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from cenote.ddl import table_of
 from cenote.orm import OPERATOR_CLASS, ann_index_name
+from cenote.text_search import COLUMN as TEXT_COLUMN
+from cenote.text_search import languages_of
 
 _class = table(
     "pg_class",
@@ -54,6 +56,7 @@ _attribute = table(
     column("attnotnull"),
     column("attcollation"),
 )
+_default = table("pg_attrdef", column("adrelid"), column("adnum"), column("adbin"))
 _type = table("pg_type", column("oid"), column("typname"), column("typcollation"))
 _collation = table("pg_collation", column("oid"), column("collname"))
 _inherits = table("pg_inherits", column("inhrelid"), column("inhparent"))
@@ -108,6 +111,8 @@ class LiveTable:
         dimensions: of that column; None where any length fits.
         partitioned: whether it is a partitioned table, which may have lost its partitions.
         bounds: its partitions, each with modulus and remainder; empty for a plain table.
+        text_search: the text search configurations of its full text, as `SchemaConfig` has them;
+            None without.
         columns: the types by column, with ``not null`` and other than default collations, as SQL
             writes them.
         key: the columns of its primary key.
@@ -122,6 +127,7 @@ class LiveTable:
     dimensions: int | None
     partitioned: bool
     bounds: Mapping[str, tuple[int, int]]
+    text_search: str | None
     columns: Mapping[str, str]
     key: tuple[str, ...]
     key_name: str | None
@@ -145,10 +151,11 @@ class LiveTable:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What `SchemaConfig` would say of dimensions, type and, if none is lost, partitions."""
+        """What `SchemaConfig` would say of the columns and, if none is lost, partitions."""
         return {
             "dimensions": self.dimensions,
             "column_type": self.column_type,
+            "text_search": self.text_search,
             "partitions": len(self.bounds) if self.complete else None,
         }
 
@@ -176,7 +183,7 @@ def embedding_sql(column_type: str | None, dimensions: int | None) -> str:
 
 
 def shape_query(name: str, schema: str | None) -> Executable:
-    """A query for the table's identity and the type of its embedding column.
+    """A query for the table's identity, the type of its embedding column, and its full text.
 
     No row where there is nothing of that name; no `column_type` where that is no table, or has no
     embedding column of a type that is ours.
@@ -188,6 +195,16 @@ def shape_query(name: str, schema: str | None) -> Executable:
         _class.c.relkind.in_(["r", "p"]),
     )
     ours = and_(_type.c.oid == _attribute.c.atttypid, _type.c.typname.in_(OPERATOR_CLASS))
+    words = _attribute.alias("words")
+    generates_words = (
+        select(func.pg_get_expr(_default.c.adbin, _default.c.adrelid))
+        .join(
+            words, and_(words.c.attrelid == _default.c.adrelid, words.c.attnum == _default.c.adnum)
+        )
+        .where(words.c.attrelid == _class.c.oid, words.c.attname == TEXT_COLUMN)
+        .correlate(_class)
+        .scalar_subquery()
+    )
     return (
         select(
             _class.c.oid,
@@ -196,6 +213,7 @@ def shape_query(name: str, schema: str | None) -> Executable:
             _namespace.c.nspname.label("schema"),
             _type.c.typname.label("column_type"),
             func.nullif(_attribute.c.atttypmod, -1).label("dimensions"),
+            generates_words.label("generates_words"),
         )
         .select_from(_class)
         .join(_namespace, _namespace.c.oid == _class.c.relnamespace)
@@ -238,6 +256,7 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         column_type=shape.column_type,
         dimensions=shape.dimensions,
         partitioned=shape.partitioned,
+        text_search=languages_of(shape.generates_words),
         bounds={row.relname: _bound(row.bound) for row in bounds},
         columns={row.attname: row.sql for row in connection.execute(_columns_query(shape.oid))},
         key=primary[0].columns if primary else (),

@@ -25,6 +25,7 @@ from cenote.catalog import read_table
 from cenote.config import SchemaConfig
 from cenote.connections import create_engine
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
+from cenote.full_text import set_text_search
 from cenote.host import write_host_revision
 from cenote.indexes import reindex, reindex_plan
 from cenote.progress import progress_bar
@@ -179,6 +180,15 @@ def _parser() -> argparse.ArgumentParser:
     rewrite.add_argument("--memory", metavar="SIZE", help="as of reindex")
     rewrite.set_defaults(run=_repartition)
 
+    words = commands.add_parser(
+        "text-search",
+        parents=[common],
+        help="give the table full text, or take it away; it is locked meanwhile",
+    )
+    words.add_argument("languages", help="spanish, or several: spanish,english; none takes it away")
+    words.add_argument("--memory", metavar="SIZE", help="as of reindex")
+    words.set_defaults(run=_text_search)
+
     host = commands.add_parser(
         "host-revision",
         parents=[common],
@@ -267,6 +277,19 @@ def _repartition(options: argparse.Namespace) -> int:
         done = await repartition(engine, config, memory=options.memory)
         shape = f"has {config.partitions} partitions" if config.partitions else "is a plain table"
         print(f"table {config.table_name} {shape}" + ("" if done else " already"))
+        return 0
+
+    return _with_engine(options, work)
+
+
+def _text_search(options: argparse.Namespace) -> int:
+    text_search = None if options.languages == "none" else options.languages
+
+    async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
+        config = await _live_config(engine, given)
+        done = await set_text_search(engine, config, text_search, memory=options.memory)
+        has = "no full text" if text_search is None else f"full text: {text_search}"
+        print(f"table {config.table_name} has {has}" + ("" if done else " already"))
         return 0
 
     return _with_engine(options, work)

@@ -47,6 +47,11 @@ class SchemaConfig:
             `DEFAULT_PARTITIONS` for a table that is made, and whatever one has that is there.
         extension_schema: where the revision creates the ``vector`` extension if it is missing; it
             must be on the search_path. Postgres' own choice when None.
+        text_search: for full text, the text search configuration of the contents, such as
+            ``"spanish"`` or one of your own; several, as ``"spanish, english"``, for a table in
+            which a chunk's metadata may name one by the key ``language`` (the first where they do
+            not). None means no full text for a table that is made, and whatever one has that is
+            there.
 
     Raises:
         ConfigurationError: a value cannot work; the error names the setting.
@@ -60,10 +65,12 @@ class SchemaConfig:
     hnsw_ef_construction: int = DEFAULT_HNSW_EF_CONSTRUCTION
     partitions: int | None = None
     extension_schema: str | None = None
+    text_search: str | None = None
 
     def __post_init__(self) -> None:
         self._check_dimensions()
         self._check_names()
+        check_text_search(self.text_search)
         _check_integer("hnsw_m", self.hnsw_m, 2, 100)
         _check_integer("hnsw_ef_construction", self.hnsw_ef_construction, 4, 1000)
         if self.hnsw_ef_construction < 2 * self.hnsw_m:
@@ -79,6 +86,11 @@ class SchemaConfig:
     def new_partitions(self) -> int:
         """The partitions of a table that is made with these settings."""
         return DEFAULT_PARTITIONS if self.partitions is None else self.partitions
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The text search configurations; none without full text."""
+        return languages(self.text_search)
 
     def _check_dimensions(self) -> None:
         check_column_type(self.column_type)
@@ -100,6 +112,28 @@ class SchemaConfig:
                     raise ConfigurationError(
                         f"{setting} {name!r}: names with pg_ belong to Postgres", setting=setting
                     )
+
+
+def languages(text_search: str | None) -> tuple[str, ...]:
+    """The text search configurations that a setting names, of which each counts once."""
+    named = (text_search or "").split(",")
+    return tuple(dict.fromkeys(name.strip() for name in named if name.strip()))
+
+
+def check_text_search(text_search: Any) -> None:
+    """Refuse what names no text search configurations, with or without their schemas."""
+    if text_search is None:
+        return
+    if not isinstance(text_search, str) or not languages(text_search):
+        raise ConfigurationError(
+            "text_search must name a text search configuration, such as 'spanish', or several, "
+            f"not {shown(text_search)}",
+            setting="text_search",
+        )
+    for name in languages(text_search):
+        schema, _, own = name.rpartition(".")
+        for part in (schema, own) if schema else (own,):
+            check_identifier("text_search", part, _MAX_IDENTIFIER_BYTES)
 
 
 def check_identifier(setting: str, name: Any, most_bytes: int) -> None:

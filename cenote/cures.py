@@ -31,6 +31,11 @@ def repartition_command(config: SchemaConfig) -> str:
     return f"cenote repartition {arguments_for(_names(config))}{config.partitions}"
 
 
+def text_search_command(config: SchemaConfig) -> str:
+    languages = ",".join(config.languages)
+    return f"cenote text-search {arguments_for(_names(config))}{languages}"
+
+
 def _names(config: SchemaConfig) -> dict[str, Any]:
     return {"table_name": config.table_name, "schema": config.schema}
 

@@ -15,9 +15,15 @@ from sqlalchemy.schema import (
 )
 
 from cenote.catalog import LiveIndex, LiveTable, embedding_sql, qualified
-from cenote.config import SchemaConfig
+from cenote.config import SchemaConfig, languages
 from cenote.connections import OLDEST_PGVECTOR, parse_version
-from cenote.cures import arguments_for, reindex_command, repartition_command, upgrade_command
+from cenote.cures import (
+    arguments_for,
+    reindex_command,
+    repartition_command,
+    text_search_command,
+    upgrade_command,
+)
 from cenote.ddl import (
     AddConstraintAs,
     AttachPartition,
@@ -27,6 +33,7 @@ from cenote.ddl import (
 )
 from cenote.mapping import chunk_table
 from cenote.orm import KEY, ann_index_name
+from cenote.text_search import COLUMN as TEXT_COLUMN
 
 NEW, OLD = "_new", "_old"
 """What a rebuild appends to the names of the new index and, for a moment, of the old one."""
@@ -45,6 +52,7 @@ FindingKind = Literal[
     "partitions",
     "partition_set_aside",
     "columns",
+    "text_search",
     "index_missing",
     "index_invalid",
     "index_left_over",
@@ -87,6 +95,7 @@ def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
         _columns_finding(subject, live, config),
         _key_finding(subject, live, config),
         partitions_finding(subject, live, config),
+        text_search_finding(subject, live.text_search, config),
     ]
     found += _stand_ins(live, config)
     return [finding for finding in found if finding is not None] + [*_of_indexes(live, config)]
@@ -198,6 +207,26 @@ def partitions_finding(subject: str, live: LiveTable, config: SchemaConfig) -> F
     )
 
 
+def text_search_finding(
+    subject: str, text_search: str | None, config: SchemaConfig
+) -> Finding | None:
+    """Whether full text is missing, or of other text search configurations than one insists on."""
+    # Postgres leaves out the schemas that are on the search_path.
+    actual, expected = (
+        [name.rpartition(".")[2] for name in names]
+        for names in (languages(text_search), config.languages)
+    )
+    if not expected or (actual[:1], set(actual)) == (expected[:1], set(expected)):
+        return None
+    return Finding(
+        kind="text_search",
+        subject=subject,
+        actual=f"its full text is {text_search}" if text_search else "it has no full text",
+        expected=", ".join(config.languages),
+        cure="run " + text_search_command(config),
+    )
+
+
 def _stand_ins(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
     for name, (_, remainder) in live.bounds.items():
         if name == stand_in_name(live.name, remainder):
@@ -224,7 +253,7 @@ def _columns_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Fin
     expected = {
         column.name: _column_sql(column)
         for column in chunk_table(config).columns
-        if column.name != "embedding"
+        if column.name not in ("embedding", TEXT_COLUMN)
     }
     actual = {name: live.columns.get(name, "missing") for name in expected}
     if actual["position"] == "integer not null":  # an adopted table's

@@ -23,7 +23,7 @@ CHUNKS = {settings}
 """
 
 
-_FOR_LIFE = ("dimensions", "column_type", "table_name", "schema")
+_FOR_LIFE = ("dimensions", "column_type", "table_name", "schema", "text_search")
 
 
 def write_host_revision(

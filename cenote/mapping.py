@@ -15,6 +15,15 @@ from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError
 from cenote.orm import ChunkMixin, ChunkRow
 
+_CLASS_ARGUMENTS = (
+    "dimensions",
+    "column_type",
+    "hnsw_m",
+    "hnsw_ef_construction",
+    "partitions",
+    "text_search",
+)
+
 
 def chunk_model(base: type[DeclarativeBase], class_name: str, config: SchemaConfig) -> type[Any]:
     """Make a chunk model of settings that are known at run time only; else write a class.
@@ -24,10 +33,7 @@ def chunk_model(base: type[DeclarativeBase], class_name: str, config: SchemaConf
         class_name: the name of the class.
         config: the settings.
     """
-    settings = {
-        name: getattr(config, name)
-        for name in ("dimensions", "column_type", "hnsw_m", "hnsw_ef_construction", "partitions")
-    }
+    settings = {name: getattr(config, name) for name in _CLASS_ARGUMENTS}
     attributes = {
         "__module__": base.__module__,
         "__tablename__": config.table_name,

@@ -88,8 +88,11 @@ class RetrievalResult:
 
     Attributes:
         chunk: the chunk.
-        score: cosine similarity to the query, -1 to 1; higher is nearer.
-        retriever: what found it; ``"vector"`` for a nearest-neighbour search.
+        score: what it is worth, the higher the better, by the measure of what found it: of
+            ``"vector"`` the cosine similarity to the query, -1 to 1; of ``"text"`` and ``"bm25"``
+            how well its words answer, more than 0; of ``"hybrid"`` the fusion of both.
+        retriever: what found it: ``"vector"``, ``"text"`` or ``"hybrid"`` for a store's search, or
+            what a retriever says.
     """
 
     chunk: Chunk

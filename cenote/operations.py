@@ -9,11 +9,11 @@ A host's revision replays cenote's under its own ``op``, with settings frozen in
 
 
     def upgrade() -> None:
-        upgrade_chunks(CHUNKS, start="base", to="cenote_0001")
+        upgrade_chunks(CHUNKS, start="base", to="cenote_0002")
 
 
     def downgrade() -> None:
-        downgrade_chunks(CHUNKS, start="cenote_0001", to="base")
+        downgrade_chunks(CHUNKS, start="cenote_0002", to="base")
 
 ``cenote host-revision`` writes that file. What was replayed is recorded in cenote's own version
 table, as `cenote.schema.upgrade` does: whichever way comes second finds what the first one did.
@@ -46,6 +46,8 @@ from cenote.errors import ConfigurationError, MigrationError
 from cenote.settings import HOW_TO_SET_DIMENSIONS, given_in_code
 
 _logger = logging.getLogger(__name__)
+
+_BEFORE_FULL_TEXT = "cenote_0001"
 
 _frozen: ContextVar[SchemaConfig | None] = ContextVar("cenote_frozen", default=None)
 
@@ -324,13 +326,16 @@ def live_config() -> SchemaConfig:
     """The configuration of the table as it is. For every later revision.
 
     Dimensions, type, partitions and the parameters of the ANN index are those of the live table,
-    whatever the configuration says by now; offline, with none to ask, the configuration's.
+    whatever the configuration says by now, and so is full text that it has; offline, with none to
+    ask, the configuration's.
     """
     names = table_names()
     live = None if op.get_context().as_sql else read_table(op.get_bind(), *names)
     if live is None or live.dimensions is None:
         return given_config()
     named: dict[str, Any] = {"table_name": names[0], "schema": names[1]}
+    if live.text_search is None:
+        named["text_search"] = given_config().text_search
     return SchemaConfig(**(live.settings | live.parameters | named))
 
 
@@ -356,19 +361,21 @@ def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
     """Refuse a table that is there in another shape: alembic would find nothing to do.
 
     Raises:
-        MigrationError: its dimensions, type or partitions are not the configuration's, or it is
-            gone though its revision is recorded.
+        MigrationError: its dimensions, type, partitions or full text are not the configuration's,
+            or it is gone though its revision is recorded.
     """
     live = read_table(connection, config.table_name, config.schema)
     subject = drift.subject_of(config.table_name, config.schema)
+    recorded = recorded_revision(connection, config.table_name, config.schema)
     finding = None
     if live is None:
-        recorded = recorded_revision(connection, config.table_name, config.schema)
         if recorded is not None:
             finding = drift.table_finding(subject, None, recorded, given_in_code(config))
     elif live.column_type is not None:
         finding = drift.embedding_finding(
             subject, live.column_type, live.dimensions, config
         ) or drift.partitions_finding(subject, live, config)
+        if finding is None and recorded != _BEFORE_FULL_TEXT:  # whose successor adds it
+            finding = drift.text_search_finding(subject, live.text_search, config)
     if finding is not None:
         raise RefusedRevisionError(str(finding))

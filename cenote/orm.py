@@ -24,7 +24,7 @@ from sqlalchemy import (
     func,
     literal,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -37,11 +37,13 @@ from sqlalchemy.orm import (
 from sqlalchemy.sql.elements import Grouping
 
 from cenote import config as defaults
-from cenote.config import SchemaConfig
+from cenote.config import SchemaConfig, check_text_search, languages
 from cenote.ddl import CreateHashPartition, StoreInline
 from cenote.errors import ConfigurationError
 from cenote.predicates import json_number, json_string
 from cenote.sqltypes import HalfVector, embedding_type
+from cenote.text_search import COLUMN as TEXT_COLUMN
+from cenote.text_search import generated
 from cenote.types import ColumnType, Float32Array, Metadata, Vector
 from cenote.validation import check_query_vector
 
@@ -123,7 +125,7 @@ class ChunkMixin:
     Args:
         dimensions: the length of every vector. Without it the model serves for queries, and its
             table can only be created by cenote's revisions, which know it.
-        column_type, hnsw_m, hnsw_ef_construction, partitions: see `SchemaConfig`.
+        column_type, hnsw_m, hnsw_ef_construction, partitions, text_search: see `SchemaConfig`.
 
     Raises:
         ConfigurationError: a setting cannot work, the name of the table is no identifier of at
@@ -139,6 +141,8 @@ class ChunkMixin:
         embedding: deferred: loaded when it is asked for (``undefer(Passage.embedding)``).
         embedding_model: the name of the model that made the embedding.
         created_at: when the row was inserted.
+        content_tsv: with `text_search` only: the words of the content, which Postgres generates;
+            deferred.
     """
 
     if TYPE_CHECKING:
@@ -152,6 +156,7 @@ class ChunkMixin:
         embedding: Mapped[Float32Array]
         embedding_model: Mapped[str]
         created_at: Mapped[datetime]
+        content_tsv: Mapped[str]
 
     _cenote_settings: Any = MappingProxyType({})
 
@@ -163,6 +168,7 @@ class ChunkMixin:
         hnsw_m: int | None = None,
         hnsw_ef_construction: int | None = None,
         partitions: int | None = None,
+        text_search: str | None = None,
         **base_arguments: Any,
     ) -> None:
         given = {
@@ -171,6 +177,7 @@ class ChunkMixin:
             "hnsw_m": hnsw_m,
             "hnsw_ef_construction": hnsw_ef_construction,
             "partitions": partitions,
+            "text_search": text_search,
         }
         for name in base_arguments.keys() & _SAID_OTHERWISE.keys():
             raise ConfigurationError(
@@ -239,6 +246,12 @@ def _add_columns(cls: type[ChunkMixin]) -> None:
             else []
         )
         setattr(cls, name, _COLUMNS[name][1](*arguments, **options))
+    check_text_search(settings.get("text_search"))
+    if (given := languages(settings.get("text_search"))) and TEXT_COLUMN not in taken:
+        options = {"init": False, "repr": False, "compare": False} if dataclass else {}
+        column = mapped_column(TSVECTOR, generated(given), nullable=False, deferred=True, **options)
+        cls.__annotations__[TEXT_COLUMN] = Mapped[str]
+        setattr(cls, TEXT_COLUMN, column)
 
 
 @event.listens_for(ChunkMixin, "after_mapper_constructed", propagate=True)
@@ -300,6 +313,8 @@ def _add_indexes(table: Table, config: SchemaConfig) -> None:
         postgresql_using="gin",
         postgresql_ops={"metadata": "jsonb_path_ops"},
     )
+    if config.languages:
+        Index(text_index_name(table.name), columns[TEXT_COLUMN], postgresql_using="gin")
     Index(
         ann_index_name(table.name),
         columns.embedding,
@@ -312,6 +327,11 @@ def _add_indexes(table: Table, config: SchemaConfig) -> None:
 def ann_index_name(table_name: str) -> str:
     """The name of the HNSW index of a chunk table."""
     return "ix_" + table_name + "_embedding"
+
+
+def text_index_name(table_name: str) -> str:
+    """The name of the full text index of a chunk table."""
+    return "_".join(("ix", table_name, TEXT_COLUMN))
 
 
 def metadata_index(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,11 +11,19 @@ from numpy.typing import NDArray
 from cenote.models import RetrievalResult
 from cenote.types import Vector
 
-Item = TypeVar("Item", bound=Hashable)
+Item = TypeVar("Item", bound=str | int)
 
 RANK_CONSTANT = 60
 """Cormack, Clarke and Büttcher, Reciprocal Rank Fusion outperforms Condorcet and individual Rank
 Learning Methods, SIGIR 2009."""
+
+DEPTH = 200
+"""Results of each retriever that are fused.
+
+nDCG@10 on 93 queries of a collection of 11,429 abstracts, vectors alone .4335, BM25 .3520: fused
+.4318 at a depth of 50, .4331 at 100, .4384 at 200. With words cut to their stems by four suffixes,
+BM25 .3954, fused .4813.
+"""
 
 
 def reciprocal_rank_fusion(
@@ -28,13 +36,26 @@ def reciprocal_rank_fusion(
         weights: of the rankings; 1 each when None.
 
     Returns:
-        Scores by item, the highest first; equal ones in the order in which they first appear.
+        Scores by item, the highest first; equal ones by item ascending.
     """
     scores: dict[Item, float] = {}
     for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
         for rank, item in enumerate(ranking, 1):
             scores[item] = scores.get(item, 0.0) + weight / (RANK_CONSTANT + rank)
-    return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
+    return dict(sorted(scores.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def fused(
+    rankings: Sequence[Sequence[RetrievalResult]], weights: Sequence[float] | None, limit: int
+) -> list[RetrievalResult]:
+    """The best of several rankings of chunks, with the scores of their fusion; ties by id."""
+    chunks = {result.chunk.id: result.chunk for ranking in rankings for result in ranking}
+    ids = [[result.chunk.id for result in ranking] for ranking in rankings]
+    scores = reciprocal_rank_fusion(ids, weights)
+    return [
+        RetrievalResult(chunk=chunks[one], score=score, retriever="hybrid")
+        for one, score in list(scores.items())[:limit]
+    ]
 
 
 def maximal_marginal_relevance(

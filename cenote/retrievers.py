@@ -1,5 +1,7 @@
 """From a text to chunks, over any `VectorStore`: by vectors, by words, or by both.
 
+A store with full text does the last in one statement, by its ``search_hybrid``.
+
 ::
 
     by_vector = VectorRetriever(store, embed)
@@ -12,40 +14,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from cenote import validation
+from cenote.bm25 import Tokenize, WordIndex, imported, words
 from cenote.errors import ConfigurationError
 from cenote.filters import AllOf, FilterLike, as_filter, field
 from cenote.models import RetrievalResult
-from cenote.ranking import reciprocal_rank_fusion
+from cenote.ranking import DEPTH, fused
 from cenote.stores.base import VectorStore
 from cenote.types import Vector
 
 Embed = Callable[[str], Vector | Awaitable[Vector]]
 """Makes the embedding of a query, at once or to be awaited."""
 
-Tokenize = Callable[[str], Sequence[str]]
-"""Takes a text apart into the words that are to be found in it."""
-
-DEPTH = 200
-"""Results of each retriever that are fused.
-
-nDCG@10 on 93 queries of a collection of 11,429 abstracts, vectors alone .4335, BM25 .3520: fused
-.4318 at a depth of 50, .4331 at 100, .4384 at 200. With words cut to their stems by four suffixes,
-BM25 .3954, fused .4813.
-"""
-
 _PAGE = 100
 """Ids that are asked for at a time, best first, until there are enough."""
-
-_WORDS = re.compile(r"\w+")
 
 
 class Retriever(Protocol):
@@ -98,9 +84,23 @@ class VectorRetriever:
         return await self._store.search(vector, namespace, limit, filter, **self._options)
 
 
-def words(text: str) -> list[str]:
-    """The words of a text in lower case: the tokens of `BM25Retriever` unless others are made."""
-    return _WORDS.findall(text.casefold())
+class TextRetriever:
+    """By the words of the text, in the store; the score is that of ``search_text``.
+
+    Args:
+        store: where to search, which has full text.
+        **options: further arguments of the store's ``search_text``.
+    """
+
+    def __init__(self, store: VectorStore, **options: Any) -> None:
+        self._store = store
+        self._options = options
+
+    async def retrieve(
+        self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
+    ) -> list[RetrievalResult]:
+        """Find chunks; see `Retriever.retrieve`."""
+        return await self._store.search_text(text, namespace, limit, filter, **self._options)
 
 
 class BM25Retriever:
@@ -112,24 +112,19 @@ class BM25Retriever:
 
     Args:
         store: where the chunks are.
-        tokenize: takes texts apart; :func:`words` unless given. One that knows the language (its
-            stems and stop words) finds more.
+        tokenize: takes texts apart; `cenote.bm25.words` unless given. One that knows the language
+            finds more: ``tokenize=cenote.bm25.stems("spanish")``.
         namespaces: how many indexes to keep; the one that was asked least recently goes first.
     """
 
     def __init__(
         self, store: VectorStore, *, tokenize: Tokenize = words, namespaces: int = 100
     ) -> None:
-        try:
-            import bm25s  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                "BM25Retriever needs bm25s: pip install 'cenote[bm25]'", setting="bm25"
-            ) from error
+        imported("bm25s")
         self._store = store
         self._tokenize = tokenize
         self._most = namespaces
-        self._indexes: OrderedDict[str, asyncio.Task[_Index]] = OrderedDict()
+        self._indexes: OrderedDict[str, asyncio.Task[WordIndex]] = OrderedDict()
 
     async def refresh(self, namespace: str) -> int:
         """Index the words of a namespace as it is now; returns how many chunks there are."""
@@ -167,7 +162,7 @@ class BM25Retriever:
                 break
         return results[:limit]
 
-    async def _index(self, namespace: str) -> _Index:
+    async def _index(self, namespace: str) -> WordIndex:
         """The index of a namespace, which is made once, however many ask for it at a time."""
         task = self._indexes.get(namespace)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
@@ -178,44 +173,13 @@ class BM25Retriever:
         self._indexes.move_to_end(namespace)
         return await asyncio.shield(task)
 
-    async def _made(self, namespace: str) -> _Index:
+    async def _made(self, namespace: str) -> WordIndex:
         ids: list[str] = []
         tokens: list[list[str]] = []
         async for chunk in self._store.get_all_chunks(namespace):
             ids.append(chunk.id)
             tokens.append([*self._tokenize(chunk.content)])
-        return await asyncio.to_thread(_Index.of, ids, tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """The words of a namespace's chunks.
-
-    Attributes:
-        ids: of the chunks, in ascending order.
-        bm25: scores of their words; None where there are none.
-    """
-
-    ids: list[str]
-    bm25: Any
-
-    @classmethod
-    def of(cls, ids: list[str], tokens: list[list[str]]) -> _Index:
-        import bm25s
-
-        if not any(tokens):
-            return cls(ids, None)
-        bm25 = bm25s.BM25()
-        bm25.index(tokens, show_progress=False)
-        return cls(ids, bm25)
-
-    def ranked(self, tokens: Sequence[str]) -> list[tuple[str, float]]:
-        """Ids and scores of the chunks that have one of the words, the best first, ties by id."""
-        if self.bm25 is None or not tokens:
-            return []
-        scores = self.bm25.get_scores(list(tokens))
-        order = np.argsort(-scores, kind="stable")
-        return [(self.ids[n], float(scores[n])) for n in order if scores[n] > 0]
+        return await asyncio.to_thread(WordIndex.of, ids, tokens)
 
 
 class HybridRetriever:
@@ -258,10 +222,4 @@ class HybridRetriever:
         answers = await asyncio.gather(
             *(one.retrieve(text, namespace, depth, filter) for one in self._retrievers)
         )
-        chunks = {result.chunk.id: result.chunk for answer in answers for result in answer}
-        rankings = [[result.chunk.id for result in answer] for answer in answers]
-        fused = reciprocal_rank_fusion(rankings, self._weights)
-        return [
-            RetrievalResult(chunk=chunks[one], score=score, retriever="hybrid")
-            for one, score in list(fused.items())[:limit]
-        ]
+        return fused(answers, self._weights, limit)

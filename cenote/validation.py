@@ -134,6 +134,34 @@ def check_diversity(diversity: float, candidates: int | None, limit: int) -> int
     return candidates
 
 
+def check_fusion(vector_weight: float, text_weight: float, depth: int) -> None:
+    """Refuse weights that are no numbers of 0 or more, or both 0, and a depth below 1."""
+    weights = {"vector_weight": vector_weight, "text_weight": text_weight}
+    for name, weight in weights.items():
+        if not _is_number(weight) or not 0 <= weight < np.inf:
+            raise InvalidInputError(
+                f"{name} must be a number of 0 or more, not {shown(weight)}", field=name
+            )
+    if not vector_weight and not text_weight:
+        raise InvalidInputError(
+            "vector_weight and text_weight are both 0: one must count", field="text_weight"
+        )
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+        raise InvalidInputError(
+            f"depth must be an integer of 1 or more, not {shown(depth)}", field="depth"
+        )
+
+
+def check_full_text(languages: Sequence[str]) -> None:
+    """Refuse to search by words in a store without full text."""
+    if not languages:
+        raise ConfigurationError(
+            "this store has no full text; give it, and its table, text_search='english' or another "
+            "text search configuration",
+            setting="text_search",
+        )
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -37,11 +37,21 @@ async def _emptied(store: PgVectorStore) -> PgVectorStore:
     return store
 
 
+def _table(name: str, options: dict[str, Any]) -> str:
+    """A table for each kind of full text."""
+    languages = options.get("text_search", "").split(", ")
+    return "_".join(filter(None, (name, *languages)))
+
+
 class TestPgVector(VectorStoreContract):
     @pytest.fixture
     def make_store(self, class_engine: AsyncEngine) -> MakeStore:
         async def make(dimensions: int, **options: Any) -> PgVectorStore:
-            return await _emptied(PgVectorStore(class_engine, dimensions, **options))
+            options |= {"table_name": _table("cenote_chunks", options)}
+            store = PgVectorStore(class_engine, dimensions, **options)
+            if "text_search" in options:
+                await store.apply_migrations()
+            return await _emptied(store)
 
         return make
 
@@ -57,8 +67,8 @@ class TestPgVectorHalfvec(VectorStoreContract):
                 dimensions,
                 column_type="halfvec",
                 schema="Search",
-                table_name="Half",
                 partitions=0,
+                table_name=_table("Half", options),
                 **options,
             )
             await store.apply_migrations()

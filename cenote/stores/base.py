@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from cenote.errors import InvalidInputError
 from cenote.filters import Filter, FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
+from cenote.ranking import DEPTH
 from cenote.types import Vector
 from cenote.validation import check_limit, check_namespace
 
@@ -345,6 +346,63 @@ class VectorStore(Protocol):
 
         Raises:
             DimensionMismatchError, InvalidInputError, VectorStoreError: as :meth:`search`.
+        """
+        ...
+
+    async def search_text(
+        self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
+    ) -> list[RetrievalResult]:
+        """Find the chunks that have words of a text, in a store with full text.
+
+        Words are compared by their stems, in the language of the store. Of a content the first
+        200,000 characters count, of the text the first 10,000.
+
+        Args:
+            text: what is asked, in plain language: a chunk that has any of its words matches.
+            namespace, limit, filter: as of :meth:`search`.
+
+        Returns:
+            At most `limit` results, by score descending, equal scores by id ascending in
+            code-point order; none for a text without words. Scores are more than 0, and of a
+            measure of the store's own.
+
+        Raises:
+            ConfigurationError: the store has no full text.
+            InvalidInputError: an argument breaks a rule above.
+            VectorStoreError: the search failed.
+        """
+        ...
+
+    async def search_hybrid(
+        self,
+        text: str,
+        query_vector: Vector,
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        vector_weight: float = 1.0,
+        text_weight: float = 1.0,
+        depth: int = DEPTH,
+    ) -> list[RetrievalResult]:
+        """Find the chunks that are best by :meth:`search` and :meth:`search_text` together.
+
+        By reciprocal rank fusion of both; see `cenote.ranking.reciprocal_rank_fusion`.
+
+        Args:
+            text, namespace, limit, filter: as of :meth:`search_text`.
+            query_vector: as of :meth:`search`; typically the text's embedding.
+            vector_weight, text_weight: of the two rankings, 0 or more and not both 0.
+            depth: how many results of each to fuse, at least; a limit that is larger counts
+                instead.
+
+        Returns:
+            At most `limit` results, by score descending, equal scores by id ascending in
+            code-point order. The score of a chunk is the sum of ``weight / (60 + place)``.
+
+        Raises:
+            ConfigurationError, DimensionMismatchError, InvalidInputError, VectorStoreError: as
+                both.
         """
         ...
 

@@ -8,13 +8,16 @@ from functools import partial
 from typing import Any, Self
 
 from cenote import validation
+from cenote.bm25 import stems
+from cenote.config import check_text_search, languages
 from cenote.filters import Filter, FilterLike, as_filter, field, narrowing_filter
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.progress import Report
-from cenote.ranking import at_least, diverse
+from cenote.ranking import DEPTH, at_least, diverse, fused
 from cenote.stores import bulk
 from cenote.stores.base import VectorStore
 from cenote.stores.namespace import Namespace
+from cenote.text_search import ASKED_CHARACTERS
 from cenote.types import ColumnType, Vector
 
 PAGE_SIZE = 500
@@ -30,9 +33,12 @@ class InMemoryVectorStore(VectorStore):
         dimensions: the length of every vector.
         column_type: ``"halfvec"`` rounds vectors to 16 bits, as a table of that type does.
         embedding_model: refuse chunks that another model embedded.
+        text_search: the language of full text, or several, as of `PgVectorStore`; the words are
+            `cenote.bm25.stems`. Needs the extra ``cenote[bm25]``.
 
     Raises:
-        ConfigurationError: dimensions is no integer of 1 or more, or there is no such column type.
+        ConfigurationError: dimensions is no integer of 1 or more, or there is no such column type
+            or language.
     """
 
     def __init__(
@@ -41,7 +47,12 @@ class InMemoryVectorStore(VectorStore):
         *,
         column_type: ColumnType = "vector",
         embedding_model: str | None = None,
+        text_search: str | None = None,
     ) -> None:
+        check_text_search(text_search)
+        self._languages = languages(text_search)
+        for language in self._languages:
+            stems(language)
         validation.check_dimensions(dimensions)
         validation.check_column_type(column_type)
         self._dimensions = dimensions
@@ -142,6 +153,41 @@ class InMemoryVectorStore(VectorStore):
         stored = self._namespaces.get(namespace)
         vectors = {} if stored is None else stored.units(one.chunk.id for one in found)
         return diverse(query_vector, found, vectors, limit, diversity)
+
+    async def search_text(
+        self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
+    ) -> list[RetrievalResult]:
+        """Find the chunks that have words of a text, by BM25; see `VectorStore.search_text`.
+
+        The index of a namespace's words is made anew after each change of it.
+        """
+        validation.check_full_text(self._languages)
+        validation.check_text(text, field="text")
+        validation.check_namespace(namespace)
+        validation.check_limit(limit)
+        wanted = as_filter(filter)
+        asked = text[:ASKED_CHARACTERS]
+        return self._of(namespace).search_text(asked, limit, wanted, self._languages)
+
+    async def search_hybrid(
+        self,
+        text: str,
+        query_vector: Vector,
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        vector_weight: float = 1.0,
+        text_weight: float = 1.0,
+        depth: int = DEPTH,
+    ) -> list[RetrievalResult]:
+        validation.check_fusion(vector_weight, text_weight, depth)
+        depth = max(depth, limit)
+        rankings = (
+            await self.search(query_vector, namespace, depth, filter),
+            await self.search_text(text, namespace, depth, filter),
+        )
+        return fused(rankings, (vector_weight, text_weight), limit)
 
     async def bulk_load(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cenote import validation
+from cenote.bm25 import WordIndex, stems
 from cenote.filters import Filter, holds
 from cenote.jsonvalues import json_text
 from cenote.models import Chunk, RetrievalResult
 from cenote.predicates import json_token
 from cenote.stores.postings import Mask, Posting, PostingIndex
+from cenote.text_search import LANGUAGE_KEY, SEARCHED_CHARACTERS
 from cenote.types import Float32Array
 
 
@@ -89,6 +91,7 @@ class Namespace:
         self._free: list[int] = []
         self._index = PostingIndex()
         self._sorted_ids: list[str] | None = None
+        self._words: WordIndex | None = None
 
     def __bool__(self) -> bool:
         return bool(self._row_of)
@@ -130,6 +133,7 @@ class Namespace:
             if same_vector and row.same(old):
                 return False
             self._index.remove(number, old.postings)
+        self._words = None
         row.postings = self._index.add(number, metadata)
         self._rows[number] = row
         return True
@@ -167,6 +171,7 @@ class Namespace:
                 self._searchable[number] = False
                 self._free.append(number)
                 self._sorted_ids = None
+                self._words = None
 
     def _place(self, chunk_id: str) -> int:
         """The chunk's row, or a free one."""
@@ -222,6 +227,29 @@ class Namespace:
             RetrievalResult(chunk=row.copy(), score=float(-negative))
             for negative, row in found[:limit]
         ]
+
+    def search_text(
+        self, text: str, limit: int, filter: Filter | None, languages: tuple[str, ...]
+    ) -> list[RetrievalResult]:
+        """The chunks that have one of the words, by BM25."""
+        asked = {word: None for one in languages for word in stems(one)(text)}
+        ranked = self._word_index(languages).ranked([*asked])
+        if filter is not None:
+            rows = set(self._find(filter).tolist())
+            ranked = [found for found in ranked if self._row_of[found[0]] in rows]
+        return [
+            RetrievalResult(
+                chunk=self._row(self._row_of[one]).copy(), score=score, retriever="text"
+            )
+            for one, score in ranked[:limit]
+        ]
+
+    def _word_index(self, languages: tuple[str, ...]) -> WordIndex:
+        if self._words is None:
+            ids = [*self._ids_after(None)]
+            rows = (self._row(self._row_of[one]) for one in ids)
+            self._words = WordIndex.of(ids, [[*_tokens(row, languages)] for row in rows])
+        return self._words
 
     def page(self, after: str | None, filter: Filter | None, limit: int) -> list[Chunk]:
         """The next chunks by id."""
@@ -290,6 +318,13 @@ class Namespace:
             return _numbers(used), scores
         rows = np.flatnonzero(searchable)
         return rows, scores[rows]
+
+
+def _tokens(row: _Row, languages: tuple[str, ...]) -> Sequence[str]:
+    """The words of a chunk, in the language that its metadata name or the first one."""
+    named = row.metadata.get(LANGUAGE_KEY) if len(languages) > 1 else None
+    language = named if named in languages else languages[0]
+    return stems(language)(row.chunk.content[:SEARCHED_CHARACTERS])
 
 
 def _best_of_documents(found: list[tuple[Any, _Row]], most: int) -> list[tuple[Any, _Row]]:

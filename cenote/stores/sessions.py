@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from sqlalchemy import RowMapping, Text, any_, delete, inspect, literal, select
@@ -18,8 +19,9 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from cenote import connections
 from cenote.config import SchemaConfig
-from cenote.cures import store_cure
+from cenote.cures import HOSTS_COMMANDS, store_cure
 from cenote.errors import InvalidInputError, StoreConnectionError, VectorStoreError
+from cenote.text_search import languages_of
 
 Session: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
 """What a caller may join a transaction by."""
@@ -126,10 +128,14 @@ class Connections:
         live = (await connection.execute(query)).one_or_none()
         # A missing table, or one of others, is for the statement itself to find.
         if live is not None and live.column_type is not None:
+            subject = "table " + self.table.fullname
+            text_search = languages_of(live.generates_words)
             finding = drift.embedding_finding(
-                "table " + self.table.fullname, live.column_type, live.dimensions, self._config
-            )
+                subject, live.column_type, live.dimensions, self._config
+            ) or drift.text_search_finding(subject, text_search, self._config)
             if finding is not None:
+                if self._hosts_own:
+                    finding = replace(finding, cure="run " + HOSTS_COMMANDS)
                 raise VectorStoreError(str(finding))
             self._table_checked = True
 

@@ -59,6 +59,7 @@ from cenote.stores.search import (
     search_parameters,
 )
 from cenote.stores.search_many import SearchMany
+from cenote.stores.text import TextSearch
 from cenote.types import ColumnType, Float32Array
 from cenote.validation import ef_search_rule
 
@@ -156,6 +157,9 @@ class ChunkStatements:
         self._template = _by_shape(self._build_template)
         self._search = _by_shape(partial(self._build_search, bind=_parameter))
         self._search_many = _by_shape(self._build_search_many)
+        self._languages = config.languages
+        self._text_search = _by_shape(partial(self._build_text_search, bind=_parameter))
+        self._hybrid_search = _by_shape(partial(self._build_hybrid_search, bind=_parameter))
         self.page = _by_shape(partial(self._build_page, bind=_parameter))
         """The chunks of a namespace that follow an id, or the first ones."""
         columns = self._table.c
@@ -450,6 +454,60 @@ class ChunkStatements:
         fetch = None if exact else rows_to_fetch(limit, per_document=several)
         return self._build_search(
             filter, fetch, where, per_document=per_document, bind=partial(_value, values)
+        )
+
+    def text_search(
+        self, filter: Conditions, where: ColumnElement[bool] | None, values: Mapping[str, Any]
+    ) -> tuple[Select[Any], Mapping[str, Any]]:
+        """The best chunks by words, and what to bind; under a condition of the host's nothing."""
+        if where is None:
+            return self._text_search(filter), values
+        return self._build_text_search(filter, where, bind=partial(_value, values)), {}
+
+    def _build_text_search(
+        self, filter: Conditions, *where: ColumnElement[bool], bind: Bind
+    ) -> Select[Any]:
+        return self._by_words(filter, where, bind).statement()
+
+    def hybrid_search(
+        self,
+        filter: Conditions,
+        depth: int,
+        where: ColumnElement[bool] | None,
+        values: Mapping[str, Any],
+    ) -> tuple[Select[Any], Mapping[str, Any]]:
+        """The best chunks by vector and words, and what to bind; likewise."""
+        fetch = rows_to_fetch(depth)
+        if where is None:
+            return self._hybrid_search(filter, fetch), values
+        return self._build_hybrid_search(filter, fetch, where, bind=partial(_value, values)), {}
+
+    def _build_hybrid_search(
+        self, filter: Conditions, fetch: int, *where: ColumnElement[bool], bind: Bind
+    ) -> Select[Any]:
+        search = Search(
+            table=self._table,
+            columns=[self._table.c.id],
+            query=bind("query", WireVector(self._column_type)),
+            bind=lambda name, type_: bind("depth" if name == "limit" else name, type_),
+            filter=filter,
+            where=where,
+            fetch=fetch,
+            row_bytes=self._row_bytes,
+            named=False,
+        )
+        return self._by_words(filter, where, bind).fused_with(search)
+
+    def _by_words(
+        self, filter: Conditions, where: tuple[ColumnElement[bool], ...], bind: Bind
+    ) -> TextSearch:
+        return TextSearch(
+            table=self._table,
+            columns=[self._table.c[name] for name in CHUNK_FIELDS],
+            languages=self._languages,
+            bind=bind,
+            filter=filter,
+            where=where,
         )
 
     def search_parameters(self, limit: int, ef_search: int | None = None) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from cenote.testing.contract import BasicContract
 from cenote.testing.documents import DocumentContract
 from cenote.testing.helpers import MakeStore, embedded, found, stored
 from cenote.testing.shapes import SearchContract
+from cenote.testing.words import TextContract
 
 
-class VectorStoreContract(BasicContract, DocumentContract, SearchContract):
+class VectorStoreContract(BasicContract, DocumentContract, SearchContract, TextContract):
     """One test for each rule of `VectorStore`; subclasses give the fixture ``make_store``."""
 
 

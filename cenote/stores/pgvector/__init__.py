@@ -65,12 +65,14 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         dimensions: the length of every vector.
         model: a chunk model of yours (see `cenote.ChunkMixin`), from which the store takes all that
             shapes the table; its migrations are yours. Instead of `dimensions` and of all settings
-            up to `extension_schema`.
+            up to `text_search`.
         table_name: the chunk table. One table holds the vectors of one embedding model.
         schema: its schema; the connection's default one when None.
         column_type: ``"vector"`` or ``"halfvec"``.
         hnsw_m, hnsw_ef_construction, partitions, extension_schema: what `apply_migrations`
             creates; see `SchemaConfig`.
+        text_search: the text search configuration of full text, or several, for `search_text` and
+            `search_hybrid`; see `SchemaConfig`.
         hnsw_ef_search: candidates that the ANN index considers at least, 1 to 1,000: more find
             more and take longer.
         embedding_model: refuse chunks that another model embedded.
@@ -93,6 +95,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         hnsw_ef_search: int = ...,
         partitions: int | None = ...,
         extension_schema: str | None = ...,
+        text_search: str | None = ...,
         embedding_model: str | None = ...,
     ) -> None: ...
 
@@ -120,6 +123,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         hnsw_ef_search: int = DEFAULT_EF_SEARCH,
         partitions: int | None = None,
         extension_schema: str | None = None,
+        text_search: str | None = None,
         embedding_model: str | None = None,
     ) -> None:
         given: dict[str, Any] = {
@@ -131,6 +135,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             "hnsw_ef_construction": hnsw_ef_construction,
             "partitions": partitions,
             "extension_schema": extension_schema,
+            "text_search": text_search,
         }
         self._hosts_own = model is not None
         self._config = SchemaConfig(**given) if model is None else config_of(model, given)

@@ -11,12 +11,14 @@ from sqlalchemy import ColumnElement, Select
 from cenote import validation
 from cenote.filters import Conditions, FilterLike, as_filter
 from cenote.models import RetrievalResult
-from cenote.ranking import at_least, diverse
+from cenote.ranking import DEPTH, at_least, diverse
 from cenote.sqltypes import to_wire
 from cenote.stores import rows
 from cenote.stores.conditions import checked_condition
 from cenote.stores.pgvector.base import Model, Part
+from cenote.stores.search import LARGEST_LIMIT
 from cenote.stores.sessions import Session, check_session
+from cenote.text_search import ASKED_CHARACTERS
 from cenote.types import Float32Array, Vector
 
 
@@ -139,6 +141,89 @@ class Searching(Part[Model]):
             stored = await connection.execute(self._statements.embeddings, values)
             vectors = {chunk_id: np.asarray(vector) for chunk_id, vector in stored}
         return diverse(query_vector, found, vectors, limit, diversity)
+
+    async def search_text(
+        self,
+        text: str,
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        where: ColumnElement[bool] | None = None,
+        session: Session | None = None,
+    ) -> list[RetrievalResult]:
+        """Find the chunks that have words of a text; see `VectorStore.search_text`.
+
+        Words are those of the table's text search configurations, scores those of ``ts_rank``.
+
+        Args:
+            where, session: as of :meth:`search`.
+        """
+        values, conditions, condition = self._checked_text(text, namespace, limit, filter, where)
+        joined = check_session(session)
+        statement, bound = self._statements.text_search(conditions, condition, values)
+        async with self._connections.single_statement("search_text", joined) as connection:
+            found = (await connection.execute(statement, bound)).all()
+        return [rows.ranked(row, "text") for row in found]
+
+    async def search_hybrid(
+        self,
+        text: str,
+        query_vector: Vector,
+        namespace: str,
+        limit: int = 10,
+        filter: FilterLike = None,
+        *,
+        vector_weight: float = 1.0,
+        text_weight: float = 1.0,
+        depth: int = DEPTH,
+        where: ColumnElement[bool] | None = None,
+        ef_search: int | None = None,
+        session: Session | None = None,
+    ) -> list[RetrievalResult]:
+        """Find the best chunks by vector and words at once; see `VectorStore.search_hybrid`.
+
+        Args:
+            where, ef_search, session: as of :meth:`search`.
+        """
+        validation.check_fusion(vector_weight, text_weight, depth)
+        validation.check_ef_search(ef_search)
+        query = validation.check_query_vector(
+            query_vector, self._config.dimensions, self._config.column_type
+        )
+        values, conditions, condition = self._checked_text(text, namespace, limit, filter, where)
+        joined = check_session(session)
+        depth = max(depth, limit)
+        of_search = self._statements.search_parameters(depth, ef_search)
+        values |= {
+            **of_search,
+            "depth": of_search["limit"],
+            "limit": values["limit"],
+            "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
+            "vector_weight": float(vector_weight),
+            "text_weight": float(text_weight),
+        }
+        statement, bound = self._statements.hybrid_search(conditions, depth, condition, values)
+        async with self._connections.single_statement("search_hybrid", joined) as connection:
+            found = (await connection.execute(statement, bound)).all()
+        return [rows.ranked(row, "hybrid") for row in found]
+
+    def _checked_text(
+        self, text: str, namespace: str, limit: int, filter: Any, where: Any
+    ) -> tuple[dict[str, Any], Conditions, ColumnElement[bool] | None]:
+        """What a search by words binds, and the conditions, checked."""
+        validation.check_full_text(self._config.languages)
+        validation.check_text(text, field="text")
+        validation.check_namespace(namespace)
+        validation.check_limit(limit)
+        conditions = Conditions(as_filter(filter))
+        values = {
+            "namespace": namespace,
+            "text": text[:ASKED_CHARACTERS],
+            "limit": min(limit, LARGEST_LIMIT),
+            **conditions.parameters,
+        }
+        return values, conditions, checked_condition(where, self._connections.table)
 
     def search_statement(
         self,

@@ -1,0 +1,101 @@
+"""Giving a table full text, changing its languages, or taking it away, whenever that is wanted.
+
+Revision cenote_0002 does the first for a table that is made with `SchemaConfig.text_search`; the
+catalogue is the record of what was done since.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Column, Connection
+from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cenote import ddl
+from cenote.builds import read_chunk_table, set_build_memory
+from cenote.catalog import LiveTable
+from cenote.config import SchemaConfig
+from cenote.drift import subject_of, text_search_finding
+from cenote.locks import migration_lock, with_short_waits
+from cenote.orm import text_index_name
+from cenote.schema import own_connection
+from cenote.set_aside import put_back
+from cenote.text_search import COLUMN, generated
+
+_logger = logging.getLogger(__name__)
+
+
+async def set_text_search(
+    engine: AsyncEngine,
+    config: SchemaConfig,
+    text_search: str | None,
+    *,
+    memory: str | None = None,
+) -> bool:
+    """Make the table's full text that of some text search configurations, or none.
+
+    **The table is locked until it ends**: but for None, Postgres writes all rows anew and builds
+    all indexes again. It needs disk space for a second copy. An interruption at any moment leaves
+    all as it was. Where the table has that full text already, nothing is done.
+
+    Args:
+        engine: the database; one connection is taken from its pool.
+        config: which table it is.
+        text_search: as of `SchemaConfig`; None for no full text.
+        memory: ``maintenance_work_mem`` of the transaction; see `cenote.indexes.reindex`.
+
+    Returns:
+        Whether the table was changed.
+
+    Raises:
+        ConfigurationError: this names no text search configurations.
+        MigrationError: there is no such chunk table, no such text search configuration, or the
+            database refused; the table is as it was.
+    """
+    config = replace(config, text_search=text_search)
+    await put_back(engine, config, memory=memory)
+    async with own_connection(engine, "the full text was not changed") as connection:
+        return await connection.run_sync(_set, config, memory)
+
+
+def _set(connection: Connection, config: SchemaConfig, memory: str | None) -> bool:
+    with migration_lock(connection, config.table_name):
+        live = read_chunk_table(connection, config)
+        connection.commit()
+        if _is_so(live, config):
+            return False
+        with_short_waits(connection, config.table_name, lambda: _change(connection, config, memory))
+        return True
+
+
+def _is_so(live: LiveTable, config: SchemaConfig) -> bool:
+    if not config.languages:
+        return COLUMN not in live.columns
+    subject = subject_of(live.name, live.schema)
+    has_index = live.index(text_index_name(live.name)) is not None
+    return has_index and text_search_finding(subject, live.text_search, config) is None
+
+
+def _change(connection: Connection, config: SchemaConfig, memory: str | None) -> None:
+    ops = Operations(MigrationContext.configure(connection))
+    live = read_chunk_table(connection, config)
+    ops.execute(ddl.LockTable(live.name, live.schema))
+    ops.drop_column(live.name, COLUMN, schema=live.schema, if_exists=True)
+    if not config.languages:
+        return
+    _logger.info("table %s: writing all rows with their words", live.name)
+    set_build_memory(connection, live, config, memory, None, local=True)
+    words = Column(COLUMN, TSVECTOR, generated(config.languages), nullable=False)
+    ops.add_column(live.name, words, schema=live.schema)
+    ops.create_index(
+        text_index_name(live.name),
+        live.name,
+        [COLUMN],
+        schema=live.schema,
+        postgresql_using="gin",
+    )
+    ops.execute(ddl.Analyze(live.name, live.schema))

@@ -1,0 +1,129 @@
+"""The SQL of searches by words: full text alone, and fused with the ranking by vectors.
+
+``asked``      the query for any of the question's words, made once.
+``by_words``   the chunks that have one, ranked by `cenote.text_search.rank`.
+``by_vector``  the nearest chunks, by a `Search` of their ids.
+``fused``      the best of both by reciprocal rank fusion (`cenote.ranking`).
+
+Chunks are read last, of those that remain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Double,
+    Select,
+    Table,
+    Text,
+    cast,
+    column,
+    func,
+    select,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import TSVECTOR
+
+from cenote import text_search
+from cenote.filters import Bind, Conditions
+from cenote.ranking import RANK_CONSTANT
+from cenote.stores.search import Search, as_sent, integer, materialized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSearch:
+    """A search by words over one chunk table.
+
+    Attributes:
+        table: the chunk table.
+        columns: what to give of each chunk.
+        languages: the text search configurations of the table.
+        bind: makes the parameters namespace, text, limit, and those of the filter.
+        filter: what the chunks must meet.
+        where: further conditions on a chunk.
+    """
+
+    table: Table
+    columns: Sequence[ColumnElement[Any]]
+    languages: tuple[str, ...]
+    bind: Bind
+    filter: Conditions
+    where: Sequence[ColumnElement[bool]] = ()
+
+    def statement(self) -> Select[Any]:
+        """The columns and ``score`` of the chunks that have one of the words, the best first."""
+        return self._fetched(self._by_words("limit"))
+
+    def fused_with(self, search: Search) -> Select[Any]:
+        """The same of what is best in both rankings.
+
+        Args:
+            search: for the ids of the nearest chunks, cut at the parameter depth.
+        """
+        by_vector = materialized(search.statement(), "by_vector")
+        by_words = self._by_words("depth")
+        rankings = (
+            self._shares(by_vector, by_vector.c.distance, "vector_weight"),
+            self._shares(by_words, by_words.c.score.desc(), "text_weight"),
+        )
+        shares = union_all(*rankings).subquery("shares")
+        score = func.sum(shares.c.share).label("score")
+        fused = (
+            select(shares.c.id, score)
+            .group_by(shares.c.id)
+            .order_by(score.desc(), shares.c.id)
+            .limit(self.bind("limit", BigInteger()))
+        )
+        return self._fetched(materialized(fused, "fused"))
+
+    def _by_words(self, limit: str) -> CTE:
+        """Ids and scores of the best chunks by words."""
+        columns = self.table.c
+        query = text_search.words_asked(self.languages, self.bind("text", Text()))
+        asked = materialized(select(query.label("query")), "asked")
+        words = self._words()
+        score = text_search.rank(words, asked.c.query).label("score")
+        ranked = (
+            select(columns.id, score)
+            .select_from(self.table)
+            .join(asked, words.op("@@")(asked.c.query))
+            .where(
+                columns.namespace == self.bind("namespace", Text()),
+                *self.filter.sql(columns, self.bind),
+                *self.where,
+            )
+            .order_by(score.desc(), columns.id)
+            .limit(self.bind(limit, BigInteger()))
+        )
+        return materialized(ranked, "by_words")
+
+    def _words(self) -> ColumnElement[str]:
+        """The generated column, which `ChunkRow` and other models may not have mapped."""
+        words: Any = self.table.c.get(text_search.COLUMN)
+        if words is None:
+            words = column(text_search.COLUMN, TSVECTOR)
+            words.table = self.table
+        found: ColumnElement[str] = words
+        return found
+
+    def _shares(self, ranking: CTE, order: ColumnElement[Any], weight: str) -> Select[Any]:
+        """What the places in a ranking are worth."""
+        place = func.row_number().over(order_by=[order, ranking.c.id])
+        share = self.bind(weight, Double()) / cast(integer(RANK_CONSTANT) + place, Double)
+        return select(ranking.c.id, share.label("share")).select_from(ranking)
+
+    def _fetched(self, ranked: CTE) -> Select[Any]:
+        table = self.table
+        return (
+            select(*map(as_sent, self.columns), ranked.c.score)
+            .select_from(table)
+            .join(ranked, table.c.id == ranked.c.id)
+            .where(table.c.namespace == self.bind("namespace", Text()))
+            .order_by(ranked.c.score.desc(), ranked.c.id)
+        )
