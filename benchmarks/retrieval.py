@@ -12,16 +12,28 @@ import argparse
 import asyncio
 import json
 import math
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cenote import Chunk, EmbeddedChunk, InMemoryVectorStore, PgVectorStore, RetrievalResult
+from cenote import (
+    Chunk,
+    EmbeddedChunk,
+    InMemoryVectorStore,
+    PgVectorStore,
+    RetrievalResult,
+    VectorStore,
+)
+from cenote.bm25 import stems
 from cenote.embedded import EmbeddedPostgres
-from cenote.retrievers import BM25Retriever, HybridRetriever, Retriever, VectorRetriever
+from cenote.retrievers import BM25Retriever, HybridRetriever, VectorRetriever
 
 BATCH = 1000
+
+Find = Callable[[str], Awaitable[list[RetrievalResult]]]
 
 
 async def measure(dsn: str, folder: Path) -> None:
@@ -37,8 +49,9 @@ async def measure(dsn: str, folder: Path) -> None:
         )
         for document, vector in zip(documents, vectors, strict=True)
     ]
-    memory = InMemoryVectorStore(vectors.shape[1])
-    async with await PgVectorStore.connect(dsn, vectors.shape[1]) as store:
+    memory = InMemoryVectorStore(vectors.shape[1], text_search="english")
+    connecting = PgVectorStore.connect(dsn, vectors.shape[1], text_search="english")
+    async with await connecting as store:
         await store.apply_migrations()
         for start in range(0, len(chunks), BATCH):
             await store.upsert(chunks[start : start + BATCH], "collection")
@@ -53,25 +66,63 @@ async def measure(dsn: str, folder: Path) -> None:
             difference = max(difference, *(abs(one.score - two.score) for one, two in pairs))
             recalls.append(len(set(_ids(default)) & set(_ids(exact))) / len(exact))
             gains.append(_ndcg(_ids(default), relevant[query["id"]]))
-    print(f"{len(documents):,} documents, {len(queries)} queries, limit 10")
-    print(f"  exact in Postgres and memory: {agreeing} of {len(queries)} queries the same ids")
-    print(f"  largest difference of a score: {difference:.1e}")
-    print(f"  recall of the default search against exact: {np.mean(recalls):.3f}")
-    print(f"  nDCG@10 of the default search: {np.mean(gains):.4f}")
+        print(f"{len(documents):,} documents, {len(queries)} queries, limit 10")
+        print(f"  exact in Postgres and memory: {agreeing} of {len(queries)} queries the same ids")
+        print(f"  largest difference of a score: {difference:.1e}")
+        print(f"  recall of the default search against exact: {np.mean(recalls):.3f}")
+        print(f"  nDCG@10 of the default search: {np.mean(gains):.4f}")
+        await _by_words(store, memory, queries, query_vectors, relevant)
+
+
+async def _by_words(
+    store: VectorStore, memory: VectorStore, queries: Any, query_vectors: Any, relevant: Any
+) -> None:
+    """nDCG@10 of the ways to search by words, alone and fused with the vectors."""
     vector_of = {
         query["text"]: vector for query, vector in zip(queries, query_vectors, strict=True)
     }
-    by_words = BM25Retriever(memory)
-    both = HybridRetriever([VectorRetriever(memory, vector_of.__getitem__), by_words])
-    retrievers: dict[str, Retriever] = {"BM25": by_words, "both": both}
-    for name, retriever in retrievers.items():
-        gains = [
-            _ndcg(
-                _ids(await retriever.retrieve(query["text"], "collection")), relevant[query["id"]]
-            )
-            for query in queries
-        ]
+    by_vector = VectorRetriever(store, vector_of.__getitem__)
+    by_words = BM25Retriever(store)
+    by_stems = BM25Retriever(store, tokenize=stems("english"))
+
+    def by_vector_in(store: VectorStore) -> Find:
+        return lambda text: store.search(vector_of[text], "collection")
+
+    def by_words_in(store: VectorStore) -> Find:
+        return lambda text: store.search_text(text, "collection")
+
+    def both(store: VectorStore) -> Find:
+        return lambda text: store.search_hybrid(text, vector_of[text], "collection")
+
+    ways: dict[str, Find] = {
+        "BM25 of words": lambda text: by_words.retrieve(text, "collection"),
+        "BM25 of words and vectors": lambda text: HybridRetriever([by_vector, by_words]).retrieve(
+            text, "collection"
+        ),
+        "BM25 of stems": lambda text: by_stems.retrieve(text, "collection"),
+        "search_text in Postgres": by_words_in(store),
+        "search_text in memory": by_words_in(memory),
+        "search_hybrid in Postgres": both(store),
+        "search_hybrid in memory": both(memory),
+    }
+    for name, find in ways.items():
+        gains = [_ndcg(_ids(await find(query["text"])), relevant[query["id"]]) for query in queries]
         print(f"  nDCG@10 of {name}: {np.mean(gains):.4f}")
+    print("  medians of time, as ratios to a search of the same store by vector alone:")
+    for name, searched in (("Postgres", store), ("memory", memory)):
+        finds: list[Find] = [by_vector_in(searched), by_words_in(searched), both(searched)]
+        alone, words, hybrid = [await _median(queries, find) for find in finds]
+        print(f"    {name}: by words {words / alone:.2f}, by both {hybrid / alone:.2f}")
+
+
+async def _median(queries: Any, find: Find) -> float:
+    """Seconds that an answer takes."""
+    times = []
+    for query in queries:
+        start = time.perf_counter()
+        await find(query["text"])
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
 
 
 def _read(folder: Path, name: str) -> tuple[list[dict[str, Any]], Any]:

@@ -146,8 +146,10 @@ def stores(request: pytest.FixtureRequest) -> Iterator[tuple[asyncio.Runner, lis
     """A loop, and one store of each kind."""
     with asyncio.Runner() as runner:
         dsn = request.getfixturevalue("module_dsn")
-        postgres = runner.run(PgVectorStore.connect(dsn, 4))
-        yield runner, [InMemoryVectorStore(4), postgres]
+        table: dict[str, Any] = {"table_name": "simple", "text_search": "simple"}
+        postgres = runner.run(PgVectorStore.connect(dsn, 4, **table))
+        runner.run(postgres.apply_migrations())
+        yield runner, [InMemoryVectorStore(4, text_search="simple"), postgres]
         runner.run(postgres.close())
 
 
@@ -232,5 +234,35 @@ def test_filters_agree(stores: Any, metadata: Any, several: Any) -> None:
                 assert [one.chunk for one in found] == ours
         await postgres.delete_namespace(namespace)
         await memory.delete_namespace(namespace)
+
+    runner.run(compare())
+
+
+plain_words = st.lists(st.sampled_from(["cat", "dog", "ñandú", "Über"]), max_size=4).map(" ".join)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(contents=st.lists(plain_words, max_size=6), question=plain_words, any_=text_values)
+def test_words_agree(stores: Any, contents: list[str], question: str, any_: str) -> None:
+    """The same chunks are found by their words, whatever their order; no text is an error."""
+    runner, (memory, postgres) = stores
+    namespace = uuid.uuid4().hex
+
+    async def compare() -> None:
+        chunks = [embedded(str(number), content=one) for number, one in enumerate(contents)]
+        chunks.append(embedded("any", content=any_))
+        answers = []
+        for store in (memory, postgres):
+            await store.upsert(chunks, namespace)
+            found = await store.search_text(question, namespace, 20)
+            answers.append({one.chunk.id for one in found} - {"any"})
+            both = await store.search_hybrid(any_, [1, 0, 0, 0], namespace, 20)
+            assert len(both) == len(chunks)
+            await store.delete_namespace(namespace)
+        assert answers[0] == answers[1]
 
     runner.run(compare())

@@ -1,0 +1,334 @@
+"""Full text in Postgres: how a table gets it and keeps it, what serves it, and the host's part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from commands import cenote, output_of
+from database import execute, scalar
+from library import Document
+from plans import explain
+from sqlalchemy import exists, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, undefer
+
+from cenote import (
+    ChunkMixin,
+    ConfigurationError,
+    InMemoryVectorStore,
+    MigrationError,
+    PgVectorStore,
+    SchemaConfig,
+    VectorStoreError,
+    schema,
+)
+from cenote.bm25 import stems
+from cenote.ddl import VacuumAnalyze
+from cenote.filters import Conditions
+from cenote.full_text import set_text_search
+from cenote.repartition import repartition
+from cenote.retrievers import HybridRetriever, TextRetriever, VectorRetriever
+from cenote.testing import embedded, found
+
+NEAR = [1.0, 0.0, 0.0, 0.0]
+ENGLISH = SchemaConfig(dimensions=4, text_search="english")
+
+texts = {"a": "The cat sleeps.", "b": "Dogs are running.", "c": "Un gato y dos perros."}
+
+
+async def ids(store: PgVectorStore, text: str, namespace: str = "n", **options: Any) -> list[str]:
+    """What a search by words finds."""
+    return [one.chunk.id for one in await store.search_text(text, namespace, **options)]
+
+
+def store_of(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
+    """A store for a table of that name and text."""
+    return PgVectorStore(
+        engine,
+        4,
+        text_search=config.text_search,
+        table_name=config.table_name,
+        schema=config.schema,
+    )
+
+
+@pytest.fixture
+async def filled(store: PgVectorStore) -> PgVectorStore:
+    """A store without full text, with chunks."""
+    await store.upsert([embedded(one, content=said) for one, said in texts.items()], "n")
+    return store
+
+
+@pytest.fixture
+async def worded(engine: AsyncEngine, filled: PgVectorStore) -> PgVectorStore:
+    """The same with English full text."""
+    await set_text_search(engine, filled.config, "english")
+    return store_of(engine, ENGLISH)
+
+
+# -- the table
+
+
+@pytest.mark.parametrize("partitions", [16, 0])
+async def test_there_and_back(filled: PgVectorStore, engine: AsyncEngine, partitions: int) -> None:
+    """A table gets full text, another one, and none, with its rows."""
+    await repartition(engine, replace(filled.config, partitions=partitions))
+    assert await set_text_search(engine, filled.config, "english") is True
+    assert await set_text_search(engine, filled.config, " english,") is False
+    english = store_of(engine, ENGLISH)
+    assert await english.check_schema() == []
+    assert await ids(english, "run dog") == ["b"]
+    assert await set_text_search(engine, filled.config, "spanish,english") is True
+    assert await set_text_search(engine, filled.config, "english, spanish") is True
+    assert await set_text_search(engine, filled.config, "spanish") is True
+    spanish = store_of(engine, replace(ENGLISH, text_search="spanish"))
+    assert await ids(spanish, "perro") == ["c"]
+    await repartition(engine, replace(filled.config, partitions=4))
+    assert await spanish.check_schema() == []
+    assert await filled.check_schema() == []  # which says nothing of it, and takes it as it is
+    assert await ids(spanish, "gatos") == ["c"]
+    assert await set_text_search(engine, filled.config, None) is True
+    assert await set_text_search(engine, filled.config, None) is False
+    assert await filled.check_schema() == []
+    assert await found(filled, NEAR, "n") == ["a", "b", "c"]
+
+
+async def test_a_text_search_configuration_of_ones_own(
+    filled: PgVectorStore, engine: AsyncEngine
+) -> None:
+    """By its name, with its schema."""
+    await execute(
+        engine,
+        "CREATE SCHEMA mine",
+        "CREATE TEXT SEARCH CONFIGURATION mine.exactly (COPY = simple)",
+        "CREATE TEXT SEARCH CONFIGURATION public.here (COPY = english)",
+    )
+    for name, question in (("mine.exactly", "RUNNING"), ("public.here", "run"), ("here", "run")):
+        await set_text_search(engine, filled.config, name)
+        store = store_of(engine, replace(ENGLISH, text_search=name))
+        assert await store.check_schema() == []
+        assert await ids(store, question) == ["b"]
+
+
+async def test_a_language_that_is_not_there(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """The table stays as it was, and the error names it."""
+    await set_text_search(engine, filled.config, "english")
+    with pytest.raises(MigrationError, match='"klingon" does not exist'):
+        await set_text_search(engine, filled.config, "klingon")
+    assert await ids(store_of(engine, ENGLISH), "dog") == ["b"]
+    with pytest.raises(MigrationError, match='"klingon" does not exist'):
+        await schema.upgrade(
+            engine, SchemaConfig(dimensions=4, table_name="other", text_search="klingon")
+        )
+    with pytest.raises(ConfigurationError, match="text_search"):
+        await set_text_search(engine, filled.config, "it's")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", ", ", "a b", "1st", "a.b.c", "a-b", 7, ["english"], "x" * 64]
+)
+def test_settings_that_name_nothing(wrong: Any) -> None:
+    """Are refused where they are given."""
+    with pytest.raises(ConfigurationError) as error:
+        SchemaConfig(dimensions=4, text_search=wrong)
+    assert error.value.setting == "text_search"
+
+
+async def test_a_table_with_rows_is_upgraded(empty_engine: AsyncEngine) -> None:
+    """By the revision, if the setting is there by then."""
+    config = SchemaConfig(dimensions=4)
+    await schema.upgrade(empty_engine, config, "cenote_0001")
+    store = store_of(empty_engine, config)
+    await store.upsert([embedded("a", content="Cats")], "n")
+    worded = store_of(empty_engine, ENGLISH)
+    with pytest.raises(VectorStoreError, match="cenote text-search english"):
+        await worded.search_text("cat", "n")
+    await worded.apply_migrations()
+    assert await ids(worded, "cat") == ["a"]
+    await worded.apply_migrations()
+    assert await worded.check_schema() == []
+
+
+async def test_a_setting_that_comes_later(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """An upgrade does not pass over it in silence, and the command that it names does it."""
+    with pytest.raises(MigrationError, match="cenote text-search english"):
+        await schema.upgrade(engine, ENGLISH)
+    with pytest.raises(VectorStoreError, match="it has no full text, expected english"):
+        await store_of(engine, ENGLISH).count("n")
+    (finding,) = await store_of(engine, ENGLISH).check_schema()
+    assert finding.kind == "text_search"
+    await set_text_search(engine, store.config, "spanish")
+    (finding,) = await store_of(engine, ENGLISH).check_schema()
+    assert (finding.actual, finding.expected) == ("its full text is spanish", "english")
+
+
+async def test_the_command(store: PgVectorStore, engine: AsyncEngine, dsn: str) -> None:
+    """Gives full text and takes it away; check sees what is missing of it."""
+    url = {"CENOTE_DATABASE_URL": dsn}
+    said = output_of(cenote("text-search", "spanish,english", **url))
+    assert said == "table cenote_chunks has full text: spanish,english\n"
+    said = output_of(cenote("text-search", "spanish,english", **url))
+    assert said == "table cenote_chunks has full text: spanish,english already\n"
+    assert output_of(cenote("check", "-x", "text_search=spanish, english", **url)).startswith("no")
+    await execute(engine, "DROP INDEX ix_cenote_chunks_content_tsv")
+    result = cenote("check", **url)
+    assert result.returncode == 1
+    assert (
+        "ix_cenote_chunks_content_tsv: it is missing, expected gin (content_tsv)" in result.stdout
+    )
+    output_of(cenote("text-search", "spanish,english", **url))
+    output_of(cenote("check", **url))
+    assert "no full text" in output_of(cenote("text-search", "none", **url))
+    result = cenote("text-search", "klingon", **url)
+    assert result.returncode == 2
+    assert '"klingon" does not exist' in result.stderr
+
+
+async def test_bulk_loads_carry_the_words(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """A bulk load into an empty partition, whose rows are poured from a table of its own."""
+    await worded.bulk_load(
+        [embedded(f"{number}", content=f"loaded word{number}") for number in range(50)], "other"
+    )
+    assert await ids(worded, "word7", "other") == ["7"]
+    assert len(await ids(worded, "loading", "other", limit=99)) == 50
+    assert await worded.check_schema() == []
+
+
+# -- the search
+
+
+async def test_plans(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """Words come by their index, vectors by theirs, and the chunks that remain by the key."""
+    rows = [
+        embedded(f"{n:05}", [1, n % 97, n % 89, 1], content=f"word{n} even{n % 2}")
+        for n in range(6000)
+    ]
+    await worded.bulk_load(rows, "large")
+    await worded.upsert(rows[:20], "small")
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(VacuumAnalyze("cenote_chunks", None))
+        values = {"namespace": "large", "text": "word17 word18", "limit": 10}
+        by_words, _ = worded._statements.text_search(Conditions(None), None, values)
+        for mode in ("force_custom_plan", "force_generic_plan"):
+            plan = await explain(connection, by_words, mode, values)
+            assert "_content_tsv_idx" in plan
+            assert "_pkey" in plan
+            assert "Seq Scan on cenote_chunks" not in plan
+        values |= worded._statements.search_parameters(200)
+        values |= {"depth": 200, "limit": 10, "query": str(NEAR), "custom": True}
+        values |= {"vector_weight": 1.0, "text_weight": 1.0}
+        hybrid, _ = worded._statements.hybrid_search(Conditions(None), 200, None, values)
+        plan = await explain(connection, hybrid, "force_custom_plan", values)
+        assert "_content_tsv_idx" in plan
+        assert "_embedding_idx" in plan
+    assert await ids(worded, "word17", "large") == ["00017"]
+    assert len(await ids(worded, "even1", "small")) == 10
+
+
+async def test_in_one_round_trip_and_in_the_callers_transaction(
+    engine: AsyncEngine, worded: PgVectorStore
+) -> None:
+    """What is not committed is found there, and by nobody else; settings are put back."""
+    async with async_sessionmaker(engine)() as session:
+        await worded.upsert([embedded("new", content="A cat")], "n", session=session)
+        mine = await worded.search_text("cat", "n", session=session)
+        assert {one.chunk.id for one in mine} == {"a", "new"}
+        before = await session.scalar(text("SELECT current_setting('hnsw.ef_search', true)"))
+        both = await worded.search_hybrid("cat", NEAR, "n", session=session)
+        assert {one.chunk.id for one in both} == {"a", "b", "c", "new"}
+        after = await session.scalar(text("SELECT current_setting('hnsw.ef_search', true)"))
+        assert after == before
+        assert await ids(worded, "cat") == ["a"]
+
+
+async def test_conditions_of_the_hosts(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """Before the limit is counted, in both rankings."""
+    chunk = worded.model
+    async with engine.begin() as connection:
+        await connection.run_sync(Document.metadata.tables["documents"].create)
+        await connection.execute(insert(Document).values(title="b"))
+    readable = exists().where(Document.title == chunk.id)
+    assert await ids(worded, "cat dog", where=readable) == ["b"]
+    both = await worded.search_hybrid(
+        "cat dog", NEAR, "n", 1, {"x": {"$exists": False}}, where=readable
+    )
+    assert [one.chunk.id for one in both] == ["b"]
+
+
+async def test_a_model_of_the_hosts(empty_engine: AsyncEngine) -> None:
+    """Gets the column as an attribute, which queries of the host's own can use."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(ChunkMixin, Base, dimensions=4, partitions=2, text_search="english"):
+        __tablename__ = "notes"
+
+        stars: Mapped[int] = mapped_column(default=0)
+
+    async with empty_engine.begin() as connection:
+        await connection.execute(text("CREATE EXTENSION vector"))
+        await connection.run_sync(Base.metadata.create_all)
+    store = PgVectorStore(empty_engine, model=Note)
+    await store.upsert([embedded("a", content="Running", columns={"stars": 3})], "n")
+    assert [one.chunk.id for one in await store.search_hybrid("runs", NEAR, "n")] == ["a"]
+    assert await store.check_schema() == []
+    async with async_sessionmaker(empty_engine)() as session:
+        matching = Note.content_tsv.bool_op("@@")(text("to_tsquery('english', 'run')"))
+        note = (await session.scalars(select(Note).where(matching))).one()
+        assert note.stars == 3
+        loaded = (await session.scalars(select(Note).options(undefer(Note.content_tsv)))).one()
+        assert loaded.content_tsv == "'run':1"
+        await store.upsert(
+            [embedded("a", content="Sleeping", columns={"stars": 3})], "n", session=session
+        )
+        assert loaded.content_tsv == "'sleep':1"
+    other = PgVectorStore(empty_engine, 4, table_name="notes", text_search="spanish")
+    with pytest.raises(VectorStoreError, match="its full text is english, expected spanish"):
+        await other.search_text("x", "n")
+
+
+async def test_a_model_with_other_full_text_than_its_table(empty_engine: AsyncEngine) -> None:
+    """Is told to migrate as hosts do."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(ChunkMixin, Base, dimensions=4, text_search="english"):
+        __tablename__ = "notes"
+
+    await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, table_name="notes"))
+    with pytest.raises(VectorStoreError, match="alembic revision --autogenerate"):
+        await PgVectorStore(empty_engine, model=Note).count("n")
+
+
+async def test_texts_at_the_bounds(worded: PgVectorStore, engine: AsyncEngine) -> None:
+    """Two hundred thousand characters fit whatever they are; one of millions is stored, too."""
+    marks = [chr(0x20000 + n) for n in range(500)]
+    pairs = " ".join(f"{a}-{b}" for a in marks for b in marks)
+    paths = " ".join(f"http://a.b/{n:x}/y" for n in range(20_000))
+    for number, content in enumerate((pairs, paths, "x" * 3_000_000, "a " * 1_000_000)):
+        await worded.upsert([embedded("long", content=content)], f"bounds{number}")
+    assert await ids(worded, "http://a.b/77/y", "bounds1") == ["long"]
+    assert await ids(worded, " ".join(["filler"] * 5_000) + " cat", "n") == []  # past the bound
+    assert await scalar(engine, "SELECT max(pg_column_size(content_tsv)) FROM cenote_chunks") > 1000
+
+
+async def test_retrievers(worded: PgVectorStore) -> None:
+    """By words in the store, alone and with others."""
+    by_words = TextRetriever(worded)
+    assert [one.chunk.id for one in await by_words.retrieve("dogs", "n")] == ["b"]
+    both = HybridRetriever([VectorRetriever(worded, lambda _: NEAR), by_words])
+    apart = await both.retrieve("dog", "n")
+    assert apart == await worded.search_hybrid("dog", NEAR, "n")
+
+
+def test_stems() -> None:
+    """Of Postgres' languages; others are refused by name."""
+    assert [*stems("spanish")("Caminaban por JARDINES")] == ["camin", "por", "jardin"]
+    assert [*stems("simple")("It's ÑANDÚ 7")] == ["it", "s", "ñandú", "7"]
+    with pytest.raises(ConfigurationError, match="'klingon'; there are simple, arabic"):
+        InMemoryVectorStore(4, text_search="klingon")
