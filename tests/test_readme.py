@@ -63,14 +63,15 @@ SAID = [
     "4 ['cats:0', 'dogs:4'] cats:2\n['cats:0', 'dogs:0'] 3\n['cats:0', 'cats:1', 'cats:2'] 5\n",
     "SyncResult(written=3, removed=0, unchanged=0)\n"
     "SyncResult(written=1, removed=1, unchanged=1)\n",
+    "['dogs'] text\n['cats', 'part', 'dogs'] hybrid\n",
 ]
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python", SEARCHING))))
-def test_python_blocks_of_the_searching_page_run(number: int) -> None:
+def test_python_blocks_of_the_searching_page_run(number: int, empty_dsn: str) -> None:
     """And print what they are to."""
-    code = blocks("python", SEARCHING)[number]
-    assert output_of(run(sys.executable, "-W", "error", "-c", code)) == SAID[number]
+    command = (sys.executable, "-W", "error", "-c", blocks("python", SEARCHING)[number])
+    assert output_of(run(*command, DATABASE_URL=empty_dsn)) == SAID[number]
 
 
 def test_commands_run(empty_dsn: str) -> None:
@@ -82,7 +83,7 @@ def test_commands_run(empty_dsn: str) -> None:
         for line in block.splitlines()
         if line.startswith("cenote ") and "host-revision" not in line
     ]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         output_of(cenote(*command, CENOTE_DATABASE_URL=empty_dsn))
 
