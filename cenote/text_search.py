@@ -58,9 +58,7 @@ def languages_of(expression: str | None) -> str | None:
     return ", ".join([*made[-1:], *made[:-1]]).replace('"', "") or None
 
 
-def words_asked(
-    languages: tuple[str, ...], text: ColumnElement[str]
-) -> ScalarSelect[ColumnElement[str]]:
+def words_asked(languages: tuple[str, ...], text: ColumnElement[str]) -> ScalarSelect[str]:
     """The query for any of a text's words; null where it has none."""
     words, *more = (_words(language, text) for language in languages)
     for others in more:
@@ -88,7 +86,7 @@ def _words_of_row(languages: tuple[str, ...]) -> ColumnElement[str]:
         return _words(default, content)
     language = column("metadata").op("->>")(_constant(LANGUAGE_KEY, "text"))
     return case(
-        *((_constant(one, "text"), _words(one, content)) for one in others),
+        {_constant(one, "text"): _words(one, content) for one in others},
         value=language.self_group(),
         else_=_words(default, content),
     )

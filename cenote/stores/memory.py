@@ -17,6 +17,7 @@ from cenote.ranking import DEPTH, at_least, diverse, fused
 from cenote.stores import bulk
 from cenote.stores.base import VectorStore
 from cenote.stores.namespace import Namespace
+from cenote.telemetry import NamespaceInTelemetry, Telemetry, note, observed
 from cenote.text_search import ASKED_CHARACTERS
 from cenote.types import ColumnType, Vector
 
@@ -24,6 +25,7 @@ PAGE_SIZE = 500
 """Chunks that `get_all_chunks` reads at a time."""
 
 
+@observed
 class InMemoryVectorStore(VectorStore):
     """A `VectorStore` that keeps everything in memory and answers as `PgVectorStore` does.
 
@@ -35,6 +37,7 @@ class InMemoryVectorStore(VectorStore):
         embedding_model: refuse chunks that another model embedded.
         text_search: the language of full text, or several, as of `PgVectorStore`; the words are
             `cenote.bm25.stems`. Needs the extra ``cenote[bm25]``.
+        namespaces_in_telemetry: ``"hashed"`` or ``"plain"``; see `cenote.telemetry`.
 
     Raises:
         ConfigurationError: dimensions is no integer of 1 or more, or there is no such column type
@@ -48,6 +51,7 @@ class InMemoryVectorStore(VectorStore):
         column_type: ColumnType = "vector",
         embedding_model: str | None = None,
         text_search: str | None = None,
+        namespaces_in_telemetry: NamespaceInTelemetry = "hashed",
     ) -> None:
         check_text_search(text_search)
         self._languages = languages(text_search)
@@ -58,6 +62,7 @@ class InMemoryVectorStore(VectorStore):
         self._dimensions = dimensions
         self._column_type: ColumnType = column_type
         self._embedding_model = embedding_model
+        self._telemetry = Telemetry("memory", namespaces_in_telemetry)
         self._namespaces: dict[str, Namespace] = {}
 
     def __repr__(self) -> str:
@@ -84,6 +89,7 @@ class InMemoryVectorStore(VectorStore):
             if namespace not in self._namespaces:
                 self._namespaces[namespace] = Namespace(self._dimensions)
             self._namespaces[namespace].upsert(batch)
+        note(rows=len(embedded_chunks))
 
     async def search(
         self,
@@ -113,6 +119,7 @@ class InMemoryVectorStore(VectorStore):
         stored = self._namespaces.get(namespace)
         if stored is None or not query.any():
             return []
+        note(path="exact")
         return at_least(min_score, stored.search(query, limit, wanted, per_document))
 
     async def search_many(
@@ -335,7 +342,9 @@ class InMemoryVectorStore(VectorStore):
     async def _chunks(self, namespace: str, filter: Filter | None) -> AsyncIterator[Chunk]:
         after: str | None = None
         while stored := self._namespaces.get(namespace):
-            page = stored.page(after, filter, PAGE_SIZE)
+            with self._telemetry.operation("get_all_chunks", namespace) as seen:
+                page = stored.page(after, filter, PAGE_SIZE)
+                seen.rows = len(page)
             for chunk in page:
                 yield chunk
             if len(page) < PAGE_SIZE:

@@ -322,8 +322,9 @@ class Namespace:
 
 def _tokens(row: _Row, languages: tuple[str, ...]) -> Sequence[str]:
     """The words of a chunk, in the language that its metadata name or the first one."""
-    named = row.metadata.get(LANGUAGE_KEY) if len(languages) > 1 else None
-    language = named if named in languages else languages[0]
+    language = languages[0]
+    if len(languages) > 1 and (named := row.metadata.get(LANGUAGE_KEY)) in languages:
+        language = named
     return stems(language)(row.chunk.content[:SEARCHED_CHARACTERS])
 
 

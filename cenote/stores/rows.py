@@ -64,13 +64,7 @@ def chunk(fields: Sequence[Any]) -> Chunk:
     )
 
 
-def ranked(fields: Sequence[Any], retriever: str) -> RetrievalResult:
-    """What a search by words found: a chunk's fields and the score."""
-    *of_chunk, score = fields
-    return RetrievalResult(chunk=chunk(of_chunk), score=score, retriever=retriever)
-
-
-def result(fields: Sequence[Any]) -> RetrievalResult:
-    """What a search found: a chunk's fields, the distance, and the score."""
-    *of_chunk, _, score = fields
-    return RetrievalResult(chunk=chunk(of_chunk), score=score)
+def result(fields: Sequence[Any], retriever: str = "vector") -> RetrievalResult:
+    """What a search found: a chunk's fields, and at last the score."""
+    own = fields[: len(CHUNK_FIELDS)]
+    return RetrievalResult(chunk=chunk(own), score=fields[-1], retriever=retriever)

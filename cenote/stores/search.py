@@ -71,6 +71,9 @@ DEFAULT_EF_SEARCH = 200
 
 LARGEST_LIMIT = 10**18
 
+BY_ANN = "by_ann"
+"""Whether a result comes by the ANN index, which all of a search do, or none."""
+
 _SPARE = 40
 """Rows fetched beyond the limit at least, among which ties at the cut are settled.
 
@@ -136,9 +139,10 @@ class Search:
     named: bool = True
 
     def statement(self) -> Select[Any]:
-        """The columns, ``distance`` and ``score`` of the nearest chunks, the nearest first."""
+        """The columns, ``distance``, ``by_ann`` and ``score`` of the nearest chunks, in order."""
         if self.fetch is None:
-            return self._nearest_first(self._exact().subquery(self._name("hits")))
+            compared = self._exact().add_columns(false().label(BY_ANN))
+            return self._nearest_first(compared.subquery(self._name("hits")))
         few = self._few()
         made = self._settings_of_the_scan(few)
         saved = self._saved(made)
@@ -150,7 +154,8 @@ class Search:
             ann = self._cte(self._best_of_documents(ann), "best")
             found_all = and_(found_all, _count(ann) >= self._limit())
         exact = self._exact(~found_all).subquery(self._name("exact"))
-        hits = self._cte(union_all(select(*ann.c).where(found_all), select(*exact.c)), "hits")
+        by_ann = select(*ann.c, true().label(BY_ANN)).where(found_all)
+        hits = self._cte(union_all(by_ann, select(*exact.c, false().label(BY_ANN))), "hits")
         restored = self._restored(made, saved, hits)
         return self._nearest_first(hits).where(restored, *self._planned_for_its_values())
 

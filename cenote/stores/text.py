@@ -120,8 +120,9 @@ class TextSearch:
 
     def _fetched(self, ranked: CTE) -> Select[Any]:
         table = self.table
+        fields: list[Any] = [*map(as_sent, self.columns), ranked.c.score]
         return (
-            select(*map(as_sent, self.columns), ranked.c.score)
+            select(*fields)
             .select_from(table)
             .join(ranked, table.c.id == ranked.c.id)
             .where(table.c.namespace == self.bind("namespace", Text()))

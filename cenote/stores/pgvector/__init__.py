@@ -31,12 +31,14 @@ from cenote.stores.pgvector.searching import Searching
 from cenote.stores.search import DEFAULT_EF_SEARCH
 from cenote.stores.sessions import Connections
 from cenote.stores.statements import ChunkStatements
+from cenote.telemetry import NamespaceInTelemetry, Telemetry, observed
 from cenote.types import ColumnType
 
 if TYPE_CHECKING:
     from cenote.drift import Finding
 
 
+@observed
 class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
     """A `VectorStore` in Postgres with pgvector.
 
@@ -76,6 +78,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         hnsw_ef_search: candidates that the ANN index considers at least, 1 to 1,000: more find
             more and take longer.
         embedding_model: refuse chunks that another model embedded.
+        namespaces_in_telemetry: ``"hashed"`` or ``"plain"``; see `cenote.telemetry`.
 
     Raises:
         ConfigurationError: a setting cannot work.
@@ -97,6 +100,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         extension_schema: str | None = ...,
         text_search: str | None = ...,
         embedding_model: str | None = ...,
+        namespaces_in_telemetry: NamespaceInTelemetry = ...,
     ) -> None: ...
 
     @overload
@@ -107,6 +111,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         model: type[Model],
         hnsw_ef_search: int = ...,
         embedding_model: str | None = ...,
+        namespaces_in_telemetry: NamespaceInTelemetry = ...,
     ) -> None: ...
 
     def __init__(
@@ -125,6 +130,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         extension_schema: str | None = None,
         text_search: str | None = None,
         embedding_model: str | None = None,
+        namespaces_in_telemetry: NamespaceInTelemetry = "hashed",
     ) -> None:
         given: dict[str, Any] = {
             "dimensions": dimensions,
@@ -145,6 +151,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         self._owns_engine = False
         self._embedding_model = embedding_model
         self._indexing_later = 0
+        self._telemetry = Telemetry(self._model.__table__.fullname, namespaces_in_telemetry)
         self._own_columns = OwnColumns(self._model, self._engine.dialect)
         self._connections = Connections(
             self._engine, self._model, self._config, hosts_own=self._hosts_own

@@ -15,6 +15,7 @@ from cenote.stores.base import VectorStore
 from cenote.stores.columns import OwnColumns
 from cenote.stores.sessions import Connections
 from cenote.stores.statements import ChunkStatements
+from cenote.telemetry import Telemetry
 
 Model = TypeVar("Model", bound=ChunkMixin, default=ChunkRow)
 """The mapped class of a store."""
@@ -29,6 +30,7 @@ class Part(VectorStore, Generic[Model]):
     _translated: bool
     _embedding_model: str | None
     _indexing_later: int
+    _telemetry: Telemetry
     _own_columns: OwnColumns
     _connections: Connections
     _statements: ChunkStatements

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, Row, Select
 
 from cenote import validation
 from cenote.filters import Conditions, FilterLike, as_filter
@@ -183,10 +184,18 @@ class Reading(Part[Model]):
             else:
                 statement = self._statements.page_where(where, filter, values, first=first)
                 parameters = {}
-            async with self._connections.single_statement("get_all_chunks", session) as connection:
-                page = (await connection.execute(statement, parameters)).all()
+            with self._telemetry.operation("get_all_chunks", namespace) as seen:
+                page = await self._page(statement, parameters, session)
+                seen.rows = len(page)
             for row in page:
                 yield rows.chunk(row)
             if len(page) < PAGE_SIZE:
                 return
             values["after"] = page[-1].id
+
+    async def _page(
+        self, statement: Select[Any], parameters: dict[str, Any], session: Joined | None
+    ) -> Sequence[Row[Any]]:
+        async with self._connections.single_statement("get_all_chunks", session) as connection:
+            page: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
+            return page

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ColumnElement, Select
 
-from cenote import validation
+from cenote import telemetry, validation
 from cenote.filters import Conditions, FilterLike, as_filter
 from cenote.models import RetrievalResult
 from cenote.ranking import DEPTH, at_least, diverse
@@ -73,6 +73,7 @@ class Searching(Part[Model]):
             parameters = {}
         async with self._connections.single_statement("search", joined) as connection:
             found = (await connection.execute(statement, parameters)).all()
+        telemetry.note(path="ann" if found and found[0].by_ann else "exact")
         return at_least(min_score, [rows.result(row) for row in found])
 
     async def search_many(
@@ -164,7 +165,7 @@ class Searching(Part[Model]):
         statement, bound = self._statements.text_search(conditions, condition, values)
         async with self._connections.single_statement("search_text", joined) as connection:
             found = (await connection.execute(statement, bound)).all()
-        return [rows.ranked(row, "text") for row in found]
+        return [rows.result(row, "text") for row in found]
 
     async def search_hybrid(
         self,
@@ -206,7 +207,7 @@ class Searching(Part[Model]):
         statement, bound = self._statements.hybrid_search(conditions, depth, condition, values)
         async with self._connections.single_statement("search_hybrid", joined) as connection:
             found = (await connection.execute(statement, bound)).all()
-        return [rows.ranked(row, "hybrid") for row in found]
+        return [rows.result(row, "hybrid") for row in found]
 
     def _checked_text(
         self, text: str, namespace: str, limit: int, filter: Any, where: Any

@@ -14,6 +14,7 @@ from cenote.models import Chunk, EmbeddedChunk, SyncResult
 from cenote.stores import rows, sessions
 from cenote.stores.pgvector.base import Model, Part
 from cenote.stores.sessions import Joined, Session, check_session
+from cenote.telemetry import note
 
 
 class Writing(Part[Model]):
@@ -37,6 +38,7 @@ class Writing(Part[Model]):
         """
         validation.check_namespace(namespace)
         await self._upsert(embedded_chunks, namespace, check_session(session))
+        note(rows=len(embedded_chunks))
 
     async def _upsert(
         self,

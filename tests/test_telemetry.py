@@ -1,0 +1,240 @@
+"""What operations tell: log records, spans and metrics, and what none of them ever says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cenote import (
+    Chunk,
+    ConfigurationError,
+    InMemoryVectorStore,
+    InvalidInputError,
+    PgVectorStore,
+    VectorStore,
+    VectorStoreError,
+)
+from cenote.testing import embedded, stored
+
+MARKERS = ["tenant-acme", "secret content", "secret-key", "secret-value", "secret-id", "0.8125"]
+HASH = hashlib.sha256(b"tenant-acme").hexdigest()[:16]
+
+
+@pytest.fixture(scope="module")
+def exported() -> tuple[InMemorySpanExporter, InMemoryMetricReader]:
+    """What OpenTelemetry's SDK gets: a process has one provider for life."""
+    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    trace.set_tracer_provider(provider)
+    metrics.set_meter_provider(MeterProvider([reader]))
+    return spans, reader
+
+
+@pytest.fixture
+def spans(exported: tuple[InMemorySpanExporter, Any]) -> InMemorySpanExporter:
+    """The spans of this test."""
+    exported[0].clear()
+    return exported[0]
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def either(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Makes a store of each kind."""
+    engine = None if request.param == "memory" else request.getfixturevalue("engine")
+
+    def make(**options: Any) -> Any:
+        if engine is None:
+            return InMemoryVectorStore(4, **options)
+        return PgVectorStore(engine, 4, **options)
+
+    return make  # type: ignore[return-value]
+
+
+def secret(chunk_id: str = "secret-id", number: float = 0.8125) -> Any:
+    """A chunk that nothing must quote."""
+    metadata = {"secret-key": "secret-value"}
+    return embedded(chunk_id, [number, 1, 0, 0], content="secret content", metadata=metadata)
+
+
+async def every_operation(store: VectorStore) -> list[str]:
+    """Each of a store's operations once, in this order."""
+    name, query = "tenant-acme", [0.8125, 1, 0, 0]
+    filter = {"secret-key": "secret-value"}
+    chunk = Chunk(id="secret-id", document_id="doc", content="secret content")
+    await store.upsert([secret(), secret("two")], name)
+    await store.search(query, name, 5, filter)
+    await store.search_many([query, query], name, 1)
+    await store.search_diverse(query, name, 2)
+    await store.search_namespaces(query, [name])
+    await store.get(["secret-id"], name)
+    await store.list_chunks(name, filter)
+    await store.count(name, filter)
+    await store.list_namespaces()
+    await store.neighbours("secret-id", name)
+    await store.missing([chunk], name)
+    await stored(store, name)
+    await store.update_metadata({"secret-id": {"secret-key": 1}}, name)
+    await store.sync_document("doc", [secret()], name)
+    await store.delete(["secret-id"], name)
+    await store.delete_document("doc", name)
+    await store.delete_matching(filter, name)
+    await store.bulk_load([secret()], name)  # type: ignore[attr-defined]
+    await store.delete_namespace(name)
+    return [
+        *("upsert", "search", "search_many", "search_diverse", "search_namespaces", "get"),
+        *("list_chunks", "count", "list_namespaces", "neighbours", "missing", "get_all_chunks"),
+        *("update_metadata", "sync_document", "delete", "delete_document", "delete_matching"),
+        *("bulk_load", "delete_namespace"),
+    ]
+
+
+async def test_spans_and_records(
+    either: Any, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of each for an operation, with its fields, and nothing of a chunk."""
+    caplog.set_level(logging.DEBUG, "cenote.telemetry")
+    store = either()
+    operations = await every_operation(store)
+    outer = [span for span in spans.get_finished_spans() if span.parent is None]
+    assert [span.name for span in outer] == ["cenote." + name for name in operations]
+    table = "memory" if isinstance(store, InMemoryVectorStore) else "cenote_chunks"
+    told = {span.name: dict(span.attributes or {}) for span in outer}
+    common = {"db.collection.name": table, "cenote.namespace": HASH}
+    assert told["cenote.search"] == {**common, "cenote.rows": 2, "cenote.search.path": "exact"}
+    rows = {name.removeprefix("cenote."): one.get("cenote.rows") for name, one in told.items()}
+    assert rows["upsert"] == rows["search_many"] == rows["get_all_chunks"] == rows["count"] == 2
+    assert rows["delete_document"] == 0
+    assert rows["sync_document"] == 2  # one written, one removed
+    assert rows["delete"] is None  # which of the ids there were, the method does not know
+    assert told["cenote.list_namespaces"] == {"db.collection.name": table}
+    inner = {span.name for span in spans.get_finished_spans() if span.parent is not None}
+    assert inner >= {"cenote.search"}  # in search_diverse and search_namespaces
+
+    records = [one for one in caplog.records if one.name == "cenote.telemetry"]
+    search = next(one for one in records if vars(one)["cenote_operation"] == "search")
+    fields = {key: value for key, value in vars(search).items() if key.startswith("cenote_")}
+    assert fields.pop("cenote_duration") > 0
+    assert fields == {
+        "cenote_operation": "search",
+        "cenote_table": table,
+        "cenote_namespace": HASH,
+        "cenote_rows": 2,
+        "cenote_path": "exact",
+    }
+    assert search.getMessage() == f"search table={table} namespace={HASH} rows=2 path=exact"
+    said = "".join(span.to_json() for span in spans.get_finished_spans()) + caplog.text
+    said += json.dumps([vars(one) for one in records], default=str)
+    assert [marker for marker in MARKERS if marker in said] == []
+
+
+async def test_errors(
+    engine: AsyncEngine, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their class and code, and no message, traceback or cause, which quotes the row."""
+    caplog.set_level(logging.DEBUG, "cenote.telemetry")
+    store = PgVectorStore(engine, 4)
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("ALTER TABLE cenote_chunks ADD CHECK (content <> 'secret content')")
+        )
+    with pytest.raises(VectorStoreError):
+        await store.upsert([secret()], "tenant-acme")
+    with pytest.raises(InvalidInputError):
+        await store.search([1, 2], "tenant-acme")
+    with pytest.raises(InvalidInputError):
+        await store.count(7)  # type: ignore[arg-type]
+    failed, refused, nameless = spans.get_finished_spans()
+    told = dict(failed.attributes or {})
+    assert told["error.type"] == "VectorStoreError"
+    assert told["db.response.status_code"] == "23514"
+    assert (failed.status.status_code, failed.status.description) == (
+        trace.StatusCode.ERROR,
+        "VectorStoreError",
+    )
+    assert failed.events == ()
+    assert dict(refused.attributes or {})["error.type"] == "DimensionMismatchError"
+    assert "cenote.namespace" not in dict(nameless.attributes or {})
+    said = "".join(span.to_json() for span in spans.get_finished_spans()) + caplog.text
+    assert [marker for marker in MARKERS if marker in said] == []
+
+
+async def test_the_path_of_a_search(store: PgVectorStore, spans: InMemorySpanExporter) -> None:
+    """The one that it took, and not the one that was hoped for."""
+    chunks = [embedded(f"{n:04}", [1, n % 37, n % 41, n % 43]) for n in range(3000)]
+    await store.bulk_load(chunks, "n")
+    spans.clear()
+    await store.search([1, 2, 3, 4], "n")
+    await store.search([1, 2, 3, 4], "n", exact=True)
+    await store.search([1, 2, 3, 4], "n", filter={"no": "such"})
+    await store.search([1, 2, 3, 4], "nobody")
+    paths = [dict(one.attributes or {})["cenote.search.path"] for one in spans.get_finished_spans()]
+    assert paths == ["ann", "exact", "exact", "exact"]
+
+
+async def test_names_if_the_application_wants_them(
+    either: Any, spans: InMemorySpanExporter
+) -> None:
+    """By a setting."""
+    await either(namespaces_in_telemetry="plain").count("tenant-acme")
+    (span,) = spans.get_finished_spans()
+    assert dict(span.attributes or {})["cenote.namespace"] == "tenant-acme"
+    with pytest.raises(ConfigurationError) as error:
+        either(namespaces_in_telemetry="no")
+    assert error.value.setting == "namespaces_in_telemetry"
+
+
+async def test_metrics(exported: tuple[Any, InMemoryMetricReader]) -> None:
+    """Durations and rows by operation, and not by namespace."""
+    store = InMemoryVectorStore(4)
+    await store.upsert([embedded("a")], "metered")
+    await store.search([1, 0, 0, 0], "metered")
+    data = exported[1].get_metrics_data()
+    assert data is not None
+    found = {
+        metric.name: metric
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+    duration = found["cenote.operation.duration"]
+    assert duration.unit == "s"
+    points = [dict(point.attributes or {}) for point in duration.data.data_points]
+    assert {
+        "cenote.operation": "search",
+        "db.collection.name": "memory",
+        "cenote.search.path": "exact",
+    } in points
+    assert all("cenote.namespace" not in point for point in points)
+    assert found["cenote.operation.rows"].unit == "{chunk}"
+
+
+WITHOUT = """
+import asyncio, sys
+sys.modules["opentelemetry"] = None
+from cenote import InMemoryVectorStore
+assert asyncio.run(InMemoryVectorStore(4).count("n")) == 0
+assert "opentelemetry.trace" not in sys.modules
+"""
+
+
+def test_without_opentelemetry() -> None:
+    """Nothing is missed, and importing cenote does not import it."""
+    subprocess.run([sys.executable, "-c", WITHOUT], check=True)
+    code = "import cenote, sys; assert not any(name.startswith('opentele') for name in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
