@@ -112,7 +112,7 @@ class TextSearch:
         found: ColumnElement[str] = words
         return found
 
-    def _shares(self, ranking: CTE, order: ColumnElement[Any], weight: str) -> Select[Any]:
+    def _shares(self, ranking: CTE, order: ColumnElement[Any], weight: str) -> Any:
         """What the places in a ranking are worth."""
         place = func.row_number().over(order_by=[order, ranking.c.id])
         share = self.bind(weight, Double()) / cast(integer(RANK_CONSTANT) + place, Double)
@@ -120,11 +120,11 @@ class TextSearch:
 
     def _fetched(self, ranked: CTE) -> Select[Any]:
         table = self.table
-        fields: list[Any] = [*map(as_sent, self.columns), ranked.c.score]
-        return (
-            select(*fields)
-            .select_from(table)
+        found: Any = select(*map(as_sent, self.columns), ranked.c.score)
+        statement: Select[Any] = (
+            found.select_from(table)
             .join(ranked, table.c.id == ranked.c.id)
             .where(table.c.namespace == self.bind("namespace", Text()))
             .order_by(ranked.c.score.desc(), ranked.c.id)
         )
+        return statement

@@ -94,14 +94,15 @@ class TextContract:
 
     async def test_both_rankings_fused(self, worded: VectorStore) -> None:
         """By places: the nearest by vector are cats, dogs, both, none."""
-        (dog_by_words, *_) = ids(await worded.search_text("gardens", NAMESPACE, 1))
+        (first_by_words, *_) = ids(await worded.search_text("gardens", NAMESPACE, 1))
         results = await worded.search_hybrid("gardens", NEAR, NAMESPACE)
         assert {result.retriever for result in results} == {"hybrid"}
         scores = {result.chunk.id: result.score for result in results}
         assert set(scores) == set(TEXTS)
         by_vector = {one: 1 / (RANK_CONSTANT + n) for n, one in enumerate(TEXTS, 1)}
-        by_words = dict.fromkeys(("dogs", "both"), 1 / (RANK_CONSTANT + 2))
-        by_words[dog_by_words] = 1 / (RANK_CONSTANT + 1)
+        by_words: dict[str, float] = {"dogs": 1 / (RANK_CONSTANT + 2)}
+        by_words["both"] = by_words["dogs"]
+        by_words[first_by_words] = 1 / (RANK_CONSTANT + 1)
         for one, score in scores.items():
             assert score == pytest.approx(by_vector[one] + by_words.get(one, 0.0), abs=1e-12)
         assert ids(results) == sorted(scores, key=lambda one: (-scores[one], one))
