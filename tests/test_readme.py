@@ -74,6 +74,17 @@ def test_python_blocks_of_the_searching_page_run(number: int, empty_dsn: str) ->
     assert output_of(run(*command, DATABASE_URL=empty_dsn)) == SAID[number]
 
 
+def test_the_feature_table_names_tests_that_exist() -> None:
+    """Each line has one."""
+    section = README.split("## What it has, beside others")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    named = [found for line in lines if (found := re.search(r"`([\w/]+\.py)::(\w+)` \|$", line))]
+    assert len(named) == len(lines) - 2  # the heads of two tables
+    for file, test in (found.groups() for found in named):
+        defined = re.findall(r"(?:def|class) (\w+)", (REPOSITORY / file).read_text("utf-8"))
+        assert test in defined, file
+
+
 def test_commands_run(empty_dsn: str) -> None:
     """One after another, on one database."""
     commands = [
