@@ -192,7 +192,7 @@ def test_an_index_that_makes_loops(adapted: CenoteVectorStore) -> None:
 def test_any_embedding_does(adapted: CenoteVectorStore) -> None:
     """And what makes it is named in the store."""
     index = VectorStoreIndex.from_vector_store(adapted, embed_model=MockEmbedding(embed_dim=4))
-    index.insert_nodes([node("a", "text")])
+    index.insert_nodes([TextNode(id_="a", text="text")])
     assert ids(index.as_retriever().retrieve("other")) == ["a"]
     other = VectorStoreIndex.from_vector_store(adapted, embed_model=MockEmbedding(embed_dim=5))
     with pytest.raises(DimensionMismatchError):
@@ -314,7 +314,6 @@ async def test_what_nodes_become(adapted: CenoteVectorStore) -> None:
     assert (alone.document_id, alone.position) == ("alone", 0)
     assert (alone.metadata["day"], alone.metadata["pair"]) == ("2020-01-01", [1, 2])
     assert await adapted.client.count("acme", {"a": {"long": [1, {"x": None}], "b": True}}) == 1
-    assert adapted.client.__class__ in (PgVectorStore, InMemoryVectorStore)
 
 
 async def test_what_others_wrote(adapted: CenoteVectorStore) -> None:
@@ -364,9 +363,10 @@ NAN = float("nan")
         (TextNode(id_="bad", text="SECRET"), "embedding", "embed it first"),
         (node("bad", "SECRET", _node_content="SECRET"), "metadata", "'_node_content'"),
         (node("bad", "SECRET", a=Opaque()), "metadata", "not JSON"),
-        (node("bad", "SECRET", a={"SECRET": NAN}), "metadata", "NaN"),
+        (node("bad", "SECRET", a={"SECRET": [NAN]}), "metadata", "not JSON"),
+        (node("bad", "SECRET", a={(1, 2): 3}), "metadata", "not JSON"),
         (node("bad", "SECRET\x00"), "content", "NUL"),
-        (node("bad", "SECRET", a="\ud800"), "metadata", ""),
+        (node("bad", "SECRET", a="\ud800"), "metadata", "surrogate"),
         (
             IndexNode(id_="bad", index_id="i", obj=Opaque(), embedding=[1.0, 0, 0, 0]),
             "metadata",
@@ -422,7 +422,7 @@ def test_what_a_query_is_restricted_to(four: CenoteVectorStore) -> None:
     assert result.similarities == pytest.approx([0.5**0.5])
     assert ids(result.nodes or []) == ["4"]
     opposite = VectorStoreQuery(query_embedding=[-1.0, 0, 0, 0])
-    assert four.query(opposite).similarities == pytest.approx([-1 / 2**0.5], abs=1)
+    assert four.query(opposite).similarities == pytest.approx([-(0.5**0.5)])
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, None, 0.9, 1.0])
@@ -543,7 +543,7 @@ async def test_what_is_written_down_of_the_object() -> None:
     with pytest.raises(TypeError, match="from_dict"):
         pickle.dumps(adapted)
     pipeline = IngestionPipeline(transformations=[Lines()], vector_store=adapted)
-    assert "SECRET" not in pipeline.model_dump_json()
+    assert "SECRET" not in str(pipeline.model_dump(include={"vector_store"}))
 
 
 async def test_the_model_is_stored_beside_each_chunk() -> None:

@@ -230,15 +230,16 @@ class CenoteVectorStore(BasePydanticVectorStore):
     async def _queried(
         self, store: VectorStore, query: VectorStoreQuery, **kwargs: Any
     ) -> VectorStoreQueryResult:
-        if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
+        mode = VectorStoreQueryMode(query.mode)
+        if mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
             raise NotImplementedError(
-                f"the query mode {shown(query.mode)} is not supported; there are 'default' and "
-                "'mmr' (cenote.retrievers searches by words, and by both)"
+                f"the query mode {mode.value!r} is not supported; there are 'default' and 'mmr' "
+                "(cenote.retrievers searches by words, and by both)"
             )
         vector = _query_vector(query)
         matching = _matching(query.node_ids or None, query.filters, query.doc_ids)
         asked = (vector, self.namespace, query.similarity_top_k, matching)
-        if query.mode == VectorStoreQueryMode.DEFAULT:
+        if mode == VectorStoreQueryMode.DEFAULT:
             return _result(await store.search(*asked, **kwargs))
         threshold = _mmr_threshold(query, kwargs.pop("mmr_threshold", None))
         return _result(await store.search_diverse(*asked, diversity=1 - threshold, **kwargs))
@@ -338,10 +339,12 @@ def _metadata(node: BaseNode) -> dict[str, Any]:
             chunk_id=node.node_id,
         )
     try:
+        json.dumps(node.metadata, allow_nan=False, default=str)  # pydantic makes NaN into null
         dumped = node.model_dump(mode="json", exclude={"embedding"})
-    except ValueError:  # pydantic's, and LlamaIndex's own, which quotes the object
+    except (TypeError, ValueError, RecursionError):  # LlamaIndex's own quotes the object
         raise InvalidInputError(
-            f"node {shown(node.node_id)} holds a value that is not JSON; convert it first",
+            f"node {shown(node.node_id)} holds what is not JSON, such as NaN or an object; "
+            "convert it first",
             field="metadata",
             chunk_id=node.node_id,
         ) from None
