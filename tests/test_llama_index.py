@@ -334,6 +334,11 @@ async def test_what_others_wrote(adapted: CenoteVectorStore) -> None:
     assert (guide.node_id, guide.get_content(), guide.metadata) == ("guide:1", "cat", {"n": 1})
     assert (guide.ref_doc_id, alone.ref_doc_id) == ("guide", None)
     assert list(mine.metadata.items()) == [("z", 1), ("a", 3), ("gone", None), ("new", 4)]
+    (stored,) = await adapted.client.get(["mine"], "acme")
+    del stored.metadata["gone"]
+    await adapted.client.update_metadata({"mine": stored.metadata}, "acme")
+    (mine,) = await adapted.aget_nodes(["mine"])
+    assert mine.metadata == {"z": 1, "a": 3, "new": 4}
 
 
 @pytest.mark.parametrize("special", [Special(text="cat"), SpecialMedia()])
@@ -576,7 +581,7 @@ METADATA: dict[str, dict[str, Any]] = {
     "1": {"v": None},
     "2": {"v": 1},
     "3": {"v": True},
-    "4": {"v": "España 100%"},
+    "4": {"v": "España \\o/ 100%"},
     "5": {"v": ["a", 1]},
     "6": {"v": []},
     "7": {"v": ""},
@@ -602,6 +607,8 @@ METADATA: dict[str, dict[str, Any]] = {
         (where("v", "all", ["a", "b"]), ""),
         (where("v", "text_match", "100%"), "4"),
         (where("v", "text_match", "1_0"), ""),
+        (where("v", "text_match", "\\o"), "4"),
+        (where("v", "text_match", "\\a"), ""),
         (where("v", "text_match", ""), "47"),
         (where("v", "text_match_insensitive", "eSPAÑA"), "4"),
         (where("v", "text_match_insensitive", "ESPAÑA"), "4"),

@@ -53,7 +53,7 @@ def as_filter(filters: MetadataFilters) -> Filter:
     )
     if filters.condition == FilterCondition.OR and parts:
         return AnyOf(parts)
-    if filters.condition == FilterCondition.NOT and parts:
+    if filters.condition == FilterCondition.NOT:
         return Not(AnyOf(parts))
     return AllOf(parts)
 

@@ -48,9 +48,10 @@ class CenoteVectorStore(BasePydanticVectorStore):
     or the node's own id where it has none, its ``start_char_idx`` the position. Its metadata, which
     may be nested, are the chunk's; beside them, under ``_node_content``, is the rest of the node
     as JSON, so that it comes back whole. LlamaIndex itself leaves the bytes of media out of that,
-    and turns dates and the like into texts. What `VectorStore.update_metadata` changed shows in
-    the nodes. Chunks that were written without this class come as `TextNode`, and so do nodes of
-    classes that are not LlamaIndex's. No node comes with its embedding.
+    and turns dates and the like into texts. What `VectorStore.update_metadata` changes shows in
+    the nodes; with ``merge=True`` it leaves that key alone. Chunks without it, such as those that
+    were written otherwise, come as `TextNode`; a node of a class that is not LlamaIndex's comes as
+    a `TextNode` or a `Node`. None comes with its embedding.
 
     Similarities are cosine similarities, -1 to 1, in every mode.
 
