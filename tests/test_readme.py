@@ -64,6 +64,7 @@ SAID = [
     "SyncResult(written=3, removed=0, unchanged=0)\n"
     "SyncResult(written=1, removed=1, unchanged=1)\n",
     "['dogs'] text\n['cats', 'part', 'dogs'] hybrid\n",
+    "1.00 Cats purr.\n",
 ]
 
 
