@@ -451,13 +451,52 @@ def test_unlike_one_another(four: CenoteVectorStore, threshold: float | None) ->
     assert four.query(query, mmr_threshold=threshold, candidates=2).ids == ["1", "2"]
 
 
+@pytest.fixture(params=["memory", "postgres"])
+def worded(request: pytest.FixtureRequest) -> CenoteVectorStore:
+    """Over a store with full text."""
+    store: Any = InMemoryVectorStore(4, text_search="english")
+    if request.param == "postgres":
+        engine = for_any_loop(request.getfixturevalue("dsn"))
+        store = PgVectorStore(engine, 4, table_name="worded", text_search="english")
+    return CenoteVectorStore(store, "acme")
+
+
+async def test_words_and_both(worded: CenoteVectorStore) -> None:
+    """By the query's text, with filters; alpha weighs vectors against words."""
+    store: Any = worded.client
+    await store.apply_migrations()
+    await worded.async_add([node("1", "cat", n=1), node("2", "sea", n=2), node("3", "dog", n=3)])
+    text = asked(query_str="Dogs at sea?", mode=VectorStoreQueryMode.TEXT_SEARCH)
+    text.similarity_top_k = 9
+    assert sorted((await worded.aquery(text)).ids or []) == ["2", "3"]
+    text.sparse_top_k, text.mode = 1, VectorStoreQueryMode.SPARSE
+    assert len((await worded.aquery(text)).ids or []) == 1
+    both = asked(mode=VectorStoreQueryMode.HYBRID, query_str="dogs", alpha=0.1)
+    both.similarity_top_k, both.query_embedding = 9, [1.0, 0.1, 0.05, 0.0]
+    assert (await worded.aquery(both)).ids == ["3", "1", "2"]
+    both.alpha = 1.0
+    result = await worded.aquery(both)
+    assert result.ids is not None
+    assert result.ids[0] == "1"
+    both.alpha, both.hybrid_top_k = None, 1
+    assert (await worded.aquery(both)).ids == ["3"]
+    both.filters = MetadataFilters(filters=[MetadataFilter(key="n", value=2)])
+    assert (await worded.aquery(both)).ids == ["2"]
+
+
 @pytest.mark.parametrize(
-    "mode", set(VectorStoreQueryMode) - {VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR}
+    "mode",
+    [
+        VectorStoreQueryMode.SEMANTIC_HYBRID,
+        VectorStoreQueryMode.SVM,
+        VectorStoreQueryMode.LOGISTIC_REGRESSION,
+        VectorStoreQueryMode.LINEAR_REGRESSION,
+    ],
 )
 async def test_modes_that_are_not_there(mode: VectorStoreQueryMode) -> None:
     """Are named, beside those that are."""
     adapted = CenoteVectorStore(InMemoryVectorStore(4), "acme")
-    with pytest.raises(NotImplementedError, match=f"{mode.value}.*'default' and 'mmr'"):
+    with pytest.raises(NotImplementedError, match=f"{mode.value}.*'default', 'mmr', "):
         await adapted.aquery(VectorStoreQuery(query_str="cat", mode=mode))
 
 
@@ -468,6 +507,8 @@ async def test_modes_that_are_not_there(mode: VectorStoreQueryMode) -> None:
         (asked(output_fields=["text"]), "output_fields"),
         (asked(embedding_field="other"), "embedding_field"),
         (asked(mode=VectorStoreQueryMode.MMR, mmr_threshold=1.5), "mmr_threshold"),
+        (asked(mode=VectorStoreQueryMode.HYBRID, query_str="SECRET", alpha=7), "alpha"),
+        (asked(mode=VectorStoreQueryMode.TEXT_SEARCH), "query_str"),
     ],
 )
 async def test_queries_that_are_refused(query: VectorStoreQuery, culprit: str) -> None:

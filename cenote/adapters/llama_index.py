@@ -53,7 +53,8 @@ class CenoteVectorStore(BasePydanticVectorStore):
     were written otherwise, come as `TextNode`; a node of a class that is not LlamaIndex's comes as
     a `TextNode` or a `Node`. None comes with its embedding.
 
-    Similarities are cosine similarities, -1 to 1, in every mode.
+    Similarities are cosine similarities, -1 to 1, but in the modes that look for words (see
+    `VectorStore.search_text` and `VectorStore.search_hybrid`), for which the store has full text.
 
     Args:
         store: the store.
@@ -212,19 +213,21 @@ class CenoteVectorStore(BasePydanticVectorStore):
         """The nodes nearest to an embedding.
 
         Args:
-            query: in mode ``DEFAULT`` or ``MMR``. An empty list of ``node_ids``, which
-                `VectorStoreIndex.as_retriever` gives, restricts nothing; one of ``doc_ids`` matches
-                nothing. What is about other modes is not looked at.
-            **kwargs: further arguments of the store's `search`, or of its `search_diverse`; and
-                ``mmr_threshold``, where the query has none: 0 (unlike one another) to 1 (by
-                nearness alone), 0.5 by default.
+            query: in mode ``DEFAULT``, ``MMR``, ``TEXT_SEARCH`` (``SPARSE`` is the same) or
+                ``HYBRID``, whose ``alpha`` is the weight of the vectors, 0 to 1. An empty list of
+                ``node_ids``, which `VectorStoreIndex.as_retriever` gives, restricts nothing; one of
+                ``doc_ids`` matches nothing. What is about other modes is not looked at.
+            **kwargs: further arguments of the store's method; and ``mmr_threshold``, where the
+                query has none: 0 (unlike one another) to 1 (by nearness alone), 0.5 by default.
 
         An index that holds images or `IndexNode` beside texts gives the ids of those alone to
         its retriever, which then finds no texts; ``VectorIndexRetriever(index)`` finds all.
 
         Raises:
             NotImplementedError: the mode is another one.
-            InvalidInputError: the query lacks an embedding, names fields, or breaks another rule.
+            ConfigurationError: the store has no full text, and the mode needs it.
+            InvalidInputError: the query lacks an embedding or the text, names fields, or breaks
+                another rule.
         """
         return await self._queried(self._store, query, **kwargs)
 
@@ -232,30 +235,51 @@ class CenoteVectorStore(BasePydanticVectorStore):
         self, store: VectorStore, query: VectorStoreQuery, **kwargs: Any
     ) -> VectorStoreQueryResult:
         mode = VectorStoreQueryMode(query.mode)
-        if mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
+        if mode not in _MODES:
             raise NotImplementedError(
-                f"the query mode {mode.value!r} is not supported; there are 'default' and 'mmr' "
-                "(cenote.retrievers searches by words, and by both)"
+                f"the query mode {mode.value!r} is not supported; there are "
+                + ", ".join(repr(one.value) for one in _MODES)
             )
-        vector = _query_vector(query)
+        _refuse_fields(query)
         matching = _matching(query.node_ids or None, query.filters, query.doc_ids)
-        asked = (vector, self.namespace, query.similarity_top_k, matching)
+        where = self.namespace, query.similarity_top_k, matching
         if mode == VectorStoreQueryMode.DEFAULT:
-            return _result(await store.search(*asked, **kwargs))
-        threshold = _mmr_threshold(query, kwargs.pop("mmr_threshold", None))
-        return _result(await store.search_diverse(*asked, diversity=1 - threshold, **kwargs))
+            return _result(await store.search(_vector(query), *where, **kwargs))
+        if mode == VectorStoreQueryMode.MMR:
+            kwargs["diversity"] = 1 - _mmr_threshold(query, kwargs.pop("mmr_threshold", None))
+            return _result(await store.search_diverse(_vector(query), *where, **kwargs))
+        if mode == VectorStoreQueryMode.HYBRID:
+            alpha = _from_0_to_1("alpha", 0.5 if query.alpha is None else query.alpha)
+            kwargs |= {"vector_weight": alpha, "text_weight": 1 - alpha}
+            where = self.namespace, query.hybrid_top_k or query.similarity_top_k, matching
+            asked: tuple[Any, ...] = (_text(query), _vector(query), *where)
+            return _result(await store.search_hybrid(*asked, **kwargs))
+        where = self.namespace, query.sparse_top_k or query.similarity_top_k, matching
+        return _result(await store.search_text(_text(query), *where, **kwargs))
 
 
 # -- queries ---------------------------------------------------------------------------------------
 
 
-def _query_vector(query: VectorStoreQuery) -> list[float]:
+_MODES = (
+    VectorStoreQueryMode.DEFAULT,
+    VectorStoreQueryMode.MMR,
+    VectorStoreQueryMode.TEXT_SEARCH,
+    VectorStoreQueryMode.SPARSE,
+    VectorStoreQueryMode.HYBRID,
+)
+
+
+def _refuse_fields(query: VectorStoreQuery) -> None:
     for name in ("embedding_field", "output_fields"):
         if getattr(query, name) is not None:
             raise InvalidInputError(
                 f"the query has {name}, but a node has one embedding and comes whole; leave it out",
                 field=name,
             )
+
+
+def _vector(query: VectorStoreQuery) -> list[float]:
     if query.query_embedding is None:
         raise InvalidInputError(
             "the query has no query_embedding; embed the text first, as a retriever does",
@@ -264,15 +288,23 @@ def _query_vector(query: VectorStoreQuery) -> list[float]:
     return query.query_embedding
 
 
+def _text(query: VectorStoreQuery) -> str:
+    if query.query_str is None:
+        raise InvalidInputError(
+            "the query has no query_str, whose words this mode looks for", field="query_str"
+        )
+    return query.query_str
+
+
 def _mmr_threshold(query: VectorStoreQuery, given: float | None) -> float:
     threshold = query.mmr_threshold if query.mmr_threshold is not None else given
-    if threshold is None:
-        return 0.5
-    if not 0 <= threshold <= 1:
-        raise InvalidInputError(
-            f"mmr_threshold must be from 0 to 1, not {shown(threshold)}", field="mmr_threshold"
-        )
-    return threshold
+    return 0.5 if threshold is None else _from_0_to_1("mmr_threshold", threshold)
+
+
+def _from_0_to_1(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise InvalidInputError(f"{name} must be from 0 to 1, not {shown(value)}", field=name)
+    return value
 
 
 def _matching(
