@@ -63,6 +63,7 @@ SAID = [
     "4 ['cats:0', 'dogs:4'] cats:2\n['cats:0', 'dogs:0'] 3\n['cats:0', 'cats:1', 'cats:2'] 5\n",
     "SyncResult(written=3, removed=0, unchanged=0)\n"
     "SyncResult(written=1, removed=1, unchanged=1)\n",
+    "['Dogs bark.']\n",
 ]
 
 

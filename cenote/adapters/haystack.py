@@ -373,6 +373,10 @@ class CenoteEmbeddingRetriever:
             query_embedding: what to look for.
             filters: of this run; see `filter_policy`.
             top_k: of this run, 0 or more.
+
+        Raises:
+            FilterError: Haystack refuses the filters, or a store cannot answer them.
+            ValueError: `top_k` is negative.
         """
         search = self.document_store.embedding_retrieval
         return {"documents": search(query_embedding, *self._asked(filters, top_k))}

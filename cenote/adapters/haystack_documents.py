@@ -120,6 +120,8 @@ class Documents:
         self, query: list[float], filters: dict[str, Any] | None, top_k: int
     ) -> list[Document]:
         asked = wanted(filters)
+        if top_k < 0:
+            raise ValueError(f"top_k must be 0 or more, not {top_k}")
         if top_k == 0:
             return []
         limit = top_k if asked.exact else 2 * top_k
