@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 pytest.register_assert_rewrite("cenote.testing")
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # else it writes into the home folder, and home
 
 from commands import output_of, run  # noqa: E402
 from library import Base  # noqa: E402

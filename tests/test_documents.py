@@ -54,6 +54,7 @@ async def test_all_of_it_joins_the_callers_transaction(
     assert await store.delete_matching(field("id") == ids[1], "t", session=session) == 1
     assert [one.id for one in await store.get(ids, "t", session=session)] == [ids[0], ids[2]]
     assert len(await store.get(ids, "t")) == 3
+    assert len(await store.get_embeddings(ids, "t", session=session)) == 2
     assert len(await store.list_chunks("t", session=session)) == 2
     assert len(await store.neighbours(ids[0], "t", session=session)) == 2
     kept = [chunk for chunk in before if chunk.id == ids[2]]
@@ -166,6 +167,7 @@ async def test_round_trips(
     )
     for call in (
         store.get(ids, "t"),
+        store.get_embeddings(ids, "t"),
         store.count("t", {"a": 1}),
         store.list_namespaces(),
         store.list_chunks("t"),

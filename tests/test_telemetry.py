@@ -83,6 +83,7 @@ async def every_operation(store: VectorStore) -> list[str]:
     await store.search_diverse(query, name, 2)
     await store.search_namespaces(query, [name])
     await store.get(["secret-id"], name)
+    await store.get_embeddings(["secret-id"], name)
     await store.list_chunks(name, filter)
     await store.count(name, filter)
     await store.list_namespaces()
@@ -98,7 +99,15 @@ async def every_operation(store: VectorStore) -> list[str]:
     await store.delete_namespace(name)
     return [
         *("upsert", "search", "search_many", "search_diverse", "search_namespaces", "get"),
-        *("list_chunks", "count", "list_namespaces", "neighbours", "missing", "get_all_chunks"),
+        *(
+            "get_embeddings",
+            "list_chunks",
+            "count",
+            "list_namespaces",
+            "neighbours",
+            "missing",
+            "get_all_chunks",
+        ),
         *("update_metadata", "sync_document", "delete", "delete_document", "delete_matching"),
         *("bulk_load", "delete_namespace"),
     ]

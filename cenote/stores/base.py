@@ -9,7 +9,7 @@ from cenote.errors import InvalidInputError
 from cenote.filters import Filter, FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.ranking import DEPTH
-from cenote.types import Vector
+from cenote.types import Float32Array, Vector
 from cenote.validation import check_limit, check_namespace
 
 
@@ -55,6 +55,11 @@ class VectorStore(Protocol):
 
     A store may be used by many tasks of one event loop at once.
     """
+
+    @property
+    def dimensions(self) -> int:
+        """The length of every vector."""
+        ...
 
     async def upsert(self, embedded_chunks: list[EmbeddedChunk], namespace: str) -> None:
         """Write chunks, replacing those whose id the namespace already holds.
@@ -148,6 +153,21 @@ class VectorStore(Protocol):
 
         Returns:
             Those that the namespace holds, each once, in the order of `chunk_ids`.
+
+        Raises:
+            InvalidInputError: an argument breaks a rule above.
+            VectorStoreError: the read failed.
+        """
+        ...
+
+    async def get_embeddings(
+        self, chunk_ids: Sequence[str], namespace: str
+    ) -> dict[str, Float32Array]:
+        """Read embeddings by the ids of their chunks.
+
+        Returns:
+            Those of the chunks that the namespace holds, by id, each of shape (dimensions,): as
+            they are stored, correct to 1e-6 of their length.
 
         Raises:
             InvalidInputError: an argument breaks a rule above.

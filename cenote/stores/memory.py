@@ -19,7 +19,7 @@ from cenote.stores.base import VectorStore
 from cenote.stores.namespace import Namespace
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, note, observed
 from cenote.text_search import ASKED_CHARACTERS
-from cenote.types import ColumnType, Vector
+from cenote.types import ColumnType, Float32Array, Vector
 
 PAGE_SIZE = 500
 """Chunks that `get_all_chunks` reads at a time."""
@@ -67,6 +67,10 @@ class InMemoryVectorStore(VectorStore):
 
     def __repr__(self) -> str:
         return f"InMemoryVectorStore(dimensions={self._dimensions})"
+
+    @property
+    def dimensions(self) -> int:
+        return self._dimensions
 
     async def apply_migrations(self) -> None:
         """There is no schema; here so that a test can put this store in `PgVectorStore`'s place."""
@@ -283,6 +287,12 @@ class InMemoryVectorStore(VectorStore):
     async def get(self, chunk_ids: Sequence[str], namespace: str) -> list[Chunk]:
         validation.check_namespace(namespace)
         return self._of(namespace).get(validation.check_ids_in_order(chunk_ids))
+
+    async def get_embeddings(
+        self, chunk_ids: Sequence[str], namespace: str
+    ) -> dict[str, Float32Array]:
+        validation.check_namespace(namespace)
+        return self._of(namespace).embeddings(validation.check_ids(chunk_ids))
 
     async def count(self, namespace: str, filter: FilterLike = None) -> int:
         validation.check_namespace(namespace)

@@ -266,6 +266,14 @@ class Namespace:
         """The unit vectors by id."""
         return {one: self._matrix[self._row_of[one]] for one in ids}
 
+    def embeddings(self, ids: Iterable[str]) -> dict[str, Float32Array]:
+        """The embeddings of those that are stored, by id."""
+        rows = {one: self._row_of[one] for one in ids if one in self._row_of}
+        return {
+            one: (self._matrix[row] * self._norms[row]).astype(np.float32)
+            for one, row in rows.items()
+        }
+
     def get(self, ids: Iterable[str]) -> list[Chunk]:
         return [self._row(self._row_of[one]).copy() for one in ids if one in self._row_of]
 

@@ -34,6 +34,22 @@ class DocumentContract:
         assert await store.get([], NAMESPACE) == []
         assert await store.get(["a"], "nobody") == []
 
+    async def test_embeddings_are_read_by_id(self, store: VectorStore) -> None:
+        """As they were written, zero vectors among them, of one namespace."""
+        vectors = {"a": [3.0, 0.5, -0.25, 0.125], "b": [0.0] * 4, "c": [1024.0, 2.0, 0.0, 0.0]}
+        await store.upsert([embedded(one, vector) for one, vector in vectors.items()], NAMESPACE)
+        await store.upsert([embedded("d")], "other")
+        got = await store.get_embeddings(["c", "a", "d", "b", "c", "nothing"], NAMESPACE)
+        assert got.keys() == vectors.keys()
+        for one, vector in got.items():
+            assert vector.shape == (store.dimensions,)
+            assert vector.tolist() == pytest.approx(vectors[one], rel=1e-6)
+        got["a"][:] = 0
+        again = await store.get_embeddings(iter("a"), NAMESPACE)  # type: ignore[arg-type]
+        assert again["a"].any()
+        assert await store.get_embeddings([], NAMESPACE) == {}
+        assert await store.get_embeddings(["a"], "nobody") == {}
+
     async def test_pages_are_by_id(self, store: VectorStore) -> None:
         """And one after another they are all chunks."""
         await store.upsert([embedded(one) for one in "dBaäc"], NAMESPACE)
@@ -211,6 +227,7 @@ class DocumentContract:
         [
             (lambda store: store.get("abc", "n"), "chunk_ids"),
             (lambda store: store.get([7], "n"), "chunk_ids"),
+            (lambda store: store.get_embeddings([7], "n"), "chunk_ids"),
             (lambda store: store.list_chunks("n", limit=0), "limit"),
             (lambda store: store.list_chunks("n", after=7), "after"),
             (lambda store: store.count("n", filter=7), "filter"),

@@ -245,6 +245,10 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         return self._model
 
     @property
+    def dimensions(self) -> int:
+        return self._config.dimensions
+
+    @property
     def config(self) -> SchemaConfig:
         """What the table is expected to look like."""
         return self._config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import numpy as np
 from sqlalchemy import ColumnElement, Row, Select
 
 from cenote import validation
@@ -15,6 +16,7 @@ from cenote.stores.conditions import checked_condition
 from cenote.stores.pgvector.base import Model, Part
 from cenote.stores.search import LARGEST_LIMIT
 from cenote.stores.sessions import Joined, Session, check_session
+from cenote.types import Float32Array
 
 PAGE_SIZE = 1000
 """Chunks that `get_all_chunks` reads at a time."""
@@ -41,6 +43,21 @@ class Reading(Part[Model]):
             found = (await connection.execute(self._statements.get, values)).all()
         by_id = {row.id: rows.chunk(row) for row in found}
         return [by_id[one] for one in ids if one in by_id]
+
+    async def get_embeddings(
+        self, chunk_ids: Sequence[str], namespace: str, *, session: Session | None = None
+    ) -> dict[str, Float32Array]:
+        """Read embeddings; see `VectorStore.get_embeddings`.
+
+        Args:
+            session: the transaction to join; see above.
+        """
+        validation.check_namespace(namespace)
+        joined = check_session(session)
+        values = {"namespace": namespace, "ids": validation.check_ids(chunk_ids)}
+        async with self._connections.single_statement("get_embeddings", joined) as connection:
+            found = await connection.execute(self._statements.embeddings, values)
+            return {one: np.asarray(vector, dtype=np.float32) for one, vector in found}
 
     async def count(
         self, namespace: str, filter: FilterLike = None, *, session: Session | None = None
