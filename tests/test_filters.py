@@ -21,7 +21,7 @@ from cenote.testing import embedded, stored
 async def plan(store: PgVectorStore, filter: Any) -> str:
     """Of counting what matches, after some executions."""
     conditions = Conditions(as_filter(filter))
-    statement = store._statements.count(conditions)
+    statement = store._reads.count(conditions)
     parameters = {"namespace": "n", **conditions.parameters}
     async with store.engine.connect() as connection:
         return await explain(connection, statement, "force_custom_plan", parameters, after=12)

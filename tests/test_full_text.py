@@ -219,16 +219,16 @@ async def test_plans(engine: AsyncEngine, worded: PgVectorStore) -> None:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(VacuumAnalyze("cenote_chunks", None))
         values = {"namespace": "large", "text": "word17 word18", "limit": 10}
-        by_words, _ = worded._statements.text_search(Conditions(None), None, values)
+        by_words, _ = worded._searches.text_search(Conditions(None), None, values)
         for namespace, by_index in (("large", True), ("small", False)):
             values["namespace"] = namespace
             plan = executed(await explain(connection, by_words, "auto", values, after=12))
             assert ("_content_tsv_idx" in plan) is by_index
             assert ("_pkey" in plan) is by_index  # 20 rows are one page
-        values |= {"namespace": "large", **worded._statements.search_parameters(200)}
+        values |= {"namespace": "large", **worded._searches.search_parameters(200)}
         values |= {"depth": 200, "limit": 10, "query": str(NEAR), "custom": True}
         values |= {"vector_weight": 1.0, "text_weight": 1.0}
-        hybrid, _ = worded._statements.hybrid_search(Conditions(None), 200, None, values)
+        hybrid, _ = worded._searches.hybrid_search(Conditions(None), 200, None, values)
         plan = executed(await explain(connection, hybrid, "force_custom_plan", values))
         assert "_content_tsv_idx" in plan
         assert "_embedding_idx" in plan

@@ -163,7 +163,7 @@ async def _plan(
 ) -> str:
     await prepare(connection)
     conditions = Conditions(as_filter(filter))
-    statement = store._statements.search(conditions, 10, exact=False)
+    statement = store._searches.search(conditions, 10, exact=False)
     parameters = _search_parameters(store, query, "n") | conditions.parameters
     parameters["query"] = str(np.asarray(query).tolist())
     return await explain(connection, statement, mode, parameters, after=after)
@@ -171,7 +171,7 @@ async def _plan(
 
 def _search_parameters(store: PgVectorStore, query: Any, namespace: str) -> dict[str, Any]:
     wire = to_wire(np.asarray([query], dtype=np.float32), store.config.column_type)[0]
-    return {"namespace": namespace, "query": wire, **store._statements.search_parameters(10)}
+    return {"namespace": namespace, "query": wire, **store._searches.search_parameters(10)}
 
 
 @pytest.mark.parametrize("rows", [0, 20, EXACT_UP_TO + 100])
@@ -180,7 +180,7 @@ async def test_a_search_puts_the_session_settings_back(
 ) -> None:
     """A transaction that ran the statement still has its own, with no results, too."""
     await store.upsert(many(rows), "n")
-    statement = store._statements.search(Conditions(None), 10, exact=False)
+    statement = store._searches.search(Conditions(None), 10, exact=False)
     settings = text(
         "SELECT current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan')"
     )

@@ -50,7 +50,7 @@ class Complete(Contender):
         """The SQL, its arguments with what is the same each time, and the places of the others."""
         shape = (bool(job.filter), job.limit)
         if shape not in self._prepared:
-            statements = self._store._statements
+            statements = self._store._searches
             statement = statements.search(Conditions(as_filter(job.filter)), job.limit, exact=False)
             compiled = statement.compile(dialect=self._store.engine.dialect)
             names = list(getattr(compiled, "positiontup", None) or ())

@@ -30,7 +30,7 @@ from cenote.stores.pgvector.reading import Reading
 from cenote.stores.pgvector.searching import Searching
 from cenote.stores.search import DEFAULT_EF_SEARCH
 from cenote.stores.sessions import Connections
-from cenote.stores.statements import ChunkStatements
+from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, observed
 from cenote.types import ColumnType
 
@@ -156,12 +156,11 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         self._connections = Connections(
             self._engine, self._model, self._config, hosts_own=self._hosts_own
         )
-        self._statements = ChunkStatements(
-            self._model,
-            self._config,
-            self._own_columns,
-            hnsw_ef_search,
-            schemas_translated=self._translated,
+        table = self._model.__table__
+        self._reads = ReadStatements(table)
+        self._writes = WriteStatements(table, self._config.column_type, self._own_columns)
+        self._searches = SearchStatements(
+            self._model, self._config, hnsw_ef_search, schemas_translated=self._translated
         )
 
     # -- opening and closing

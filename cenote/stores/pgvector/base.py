@@ -14,7 +14,7 @@ from cenote.orm import ChunkMixin, ChunkRow
 from cenote.stores.base import VectorStore
 from cenote.stores.columns import OwnColumns
 from cenote.stores.sessions import Connections
-from cenote.stores.statements import ChunkStatements
+from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
 from cenote.telemetry import Telemetry
 
 Model = TypeVar("Model", bound=ChunkMixin, default=ChunkRow)
@@ -33,7 +33,9 @@ class Part(VectorStore, Generic[Model]):
     _telemetry: Telemetry
     _own_columns: OwnColumns
     _connections: Connections
-    _statements: ChunkStatements
+    _reads: ReadStatements
+    _searches: SearchStatements
+    _writes: WriteStatements
 
     async def _look_at_table(self, operation: str) -> None:
         """Refuse a closed store, and a table of another shape."""

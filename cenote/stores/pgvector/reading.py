@@ -40,7 +40,7 @@ class Reading(Part[Model]):
             return []
         values = {"namespace": namespace, "ids": ids}
         async with self._connections.single_statement("get", joined) as connection:
-            found = (await connection.execute(self._statements.get, values)).all()
+            found = (await connection.execute(self._reads.get, values)).all()
         by_id = {row.id: rows.chunk(row) for row in found}
         return [by_id[one] for one in ids if one in by_id]
 
@@ -56,7 +56,7 @@ class Reading(Part[Model]):
         joined = check_session(session)
         values = {"namespace": namespace, "ids": validation.check_ids(chunk_ids)}
         async with self._connections.single_statement("get_embeddings", joined) as connection:
-            found = await connection.execute(self._statements.embeddings, values)
+            found = await connection.execute(self._reads.embeddings, values)
             return {one: np.asarray(vector, dtype=np.float32) for one, vector in found}
 
     async def count(
@@ -70,7 +70,7 @@ class Reading(Part[Model]):
         validation.check_namespace(namespace)
         joined = check_session(session)
         conditions = Conditions(as_filter(filter))
-        statement = self._statements.count(conditions)
+        statement = self._reads.count(conditions)
         values = {"namespace": namespace, **conditions.parameters}
         async with self._connections.single_statement("count", joined) as connection:
             return int((await connection.execute(statement, values)).scalar_one())
@@ -85,7 +85,7 @@ class Reading(Part[Model]):
         """
         joined = check_session(session)
         async with self._connections.single_statement("list_namespaces", joined) as connection:
-            found = await connection.execute(self._statements.namespaces)
+            found = await connection.execute(self._reads.namespaces)
             return {row.namespace: row.chunks for row in found}
 
     async def missing(
@@ -103,7 +103,7 @@ class Reading(Part[Model]):
             return []
         values = {"namespace": namespace, "ids": sorted({chunk.id for chunk in asked})}
         async with self._connections.single_statement("missing", joined) as connection:
-            found = (await connection.execute(self._statements.hashes, values)).all()
+            found = (await connection.execute(self._reads.hashes, values)).all()
         stored = {row.id: (row.content_hash, row.embedding_model) for row in found}
         return [
             chunk
@@ -133,7 +133,7 @@ class Reading(Part[Model]):
         if after is not None:
             validation.check_text(after, field="after")
             values["after"] = after
-        statement = self._statements.page(conditions, first=after is None)
+        statement = self._reads.page(conditions, first=after is None)
         async with self._connections.single_statement("list_chunks", joined) as connection:
             found = await connection.execute(statement, values | conditions.parameters)
             return [rows.chunk(row) for row in found]
@@ -158,7 +158,7 @@ class Reading(Part[Model]):
         joined = check_session(session)
         values = {"namespace": namespace, "id": chunk_id, "before": before, "after": after}
         async with self._connections.single_statement("neighbours", joined) as connection:
-            found = await connection.execute(self._statements.neighbours, values)
+            found = await connection.execute(self._reads.neighbours, values)
             return [rows.chunk(row) for row in found]
 
     def get_all_chunks(
@@ -178,7 +178,7 @@ class Reading(Part[Model]):
         """
         validation.check_namespace(namespace)
         conditions = Conditions(as_filter(filter))
-        self._statements.page(conditions, first=True)  # refuses a column that is not there
+        self._reads.page(conditions, first=True)  # refuses a column that is not there
         condition = checked_condition(where, self._connections.table)
         return self._chunks(namespace, conditions, condition, check_session(session))
 
@@ -197,9 +197,9 @@ class Reading(Part[Model]):
         while True:
             first = "after" not in values
             if where is None:
-                statement, parameters = self._statements.page(filter, first=first), values
+                statement, parameters = self._reads.page(filter, first=first), values
             else:
-                statement = self._statements.page_where(where, filter, values, first=first)
+                statement = self._reads.page_where(where, filter, values, first=first)
                 parameters = {}
             with self._telemetry.operation("get_all_chunks", namespace) as seen:
                 page = await self._page(statement, parameters, session)

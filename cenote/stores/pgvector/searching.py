@@ -59,15 +59,15 @@ class Searching(Part[Model]):
         parameters: dict[str, Any] = {
             "namespace": namespace,
             "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
-            **self._statements.search_parameters(limit, ef_search),
+            **self._searches.search_parameters(limit, ef_search),
             **conditions.parameters,
         }
         if condition is None:
-            statement = self._statements.search(
+            statement = self._searches.search(
                 conditions, limit, exact=exact, per_document=per_document
             )
         else:
-            statement = self._statements.search_where(
+            statement = self._searches.search_where(
                 condition, conditions, limit, parameters, exact=exact, per_document=per_document
             )
             parameters = {}
@@ -109,10 +109,10 @@ class Searching(Part[Model]):
         values = {
             "namespace": namespace,
             "query_list": to_wire(queries[asked], self._config.column_type),
-            **self._statements.search_parameters(limit, ef_search),
+            **self._searches.search_parameters(limit, ef_search),
             **conditions.parameters,
         }
-        statement = self._statements.search_many(conditions, limit, exact=exact)
+        statement = self._searches.search_many(conditions, limit, exact=exact)
         async with self._connections.single_statement("search_many", joined) as connection:
             for number, *row in await connection.execute(statement, values):
                 results[asked[number - 1]].append(rows.result(row))
@@ -139,7 +139,7 @@ class Searching(Part[Model]):
         joined = check_session(session)
         values = {"namespace": namespace, "ids": sorted(one.chunk.id for one in found)}
         async with self._connections.single_statement("search_diverse", joined) as connection:
-            stored = await connection.execute(self._statements.embeddings, values)
+            stored = await connection.execute(self._reads.embeddings, values)
             vectors = {chunk_id: np.asarray(vector) for chunk_id, vector in stored}
         return diverse(query_vector, found, vectors, limit, diversity)
 
@@ -162,7 +162,7 @@ class Searching(Part[Model]):
         """
         values, conditions, condition = self._checked_text(text, namespace, limit, filter, where)
         joined = check_session(session)
-        statement, bound = self._statements.text_search(conditions, condition, values)
+        statement, bound = self._searches.text_search(conditions, condition, values)
         async with self._connections.single_statement("search_text", joined) as connection:
             found = (await connection.execute(statement, bound)).all()
         return [rows.result(row, "text") for row in found]
@@ -195,7 +195,7 @@ class Searching(Part[Model]):
         values, conditions, condition = self._checked_text(text, namespace, limit, filter, where)
         joined = check_session(session)
         depth = max(depth, limit)
-        of_search = self._statements.search_parameters(depth, ef_search)
+        of_search = self._searches.search_parameters(depth, ef_search)
         values |= {
             **of_search,
             "depth": of_search["limit"],
@@ -204,7 +204,7 @@ class Searching(Part[Model]):
             "vector_weight": float(vector_weight),
             "text_weight": float(text_weight),
         }
-        statement, bound = self._statements.hybrid_search(conditions, depth, condition, values)
+        statement, bound = self._searches.hybrid_search(conditions, depth, condition, values)
         async with self._connections.single_statement("search_hybrid", joined) as connection:
             found = (await connection.execute(statement, bound)).all()
         return [rows.result(row, "hybrid") for row in found]
@@ -275,7 +275,7 @@ class Searching(Part[Model]):
         query, conditions, condition = self._checked(
             query_vector, namespace, limit, filter, where, ef_search
         )
-        statement: Select[Model, float] = self._statements.composable_search(
+        statement: Select[Model, float] = self._searches.composable_search(
             query, namespace, limit, conditions, exact=exact, ef_search=ef_search, where=condition
         )
         return statement

@@ -58,7 +58,7 @@ class Writing(Part[Model]):
             for part, own in zip(parts, of_own, strict=True):
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace, **own}
-                await connection.execute(self._statements.upsert(names, partition), parameters)
+                await connection.execute(self._writes.upsert(names, partition), parameters)
             ids = [chunk.id for chunk in batch.chunks]
             await sessions.refresh(joined, self._model, namespace, ids)
 
@@ -77,7 +77,7 @@ class Writing(Part[Model]):
             return
         async with self._connections.single_statement("delete", joined) as connection:
             await sessions.remove(joined, self._model, namespace, ids)
-            await connection.execute(self._statements.delete, {"namespace": namespace, "ids": ids})
+            await connection.execute(self._writes.delete, {"namespace": namespace, "ids": ids})
 
     async def delete_namespace(self, namespace: str, *, session: Session | None = None) -> None:
         """Remove every chunk of a namespace; see `VectorStore.delete_namespace`.
@@ -89,7 +89,7 @@ class Writing(Part[Model]):
         joined = check_session(session)
         async with self._connections.single_statement("delete_namespace", joined) as connection:
             await sessions.remove(joined, self._model, namespace, None)
-            await connection.execute(self._statements.delete_namespace, {"namespace": namespace})
+            await connection.execute(self._writes.delete_namespace, {"namespace": namespace})
 
     async def delete_document(
         self, document_id: str, namespace: str, *, session: Session | None = None
@@ -120,12 +120,12 @@ class Writing(Part[Model]):
         self, operation: str, matching: Conditions, namespace: str, session: Session | None
     ) -> int:
         joined = check_session(session)
-        statement = self._statements.delete_matching(matching)
+        statement = self._writes.delete_matching(matching)
         values = {"namespace": namespace, **matching.parameters}
         async with self._connections.single_statement(operation, joined) as connection:
             removed = 0
             if sessions.holds_any(joined, self._model, namespace):
-                found = await connection.scalars(self._statements.ids_matching(matching), values)
+                found = await connection.scalars(self._writes.ids_matching(matching), values)
                 removed = await sessions.remove(joined, self._model, namespace, found.all())
             return removed + (await connection.execute(statement, values)).rowcount
 
@@ -158,7 +158,7 @@ class Writing(Part[Model]):
             **self._own_columns.on_update_parameters(()),
         }
         async with self._connections.single_statement("update_metadata", joined) as connection:
-            changed = await connection.execute(self._statements.update_metadata, values)
+            changed = await connection.execute(self._writes.update_metadata, values)
             await sessions.refresh(joined, self._model, namespace, list(texts))
             return changed.rowcount
 
@@ -187,7 +187,7 @@ class Writing(Part[Model]):
         async with self._connections.transaction(
             "sync_document", joined, whole=joined is not None
         ) as connection:
-            locked = (await connection.execute(self._statements.lock_document, values)).one()
+            locked = (await connection.execute(self._writes.lock_document, values)).one()
             if locked.isolation != "read committed":  # it would not see whom it waited for
                 raise InvalidInputError(
                     f"sync_document needs READ COMMITTED, and session is at "
@@ -199,15 +199,13 @@ class Writing(Part[Model]):
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace}
                 parameters |= self._own_columns.parameters(names, part)
-                done = await connection.execute(self._statements.upsert(names), parameters)
+                done = await connection.execute(self._writes.upsert(names), parameters)
                 written += done.rowcount
-            gone = self._statements.ids_of_document
+            gone = self._writes.ids_of_document
             doomed = (await connection.scalars(gone, {**values, "ids": ids})).all()
             # Last, for an error would give the rows back and not the session's objects.
             await sessions.remove(joined, self._model, namespace, doomed)
-            await connection.execute(
-                self._statements.delete, {"namespace": namespace, "ids": doomed}
-            )
+            await connection.execute(self._writes.delete, {"namespace": namespace, "ids": doomed})
             await sessions.refresh(joined, self._model, namespace, ids)
         return SyncResult(written=written, removed=len(doomed), unchanged=len(ids) - written)
 
@@ -218,7 +216,7 @@ class Writing(Part[Model]):
         if not keep.chunks:
             return 0
         ids = {"namespace": values["namespace"], "ids": [chunk.id for chunk in keep.chunks]}
-        stored = (await connection.execute(self._statements.hashes_locked, ids)).all()
+        stored = (await connection.execute(self._reads.hashes_locked, ids)).all()
         validation.refuse_unembedded(
             keep.chunks,
             {row.id: (row.content_hash, row.embedding_model) for row in stored},
@@ -233,4 +231,4 @@ class Writing(Part[Model]):
             "cenote_metadata": keep.metadata_texts,
             **self._own_columns.on_update_parameters(()),
         }
-        return (await connection.execute(self._statements.keep, parameters)).rowcount
+        return (await connection.execute(self._writes.keep, parameters)).rowcount

@@ -1,0 +1,126 @@
+"""The statements that read chunks without a query vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    Table,
+    Text,
+    any_,
+    bindparam,
+    func,
+    select,
+    tuple_,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from cenote.filters import Bind, Conditions
+from cenote.stores.rows import CHUNK_FIELDS
+from cenote.stores.search import as_sent
+from cenote.stores.statements.binding import by_shape, parameter, value
+
+
+class ReadStatements:
+    """The statements that read chunks of one table without a query vector.
+
+    Args:
+        table: the chunk table.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.page = by_shape(partial(self._build_page, bind=parameter))
+        """The chunks of a namespace that follow an id, or the first ones."""
+        columns = table.c
+        by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
+        in_namespace = columns.namespace == bindparam("namespace", type_=Text)
+        self.get = self._read().where(by_id)
+        self.embeddings = select(columns.id, columns.embedding).where(in_namespace, by_id)
+        self.hashes = select(columns.id, columns.content_hash, columns.embedding_model).where(
+            in_namespace, by_id
+        )
+        self.hashes_locked = self.hashes.order_by(columns.id).with_for_update()
+        self.count = by_shape(self._build_count)
+        self.namespaces = (
+            select(columns.namespace, func.count().label("chunks"))
+            .group_by(columns.namespace)
+            .order_by(columns.namespace)
+        )
+        self.neighbours = self._build_neighbours()
+
+    def _read(self, bind: Bind = parameter) -> Select[Any]:
+        """The chunks of a namespace."""
+        columns = self._table.c
+        fields = [as_sent(columns[name]) for name in CHUNK_FIELDS]
+        return select(*fields).where(columns.namespace == bind("namespace", Text()))
+
+    def _build_neighbours(self) -> Select[Any]:
+        """A chunk and those around it in its document, in its order."""
+        columns = self._table.c
+        namespace = bindparam("namespace", type_=Text)
+        own = (
+            select(columns.document_id, columns.position, columns.id)
+            .where(columns.namespace == namespace, columns.id == bindparam("id", type_=Text))
+            .cte("own")
+        )
+        fields = [as_sent(columns[name]) for name in CHUNK_FIELDS]
+        place = tuple_(columns.position, columns.id)
+        here = tuple_(own.c.position, own.c.id)
+        of_document = (
+            select(*fields)
+            .select_from(self._table)
+            .join(own, columns.document_id == own.c.document_id)
+            .where(columns.namespace == namespace)
+        )
+        earlier = (
+            of_document.where(place < here)
+            .order_by(columns.position.desc(), columns.id.desc())
+            .limit(bindparam("before", type_=BigInteger))
+            .subquery("earlier")
+        )
+        later = (
+            of_document.where(place >= here)
+            .order_by(columns.position, columns.id)
+            .limit(bindparam("after", type_=BigInteger) + 1)
+            .subquery("later")
+        )
+        found = union_all(select(*earlier.c), select(*later.c)).subquery("found")
+        return select(*found.c).order_by(found.c.position, found.c.id)
+
+    def _build_count(self, filter: Conditions) -> Select[Any]:
+        columns = self._table.c
+        return (
+            select(func.count())
+            .select_from(self._table)
+            .where(
+                columns.namespace == bindparam("namespace", type_=Text),
+                *filter.sql(columns, parameter),
+            )
+        )
+
+    def page_where(
+        self,
+        where: ColumnElement[bool],
+        filter: Conditions,
+        values: Mapping[str, Any],
+        *,
+        first: bool,
+    ) -> Select[Any]:
+        """The same under a condition of the host's, with all values: its own may have our names."""
+        return self._build_page(filter, where, first=first, bind=partial(value, values))
+
+    def _build_page(
+        self, filter: Conditions, *where: ColumnElement[bool], first: bool, bind: Bind
+    ) -> Select[Any]:
+        columns = self._table.c
+        statement = self._read(bind).where(*filter.sql(columns, bind), *where)
+        if not first:
+            statement = statement.where(columns.id > bind("after", Text()))
+        return statement.order_by(columns.id).limit(bind("page_size", BigInteger()))

@@ -1,0 +1,319 @@
+"""The statements that search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Double,
+    Select,
+    Text,
+    TextClause,
+    TextualSelect,
+    bindparam,
+    cast,
+    column,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.types import TypeEngine
+
+from cenote.config import SchemaConfig
+from cenote.errors import ConfigurationError
+from cenote.filters import Bind, Conditions
+from cenote.sqltypes import WireVector, embedding_type
+from cenote.stores.rows import CHUNK_FIELDS
+from cenote.stores.search import (
+    LARGEST_LIMIT,
+    Search,
+    materialized,
+    rows_to_fetch,
+    search_parameters,
+)
+from cenote.stores.search_many import SearchMany
+from cenote.stores.statements.binding import by_shape, parameter, value
+from cenote.stores.text import TextSearch
+from cenote.types import ColumnType, Float32Array
+from cenote.validation import ef_search_rule
+
+_dialect = PGDialect()  # type: ignore[no-untyped-call]
+
+
+class _Found(TextualSelect):
+    """SQL that was compiled beforehand, and derives from no table that the host may join to."""
+
+    inherit_cache = True
+
+    def is_derived_from(self, fromclause: Any) -> bool:
+        return False
+
+
+@compiles(_Found)
+def _compile_found(element: _Found, compiler: Any, **kw: Any) -> str:
+    if getattr(compiler, "schema_translate_map", None):
+        raise ConfigurationError(
+            "a schema_translate_map of a session or a connection does not reach into a search "
+            "statement; give the store an engine with execution_options(schema_translate_map=...)",
+            setting="schema",
+        )
+    sql: str = compiler.visit_textual_select(element, **kw)
+    return sql
+
+
+_FOUND = (column("id", Text), column("distance", Double), column("score", Double))
+
+
+class SearchStatements:
+    """The statements that search one chunk table.
+
+    Args:
+        model: the chunk model.
+        config: what its table is expected to look like.
+        schemas_translated: whether the engine has a ``schema_translate_map``, which SQL that is
+            compiled beforehand would not heed.
+        ef_search: `hnsw.ef_search`, at least.
+
+    Raises:
+        ConfigurationError: ef_search is no integer from 1 to 1,000.
+    """
+
+    def __init__(
+        self, model: type[Any], config: SchemaConfig, ef_search: int, *, schemas_translated: bool
+    ) -> None:
+        if rule := ef_search_rule(ef_search):
+            raise ConfigurationError(f"hnsw_ef_search {rule}", setting="hnsw_ef_search")
+        self._ef_search = ef_search
+        self._row_bytes = config.dimensions * (2 if config.column_type == "halfvec" else 4) + 600
+        self._model = model
+        self._table = model.__table__
+        self._column_type: ColumnType = config.column_type
+        self._dimensions = config.dimensions
+        self._languages = config.languages
+        self._schemas_translated = schemas_translated
+        self._template = by_shape(self._build_template)
+        self._search = by_shape(partial(self._build_search, bind=parameter))
+        self._search_many = by_shape(self._build_search_many)
+        self._text_search = by_shape(partial(self._build_text_search, bind=parameter))
+        self._hybrid_search = by_shape(partial(self._build_hybrid_search, bind=parameter))
+
+    def search(
+        self, filter: Conditions, limit: int, *, exact: bool, per_document: int | None = None
+    ) -> Select[Any]:
+        """The nearest chunks, with their score; for connections that have the codec."""
+        several = per_document is not None
+        fetch = None if exact else rows_to_fetch(limit, per_document=several)
+        statement: Select[Any] = self._search(filter, fetch, per_document=per_document)
+        return statement
+
+    def search_many(self, filter: Conditions, limit: int, *, exact: bool) -> Select[Any]:
+        """The nearest chunks of each query vector, after its number from 1."""
+        fetch = None if exact else rows_to_fetch(limit)
+        statement: Select[Any] = self._search_many(filter, fetch)
+        return statement
+
+    def _build_search_many(self, filter: Conditions, fetch: int | None) -> Select[Any]:
+        vectors = bindparam("query_list", type_=ARRAY(WireVector(self._column_type)))
+        queries = (
+            func.unnest(vectors)
+            .table_valued(column("vector", WireVector(self._column_type)), with_ordinality="number")
+            .render_derived(name="queries")
+        )
+        return SearchMany(
+            table=self._table,
+            columns=[self._table.c[name] for name in CHUNK_FIELDS],
+            query=queries.c.vector,
+            queries=queries,
+            bind=parameter,
+            filter=filter,
+            fetch=fetch,
+            row_bytes=self._row_bytes,
+        ).statement()
+
+    def search_where(
+        self,
+        where: ColumnElement[bool],
+        filter: Conditions,
+        limit: int,
+        values: Mapping[str, Any],
+        *,
+        exact: bool,
+        per_document: int | None = None,
+    ) -> Select[Any]:
+        """The same under a condition of the host's, with all values: its own may have our names."""
+        several = per_document is not None
+        fetch = None if exact else rows_to_fetch(limit, per_document=several)
+        return self._build_search(
+            filter, fetch, where, per_document=per_document, bind=partial(value, values)
+        )
+
+    def text_search(
+        self, filter: Conditions, where: ColumnElement[bool] | None, values: Mapping[str, Any]
+    ) -> tuple[Select[Any], Mapping[str, Any]]:
+        """The best chunks by words, and what to bind; under a condition of the host's nothing."""
+        if where is None:
+            return self._text_search(filter), values
+        return self._build_text_search(filter, where, bind=partial(value, values)), {}
+
+    def _build_text_search(
+        self, filter: Conditions, *where: ColumnElement[bool], bind: Bind
+    ) -> Select[Any]:
+        return self._by_words(filter, where, bind).statement()
+
+    def hybrid_search(
+        self,
+        filter: Conditions,
+        depth: int,
+        where: ColumnElement[bool] | None,
+        values: Mapping[str, Any],
+    ) -> tuple[Select[Any], Mapping[str, Any]]:
+        """The best chunks by vector and words, and what to bind; likewise."""
+        fetch = rows_to_fetch(depth)
+        if where is None:
+            return self._hybrid_search(filter, fetch), values
+        return self._build_hybrid_search(filter, fetch, where, bind=partial(value, values)), {}
+
+    def _build_hybrid_search(
+        self, filter: Conditions, fetch: int, *where: ColumnElement[bool], bind: Bind
+    ) -> Select[Any]:
+        search = Search(
+            table=self._table,
+            columns=[self._table.c.id],
+            query=bind("query", WireVector(self._column_type)),
+            bind=lambda name, type_: bind("depth" if name == "limit" else name, type_),
+            filter=filter,
+            where=where,
+            fetch=fetch,
+            row_bytes=self._row_bytes,
+            named=False,
+        )
+        return self._by_words(filter, where, bind).fused_with(search)
+
+    def _by_words(
+        self, filter: Conditions, where: tuple[ColumnElement[bool], ...], bind: Bind
+    ) -> TextSearch:
+        return TextSearch(
+            table=self._table,
+            columns=[self._table.c[name] for name in CHUNK_FIELDS],
+            languages=self._languages,
+            bind=bind,
+            filter=filter,
+            where=where,
+        )
+
+    def search_parameters(self, limit: int, ef_search: int | None = None) -> dict[str, Any]:
+        """What :meth:`search` binds for a limit, and an ef_search other than the store's."""
+        return search_parameters(limit, ef_search or self._ef_search)
+
+    def _build_search(
+        self,
+        filter: Conditions,
+        fetch: int | None,
+        *where: ColumnElement[bool],
+        per_document: int | None,
+        bind: Bind,
+    ) -> Select[Any]:
+        return Search(
+            table=self._table,
+            columns=[self._table.c[name] for name in CHUNK_FIELDS],
+            query=bind("query", WireVector(self._column_type)),
+            bind=bind,
+            filter=filter,
+            where=where,
+            fetch=fetch,
+            row_bytes=self._row_bytes,
+            per_document=per_document,
+            named=not where,
+        ).statement()
+
+    def composable_search(
+        self,
+        query: Float32Array,
+        namespace: str,
+        limit: int,
+        filter: Conditions,
+        *,
+        exact: bool,
+        ef_search: int | None,
+        where: ColumnElement[bool] | None,
+    ) -> Any:
+        """The mapped class and the score, for any connection and for the host to go on with."""
+        fetch = None if exact else rows_to_fetch(limit)
+        values = filter.parameters | self.search_parameters(limit, ef_search)
+        values |= {"namespace": namespace, "query": query.tolist()}
+        found: Any
+        if where is None and not self._schemas_translated:
+            template, names = self._template(filter, fetch, limit)
+            template = template.bindparams(**{name: values[name] for name in names})
+            found = _Found(template, list(_FOUND))
+        else:
+            conditions = () if where is None else (where,)
+            found = self._nearest_ids(filter, fetch, limit, partial(value, values), *conditions)
+        hits = materialized(found)
+        model = self._model
+        statement = (
+            select(model, hits.c.score)
+            # No join: of that, filter_by() would take the wrong side, in 2.0 or in 2.1.
+            .where(model.namespace == literal(namespace, Text()), model.id == hits.c.id)
+            .order_by(hits.c.distance, model.id)
+        )
+        if np.any(query):
+            return statement
+        # Not false(), which would swallow the other conditions and leave a cartesian product.
+        return statement.where(literal_column("1") == literal_column("0"))
+
+    def _build_template(
+        self, filter: Conditions, fetch: int | None, limit: int
+    ) -> tuple[TextClause, list[str]]:
+        """What is found, as SQL: making it anew of expressions takes as long as the search itself.
+
+        The SQL is that of the expressions, compiled once. Its parameters get names of their own,
+        which do not meet those of the host.
+        """
+        binds: dict[str, BindParameter[Any]] = {}
+
+        def slot(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+            binds[name] = bindparam(name, None, type_, unique=True)
+            return literal_column(":" + name, type_)
+
+        statement = self._nearest_ids(filter, fetch, limit, slot)
+        sql = statement.compile(dialect=_dialect, compile_kwargs={"literal_binds": True})
+        return text(str(sql)).bindparams(*binds.values()), list(binds)
+
+    def _nearest_ids(
+        self,
+        filter: Conditions,
+        fetch: int | None,
+        limit: int,
+        bind: Bind,
+        *where: ColumnElement[bool],
+    ) -> Select[Any]:
+        # The planner is told how few rows the host's joins begin with.
+        number: Any = literal_column(str(min(limit, LARGEST_LIMIT)), BigInteger)
+        type_ = embedding_type(self._column_type, self._dimensions)
+        vector: Any = cast(bind("query", ARRAY(REAL)), type_)
+        if fetch is None:  # of any number of rows: cast once, and not for each
+            vector = select(vector).scalar_subquery()
+        return Search(
+            table=self._table,
+            columns=[self._table.c.id],
+            query=vector,
+            bind=lambda name, type_: number if name == "limit" else bind(name, type_),
+            filter=filter,
+            where=where,
+            fetch=fetch,
+            row_bytes=self._row_bytes,
+            named=False,
+        ).statement()

@@ -1,0 +1,206 @@
+"""The statements that write and remove chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Delete,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    Update,
+    any_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    literal_column,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
+from sqlalchemy.types import TypeEngine
+
+from cenote.filters import Conditions
+from cenote.sqltypes import WireVector
+from cenote.stores.columns import OwnColumns
+from cenote.stores.statements.binding import by_shape, parameter
+from cenote.types import ColumnType
+
+
+class WriteStatements:
+    """The statements that write and remove chunks of one table.
+
+    Args:
+        table: the chunk table.
+        column_type: of its embeddings.
+        own: its further columns.
+    """
+
+    def __init__(self, table: Table, column_type: ColumnType, own: OwnColumns) -> None:
+        self._table = table
+        self._column_type: ColumnType = column_type
+        self._own = own
+        self._upserts: dict[tuple[tuple[str, ...], str | None], Insert] = {}
+        columns = table.c
+        by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
+        of_document = columns.document_id == bindparam("document_id", type_=Text)
+        self.delete = self._build_delete(by_id)
+        self.delete_namespace = self._build_delete()
+        self.delete_matching = by_shape(self._build_delete_matching)
+        self.ids_matching = by_shape(self._build_ids_matching)
+        self.ids_of_document = select(self._locked(of_document, ~by_id).c.id)
+        """The ids of all of a document's chunks but some, locked."""
+        self.update_metadata = self._build_update_metadata()
+        self.keep = self._build_keep()
+        self.lock_document = select(
+            func.pg_advisory_xact_lock(
+                func.hashtextextended(
+                    bindparam("document_id", type_=Text),
+                    func.hashtextextended(bindparam("namespace", type_=Text), 0),
+                )
+            ),
+            func.current_setting(literal_column("'transaction_isolation'")).label("isolation"),
+        )
+        """Makes changes of one document wait for one another, until the transaction ends."""
+
+    def upsert(self, names: tuple[str, ...], partition: str | None = None) -> Insert:
+        """Many rows, a list for each column; rows that are stored exactly so are left alone.
+
+        Args:
+            names: the host's own columns that are written besides the chunk's.
+            partition: write into this one, which may be set aside.
+        """
+        if (names, partition) not in self._upserts:
+            table = self._table
+            if partition is not None:
+                table = table.to_metadata(MetaData(), name=partition)
+            self._upserts[names, partition] = self._build_upsert(table, names)
+        return self._upserts[names, partition]
+
+    def _build_upsert(self, table: Table, names: tuple[str, ...]) -> Insert:
+        """One INSERT over unnest() and not the driver's executemany.
+
+        A task that is cancelled in asyncpg's executemany may never return
+        (github.com/MagicStack/asyncpg, issues 873, 1265).
+        """
+        types: dict[str, TypeEngine[Any]] = {
+            "id": Text(),
+            "document_id": Text(),
+            "content": Text(),
+            "position": BigInteger(),
+            "metadata": Text(),
+            "content_hash": Text(),
+            "embedding": WireVector(self._column_type),
+            "embedding_model": Text(),
+        }
+        own = list(self._own.written(names))
+        lists = [bindparam(name + "_list", type_=ARRAY(type_)) for name, type_ in types.items()]
+        lists += [bindparam(one.name + "_list", type_=one.list_type) for one in own]
+        fields = [*types, *(one.column.name for one in own)]
+        new = func.unnest(*lists).table_valued(*fields).render_derived(name="new")
+        values: dict[str, ColumnElement[Any]] = {name: new.c[name] for name in types}
+        values["metadata"] = cast(new.c.metadata, JSONB)
+        values |= {one.column.key: one.value(new.c[one.column.name]) for one in own}
+        statement = insert(table).from_select(
+            ["namespace", *values],
+            select(bindparam("namespace", type_=Text), *values.values()),
+        )
+        excluded = statement.excluded
+        comparable = {one.column.key: one.comparable for one in own if one.name in names}
+        changing = [name for name in types if name != "id"] + list(comparable)
+
+        def compared(columns: Any) -> Any:
+            return tuple_(
+                *(
+                    comparable[name](columns[name]) if name in comparable else columns[name]
+                    for name in changing
+                )
+            )
+
+        return statement.on_conflict_do_update(
+            index_elements=["namespace", "id"],
+            set_={name: excluded[name] for name in changing} | self._own.on_update(names),
+            where=compared(table.c).is_distinct_from(compared(excluded)),
+        )
+
+    def _build_delete(self, *conditions: ColumnElement[bool]) -> Delete:
+        table = self._table
+        doomed = self._locked(*conditions)
+        return delete(table).where(
+            table.c.namespace == bindparam("namespace", type_=Text),
+            table.c.id.in_(select(doomed.c.id)),
+        )
+
+    def _build_delete_matching(self, filter: Conditions) -> Delete:
+        return self._build_delete(*filter.sql(self._table.c, parameter))
+
+    def _build_ids_matching(self, filter: Conditions) -> Select[Any]:
+        return select(self._locked(*filter.sql(self._table.c, parameter)).c.id)
+
+    def _build_update_metadata(self) -> Update:
+        """Metadata of rows by id, where they differ; merged into what is there or instead of it."""
+        columns = self._table.c
+        lists = [bindparam(name, type_=ARRAY(Text)) for name in ("cenote_ids", "cenote_metadata")]
+        new = func.unnest(*lists).table_valued("id", "metadata").render_derived(name="new")
+        given = cast(new.c.metadata, JSONB)
+        merged = columns.metadata.op("||", return_type=JSONB())(given)
+        metadata = case((bindparam("cenote_merge", type_=Boolean), merged), else_=given)
+        return self._update(
+            new, {"metadata": metadata}, columns.metadata.is_distinct_from(metadata)
+        )
+
+    def _build_keep(self) -> Update:
+        """All that is known of chunks but their embeddings, which stay."""
+        columns = self._table.c
+        types: dict[str, TypeEngine[Any]] = {
+            "id": Text(),
+            "content": Text(),
+            "position": BigInteger(),
+            "metadata": Text(),
+        }
+        lists = [
+            bindparam("cenote_ids" if name == "id" else "cenote_" + name, type_=ARRAY(type_))
+            for name, type_ in types.items()
+        ]
+        new = func.unnest(*lists).table_valued(*types).render_derived(name="new")
+        values: dict[str, Any] = {name: new.c[name] for name in types if name != "id"}
+        values["metadata"] = cast(new.c.metadata, JSONB)
+        values["document_id"] = bindparam("cenote_document", type_=Text)
+        live = tuple_(*(columns[name] for name in values))
+        return self._update(new, values, live.is_distinct_from(tuple_(*values.values())))
+
+    def _update(self, new: Any, values: dict[str, Any], differs: ColumnElement[bool]) -> Update:
+        """An update of rows by id. Names of columns are no names for parameters in an UPDATE."""
+        columns = self._table.c
+        by_id = columns.id == any_(bindparam("cenote_ids", type_=ARRAY(Text)))
+        locked = self._locked(by_id, namespace="cenote_namespace")
+        return (
+            update(self._table)
+            .values(values | self._own.on_update(()))
+            .where(
+                columns.namespace == bindparam("cenote_namespace", type_=Text),
+                columns.id.in_(select(locked.c.id)),
+                columns.id == new.c.id,
+                differs,
+            )
+        )
+
+    def _locked(self, *conditions: ColumnElement[bool], namespace: str = "namespace") -> CTE:
+        """The ids of rows, locked in their order, as `upsert` takes them: no deadlocks."""
+        columns = self._table.c
+        return (
+            select(columns.id)
+            .where(columns.namespace == bindparam(namespace, type_=Text), *conditions)
+            .order_by(columns.id)
+            .with_for_update()
+            .cte("locked")
+        )
