@@ -5,10 +5,11 @@ Needs the extra ``cenote[bm25]``.
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,27 @@ from cenote.errors import ConfigurationError
 Tokenize = Callable[[str], Sequence[str]]
 """Takes a text apart into the words that are to be found in it."""
 
-_WORDS = re.compile(r"\w+")
+_STEMS = 100_000
+"""Words of which the stems are kept, for each language."""
+
+
+class _Separators(dict[int, str]):
+    """For `str.translate`: a blank for whatever is no part of a word."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        # A mark belongs to the letter before it, as most vowels of Hindi do.
+        part = character.isalnum() or unicodedata.category(character).startswith("M")
+        self[code] = character if part else " "
+        return self[code]
+
+
+_separators = _Separators()
 
 
 def words(text: str) -> list[str]:
     """The words of a text in lower case."""
-    return _WORDS.findall(text.casefold())
+    return text.casefold().translate(_separators).split()
 
 
 @cache
@@ -48,7 +64,15 @@ def stems(language: str) -> Tokenize:
             setting="text_search",
         )
     stemmer = snowball.stemmer(language)
-    return lambda text: stemmer.stemWords(words(text))
+    lock = Lock()  # a stemmer has the word in hand as its state
+
+    @lru_cache(_STEMS)
+    def stem(word: str) -> str:
+        with lock:
+            found: str = stemmer.stemWord(word)
+        return found
+
+    return lambda text: [stem(word) for word in words(text)]
 
 
 def imported(module: str) -> Any:

@@ -7,7 +7,7 @@ a configuration that has moved on.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -56,6 +56,7 @@ _attribute = table(
     column("attnotnull"),
     column("attcollation"),
 )
+_configuration = table("pg_ts_config", column("oid"), column("cfgname"), column("cfgnamespace"))
 _default = table("pg_attrdef", column("adrelid"), column("adnum"), column("adbin"))
 _type = table("pg_type", column("oid"), column("typname"), column("typcollation"))
 _collation = table("pg_collation", column("oid"), column("collname"))
@@ -112,7 +113,9 @@ class LiveTable:
         partitioned: whether it is a partitioned table, which may have lost its partitions.
         bounds: its partitions, each with modulus and remainder; empty for a plain table.
         text_search: the text search configurations of its full text, as `SchemaConfig` has them;
-            None without.
+            None without, also where it has a column of that name that cenote did not make.
+        configurations: all text search configurations of the database by their names, those in the
+            schemas of the search_path by their own alone, too.
         columns: the types by column, with ``not null`` and other than default collations, as SQL
             writes them.
         key: the columns of its primary key.
@@ -128,6 +131,7 @@ class LiveTable:
     partitioned: bool
     bounds: Mapping[str, tuple[int, int]]
     text_search: str | None
+    configurations: Mapping[str, str]
     columns: Mapping[str, str]
     key: tuple[str, ...]
     key_name: str | None
@@ -223,6 +227,25 @@ def shape_query(name: str, schema: str | None) -> Executable:
     )
 
 
+CONFIGURATIONS = select(
+    _namespace.c.nspname,
+    _configuration.c.cfgname,
+    func.pg_ts_config_is_visible(_configuration.c.oid).label("visible"),
+).join(_namespace, _namespace.c.oid == _configuration.c.cfgnamespace)
+"""A query for the text search configurations of a database."""
+
+
+def configurations_of(rows: Iterable[Any]) -> dict[str, str]:
+    """What names stand for, of that query's rows."""
+    found = {}
+    for row in rows:
+        name = ".".join((row.nspname, row.cfgname))
+        found[name] = name
+        if row.visible:
+            found[row.cfgname] = name
+    return found
+
+
 def qualified(name: str, schema: str | None) -> str:
     """A table's name as SQL writes it."""
     preparer = PGDialect().identifier_preparer  # type: ignore[no-untyped-call]
@@ -258,6 +281,7 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         partitioned=shape.partitioned,
         text_search=languages_of(shape.generates_words),
         bounds={row.relname: _bound(row.bound) for row in bounds},
+        configurations=configurations_of(connection.execute(CONFIGURATIONS).all()),
         columns={row.attname: row.sql for row in connection.execute(_columns_query(shape.oid))},
         key=primary[0].columns if primary else (),
         key_name=primary[0].name if primary else None,

@@ -115,8 +115,11 @@ class SchemaConfig:
 
 
 def languages(text_search: str | None) -> tuple[str, ...]:
-    """The text search configurations that a setting names, of which each counts once."""
-    named = (text_search or "").split(",")
+    """The text search configurations that a setting names, of which each counts once.
+
+    In lower case, to which Postgres folds them.
+    """
+    named = (text_search or "").lower().split(",")
     return tuple(dict.fromkeys(name.strip() for name in named if name.strip()))
 
 

@@ -62,6 +62,8 @@ def store_cure(sqlstate: str | None, config: SchemaConfig, *, hosts_own: bool) -
                 "; the table does not exist: run await store.apply_migrations(), or "
                 + upgrade_command(given_in_code(config))
             )
+        case "42703" if config.languages:
+            return "; the table may have lost its full text: run " + text_search_command(config)
         case "42703":
             return "; the table was not made by cenote's revisions: choose another table_name"
         case "22003":

@@ -66,6 +66,7 @@ _publication = table("pg_publication_rel", column("prrelid"))
 _attribute = table(
     "pg_attribute",
     column("attrelid"),
+    column("attname"),
     column("attacl"),
     column("attidentity"),
     column("attstattarget"),
@@ -180,6 +181,17 @@ def grantees(name: str, schema: str | None) -> Executable:
 def _acl() -> Any:
     names = ("grantor", "grantee", "privilege_type", "is_grantable")
     return func.aclexplode(_class.c.relacl).table_valued(*names).render_derived()
+
+
+def column_privileges(oid: int, name: str) -> Executable:
+    """Whether a column has privileges of its own."""
+    return select(
+        exists().where(
+            _attribute.c.attrelid == oid,
+            _attribute.c.attname == name,
+            _attribute.c.attacl.is_not(None),
+        )
+    )
 
 
 # -- what is refused -------------------------------------------------------------------------------

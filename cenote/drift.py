@@ -95,7 +95,7 @@ def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
         _columns_finding(subject, live, config),
         _key_finding(subject, live, config),
         partitions_finding(subject, live, config),
-        text_search_finding(subject, live.text_search, config),
+        text_search_finding(subject, live.text_search, config, live.configurations),
     ]
     found += _stand_ins(live, config)
     return [finding for finding in found if finding is not None] + [*_of_indexes(live, config)]
@@ -208,12 +208,14 @@ def partitions_finding(subject: str, live: LiveTable, config: SchemaConfig) -> F
 
 
 def text_search_finding(
-    subject: str, text_search: str | None, config: SchemaConfig
+    subject: str,
+    text_search: str | None,
+    config: SchemaConfig,
+    configurations: Mapping[str, str],
 ) -> Finding | None:
     """Whether full text is missing, or of other text search configurations than one insists on."""
-    # Postgres leaves out the schemas that are on the search_path.
     actual, expected = (
-        [name.rpartition(".")[2] for name in names]
+        [configurations.get(name, name) for name in names]
         for names in (languages(text_search), config.languages)
     )
     if not expected or (actual[:1], set(actual)) == (expected[:1], set(expected)):

@@ -19,7 +19,9 @@ from cenote import ddl
 from cenote.builds import read_chunk_table, set_build_memory
 from cenote.catalog import LiveTable
 from cenote.config import SchemaConfig
+from cenote.dependents import column_privileges
 from cenote.drift import subject_of, text_search_finding
+from cenote.errors import MigrationError
 from cenote.locks import migration_lock, with_short_waits
 from cenote.orm import text_index_name
 from cenote.schema import own_connection
@@ -53,8 +55,9 @@ async def set_text_search(
 
     Raises:
         ConfigurationError: this names no text search configurations.
-        MigrationError: there is no such chunk table, no such text search configuration, or the
-            database refused; the table is as it was.
+        MigrationError: there is no such chunk table, no such text search configuration, the column
+            is not cenote's or has indexes or privileges of your own, or the database refused; the
+            table is as it was.
     """
     config = replace(config, text_search=text_search)
     await put_back(engine, config, memory=memory)
@@ -77,14 +80,17 @@ def _is_so(live: LiveTable, config: SchemaConfig) -> bool:
         return COLUMN not in live.columns
     subject = subject_of(live.name, live.schema)
     has_index = live.index(text_index_name(live.name)) is not None
-    return has_index and text_search_finding(subject, live.text_search, config) is None
+    finding = text_search_finding(subject, live.text_search, config, live.configurations)
+    return has_index and finding is None
 
 
 def _change(connection: Connection, config: SchemaConfig, memory: str | None) -> None:
     ops = Operations(MigrationContext.configure(connection))
     live = read_chunk_table(connection, config)
     ops.execute(ddl.LockTable(live.name, live.schema))
-    ops.drop_column(live.name, COLUMN, schema=live.schema, if_exists=True)
+    if COLUMN in live.columns:
+        _refuse_what_would_be_lost(connection, live)
+        ops.drop_column(live.name, COLUMN, schema=live.schema)
     if not config.languages:
         return
     _logger.info("table %s: writing all rows with their words", live.name)
@@ -99,3 +105,28 @@ def _change(connection: Connection, config: SchemaConfig, memory: str | None) ->
         postgresql_using="gin",
     )
     ops.execute(ddl.Analyze(live.name, live.schema))
+
+
+def _refuse_what_would_be_lost(connection: Connection, live: LiveTable) -> None:
+    """Refuse to drop a column that cenote did not make, or that others have built on.
+
+    Raises:
+        MigrationError: there is such a thing.
+    """
+    if live.text_search is None:
+        raise MigrationError(
+            f"table {live.name!r} has a column {COLUMN} that cenote did not make; rename it"
+        )
+    own = {text_index_name(live.name)}
+    lost = [
+        f"index {index.name}"
+        for index in live.indexes
+        if index.table == live.name and COLUMN in index.columns and index.name not in own
+    ]
+    if connection.scalar(column_privileges(live.oid, COLUMN)):
+        lost.append("column privileges")
+    if lost:
+        raise MigrationError(
+            f"the column {COLUMN} of table {live.name!r} has {', '.join(lost)}, which would be "
+            "lost; drop and make them again by hand around it"
+        )

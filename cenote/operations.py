@@ -48,6 +48,7 @@ from cenote.settings import HOW_TO_SET_DIMENSIONS, given_in_code
 _logger = logging.getLogger(__name__)
 
 _BEFORE_FULL_TEXT = "cenote_0001"
+"""Whose successor adds full text, if it is set."""
 
 _frozen: ContextVar[SchemaConfig | None] = ContextVar("cenote_frozen", default=None)
 
@@ -339,6 +340,14 @@ def live_config() -> SchemaConfig:
     return SchemaConfig(**(live.settings | live.parameters | named))
 
 
+def has_text_search() -> bool:
+    """Whether the live table has full text of cenote's; offline, with none to ask, not yet."""
+    if op.get_context().as_sql:
+        return False
+    live = read_table(op.get_bind(), *table_names())
+    return live is not None and live.text_search is not None
+
+
 def table_names() -> tuple[str, str | None]:
     """Name and schema of the chunk table."""
     options = op.get_context().opts
@@ -375,7 +384,9 @@ def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
         finding = drift.embedding_finding(
             subject, live.column_type, live.dimensions, config
         ) or drift.partitions_finding(subject, live, config)
-        if finding is None and recorded != _BEFORE_FULL_TEXT:  # whose successor adds it
-            finding = drift.text_search_finding(subject, live.text_search, config)
+        if finding is None and (live.text_search or recorded != _BEFORE_FULL_TEXT):
+            finding = drift.text_search_finding(
+                subject, live.text_search, config, live.configurations
+            )
     if finding is not None:
         raise RefusedRevisionError(str(finding))

@@ -1,6 +1,6 @@
 """What a store's operations tell: log records, and spans and metrics of OpenTelemetry.
 
-Every operation of `PgVectorStore` and `InMemoryVectorStore` leaves, when it ends,
+Every operation of `PgVectorStore` and `InMemoryVectorStore` on namespaces leaves, when it ends,
 
 - a record of level DEBUG of the logger ``cenote.telemetry``, whose attributes are the fields below
   with ``cenote_`` before them;
@@ -15,7 +15,7 @@ table          ``db.collection.name``          the chunk table; ``"memory"`` wit
 namespace      ``cenote.namespace``            of the call, or its hash; not in the metrics
 rows           ``cenote.rows``                 chunks that came back, were written or removed, where
                                                the method knows
-path           ``cenote.search.path``          of a search: ``"ann"``, or ``"exact"``
+path           ``cenote.search.path``          of ``search``: ``"ann"``, or ``"exact"``
 error          ``error.type``                  the class of the error that ended it
 sqlstate       ``db.response.status_code``     of an error of the server
 duration       its own                         seconds
@@ -39,8 +39,9 @@ from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any, Literal, TypeVar, get_args
 
-from cenote.errors import ConfigurationError
+from cenote.errors import ConfigurationError, InvalidInputError, VectorStoreError
 from cenote.models import SyncResult
+from cenote.validation import check_namespace
 
 NamespaceInTelemetry = Literal["hashed", "plain"]
 """How telemetry names a namespace: by 16 hexadecimal digits of its SHA-256, which tells tenants
@@ -116,18 +117,21 @@ class Telemetry:
                     "rows": seen.rows,
                     "path": seen.path,
                     "error": None if error is None else type(error).__name__,
-                    "sqlstate": getattr(error, "sqlstate", None),
+                    "sqlstate": error.sqlstate if isinstance(error, VectorStoreError) else None,
                 }
                 _log(name, fields, duration)
                 if instruments is not None:
                     instruments.tell(span, name, fields, duration)
 
     def _named(self, namespace: Any) -> str | None:
-        if not isinstance(namespace, str):
+        try:
+            check_namespace(namespace)
+        except InvalidInputError:
             return None
+        name: str = namespace
         if self._namespaces == "plain":
-            return namespace
-        return hashlib.sha256(namespace.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+            return name
+        return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _log(operation: str, fields: dict[str, Any], duration: float) -> None:
@@ -201,15 +205,11 @@ def _rows(result: Any) -> int | None:
 class _Instruments:
     """The tracer, and what is measured."""
 
-    def __init__(self) -> None:
-        from importlib.metadata import version
-
-        from opentelemetry import metrics, trace
-
-        own = version("cenote")
+    def __init__(self, trace: Any, metrics: Any) -> None:
+        own = _own_version()
         self._trace = trace
         self._tracer = trace.get_tracer("cenote", own)
-        meter = metrics.get_meter("cenote", own)
+        meter = metrics.get_meter("cenote", own or "")
         self._duration = meter.create_histogram(
             "cenote.operation.duration", "s", "Time that an operation of a store takes."
         )
@@ -247,6 +247,16 @@ class _Instruments:
 def _instruments() -> _Instruments | None:
     """OpenTelemetry's, if that is installed; looked for at the first operation."""
     try:
-        return _Instruments()
-    except ModuleNotFoundError:
+        from opentelemetry import metrics, trace
+    except ImportError:
+        return None
+    return _Instruments(trace, metrics)
+
+
+def _own_version() -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("cenote")
+    except PackageNotFoundError:  # a copy that was not installed
         return None

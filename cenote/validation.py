@@ -135,12 +135,12 @@ def check_diversity(diversity: float, candidates: int | None, limit: int) -> int
 
 
 def check_fusion(vector_weight: float, text_weight: float, depth: int) -> None:
-    """Refuse weights that are no numbers of 0 or more, or both 0, and a depth below 1."""
+    """Refuse weights that are no numbers from 0 to 1e9, or both 0, and a depth below 1."""
     weights = {"vector_weight": vector_weight, "text_weight": text_weight}
     for name, weight in weights.items():
-        if not _is_number(weight) or not 0 <= weight < np.inf:
+        if not _is_number(weight) or not (weight == 0 or 1e-9 <= weight <= 1e9):
             raise InvalidInputError(
-                f"{name} must be a number of 0 or more, not {shown(weight)}", field=name
+                f"{name} must be 0, or a number from 1e-9 to 1e9, not {shown(weight)}", field=name
             )
     if not vector_weight and not text_weight:
         raise InvalidInputError(

@@ -121,6 +121,7 @@ def test_settings_come_in_one_order() -> None:
     assert resolve(given, None) == SchemaConfig(dimensions=3, partitions=0, schema="s")
     live = LiveTable(
         text_search=None,
+        configurations={},
         oid=1,
         schema="s",
         name="cenote_chunks",

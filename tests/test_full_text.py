@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,7 @@ from commands import cenote, output_of
 from database import execute, scalar
 from library import Document
 from plans import explain
-from sqlalchemy import exists, insert, select, text
+from sqlalchemy import column, exists, insert, select, table, text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, undefer
 
@@ -110,6 +112,66 @@ async def test_a_text_search_configuration_of_ones_own(
         store = store_of(engine, replace(ENGLISH, text_search=name))
         assert await store.check_schema() == []
         assert await ids(store, question) == ["b"]
+
+
+async def test_names_in_several_schemas(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """Are not taken for one another."""
+    await execute(engine, "CREATE TEXT SEARCH CONFIGURATION public.english (COPY = simple)")
+    assert await set_text_search(engine, filled.config, "english") is True
+    mine = store_of(engine, replace(ENGLISH, text_search="public.english"))
+    (finding,) = await mine.check_schema()
+    assert finding.kind == "text_search"
+    with pytest.raises(VectorStoreError, match=r"expected public\.english"):
+        await ids(mine, "running")
+    assert await set_text_search(engine, filled.config, "public.english") is True
+    assert await set_text_search(engine, filled.config, "public.english") is False
+    assert await ids(mine, "running") == ["b"]
+    assert await ids(mine, "run") == []
+
+
+async def test_capitals_are_folded(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """As Postgres does."""
+    assert await set_text_search(engine, filled.config, "English") is True
+    store = store_of(engine, replace(ENGLISH, text_search="ENGLISH"))
+    assert await store.check_schema() == []
+    assert await ids(store, "run") == ["b"]
+
+
+async def test_a_column_of_others(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """Is never dropped, by the command or on the way down; nor what others have built on ours."""
+    await execute(engine, "ALTER TABLE cenote_chunks ADD content_tsv tsvector DEFAULT 'mine'")
+    for languages in ("english", None):
+        with pytest.raises(MigrationError, match="did not make; rename it"):
+            await set_text_search(engine, filled.config, languages)
+    with pytest.raises(MigrationError):
+        await schema.upgrade(engine, ENGLISH)
+    await execute(engine, "UPDATE cenote_chunks_alembic_version SET version_num = 'cenote_0001'")
+    with pytest.raises(MigrationError, match="already exists"):
+        await schema.upgrade(engine, ENGLISH)
+    assert (
+        await scalar(engine, "SELECT count(*) FROM cenote_chunks WHERE content_tsv = 'mine'") == 3
+    )
+    await execute(engine, "ALTER TABLE cenote_chunks DROP content_tsv")
+    await set_text_search(engine, filled.config, "english")
+    await execute(
+        engine,
+        "CREATE INDEX mine ON cenote_chunks USING gin (content_tsv) WHERE namespace = 'n'",
+        "GRANT SELECT (content_tsv) ON cenote_chunks TO PUBLIC",
+    )
+    with pytest.raises(MigrationError, match="index mine, column privileges"):
+        await set_text_search(engine, filled.config, "spanish")
+
+
+async def test_another_language_before_the_revision(empty_engine: AsyncEngine) -> None:
+    """Refused before it is recorded."""
+    config = SchemaConfig(dimensions=4)
+    await schema.upgrade(empty_engine, config, "cenote_0001")
+    await set_text_search(empty_engine, config, "spanish")
+    with pytest.raises(MigrationError, match="its full text is spanish, expected english"):
+        await schema.upgrade(empty_engine, ENGLISH)
+    assert await schema.current(empty_engine, config) == "cenote_0001"
+    await schema.upgrade(empty_engine, config)
+    assert await store_of(empty_engine, config).check_schema() == []
 
 
 async def test_a_language_that_is_not_there(filled: PgVectorStore, engine: AsyncEngine) -> None:
@@ -266,6 +328,28 @@ async def test_conditions_of_the_hosts(engine: AsyncEngine, worded: PgVectorStor
     assert [one.chunk.id for one in both] == ["b"]
 
 
+async def test_names_of_the_hosts(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """Tables and CTEs may be called as anything inside."""
+    await execute(engine, "CREATE TABLE asked (id text)", "INSERT INTO asked VALUES ('b')")
+    chunk = worded.model
+    few = select(text("id FROM asked")).cte("few")
+    for condition in (
+        exists().where(table("asked", column("id")).c.id == chunk.id),
+        chunk.id.in_(select(column("id")).select_from(few)),
+    ):
+        assert await ids(worded, "cat dog", where=condition) == ["b"]
+        both = await worded.search_hybrid("cat dog", NEAR, "n", where=condition)
+        assert [one.chunk.id for one in both] == ["b"]
+    for name in ("few", "by_words", "fused", "asked_"):
+        store = store_of(engine, replace(ENGLISH, table_name=name))
+        await store.apply_migrations()
+        await store.upsert([embedded("a", content="cat")], "n")
+        assert await ids(store, "cat") == ["a"]
+        assert len(await store.search_hybrid("cat", NEAR, "n")) == len(
+            await found(store, NEAR, "n")
+        )
+
+
 async def test_a_model_of_the_hosts(empty_engine: AsyncEngine) -> None:
     """Gets the column as an attribute, which queries of the host's own can use."""
 
@@ -314,14 +398,16 @@ async def test_a_model_with_other_full_text_than_its_table(empty_engine: AsyncEn
 
 
 async def test_texts_at_the_bounds(worded: PgVectorStore, engine: AsyncEngine) -> None:
-    """Two hundred thousand characters fit whatever they are; one of millions is stored, too."""
+    """What is looked at of a content fits whatever it is; one of millions is stored, too."""
     marks = [chr(0x20000 + n) for n in range(500)]
     pairs = " ".join(f"{a}-{b}" for a in marks for b in marks)
+    parts = [a + b for a in marks for b in marks]
+    chains = " ".join("-".join(parts[n : n + 60]) for n in range(0, 130_000, 60))
     paths = " ".join(f"http://a.b/{n:x}/y" for n in range(20_000))
-    for number, content in enumerate((pairs, paths, "x" * 3_000_000, "a " * 1_000_000)):
+    for number, content in enumerate((pairs, paths, chains, "x" * 3_000_000, "a " * 1_000_000)):
         await worded.upsert([embedded("long", content=content)], f"bounds{number}")
     assert await ids(worded, "http://a.b/77/y", "bounds1") == ["long"]
-    assert await ids(worded, " ".join(["filler"] * 5_000) + " cat", "n") == []  # past the bound
+    assert await ids(worded, " ".join(["filler"] * 1_000) + " cat", "n") == []  # past the bound
     assert await scalar(engine, "SELECT max(pg_column_size(content_tsv)) FROM cenote_chunks") > 1000
 
 
@@ -332,6 +418,25 @@ async def test_retrievers(worded: PgVectorStore) -> None:
     both = HybridRetriever([VectorRetriever(worded, lambda _: NEAR), by_words])
     apart = await both.retrieve("dog", "n")
     assert apart == await worded.search_hybrid("dog", NEAR, "n")
+
+
+def test_stems_in_many_threads() -> None:
+    """One stemmer is for one word at a time."""
+    said = ["caminaban", "jardines", "universidades", "corriendo", "gatos"]
+    stems.cache_clear()
+    expected = stems("spanish")(" ".join(said))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for suffix in range(300):
+                stems.cache_clear()
+                stem = stems("spanish")
+                texts = [" ".join([*said, f"otro{suffix}{n}"]) for n in range(4)]
+                for found_ in threads.map(stem, texts):
+                    assert [*found_][:5] == expected
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_stems() -> None:

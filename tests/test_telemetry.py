@@ -242,6 +242,33 @@ assert "opentelemetry.trace" not in sys.modules
 """
 
 
+async def test_errors_of_others_say_nothing(spans: InMemorySpanExporter) -> None:
+    """Whatever attributes they have; nor does a namespace that is none."""
+
+    class ForeignError(Exception):
+        sqlstate = "secret content"
+
+    def chunks() -> Iterator[Any]:
+        yield secret()
+        raise ForeignError
+
+    store = InMemoryVectorStore(4, namespaces_in_telemetry="plain")
+    with pytest.raises(ForeignError):
+        await store.bulk_load(chunks(), "n")
+    with pytest.raises(InvalidInputError):
+        await store.count("secret content" * 1000)
+    said = "".join(span.to_json() for span in spans.get_finished_spans())
+    assert [marker for marker in MARKERS if marker in said] == []
+
+
+def test_half_an_opentelemetry() -> None:
+    """A package of that name without the API is none."""
+    half = 'import types; sys.modules["opentelemetry"] = types.ModuleType("opentelemetry")'
+    code = WITHOUT.replace('sys.modules["opentelemetry"] = None', half)
+    assert half in code
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_without_opentelemetry() -> None:
     """Nothing is missed, and importing cenote does not import it."""
     subprocess.run([sys.executable, "-c", WITHOUT], check=True)

@@ -24,14 +24,13 @@ depends_on = None
 
 def upgrade() -> None:
     config = operations.live_config()
-    if not config.languages:
+    if not config.languages or operations.has_text_search():
         return
     table = config.table_name
     op.add_column(
         table,
         sa.Column("content_tsv", TSVECTOR, generated(config.languages), nullable=False),
         schema=config.schema,
-        if_not_exists=True,
     )
     op.create_index(
         "ix_" + table + "_content_tsv",
@@ -39,11 +38,12 @@ def upgrade() -> None:
         ["content_tsv"],
         schema=config.schema,
         postgresql_using="gin",
-        if_not_exists=True,
     )
 
 
 def downgrade() -> None:
     """Drops the column, which Postgres can generate again, with its index."""
-    name, schema = operations.table_names()
-    op.drop_column(name, "content_tsv", schema=schema, if_exists=True)
+    config = operations.live_config()
+    offline = op.get_context().as_sql and config.languages
+    if offline or operations.has_text_search():
+        op.drop_column(config.table_name, "content_tsv", schema=config.schema)

@@ -375,7 +375,7 @@ class VectorStore(Protocol):
         """Find the chunks that have words of a text, in a store with full text.
 
         Words are compared by their stems, in the language of the store. Of a content the first
-        200,000 characters count, of the text the first 10,000.
+        130,000 characters count, of the text the first 2,000.
 
         Args:
             text: what is asked, in plain language: a chunk that has any of its words matches.
@@ -412,7 +412,8 @@ class VectorStore(Protocol):
         Args:
             text, namespace, limit, filter: as of :meth:`search_text`.
             query_vector: as of :meth:`search`; typically the text's embedding.
-            vector_weight, text_weight: of the two rankings, 0 or more and not both 0.
+            vector_weight, text_weight: of the two rankings, each 0, or from 1e-9 to 1e9, and not
+                both 0.
             depth: how many results of each to fuse, at least; a limit that is larger counts
                 instead.
 

@@ -152,7 +152,7 @@ class Build:
 
 
 async def load(
-    write: Callable[[list[EmbeddedChunk]], Awaitable[None]],
+    write: Callable[[list[EmbeddedChunk]], Awaitable[object]],
     batches: AsyncIterator[list[EmbeddedChunk]],
     report: Report | None,
 ) -> int:

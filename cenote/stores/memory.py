@@ -93,7 +93,7 @@ class InMemoryVectorStore(VectorStore):
             if namespace not in self._namespaces:
                 self._namespaces[namespace] = Namespace(self._dimensions)
             self._namespaces[namespace].upsert(batch)
-        note(rows=len(embedded_chunks))
+        note(rows=len(batch.chunks))
 
     async def search(
         self,
@@ -113,18 +113,29 @@ class InMemoryVectorStore(VectorStore):
             exact, ef_search: taken for the sake of `PgVectorStore`'s arguments; every search here
                 is exact.
         """
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
         validation.check_ef_search(ef_search)
-        query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
-        wanted = as_filter(filter)
         validation.check_min_score(min_score)
         validation.check_per_document(per_document)
+        note(path="exact")
+        found = self._nearest(query_vector, namespace, limit, filter, per_document)
+        return at_least(min_score, found)
+
+    def _nearest(
+        self,
+        query_vector: Vector,
+        namespace: str,
+        limit: int,
+        filter: FilterLike,
+        per_document: int | None = None,
+    ) -> list[RetrievalResult]:
+        validation.check_namespace(namespace)
+        validation.check_limit(limit)
+        query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
+        wanted = as_filter(filter)
         stored = self._namespaces.get(namespace)
         if stored is None or not query.any():
             return []
-        note(path="exact")
-        return at_least(min_score, stored.search(query, limit, wanted, per_document))
+        return stored.search(query, limit, wanted, per_document)
 
     async def search_many(
         self,
@@ -172,6 +183,11 @@ class InMemoryVectorStore(VectorStore):
 
         The index of a namespace's words is made anew after each change of it.
         """
+        return self._by_words(text, namespace, limit, filter)
+
+    def _by_words(
+        self, text: str, namespace: str, limit: int, filter: FilterLike
+    ) -> list[RetrievalResult]:
         validation.check_full_text(self._languages)
         validation.check_text(text, field="text")
         validation.check_namespace(namespace)
@@ -195,8 +211,8 @@ class InMemoryVectorStore(VectorStore):
         validation.check_fusion(vector_weight, text_weight, depth)
         depth = max(depth, limit)
         rankings = (
-            await self.search(query_vector, namespace, depth, filter),
-            await self.search_text(text, namespace, depth, filter),
+            self._nearest(query_vector, namespace, depth, filter),
+            self._by_words(text, namespace, depth, filter),
         )
         return fused(rankings, (vector_weight, text_weight), limit)
 

@@ -37,6 +37,12 @@ class _Row:
     created_at: datetime
     columns: Mapping[str, Any]
     postings: frozenset[Posting] = frozenset()
+    words: Sequence[str] | None = None
+
+    def same_words(self, other: _Row) -> bool:
+        """Whether a search by words cannot tell them apart."""
+        said, other_said = self.metadata.get(LANGUAGE_KEY), other.metadata.get(LANGUAGE_KEY)
+        return self.chunk.content == other.chunk.content and said == other_said
 
     def same(self, other: _Row) -> bool:
         """Whether all but the embedding is equal."""
@@ -132,8 +138,10 @@ class Namespace:
             row.columns = {**old.columns, **row.columns}
             if same_vector and row.same(old):
                 return False
+            row.words = old.words if row.same_words(old) else None
             self._index.remove(number, old.postings)
-        self._words = None
+        if row.words is None:
+            self._words = None
         row.postings = self._index.add(number, metadata)
         self._rows[number] = row
         return True
@@ -247,8 +255,12 @@ class Namespace:
     def _word_index(self, languages: tuple[str, ...]) -> WordIndex:
         if self._words is None:
             ids = [*self._ids_after(None)]
-            rows = (self._row(self._row_of[one]) for one in ids)
-            self._words = WordIndex.of(ids, [[*_tokens(row, languages)] for row in rows])
+            tokens = []
+            for row in (self._row(self._row_of[one]) for one in ids):
+                if row.words is None:
+                    row.words = _words_of(row, languages)
+                tokens.append([*row.words])
+            self._words = WordIndex.of(ids, tokens)
         return self._words
 
     def page(self, after: str | None, filter: Filter | None, limit: int) -> list[Chunk]:
@@ -328,7 +340,7 @@ class Namespace:
         return rows, scores[rows]
 
 
-def _tokens(row: _Row, languages: tuple[str, ...]) -> Sequence[str]:
+def _words_of(row: _Row, languages: tuple[str, ...]) -> Sequence[str]:
     """The words of a chunk, in the language that its metadata name or the first one."""
     language = languages[0]
     if len(languages) > 1 and (named := row.metadata.get(LANGUAGE_KEY)) in languages:

@@ -338,7 +338,7 @@ class Search:
         return materialized(statement, self._name(name))
 
     def _name(self, name: str) -> str | None:
-        return name if self.named else None
+        return "cenote_" + name if self.named else None
 
 
 def search_parameters(limit: int, ef_search: int) -> dict[str, Any]:

@@ -129,12 +129,16 @@ class Connections:
         # A missing table, or one of others, is for the statement itself to find.
         if live is not None and live.column_type is not None:
             subject = "table " + self.table.fullname
-            text_search = languages_of(live.generates_words)
             finding = drift.embedding_finding(
                 subject, live.column_type, live.dimensions, self._config
-            ) or drift.text_search_finding(subject, text_search, self._config)
+            )
+            text_search = languages_of(live.generates_words)
+            if finding is None and self._config.languages:
+                rows = (await connection.execute(catalog.CONFIGURATIONS)).all()
+                names = catalog.configurations_of(rows)
+                finding = drift.text_search_finding(subject, text_search, self._config, names)
             if finding is not None:
-                if self._hosts_own:
+                if self._hosts_own and text_search is None:
                     finding = replace(finding, cure="run " + HOSTS_COMMANDS)
                 raise VectorStoreError(str(finding))
             self._table_checked = True

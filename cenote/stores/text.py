@@ -24,6 +24,7 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
+    and_,
     case,
     cast,
     column,
@@ -69,6 +70,10 @@ class TextSearch:
     filter: Conditions
     where: Sequence[ColumnElement[bool]] = ()
 
+    def _cte(self, statement: Any, name: str) -> CTE:
+        """With a name of its own, unless a condition of the host's may have the same."""
+        return materialized(statement, None if self.where else "cenote_" + name)
+
     def statement(self) -> Select[Any]:
         """The columns and ``score`` of the chunks that have one of the words, the best first."""
         return self._fetched(self._by_words("limit"))
@@ -79,13 +84,13 @@ class TextSearch:
         Args:
             search: for the ids of the nearest chunks, cut at the parameter depth.
         """
-        by_vector = materialized(search.statement(), "by_vector")
+        by_vector = self._cte(search.statement(), "by_vector")
         by_words = self._by_words("depth")
         rankings = (
             self._shares(by_vector, by_vector.c.distance, "vector_weight"),
             self._shares(by_words, by_words.c.score.desc(), "text_weight"),
         )
-        shares = union_all(*rankings).subquery("shares")
+        shares = union_all(*rankings).subquery()
         score = func.sum(shares.c.share).label("score")
         fused = (
             select(shares.c.id, score)
@@ -93,25 +98,26 @@ class TextSearch:
             .order_by(score.desc(), shares.c.id)
             .limit(self.bind("limit", BigInteger()))
         )
-        return self._fetched(materialized(fused, "fused"))
+        return self._fetched(self._cte(fused, "fused"))
 
     def _by_words(self, limit: str) -> CTE:
         """Ids and scores of the best chunks by words."""
         query = text_search.words_asked(self.languages, self.bind("text", Text()))
-        asked = materialized(select(query.label("query")), "asked")
+        asked = self._cte(select(query.label("query")), "asked")
         few = self._are_few()
         has_word = self._words().bool_op("@@")(asked.c.query)
+        conditions = [*self.filter.sql(self.table.c, self.bind), *self.where, has_word]
         found = union_all(
-            # No index serves a CASE.
-            self._ranked(asked, case((has_word, true()), else_=false()), few),
-            self._ranked(asked, has_word, ~few),
-        ).subquery("found")
+            # No index serves a CASE: those of filters, too, are of all tenants.
+            self._ranked(asked, case((and_(*conditions), true()), else_=false()), few),
+            self._ranked(asked, *conditions, ~few),
+        ).subquery()
         best = (
             select(found.c.id, found.c.score)
             .order_by(found.c.score.desc(), found.c.id)
             .limit(self.bind(limit, BigInteger()))
         )
-        return materialized(best, "by_words")
+        return self._cte(best, "by_words")
 
     def _are_few(self) -> ColumnElement[bool]:
         """Whether the namespace has no more than `READ_UP_TO` chunks."""
@@ -120,9 +126,9 @@ class TextSearch:
             .select_from(self.table)
             .where(self._in_namespace())
             .limit(integer(READ_UP_TO + 1))
-            .subquery("some")
+            .subquery()
         )
-        few = materialized(select(func.count().label("chunks")).select_from(some), "few")
+        few = self._cte(select(func.count().label("chunks")).select_from(some), "few")
         return select(few.c.chunks).scalar_subquery() <= integer(READ_UP_TO)
 
     def _ranked(self, asked: CTE, *conditions: ColumnElement[bool]) -> Any:
@@ -133,12 +139,7 @@ class TextSearch:
             select(columns.id, score)
             .select_from(self.table)
             .join(asked, true())
-            .where(
-                self._in_namespace(),
-                *self.filter.sql(columns, self.bind),
-                *self.where,
-                *conditions,
-            )
+            .where(self._in_namespace(), *conditions)
         )
 
     def _in_namespace(self) -> ColumnElement[bool]:

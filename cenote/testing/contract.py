@@ -305,6 +305,12 @@ class BasicContract:
         assert await found(store, [0, 1, 0, 0], NAMESPACE, 1) == ["a"]
         assert await found(store, [0, 1, 0, 0], NAMESPACE, filter={"n": 1}) == []
 
+    async def test_a_batch_may_be_any_iterable(self, store: VectorStore) -> None:
+        """Also one that can be read once."""
+        batch: Any = (embedded(one) for one in "ab")
+        await store.upsert(batch, NAMESPACE)
+        assert await store.count(NAMESPACE) == 2
+
     async def test_an_empty_batch_is_no_error(self, store: VectorStore) -> None:
         """Nothing to write, nothing to delete."""
         await store.upsert([], NAMESPACE)

@@ -80,6 +80,14 @@ class TextContract:
         both = await worded.search_hybrid("cat", NEAR, NAMESPACE, filter={"n": {"$gte": 2}})
         assert ids(both) == ["both", "none"]
 
+    async def test_a_language_that_changes(self, make_store: MakeStore) -> None:
+        """Changes the words."""
+        store = await make_store(4, text_search="spanish, english")
+        await store.upsert([embedded("a", content="running")], NAMESPACE)
+        assert await store.search_text("runs", NAMESPACE) == []
+        await store.update_metadata({"a": {"language": "english"}}, NAMESPACE)
+        assert ids(await store.search_text("runs", NAMESPACE)) == ["a"]
+
     async def test_words_that_change(self, worded: VectorStore) -> None:
         """Are found as they are now."""
         await worded.upsert([embedded("none", content="Cats in submarines")], NAMESPACE)
@@ -149,6 +157,14 @@ class TextContract:
         assert set(ids(await store.search_text("jardín garden", NAMESPACE))) >= {"en"}
         assert set(ids(await store.search_text("jardines", NAMESPACE))) == {"es", "fr"}
 
+    async def test_words_of_other_scripts(self, make_store: MakeStore) -> None:
+        """Letters with their marks, of which several languages make their vowels."""
+        store = await make_store(4, text_search="simple")
+        texts = {"a": "हिन्दी भाषा में", "b": "भारत देश", "c": "max_size", "d": "size limit"}
+        await store.upsert([embedded(one, content=text) for one, text in texts.items()], NAMESPACE)
+        assert ids(await store.search_text("भाषा", NAMESPACE)) == ["a"]
+        assert set(ids(await store.search_text("SIZE", NAMESPACE))) == {"c", "d"}
+
     async def test_a_long_content(self, worded: VectorStore) -> None:
         """Is stored whole, and found by the words of its beginning."""
         long = "beginning " + "x" * 300_000 + " end " + " ".join(f"w{n}" for n in range(100_000))
@@ -178,6 +194,8 @@ class TextContract:
             (lambda store: store.search_hybrid("a", [1.0], "n"), "query_vector"),
             (lambda store: store.search_hybrid("a", NEAR, "n", depth=0), "depth"),
             (lambda store: store.search_hybrid("a", NEAR, "n", text_weight=-1), "text_weight"),
+            (lambda store: store.search_hybrid("a", NEAR, "n", text_weight=10**400), "text_weight"),
+            (lambda store: store.search_hybrid("a", NEAR, "n", text_weight=5e-324), "text_weight"),
             (lambda store: store.search_hybrid("a", NEAR, "n", vector_weight="1"), "vector_weight"),
             (
                 lambda store: store.search_hybrid("a", NEAR, "n", text_weight=0, vector_weight=0),

@@ -40,9 +40,9 @@ INSERT INTO cenote_chunks_alembic_version (version_num) VALUES ('cenote_0001') R
 
 -- Running upgrade cenote_0001 -> cenote_0002
 
-ALTER TABLE cenote_chunks ADD COLUMN IF NOT EXISTS content_tsv TSVECTOR GENERATED ALWAYS AS (CASE (metadata ->> ('language' :: text)) WHEN ('english' :: text) THEN to_tsvector('english' :: regconfig, left(content, 200000)) ELSE to_tsvector('spanish' :: regconfig, left(content, 200000)) END) STORED NOT NULL;
+ALTER TABLE cenote_chunks ADD COLUMN content_tsv TSVECTOR GENERATED ALWAYS AS (CASE (metadata ->> ('language' :: text)) WHEN ('english' :: text) THEN to_tsvector('english' :: regconfig, left(content, 130000)) ELSE to_tsvector('spanish' :: regconfig, left(content, 130000)) END) STORED NOT NULL;
 
-CREATE INDEX IF NOT EXISTS ix_cenote_chunks_content_tsv ON cenote_chunks USING gin (content_tsv);
+CREATE INDEX ix_cenote_chunks_content_tsv ON cenote_chunks USING gin (content_tsv);
 
 UPDATE cenote_chunks_alembic_version SET version_num='cenote_0002' WHERE cenote_chunks_alembic_version.version_num = 'cenote_0001';
 

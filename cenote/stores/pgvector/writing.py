@@ -37,8 +37,7 @@ class Writing(Part[Model]):
             session: the transaction to join; see above. Not one in AUTOCOMMIT.
         """
         validation.check_namespace(namespace)
-        await self._upsert(embedded_chunks, namespace, check_session(session))
-        note(rows=len(embedded_chunks))
+        note(rows=await self._upsert(embedded_chunks, namespace, check_session(session)))
 
     async def _upsert(
         self,
@@ -46,10 +45,11 @@ class Writing(Part[Model]):
         namespace: str,
         joined: Joined | None = None,
         partition: str | None = None,
-    ) -> None:
+    ) -> int:
+        """Write chunks; returns how many."""
         batch = self._checked_batch(embedded_chunks)
         if not batch.chunks:
-            return
+            return 0
         names = self._own_columns.given(batch)
         parts = list(rows.parts(batch))
         of_own = [self._own_columns.parameters(names, part) for part in parts]
@@ -61,6 +61,7 @@ class Writing(Part[Model]):
                 await connection.execute(self._writes.upsert(names, partition), parameters)
             ids = [chunk.id for chunk in batch.chunks]
             await sessions.refresh(joined, self._model, namespace, ids)
+        return len(batch.chunks)
 
     async def delete(
         self, chunk_ids: list[str], namespace: str, *, session: Session | None = None
