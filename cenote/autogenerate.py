@@ -21,14 +21,15 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.autogenerate.render import renderers
 from alembic.operations import ops
 from alembic.runtime.plugins import Plugin
-from alembic.util import DispatchPriority, PriorityDispatchResult
+from alembic.util import DispatchPriority, PriorityDispatchResult, warn
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import Column, ForeignKeyConstraint, Index, Integer, Table
 
-from cenote.catalog import LiveIndex, read_table
-from cenote.drift import index_differences
+from cenote.catalog import LiveIndex, LiveTable, read_table
+from cenote.config import SchemaConfig
+from cenote.drift import index_differences, subject_of, text_search_finding
 from cenote.operations import UnconfiguredRevisionError, record_branch
-from cenote.orm import CHUNK_COLUMNS, KEY, PARTITIONS, unknown_dimensions
+from cenote.orm import CHUNK_COLUMNS, KEY, LANGUAGES, PARTITIONS, unknown_dimensions
 
 PLUGIN = "cenote.chunk_tables"
 """The name of our comparators among alembic's plugins."""
@@ -143,7 +144,8 @@ class CreateChunkTableOp(ops.CreateTableOp):
         """Ours in the place of alembic's."""
         ours = cls.__new__(cls)
         ours.__dict__.update(operation.__dict__)
-        ours.info = {key: value for key, value in operation.info.items() if key != PARTITIONS}
+        own = (LANGUAGES, PARTITIONS)
+        ours.info = {key: value for key, value in operation.info.items() if key not in own}
         ours.partitions = operation.info.get(PARTITIONS, 0)
         (embedding,) = [
             item
@@ -197,6 +199,7 @@ def _compare_indexes(
     assert autogen_context.connection is not None
     live = read_table(autogen_context.connection, name, schema)
     assert live is not None
+    _warn_of_languages(live, table)
     seen = {op.index_name for op in modify_ops.ops if isinstance(op, ops.DropIndexOp)}
     for index in sorted(table.indexes, key=lambda index: str(index.name)):
         actual = live.index(str(index.name))
@@ -204,6 +207,20 @@ def _compare_indexes(
             modify_ops.ops.append(ops.DropIndexOp.from_index(_reflected(actual, live_table)))
             modify_ops.ops.append(ops.CreateIndexOp.from_index(index))
     return PriorityDispatchResult.CONTINUE
+
+
+def _warn_of_languages(live: LiveTable, table: Table) -> None:
+    """Warn of what no revision can change: what generates a column."""
+    wanted: tuple[str, ...] = table.info.get(LANGUAGES, ())
+    if live.text_search is None or not wanted:
+        return
+    config = SchemaConfig(
+        dimensions=1, table_name=table.name, schema=table.schema, text_search=", ".join(wanted)
+    )
+    subject = subject_of(table.name, table.schema)
+    finding = text_search_finding(subject, live.text_search, config, live.configurations)
+    if finding is not None:
+        warn(str(finding))
 
 
 def _is_part_of_key(key: ForeignKeyConstraint) -> bool:

@@ -50,8 +50,8 @@ class SchemaConfig:
         text_search: for full text, the text search configuration of the contents, such as
             ``"spanish"`` or one of your own; several, as ``"spanish, english"``, for a table in
             which a chunk's metadata may name one by the key ``language`` (the first where they do
-            not). None means no full text for a table that is made, and whatever one has that is
-            there.
+            not). None means no full text for a table that is made, and for commands whatever one
+            has that is there; a store searches by words only if it is told.
 
     Raises:
         ConfigurationError: a value cannot work; the error names the setting.

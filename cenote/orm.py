@@ -67,6 +67,9 @@ OPERATOR_CLASS: dict[str, str] = {"vector": "vector_cosine_ops", "halfvec": "hal
 PARTITIONS = "cenote_partitions"
 """The key in a chunk table's `Table.info` where the number of its partitions stands."""
 
+LANGUAGES = "cenote_languages"
+"""The key there for its text search configurations."""
+
 
 # -- models ----------------------------------------------------------------------------------------
 
@@ -265,6 +268,7 @@ def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
     )
     _refuse_other_columns(table, config)
     table.primary_key.name = "pk_" + table.name
+    table.info[LANGUAGES] = config.languages
     _add_indexes(table, config)
     if "dimensions" not in cls._cenote_settings:
         event.listen(table, "before_create", _refuse_to_create)

@@ -32,14 +32,14 @@ def reciprocal_rank_fusion(
 
     Args:
         rankings: items, the best first, each once.
-        weights: of the rankings; 1 each when None.
+        weights: of the rankings, 0 or more; 1 each when None. One of weight 0 has no part in it.
 
     Returns:
         Scores by item, the highest first; equal ones by item ascending.
     """
     scores: dict[Item, float] = {}
     for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
-        for rank, item in enumerate(ranking, 1):
+        for rank, item in enumerate(ranking if weight else (), 1):
             scores[item] = scores.get(item, 0.0) + weight / (RANK_CONSTANT + rank)
     return dict(sorted(scores.items(), key=lambda pair: (-pair[1], pair[0])))
 

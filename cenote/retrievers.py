@@ -194,7 +194,8 @@ class HybridRetriever:
         depth: how many results of each to fuse, at least; a limit that is larger counts instead.
 
     Raises:
-        ConfigurationError: there are no retrievers, or not as many weights.
+        ConfigurationError: there are no retrievers, or not as many weights, of which one must be
+            more than 0, and none less.
     """
 
     def __init__(
@@ -207,6 +208,11 @@ class HybridRetriever:
         if not retrievers or (weights is not None and len(weights) != len(retrievers)):
             raise ConfigurationError(
                 "HybridRetriever needs one retriever or more, and a weight for each",
+                setting="weights",
+            )
+        if weights is not None and (min(weights) < 0 or not any(weights)):
+            raise ConfigurationError(
+                "HybridRetriever needs weights of 0 or more, and one that is more",
                 setting="weights",
             )
         self._retrievers = list(retrievers)

@@ -21,6 +21,9 @@ sqlstate       ``db.response.status_code``     of an error of the server
 duration       its own                         seconds
 ============== =============================== =====================================================
 
+``search_diverse`` and ``search_namespaces`` search, and tell of that, too: below their spans are
+those of the searches.
+
 Nothing else of a call is told: no contents, ids, vectors, metadata or filters, and no message of an
 error. Nor is the error itself recorded, since what caused it may quote rows. Statements are for the
 instrumentations of SQLAlchemy and asyncpg to tell, whose spans come to stand below these.

@@ -59,7 +59,7 @@ def generated(languages: tuple[str, ...]) -> Computed:
 
 _WORDS = r"""to_tsvector\('([\w.]+)'::regconfig, "left"\(content, \d+\)\)"""
 _OURS = re.compile(
-    rf"{_WORDS}|CASE \(metadata ->> '{LANGUAGE_KEY}'::text\)"
+    rf"{_WORDS}|CASE lower\(\(metadata ->> '{LANGUAGE_KEY}'::text\)\)"
     rf"(\s+WHEN '[\w.]+'::text THEN {_WORDS})+\s+ELSE {_WORDS}\s+END"
 )
 """What generates a column of ours, as Postgres prints it."""
@@ -99,10 +99,10 @@ def _words_of_row(languages: tuple[str, ...]) -> ColumnElement[str]:
     default, *others = languages
     if not others:
         return _words(default, content)
-    language = column("metadata").op("->>")(_constant(LANGUAGE_KEY, "text"))
+    language = func.lower(column("metadata").op("->>")(_constant(LANGUAGE_KEY, "text")))
     return case(
         {_constant(one, "text"): _words(one, content) for one in others},
-        value=language.self_group(),
+        value=language,
         else_=_words(default, content),
     )
 

@@ -156,8 +156,8 @@ def check_full_text(languages: Sequence[str]) -> None:
     """Refuse to search by words in a store without full text."""
     if not languages:
         raise ConfigurationError(
-            "this store has no full text; give it, and its table, text_search='english' or another "
-            "text search configuration",
+            "this store was made without full text; make it with the text_search that its table "
+            "has, or is to have, such as 'english'",
             setting="text_search",
         )
 

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote import PgVectorStore
+from cenote import PgVectorStore, SchemaConfig, schema
 from cenote.testing import embedded, found
 
 Command = Callable[..., str]
@@ -286,6 +286,19 @@ async def test_changed_indexes_are_seen_and_mended(
     assert cenote("check") == "nothing differs\n"
     alembic("downgrade", "-1")
     assert "m=8" in run_failing(cenote, "check")
+
+
+async def test_changed_languages_are_told(
+    host: Path, alembic: Command, environ: dict[str, str], empty_engine: AsyncEngine
+) -> None:
+    """Which no revision can change; the command is named."""
+    alembic("upgrade", "head")
+    await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, text_search="spanish"))
+    app = host / "app.py"
+    english = app.read_text().replace("dimensions=4", 'dimensions=4, text_search="english"')
+    app.write_text(english)
+    result = run(sys.executable, "-m", "alembic", "check", cwd=host, **environ)
+    assert "its full text is spanish, expected english; run cenote text-search" in result.stderr
 
 
 def run_failing(command: Command, *arguments: str) -> str:

@@ -65,6 +65,7 @@ SAID = [
     "SyncResult(written=1, removed=1, unchanged=1)\n",
     "['dogs'] text\n['cats', 'part', 'dogs'] hybrid\n",
     "1.00 Cats purr.\n",
+    "1.00 Cats purr.\n",
     "['Dogs bark.']\n",
 ]
 

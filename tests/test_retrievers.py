@@ -120,6 +120,9 @@ async def test_bad_arguments(filled: VectorStore) -> None:
         HybridRetriever([])
     with pytest.raises(ConfigurationError):
         HybridRetriever([BM25Retriever(filled)], weights=[1, 2])
+    for weights in ([0, 0], [-1, 1]):
+        with pytest.raises(ConfigurationError):
+            HybridRetriever([BM25Retriever(filled)] * 2, weights=weights)
     retrievers: list[Any] = [BM25Retriever(filled), VectorRetriever(filled, embed)]
     for retriever in retrievers:
         for arguments in (("x\x00", "n"), ("x", ""), ("x", "n", 0), ("x", "n", 1, 7)):
@@ -128,7 +131,8 @@ async def test_bad_arguments(filled: VectorStore) -> None:
 
 
 def test_fusion() -> None:
-    """By ranks alone; equal ones in the order in which they appear."""
+    """By ranks alone; equal ones in their own order; one of no weight has no part in it."""
+    assert list(reciprocal_rank_fusion([["x"], ["y"]], [0, 1])) == ["y"]
     assert list(reciprocal_rank_fusion([["x", "y"], ["y", "z"]])) == ["y", "x", "z"]
     assert list(reciprocal_rank_fusion([["x"], ["y"]])) == ["x", "y"]
     assert reciprocal_rank_fusion([["x"], []], [3, 1]) == {"x": 3 / 61}

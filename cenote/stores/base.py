@@ -384,7 +384,8 @@ class VectorStore(Protocol):
         Returns:
             At most `limit` results, by score descending, equal scores by id ascending in
             code-point order; none for a text without words. Scores are more than 0, and of a
-            measure of the store's own.
+            measure of the store's own: they order the answers to one question, and say nothing
+            across questions.
 
         Raises:
             ConfigurationError: the store has no full text.
@@ -412,8 +413,8 @@ class VectorStore(Protocol):
         Args:
             text, namespace, limit, filter: as of :meth:`search_text`.
             query_vector: as of :meth:`search`; typically the text's embedding.
-            vector_weight, text_weight: of the two rankings, each 0, or from 1e-9 to 1e9, and not
-                both 0.
+            vector_weight, text_weight: of the two rankings, each from 1e-9 to 1e9, or 0, which
+                leaves the ranking out; not both 0.
             depth: how many results of each to fuse, at least; a limit that is larger counts
                 instead.
 

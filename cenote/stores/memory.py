@@ -116,8 +116,8 @@ class InMemoryVectorStore(VectorStore):
         validation.check_ef_search(ef_search)
         validation.check_min_score(min_score)
         validation.check_per_document(per_document)
-        note(path="exact")
         found = self._nearest(query_vector, namespace, limit, filter, per_document)
+        note(path="exact")
         return at_least(min_score, found)
 
     def _nearest(
@@ -157,8 +157,11 @@ class InMemoryVectorStore(VectorStore):
         validation.check_namespace(namespace)
         validation.check_limit(limit)
         as_filter(filter)
-        options: dict[str, Any] = {"min_score": min_score, "ef_search": ef_search}
-        return [await self.search(query, namespace, limit, filter, **options) for query in queries]
+        validation.check_ef_search(ef_search)
+        validation.check_min_score(min_score)
+        return [
+            at_least(min_score, self._nearest(query, namespace, limit, filter)) for query in queries
+        ]
 
     async def search_diverse(
         self,

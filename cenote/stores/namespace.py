@@ -343,8 +343,9 @@ class Namespace:
 def _words_of(row: _Row, languages: tuple[str, ...]) -> Sequence[str]:
     """The words of a chunk, in the language that its metadata name or the first one."""
     language = languages[0]
-    if len(languages) > 1 and (named := row.metadata.get(LANGUAGE_KEY)) in languages:
-        language = named
+    named = row.metadata.get(LANGUAGE_KEY)
+    if len(languages) > 1 and isinstance(named, str) and named.lower() in languages:
+        language = named.lower()
     return stems(language)(row.chunk.content[:SEARCHED_CHARACTERS])
 
 

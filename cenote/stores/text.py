@@ -157,8 +157,14 @@ class TextSearch:
     def _shares(self, ranking: CTE, order: ColumnElement[Any], weight: str) -> Any:
         """What the places in a ranking are worth."""
         place = func.row_number().over(order_by=[order, ranking.c.id])
-        share = self.bind(weight, Double()) / cast(integer(RANK_CONSTANT) + place, Double)
-        return select(ranking.c.id, share.label("share")).select_from(ranking)
+        counts = self.bind(weight, Double())
+        share = counts / cast(integer(RANK_CONSTANT) + place, Double)
+        # One of no weight has no part in it.
+        return (
+            select(ranking.c.id, share.label("share"))
+            .select_from(ranking)
+            .where(counts > integer(0))
+        )
 
     def _fetched(self, ranked: CTE) -> Select[Any]:
         table = self.table

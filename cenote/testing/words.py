@@ -130,6 +130,13 @@ class TextContract:
         assert shallow[0].score == pytest.approx(1 / (RANK_CONSTANT + 1))
         all_of_them = await worded.search_hybrid("submarine", NEAR, NAMESPACE, 9, depth=1)
         assert len(all_of_them) == 4
+        for weights, expected in (
+            ({"vector_weight": 0}, ["none"]),
+            ({"text_weight": 0}, ["cats", "dogs", "both", "none"]),
+        ):
+            options: Any = weights
+            only = await worded.search_hybrid("submarine", NEAR, NAMESPACE, **options)
+            assert ids(only) == expected
         zero = await worded.search_hybrid("submarine", [0.0] * 4, NAMESPACE)
         assert ids(zero) == ["none"]
 
@@ -143,17 +150,20 @@ class TextContract:
     async def test_languages_of_chunks(self, make_store: MakeStore) -> None:
         """Each by its own stems, the first language where the metadata name none of the others."""
         store = await make_store(4, text_search="spanish, english")
-        texts = {
+        texts: dict[str, tuple[str, dict[str, Any]]] = {
             "es": ("Los gatos caminaban por los jardines.", {}),
             "en": ("The cats were walking in gardens.", {"language": "english"}),
             "fr": ("Les jardines", {"language": "french"}),
+            "En": ("She walks.", {"language": "English"}),
+            "no": ("gatos", {"language": 5}),
         }
         await store.upsert(
             [embedded(one, content=text, metadata=said) for one, (text, said) in texts.items()],
             NAMESPACE,
         )
         assert ids(await store.search_text("caminar", NAMESPACE)) == ["es"]
-        assert ids(await store.search_text("walked", NAMESPACE)) == ["en"]
+        assert set(ids(await store.search_text("walked", NAMESPACE))) == {"en", "En"}
+        assert set(ids(await store.search_text("gato", NAMESPACE))) == {"es", "no"}
         assert set(ids(await store.search_text("jardín garden", NAMESPACE))) >= {"en"}
         assert set(ids(await store.search_text("jardines", NAMESPACE))) == {"es", "fr"}
 
