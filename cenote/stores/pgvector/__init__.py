@@ -6,6 +6,8 @@ sessions and columns are in the modules beside it.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -20,7 +22,7 @@ from cenote import config as defaults
 from cenote import connections
 from cenote.config import SchemaConfig
 from cenote.cures import HOSTS_COMMANDS
-from cenote.errors import MigrationError
+from cenote.errors import InvalidInputError, MigrationError
 from cenote.mapping import config_of, model_of
 from cenote.orm import ChunkRow
 from cenote.stores.columns import OwnColumns
@@ -29,10 +31,11 @@ from cenote.stores.pgvector.loading import Loading
 from cenote.stores.pgvector.reading import Reading
 from cenote.stores.pgvector.searching import Searching
 from cenote.stores.search import DEFAULT_EF_SEARCH
-from cenote.stores.sessions import Connections
+from cenote.stores.sessions import Connections, Session, check_session
 from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, observed
 from cenote.types import ColumnType
+from cenote.validation import check_namespace
 
 if TYPE_CHECKING:
     from cenote.drift import Finding
@@ -67,7 +70,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         dimensions: the length of every vector.
         model: a chunk model of yours (see `cenote.ChunkMixin`), from which the store takes all that
             shapes the table; its migrations are yours. Instead of `dimensions` and of all settings
-            up to `text_search`.
+            up to `row_security`.
         table_name: the chunk table. One table holds the vectors of one embedding model.
         schema: its schema; the connection's default one when None.
         column_type: ``"vector"`` or ``"halfvec"``.
@@ -75,6 +78,8 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             creates; see `SchemaConfig`.
         text_search: the text search configuration of full text, or several, for `search_text` and
             `search_hybrid`; see `SchemaConfig`.
+        row_security: the table has row-level security, for which each call names its tenant to the
+            server first; see `tenant`.
         hnsw_ef_search: candidates that the ANN index considers at least, 1 to 1,000: more find
             more and take longer.
         embedding_model: refuse chunks that another model embedded.
@@ -99,6 +104,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         partitions: int | None = ...,
         extension_schema: str | None = ...,
         text_search: str | None = ...,
+        row_security: bool | None = ...,
         embedding_model: str | None = ...,
         namespaces_in_telemetry: NamespaceInTelemetry = ...,
     ) -> None: ...
@@ -129,6 +135,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         partitions: int | None = None,
         extension_schema: str | None = None,
         text_search: str | None = None,
+        row_security: bool | None = None,
         embedding_model: str | None = None,
         namespaces_in_telemetry: NamespaceInTelemetry = "hashed",
     ) -> None:
@@ -142,6 +149,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             "partitions": partitions,
             "extension_schema": extension_schema,
             "text_search": text_search,
+            "row_security": row_security,
         }
         self._hosts_own = model is not None
         self._config = SchemaConfig(**given) if model is None else config_of(model, given)
@@ -251,6 +259,35 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
     def config(self) -> SchemaConfig:
         """What the table is expected to look like."""
         return self._config
+
+    @asynccontextmanager
+    async def tenant(self, session: Session, namespace: str) -> AsyncIterator[None]:
+        """Show a tenant's rows to statements of your own, on a table with row-level security.
+
+        ::
+
+            async with store.tenant(session, "acme"):
+                rows = await session.scalars(select(Passage))
+
+        Outside of it a query sees no rows, and whatever would write one is an error. What is
+        pending in the session is flushed at the end. The methods of the store need it not, and may
+        be called inside, for this tenant or another.
+
+        Args:
+            session: an `AsyncSession` or `AsyncConnection` in a transaction, which must be open
+                until the end: the tenant is a setting of the transaction.
+            namespace: the tenant.
+
+        Raises:
+            InvalidInputError: an argument cannot work.
+            VectorStoreError: the server refused.
+        """
+        check_namespace(namespace)
+        joined = check_session(session)
+        if joined is None:
+            raise InvalidInputError("session is needed here", field="session")
+        async with self._connections.tenant(joined, namespace):
+            yield
 
     def with_own_pool(self) -> Self:
         """The same store on another pool of connections, for another event loop.
