@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from commands import cenote, output_of
+from commands import REPOSITORY, cenote, output_of, run
 from database import execute, scalar
 from library import Document
 from sqlalchemy import insert, select, text, update
@@ -66,26 +68,42 @@ class Deployment:
 
 
 @pytest.fixture
-async def deployed(empty_dsn: str, empty_engine: AsyncEngine) -> AsyncIterator[Deployment]:
+async def roles(empty_dsn: str, empty_engine: AsyncEngine) -> AsyncIterator[Deployment]:
     """The recipe of docs/reliability.md: one role migrates and owns, the other serves."""
     await execute(empty_engine, *ROLES)
     url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     owner = create_async_engine(url.set(username="cenote_owner"))
     app = create_async_engine(url.set(username="cenote_app"), pool_size=1, max_overflow=0)
-    deployment = Deployment(owner, app, empty_engine)
-    await deployment.owners.apply_migrations()
-    await execute(owner, GRANTS.format("cenote_chunks"))
-    await deployment.store().upsert([embedded("a", content="cat"), embedded("b")], "acme")
-    await deployment.store().upsert([embedded("x", content="cat")], "globex")
-    yield deployment
+    yield Deployment(owner, app, empty_engine)
     for engine in (owner, app):
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         await engine.dispose()
 
 
+@pytest.fixture
+async def deployed(roles: Deployment) -> Deployment:
+    """With the table, and two tenants."""
+    await roles.owners.apply_migrations()
+    await execute(roles.owner, GRANTS.format("cenote_chunks"))
+    await roles.store().upsert([embedded("a", content="cat"), embedded("b")], "acme")
+    await roles.store().upsert([embedded("x", content="cat")], "globex")
+    return roles
+
+
 async def rows(session: Any) -> list[str]:
     """The ids that a query without a predicate sees."""
     return [*await session.scalars(select(ChunkRow.id).order_by(ChunkRow.id))]
+
+
+async def test_the_page(roles: Deployment) -> None:
+    """What docs/reliability.md shows runs as it stands there, and prints what it says."""
+    page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    await PgVectorStore(roles.owner, 2, row_security=True).apply_migrations()
+    await execute(roles.owner, GRANTS.format("cenote_chunks"))
+    url = roles.app.url.render_as_string(hide_password=False)
+    printed = output_of(run(sys.executable, "-W", "error", "-c", code, DATABASE_URL=url))
+    assert printed == "[]\n['Cats purr.']\n"
 
 
 async def test_a_forgotten_predicate_sees_nothing(deployed: Deployment) -> None:
