@@ -335,7 +335,9 @@ async def test_autogenerate_makes_a_chunk_table(
     """Of the host's own model: extension, partitions, indexes, foreign keys; down, and --sql."""
     models = """
 
-class Excerpt(ChunkMixin, Base, dimensions=4, partitions=4, hnsw_m=8, text_search="spanish,simple", row_security=True):
+class Excerpt(
+    ChunkMixin, Base, dimensions=4, partitions=4, hnsw_m=8, text_search="spanish", row_security=True
+):
     __tablename__ = "excerpts"
     source: Mapped[str] = mapped_column(
         Text(collation="C"), ForeignKey("documents.id", ondelete="CASCADE"), index=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -32,7 +33,12 @@ from sqlalchemy.orm.attributes import set_committed_value
 from cenote import connections
 from cenote.config import SchemaConfig
 from cenote.cures import HOSTS_COMMANDS, row_security_command, store_cure
-from cenote.errors import InvalidInputError, StoreConnectionError, VectorStoreError
+from cenote.errors import (
+    InvalidInputError,
+    StoreConnectionError,
+    StoreTimeoutError,
+    VectorStoreError,
+)
 from cenote.policies import NAME
 from cenote.text_search import languages_of
 
@@ -51,6 +57,7 @@ class Connections:
         model: the chunk model.
         config: what its table is expected to look like.
         hosts_own: whether the model is the host's.
+        operation_timeout: seconds that an operation may take; any number when None.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Connections:
         config: SchemaConfig,
         *,
         hosts_own: bool,
+        operation_timeout: float | None,
     ) -> None:
         # One statement is one round trip where no BEGIN and COMMIT go around it.
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -70,6 +78,7 @@ class Connections:
         self._config = config
         self._hosts_own = hosts_own
         self._secured = bool(config.row_security)
+        self._timeout = operation_timeout
         self._table_checked = False
         self.closed = False
 
@@ -112,6 +121,31 @@ class Connections:
     ) -> AsyncIterator[AsyncConnection]:
         if isinstance(session, AsyncSession):
             await session.flush()  # what fails here is the caller's, and raised as it is
+        connected = self._connected(operation, session, namespace, connect)
+        async with self._in_time(operation), connected as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _in_time(self, operation: str) -> AsyncIterator[None]:
+        limit = asyncio.timeout(self._timeout)
+        try:
+            async with limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise StoreTimeoutError(
+                f"{operation} on table {self.table.fullname!r}: no answer within {self._timeout} s"
+            ) from error
+
+    @asynccontextmanager
+    async def _connected(
+        self,
+        operation: str,
+        session: Joined | None,
+        namespace: str | None,
+        connect: Callable[[], Any],
+    ) -> AsyncIterator[AsyncConnection]:
         with self._own_errors(operation):
             if session is None:
                 async with connect() as connection:

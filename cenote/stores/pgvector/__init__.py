@@ -30,24 +30,31 @@ from cenote.stores.pgvector.base import Model
 from cenote.stores.pgvector.loading import Loading
 from cenote.stores.pgvector.reading import Reading
 from cenote.stores.pgvector.searching import Searching
+from cenote.stores.retrying import retrying
 from cenote.stores.search import DEFAULT_EF_SEARCH
 from cenote.stores.sessions import Connections, Session, check_session
 from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, observed
 from cenote.types import ColumnType
-from cenote.validation import check_namespace
+from cenote.validation import check_namespace, check_operation_timeout
 
 if TYPE_CHECKING:
     from cenote.drift import Finding
 
 
 @observed
+@retrying
 class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
     """A `VectorStore` in Postgres with pgvector.
 
     Searches take the ANN index for large sets and are exact for small ones (see
     `cenote.stores.search`); ties at the cut are settled by id wherever they are exact. The table
     must exist: `apply_migrations`, or ``alembic upgrade head``.
+
+    **Failures.** An operation on a connection of the store's own is tried again, once, if the
+    server has undone it (a deadlock, a serialization failure), if the table was changed under a
+    prepared statement, or if the connection was lost and doing it twice does no harm: reading,
+    `upsert`, `delete` and `delete_namespace`. Whatever else fails is an error of `cenote.errors`.
 
     **Your transaction.** Every method but `bulk_load` takes ``session=``: an `AsyncSession` or an
     `AsyncConnection` on asyncpg. The method then flushes what is pending in the session (what fails
@@ -83,6 +90,8 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         hnsw_ef_search: candidates that the ANN index considers at least, 1 to 1,000: more find
             more and take longer.
         embedding_model: refuse chunks that another model embedded.
+        operation_timeout: seconds that an operation may take, waiting for a connection of the pool
+            included; any number when None. A bulk load's is that of each batch.
         namespaces_in_telemetry: ``"hashed"`` or ``"plain"``; see `cenote.telemetry`.
 
     Raises:
@@ -106,6 +115,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         text_search: str | None = ...,
         row_security: bool | None = ...,
         embedding_model: str | None = ...,
+        operation_timeout: float | None = ...,
         namespaces_in_telemetry: NamespaceInTelemetry = ...,
     ) -> None: ...
 
@@ -117,6 +127,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         model: type[Model],
         hnsw_ef_search: int = ...,
         embedding_model: str | None = ...,
+        operation_timeout: float | None = ...,
         namespaces_in_telemetry: NamespaceInTelemetry = ...,
     ) -> None: ...
 
@@ -137,6 +148,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         text_search: str | None = None,
         row_security: bool | None = None,
         embedding_model: str | None = None,
+        operation_timeout: float | None = None,
         namespaces_in_telemetry: NamespaceInTelemetry = "hashed",
     ) -> None:
         given: dict[str, Any] = {
@@ -161,9 +173,9 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         self._indexing_later = 0
         self._telemetry = Telemetry(self._model.__table__.fullname, namespaces_in_telemetry)
         self._own_columns = OwnColumns(self._model, self._engine.dialect)
-        self._connections = Connections(
-            self._engine, self._model, self._config, hosts_own=self._hosts_own
-        )
+        check_operation_timeout(operation_timeout)
+        self._operation_timeout = operation_timeout
+        self._connections = self._made_connections()
         table = self._model.__table__
         self._reads = ReadStatements(table)
         self._writes = WriteStatements(table, self._config.column_type, self._own_columns)
@@ -300,10 +312,17 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         other = copy(self)
         other._owns_engine = False
         other._engine = create_async_engine(self._engine.url, pool=pool, execution_options=options)
-        other._connections = Connections(
-            other._engine, self._model, self._config, hosts_own=self._hosts_own
-        )
+        other._connections = other._made_connections()
         return other
+
+    def _made_connections(self) -> Connections:
+        return Connections(
+            self._engine,
+            self._model,
+            self._config,
+            hosts_own=self._hosts_own,
+            operation_timeout=self._operation_timeout,
+        )
 
     async def apply_migrations(self) -> None:
         """Bring the table to the newest revision; see `cenote.schema.upgrade`.
