@@ -182,7 +182,7 @@ class LiveTable:
             "dimensions": self.dimensions,
             "column_type": self.column_type,
             "text_search": self.text_search,
-            "row_security": self.row_security,
+            "row_security": self.row_security or None,
             "partitions": len(self.bounds) if self.complete else None,
         }
 
