@@ -2,6 +2,7 @@
 # make app     the sample application, at http://127.0.0.1:8000
 # make test    the tests, on CENOTE_TEST_DATABASE_URL, a container or an embedded Postgres
 # make browser the sample application's page in a headless browser, which it installs (Debian)
+# make torture the tests that damage a running server, ten times as often
 # make check   formatting, lint, types
 # make build   wheel and sdist
 # make benchmark  cenote beside hand-written SQL and three libraries; see benchmarks/README.md
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo app test browser check build benchmark clean
+.PHONY: demo app test torture browser check build benchmark clean
 
 PEERS = langchain llama vecs
 
@@ -23,6 +24,9 @@ app: $(VENV)/app-installed
 
 test: $(VENV)/dev-installed
 	$(BIN)/python -m pytest $(ARGS)
+
+torture: $(VENV)/dev-installed
+	CENOTE_TORTURE=10 $(BIN)/python -m pytest tests/test_faults.py $(ARGS)
 
 browser: $(VENV)/dev-installed
 	@command -v chromium && command -v chromedriver || $(AS_ROOT) apt-get install -y -q \

@@ -8,6 +8,7 @@ from cenote.errors import (
     InvalidInputError,
     MigrationError,
     StoreConnectionError,
+    StoreTimeoutError,
     VectorStoreError,
 )
 from cenote.filters import Filter, field, meta
@@ -31,6 +32,7 @@ __all__ = [
     "RetrievalResult",
     "SchemaConfig",
     "StoreConnectionError",
+    "StoreTimeoutError",
     "VectorStore",
     "VectorStoreError",
     "field",

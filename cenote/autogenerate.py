@@ -29,7 +29,14 @@ from cenote.catalog import LiveIndex, LiveTable, read_table
 from cenote.config import SchemaConfig
 from cenote.drift import index_differences, subject_of, text_search_finding
 from cenote.operations import UnconfiguredRevisionError, record_branch
-from cenote.orm import CHUNK_COLUMNS, KEY, LANGUAGES, PARTITIONS, unknown_dimensions
+from cenote.orm import (
+    CHUNK_COLUMNS,
+    KEY,
+    LANGUAGES,
+    PARTITIONS,
+    ROW_SECURITY,
+    unknown_dimensions,
+)
 
 PLUGIN = "cenote.chunk_tables"
 """The name of our comparators among alembic's plugins."""
@@ -135,18 +142,20 @@ def _render_extension(autogen_context: AutogenContext, operation: EnsureExtensio
 
 
 class CreateChunkTableOp(ops.CreateTableOp):
-    """Creates a chunk table, sets its storage, and its partitions after it."""
+    """Creates a chunk table, sets its storage, and its partitions and policies after it."""
 
     partitions: int
+    secured: bool
 
     @classmethod
     def of(cls, operation: ops.CreateTableOp) -> CreateChunkTableOp:
         """Ours in the place of alembic's."""
         ours = cls.__new__(cls)
         ours.__dict__.update(operation.__dict__)
-        own = (LANGUAGES, PARTITIONS)
+        own = (LANGUAGES, PARTITIONS, ROW_SECURITY)
         ours.info = {key: value for key, value in operation.info.items() if key not in own}
         ours.partitions = operation.info.get(PARTITIONS, 0)
+        ours.secured = operation.info.get(ROW_SECURITY, False)
         (embedding,) = [
             item
             for item in operation.columns
@@ -183,6 +192,9 @@ def _render_creation(autogen_context: AutogenContext, operation: CreateChunkTabl
     if operation.partitions:
         autogen_context.imports.add("from cenote.operations import create_partitions")
         lines.append(f"create_partitions({name!r}, {operation.partitions}{schema})")
+    if operation.secured:
+        autogen_context.imports.add("from cenote.operations import secure_rows")
+        lines.append(f"secure_rows({name!r}, {operation.partitions}{schema})")
     return lines
 
 

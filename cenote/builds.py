@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Column, Connection, Index, Row, column, func, literal, select, table
+from sqlalchemy import Column, Connection, Index, Row, cast, column, func, literal, select, table
+from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from cenote.catalog import LiveTable, read_table
+from cenote.catalog import LiveTable, qualified, read_table
 from cenote.config import SchemaConfig
 from cenote.connections import database_errors, describe, driver_error
 from cenote.ddl import table_of
@@ -65,7 +66,12 @@ def read_chunk_table(connection: Connection, config: SchemaConfig) -> LiveTable:
 
 
 def is_empty(connection: Connection, name: str, schema: str | None) -> bool:
-    """Whether a table has no rows."""
+    """Whether a table has no rows; where row-level security hides them, whether it has no pages."""
+    relation = func.to_regclass(qualified(name, schema))
+    if connection.scalar(select(func.row_security_active(cast(relation, OID)))):
+        tree = func.pg_partition_tree(relation).table_valued("relid")
+        pages = func.coalesce(func.sum(func.pg_relation_size(tree.c.relid)), 0)
+        return not connection.scalar(select(pages).select_from(tree))
     rows = select(literal(1)).select_from(table_of(name, schema)).limit(1)
     return connection.scalar(rows) is None
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
     Connection,
     Executable,
     Integer,
@@ -21,7 +22,11 @@ from sqlalchemy import (
     and_,
     case,
     column,
+    exists,
     func,
+    literal,
+    literal_column,
+    not_,
     or_,
     select,
     table,
@@ -30,6 +35,7 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from cenote.ddl import table_of
 from cenote.orm import OPERATOR_CLASS, ann_index_name
+from cenote.policies import PERMITS, RESTRICTION, RESTRICTS
 from cenote.text_search import COLUMN as TEXT_COLUMN
 from cenote.text_search import languages_of
 
@@ -43,6 +49,8 @@ _class = table(
     column("reloptions"),
     column("relpartbound"),
     column("relowner"),
+    column("relrowsecurity"),
+    column("relforcerowsecurity"),
 )
 _namespace = table("pg_namespace", column("oid"), column("nspname"))
 _attribute = table(
@@ -57,6 +65,16 @@ _attribute = table(
     column("attcollation"),
 )
 _configuration = table("pg_ts_config", column("oid"), column("cfgname"), column("cfgnamespace"))
+_policy = table(
+    "pg_policy",
+    column("polname"),
+    column("polrelid"),
+    column("polpermissive"),
+    column("polcmd"),
+    column("polroles"),
+    column("polqual"),
+    column("polwithcheck"),
+)
 _default = table("pg_attrdef", column("adrelid"), column("adnum"), column("adbin"))
 _type = table("pg_type", column("oid"), column("typname"), column("typcollation"))
 _collation = table("pg_collation", column("oid"), column("collname"))
@@ -116,6 +134,8 @@ class LiveTable:
             None without, also where it has a column of that name that cenote did not make.
         configurations: all text search configurations of the database by their names, those in the
             schemas of the search_path by their own alone, too.
+        row_security: whether it, or a partition, has cenote's row-level security.
+        unsecured: the names of the table and partitions that lack it, if others have it.
         columns: the types by column, with ``not null`` and other than default collations, as SQL
             writes them.
         key: the columns of its primary key.
@@ -132,6 +152,8 @@ class LiveTable:
     bounds: Mapping[str, tuple[int, int]]
     text_search: str | None
     configurations: Mapping[str, str]
+    row_security: bool
+    unsecured: tuple[str, ...]
     columns: Mapping[str, str]
     key: tuple[str, ...]
     key_name: str | None
@@ -160,6 +182,7 @@ class LiveTable:
             "dimensions": self.dimensions,
             "column_type": self.column_type,
             "text_search": self.text_search,
+            "row_security": self.row_security or None,
             "partitions": len(self.bounds) if self.complete else None,
         }
 
@@ -218,6 +241,8 @@ def shape_query(name: str, schema: str | None) -> Executable:
             _type.c.typname.label("column_type"),
             func.nullif(_attribute.c.atttypmod, -1).label("dimensions"),
             generates_words.label("generates_words"),
+            _class.c.relrowsecurity.label("row_security"),
+            func.row_security_active(_class.c.oid).label("row_security_active"),
         )
         .select_from(_class)
         .join(_namespace, _namespace.c.oid == _class.c.relnamespace)
@@ -271,6 +296,8 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         return None
     bounds = connection.execute(_partitions_query(shape.oid)).all()
     indexes = tuple(_live_index(row) for row in connection.execute(_indexes_query(shape.oid)))
+    secured = {row.relname: row.secured for row in connection.execute(_security_query(shape.oid))}
+    row_security = any(secured.values())
     primary = [index for index in indexes if index.primary and index.table == shape.name]
     return LiveTable(
         oid=shape.oid,
@@ -282,6 +309,8 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         text_search=languages_of(shape.generates_words),
         bounds={row.relname: _bound(row.bound) for row in bounds},
         configurations=configurations_of(connection.execute(CONFIGURATIONS).all()),
+        row_security=row_security,
+        unsecured=tuple(name for name, has in secured.items() if row_security and not has),
         columns={row.attname: row.sql for row in connection.execute(_columns_query(shape.oid))},
         key=primary[0].columns if primary else (),
         key_name=primary[0].name if primary else None,
@@ -333,6 +362,36 @@ def _columns_query(oid: int) -> Executable:
             _attribute.c.attnum > 0,
             _attribute.c.attisdropped.is_(False),
         )
+    )
+
+
+def _security_query(oid: int) -> Executable:
+    """The table and its partitions, with whether each has cenote's row-level security."""
+
+    def has(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+        return exists().where(
+            _policy.c.polrelid == _class.c.oid,
+            _policy.c.polcmd == "*",
+            _policy.c.polroles == literal_column("'{0}'::oid[]"),
+            _policy.c.polwithcheck.is_(None),
+            *conditions,
+        )
+
+    condition = func.pg_get_expr(_policy.c.polqual, _policy.c.polrelid)
+    restricts = condition == literal(RESTRICTION)
+    partitions = select(_inherits.c.inhrelid).where(_inherits.c.inhparent == oid)
+    return (
+        select(
+            _class.c.relname,
+            and_(
+                _class.c.relrowsecurity,
+                _class.c.relforcerowsecurity,
+                has(_policy.c.polname == RESTRICTS, not_(_policy.c.polpermissive), restricts),
+                has(_policy.c.polname == PERMITS, condition == "true"),
+            ).label("secured"),
+        )
+        .where(or_(_class.c.oid == oid, _class.c.oid.in_(partitions)))
+        .order_by(_class.c.relname)
     )
 
 

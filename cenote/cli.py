@@ -30,6 +30,7 @@ from cenote.host import write_host_revision
 from cenote.indexes import reindex, reindex_plan
 from cenote.progress import progress_bar
 from cenote.repartition import repartition
+from cenote.row_security import set_row_security
 
 EXIT_FINDINGS = 1
 """Exit status of ``cenote check`` where something differs. Errors are 2."""
@@ -189,6 +190,12 @@ def _parser() -> argparse.ArgumentParser:
     words.add_argument("--memory", metavar="SIZE", help="as of reindex")
     words.set_defaults(run=_text_search)
 
+    secure = commands.add_parser(
+        "row-security", parents=[common], help="have the database keep tenants apart, or not"
+    )
+    secure.add_argument("state", choices=["on", "off"])
+    secure.set_defaults(run=_row_security)
+
     host = commands.add_parser(
         "host-revision",
         parents=[common],
@@ -290,6 +297,17 @@ def _text_search(options: argparse.Namespace) -> int:
         done = await set_text_search(engine, config, text_search, memory=options.memory)
         has = "no full text" if text_search is None else f"full text: {text_search}"
         print(f"table {config.table_name} has {has}" + ("" if done else " already"))
+        return 0
+
+    return _with_engine(options, work)
+
+
+def _row_security(options: argparse.Namespace) -> int:
+    async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
+        config = await _live_config(engine, given)
+        done = await set_row_security(engine, config, on=options.state == "on")
+        already = "" if done else " already"
+        print(f"row-level security of table {config.table_name} is {options.state}{already}")
         return 0
 
     return _with_engine(options, work)

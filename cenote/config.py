@@ -52,6 +52,8 @@ class SchemaConfig:
             which a chunk's metadata may name one by the key ``language`` (the first where they do
             not). None means no full text for a table that is made, and for commands whatever one
             has that is there; a store searches by words only if it is told.
+        row_security: whether the database itself keeps tenants apart, by row-level security. None
+            means no for a table that is made, and whatever one has that is there.
 
     Raises:
         ConfigurationError: a value cannot work; the error names the setting.
@@ -66,11 +68,17 @@ class SchemaConfig:
     partitions: int | None = None
     extension_schema: str | None = None
     text_search: str | None = None
+    row_security: bool | None = None
 
     def __post_init__(self) -> None:
         self._check_dimensions()
         self._check_names()
         check_text_search(self.text_search)
+        if not isinstance(self.row_security, bool | None):
+            raise ConfigurationError(
+                f"row_security must be True or False, not {shown(self.row_security)}",
+                setting="row_security",
+            )
         _check_integer("hnsw_m", self.hnsw_m, 2, 100)
         _check_integer("hnsw_ef_construction", self.hnsw_ef_construction, 4, 1000)
         if self.hnsw_ef_construction < 2 * self.hnsw_m:

@@ -31,6 +31,10 @@ def repartition_command(config: SchemaConfig) -> str:
     return f"cenote repartition {arguments_for(_names(config))}{config.partitions}"
 
 
+def row_security_command(config: SchemaConfig, *, on: bool) -> str:
+    return f"cenote row-security {arguments_for(_names(config))}{'on' if on else 'off'}"
+
+
 def text_search_command(config: SchemaConfig) -> str:
     languages = ",".join(config.languages)
     return f"cenote text-search {arguments_for(_names(config))}{languages}"

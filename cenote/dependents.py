@@ -12,6 +12,7 @@ from sqlalchemy import (
     column,
     exists,
     func,
+    literal,
     not_,
     or_,
     select,
@@ -22,6 +23,7 @@ from sqlalchemy import (
 from cenote.catalog import LiveTable, qualified
 from cenote.drift import left_over_names
 from cenote.errors import MigrationError
+from cenote.policies import PERMITS, RESTRICTS
 
 _class = table(
     "pg_class",
@@ -60,7 +62,7 @@ _statistics = table("pg_statistic_ext", column("stxrelid"))
 _description = table("pg_description", column("objoid"))
 _inherits = table("pg_inherits", column("inhrelid"), column("inhparent"))
 _trigger = table("pg_trigger", column("tgrelid"), column("tgisinternal"))
-_policy = table("pg_policy", column("polrelid"))
+_policy = table("pg_policy", column("polrelid"), column("polname"))
 _rule = table("pg_rewrite", column("oid"), column("ev_class"))
 _publication = table("pg_publication_rel", column("prrelid"))
 _attribute = table(
@@ -203,7 +205,7 @@ def refuse_what_would_be_lost(connection: Connection, live: LiveTable, new_name:
     Raises:
         MigrationError: there is such a thing.
     """
-    row = connection.execute(_losses(live.oid, left_over_names(live))).one()
+    row = connection.execute(_losses(live)).one()
     lost = [name.replace("_", " ") for name, there in row._mapping.items() if there]
     if lost:
         raise MigrationError(
@@ -215,8 +217,9 @@ def refuse_what_would_be_lost(connection: Connection, live: LiveTable, new_name:
         raise MigrationError(f"there is a table {new} already, whose name is needed; move it away")
 
 
-def _losses(oid: int, left_over: set[str]) -> Executable:
+def _losses(live: LiveTable) -> Executable:
     """One column for each kind of thing that LIKE and this module do not carry over."""
+    oid, left_over = live.oid, left_over_names(live)
     parts = select(_inherits.c.inhrelid).where(_inherits.c.inhparent == oid)
     partition = _class.alias("partition")
 
@@ -227,8 +230,12 @@ def _losses(oid: int, left_over: set[str]) -> Executable:
     own_indexes = select(_index.c.indexrelid).where(ours(_index.c.indrelid))
     return select(
         exists().where(ours(_trigger.c.tgrelid), not_(_trigger.c.tgisinternal)).label("triggers"),
-        exists().where(ours(_policy.c.polrelid)).label("row_security_policies"),
-        exists().where(ours(_class.c.oid), _class.c.relrowsecurity).label("row_level_security"),
+        exists()
+        .where(ours(_policy.c.polrelid), _policy.c.polname.not_in([PERMITS, RESTRICTS]))
+        .label("row_security_policies"),
+        exists()
+        .where(ours(_class.c.oid), _class.c.relrowsecurity, literal(not live.row_security))
+        .label("row_level_security"),
         exists().where(ours(_rule.c.ev_class)).label("rules"),
         exists()
         .where(

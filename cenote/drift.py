@@ -21,6 +21,7 @@ from cenote.cures import (
     arguments_for,
     reindex_command,
     repartition_command,
+    row_security_command,
     text_search_command,
     upgrade_command,
 )
@@ -53,6 +54,7 @@ FindingKind = Literal[
     "partition_set_aside",
     "columns",
     "text_search",
+    "row_security",
     "index_missing",
     "index_invalid",
     "index_left_over",
@@ -96,6 +98,7 @@ def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
         _key_finding(subject, live, config),
         partitions_finding(subject, live, config),
         text_search_finding(subject, live.text_search, config, live.configurations),
+        row_security_finding(subject, live, config),
     ]
     found += _stand_ins(live, config)
     return [finding for finding in found if finding is not None] + [*_of_indexes(live, config)]
@@ -226,6 +229,24 @@ def text_search_finding(
         actual=f"its full text is {text_search}" if text_search else "it has no full text",
         expected=", ".join(config.languages),
         cure="run " + text_search_command(config),
+    )
+
+
+def row_security_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
+    """Whether row-level security is missing, or partly, or there against one's will."""
+    wanted = live.row_security if config.row_security is None else config.row_security
+    if wanted is live.row_security and not (wanted and live.unsecured):
+        return None
+    actual = "it has no row-level security of cenote's"
+    if live.row_security:
+        missing = ", ".join(live.unsecured)
+        actual = "it has row-level security" + (f", but not {missing}" if missing else "")
+    return Finding(
+        kind="row_security",
+        subject=subject,
+        actual=actual,
+        expected="it on the table and every partition" if wanted else "none",
+        cure="run " + row_security_command(config, on=wanted),
     )
 
 

@@ -10,6 +10,7 @@ are attributes. An error from the database driver is the ``__cause__`` of ours.
         ├── InvalidInputError       the caller's data was refused; nothing was written
         │   └── DimensionMismatchError
         └── StoreConnectionError    the database could not be reached, or hung up
+            └── StoreTimeoutError   it did not answer in time
 """
 
 from __future__ import annotations
@@ -95,3 +96,11 @@ class StoreConnectionError(VectorStoreError):
     def __init__(self, message: str, *, attempts: int = 1, sqlstate: str | None = None) -> None:
         super().__init__(message, sqlstate=sqlstate)
         self.attempts = attempts
+
+
+class StoreTimeoutError(StoreConnectionError):
+    """The database did not answer within the store's `operation_timeout`.
+
+    The connection is given up: a write may have taken effect or not, and a transaction of the
+    caller's is over.
+    """

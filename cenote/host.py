@@ -23,7 +23,7 @@ CHUNKS = {settings}
 """
 
 
-_FOR_LIFE = ("dimensions", "column_type", "table_name", "schema", "text_search")
+_FOR_LIFE = ("dimensions", "column_type", "table_name", "schema", "text_search", "row_security")
 
 
 def write_host_revision(
@@ -94,8 +94,10 @@ def _as_python(config: SchemaConfig, *, new: bool) -> str:
     if not new:
         values = {name: values[name] for name in _FOR_LIFE}
     lines = [
-        f"    {name}={json.dumps(value, ensure_ascii=False)},\n"
-        for name, value in values.items()
-        if value is not None
+        f"    {name}={_literal(value)},\n" for name, value in values.items() if value is not None
     ]
     return "SchemaConfig(\n" + "".join(lines) + ")"
+
+
+def _literal(value: object) -> str:
+    return repr(value) if isinstance(value, bool) else json.dumps(value, ensure_ascii=False)

@@ -22,6 +22,7 @@ _CLASS_ARGUMENTS = (
     "hnsw_ef_construction",
     "partitions",
     "text_search",
+    "row_security",
 )
 
 

@@ -9,11 +9,11 @@ A host's revision replays cenote's under its own ``op``, with settings frozen in
 
 
     def upgrade() -> None:
-        upgrade_chunks(CHUNKS, start="base", to="cenote_0002")
+        upgrade_chunks(CHUNKS, start="base", to="cenote_0003")
 
 
     def downgrade() -> None:
-        downgrade_chunks(CHUNKS, start="cenote_0002", to="base")
+        downgrade_chunks(CHUNKS, start="cenote_0003", to="base")
 
 ``cenote host-revision`` writes that file. What was replayed is recorded in cenote's own version
 table, as `cenote.schema.upgrade` does: whichever way comes second finds what the first one did.
@@ -41,14 +41,16 @@ from cenote import drift
 from cenote.catalog import qualified, read_table
 from cenote.config import SchemaConfig
 from cenote.connections import EXTENSION_QUERY, OLDEST_PGVECTOR, parse_version, too_old
-from cenote.ddl import CreateExtension, CreateHashPartition, StoreInline
+from cenote.ddl import CreateExtension, CreateHashPartition, StoreInline, partition_name
 from cenote.errors import ConfigurationError, MigrationError
+from cenote.policies import opening, securing
 from cenote.settings import HOW_TO_SET_DIMENSIONS, given_in_code
 
 _logger = logging.getLogger(__name__)
 
-_BEFORE_FULL_TEXT = "cenote_0001"
-"""Whose successor adds full text, if it is set."""
+_BEFORE_FULL_TEXT = {"cenote_0001"}
+_BEFORE_ROW_SECURITY = {"cenote_0001", "cenote_0002"}
+"""Revisions of which a later one adds what is set."""
 
 _frozen: ContextVar[SchemaConfig | None] = ContextVar("cenote_frozen", default=None)
 
@@ -210,6 +212,32 @@ def create_partitions(table_name: str, partitions: int, *, schema: str | None = 
         op.execute(CreateHashPartition(table_name, schema, partitions, remainder))
 
 
+def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) -> None:
+    """Turn on the row-level security of a chunk table and its partitions; see `cenote.policies`.
+
+    Args:
+        table_name: the table.
+        partitions: how many it has, 0 for a plain one.
+        schema: the schema of the table.
+    """
+    for statement in securing(_with_partitions(table_name, partitions), schema):
+        op.execute(statement)
+
+
+def open_rows(table_name: str, partitions: int, *, schema: str | None = None) -> None:
+    """Turn it off.
+
+    Args:
+        table_name, partitions, schema: as of :func:`secure_rows`.
+    """
+    for statement in opening(_with_partitions(table_name, partitions), schema):
+        op.execute(statement)
+
+
+def _with_partitions(table_name: str, partitions: int) -> list[str]:
+    return [table_name, *(partition_name(table_name, number) for number in range(partitions))]
+
+
 def recorded_revision(connection: Connection, table_name: str, schema: str | None) -> str | None:
     """The revision that the database records for a chunk table, or None."""
     name = version_table(table_name)
@@ -337,6 +365,8 @@ def live_config() -> SchemaConfig:
     named: dict[str, Any] = {"table_name": names[0], "schema": names[1]}
     if live.text_search is None:
         named["text_search"] = given_config().text_search
+    if not live.row_security:
+        named["row_security"] = given_config().row_security
     return SchemaConfig(**(live.settings | live.parameters | named))
 
 
@@ -370,8 +400,8 @@ def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
     """Refuse a table that is there in another shape: alembic would find nothing to do.
 
     Raises:
-        MigrationError: its dimensions, type, partitions or full text are not the configuration's,
-            or it is gone though its revision is recorded.
+        MigrationError: its dimensions, type, partitions, full text or row-level security are not
+            the configuration's, or it is gone though its revision is recorded.
     """
     live = read_table(connection, config.table_name, config.schema)
     subject = drift.subject_of(config.table_name, config.schema)
@@ -384,9 +414,11 @@ def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
         finding = drift.embedding_finding(
             subject, live.column_type, live.dimensions, config
         ) or drift.partitions_finding(subject, live, config)
-        if finding is None and (live.text_search or recorded != _BEFORE_FULL_TEXT):
+        if finding is None and (live.text_search or recorded not in _BEFORE_FULL_TEXT):
             finding = drift.text_search_finding(
                 subject, live.text_search, config, live.configurations
             )
+        if finding is None and (live.row_security or recorded not in _BEFORE_ROW_SECURITY):
+            finding = drift.row_security_finding(subject, live, config)
     if finding is not None:
         raise RefusedRevisionError(str(finding))

@@ -38,8 +38,9 @@ from sqlalchemy.sql.elements import Grouping
 
 from cenote import config as defaults
 from cenote.config import SchemaConfig, check_text_search, languages
-from cenote.ddl import CreateHashPartition, StoreInline
+from cenote.ddl import CreateHashPartition, StoreInline, partition_name
 from cenote.errors import ConfigurationError
+from cenote.policies import securing
 from cenote.predicates import json_number, json_string
 from cenote.sqltypes import HalfVector, embedding_type
 from cenote.text_search import COLUMN as TEXT_COLUMN
@@ -69,6 +70,9 @@ PARTITIONS = "cenote_partitions"
 
 LANGUAGES = "cenote_languages"
 """The key there for its text search configurations."""
+
+ROW_SECURITY = "cenote_row_security"
+"""The key there that says that it has row-level security."""
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -128,7 +132,8 @@ class ChunkMixin:
     Args:
         dimensions: the length of every vector. Without it the model serves for queries, and its
             table can only be created by cenote's revisions, which know it.
-        column_type, hnsw_m, hnsw_ef_construction, partitions, text_search: see `SchemaConfig`.
+        column_type, hnsw_m, hnsw_ef_construction, partitions, text_search, row_security: see
+            `SchemaConfig`.
 
     Raises:
         ConfigurationError: a setting cannot work, the name of the table is no identifier of at
@@ -172,6 +177,7 @@ class ChunkMixin:
         hnsw_ef_construction: int | None = None,
         partitions: int | None = None,
         text_search: str | None = None,
+        row_security: bool | None = None,
         **base_arguments: Any,
     ) -> None:
         given = {
@@ -181,6 +187,7 @@ class ChunkMixin:
             "hnsw_ef_construction": hnsw_ef_construction,
             "partitions": partitions,
             "text_search": text_search,
+            "row_security": row_security,
         }
         for name in base_arguments.keys() & _SAID_OTHERWISE.keys():
             raise ConfigurationError(
@@ -277,6 +284,9 @@ def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
         table.info[PARTITIONS] = config.new_partitions
         table.dialect_kwargs["postgresql_partition_by"] = "HASH (namespace)"
         event.listen(table, "after_create", _create_partitions)
+    if config.row_security:
+        table.info[ROW_SECURITY] = True
+        event.listen(table, "after_create", _secure)
 
 
 def _refuse_other_columns(table: Table, config: SchemaConfig) -> None:
@@ -384,6 +394,12 @@ def _create_partitions(table: Table, connection: Connection, **_: Any) -> None:
     partitions = table.info[PARTITIONS]
     for remainder in range(partitions):
         connection.execute(CreateHashPartition(table.name, table.schema, partitions, remainder))
+
+
+def _secure(table: Table, connection: Connection, **_: Any) -> None:
+    names = [partition_name(table.name, n) for n in range(table.info.get(PARTITIONS, 0))]
+    for statement in securing([table.name, *names], table.schema):
+        connection.execute(statement)
 
 
 # -- cenote's own ----------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 One transaction under an exclusive lock, also of the tables that a foreign key connects with it:
 readers and writers wait, and an interruption at any moment leaves all as it was. Extra columns,
 defaults, checks, comments on table and columns, indexes, foreign keys from and to other tables,
-owner and privileges are kept; what else could be lost is refused before anything is done.
+owner, privileges and cenote's row-level security are kept; what else could be lost is refused
+before anything is done.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from cenote.dependents import (
 )
 from cenote.errors import ConfigurationError
 from cenote.locks import migration_lock, with_short_waits
+from cenote.policies import AlterRowSecurity, securing
 from cenote.schema import own_connection
 from cenote.set_aside import put_back
 
@@ -120,6 +122,9 @@ def _rewrite(connection: Connection, config: SchemaConfig, memory: str | None) -
     for key in (*incoming, *(row for row in constraints if row.is_foreign_key)):
         ops.drop_constraint(key.conname, key.relname, schema=key.nspname, type_="foreignkey")
     set_build_memory(connection, live, config, memory, None, local=True)
+    if live.row_security:  # which would hide the rows from the owner, too
+        for name in (live.name, *live.partitions):
+            ops.execute(AlterRowSecurity(name, live.schema, enabled=True, forced=False))
     _copy(connection, ops, live, config.new_partitions)
     _logger.info("table %s: building keys and indexes", live.name)
     for constraint in constraints:
@@ -130,6 +135,10 @@ def _rewrite(connection: Connection, config: SchemaConfig, memory: str | None) -
         ops.execute(_constraint_again(key))
     _give_back(connection, ops, live, config.new_partitions, facts, grants)
     ops.execute(ddl.Analyze(live.name, live.schema))
+    if live.row_security:
+        parts = (partition_name(live.name, number) for number in range(config.new_partitions))
+        for statement in securing([live.name, *parts], live.schema):
+            ops.execute(statement)
 
 
 def _for_all_parts(definition: str, live: LiveTable) -> str:

@@ -27,6 +27,7 @@ HOW_TO_SET_DIMENSIONS = (
 _logger = logging.getLogger(__name__)
 
 _INTEGERS = {"dimensions", "hnsw_m", "hnsw_ef_construction", "partitions"}
+_SWITCHES = {"row_security"}
 _NAMES = [field.name for field in fields(SchemaConfig)] + ["database_url"]
 
 
@@ -58,7 +59,7 @@ def gather(
     for name in _NAMES:
         value = arguments.get(name, section.get(name, from_environ[name]))
         if value is not None:
-            given[name] = _number(name, str(value)) if name in _INTEGERS else str(value)
+            given[name] = _parsed(name, str(value))
     return given
 
 
@@ -69,6 +70,19 @@ def _warn_of_mistakes(environ: Mapping[str, str]) -> None:
         if name.startswith("CENOTE_") and name not in ours:
             for meant in get_close_matches(name, ours, n=1, cutoff=0.85):
                 _logger.warning("%s is not read; is %s meant?", name, meant)
+
+
+def _parsed(name: str, value: str) -> Any:
+    if name in _INTEGERS:
+        return _number(name, value)
+    return _switch(name, value) if name in _SWITCHES else value
+
+
+def _switch(name: str, value: str) -> bool:
+    meanings = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
+    if value.lower() not in meanings:
+        raise ConfigurationError(f"{name} must be on or off, not {value!r}", setting=name)
+    return meanings[value.lower()]
 
 
 def _number(name: str, value: str) -> int:

@@ -152,6 +152,15 @@ def check_fusion(vector_weight: float, text_weight: float, depth: int) -> None:
         )
 
 
+def check_operation_timeout(seconds: float | None) -> None:
+    """Refuse a time limit that is no number of seconds above 0."""
+    if seconds is not None and not (_is_number(seconds) and 0 < seconds < np.inf):
+        raise ConfigurationError(
+            f"operation_timeout must be a number of seconds above 0, not {shown(seconds)}",
+            setting="operation_timeout",
+        )
+
+
 def check_full_text(languages: Sequence[str]) -> None:
     """Refuse to search by words in a store without full text."""
     if not languages:

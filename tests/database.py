@@ -57,6 +57,10 @@ async def objects(engine: AsyncEngine, config: SchemaConfig) -> Any:
         f" WHERE {where} AND c.relname NOT LIKE '%version' ORDER BY 1",
         f"SELECT pg_get_constraintdef(k.oid) {from_} JOIN pg_constraint k ON k.conrelid = c.oid"
         f" WHERE {where} AND c.relname NOT LIKE '%version' ORDER BY 1",
+        "SELECT c.relname, c.relrowsecurity, c.relforcerowsecurity, p.polname, p.polpermissive,"
+        f" pg_get_expr(p.polqual, c.oid) {from_} LEFT JOIN pg_policy p ON p.polrelid = c.oid"
+        f" WHERE {where} AND c.relkind IN ('r', 'p') AND c.relname NOT LIKE '%version'"
+        " ORDER BY c.relname, p.polname",
         f"SELECT c.relname, pg_get_partkeydef(c.oid), pg_get_expr(c.relpartbound, c.oid) {from_}"
         f" WHERE {where} AND c.relkind IN ('r', 'p') AND c.relname NOT LIKE '%version' ORDER BY 1",
     ]

@@ -15,6 +15,7 @@ class Proxy:
     Attributes:
         dsn: the connection string of the database, by way of the proxy.
         round_trips: how often the client waited for the server.
+        open: cleared, nothing is forwarded, as on a network that has gone silent.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -23,6 +24,9 @@ class Proxy:
         self._host, self._port = url.host or "localhost", url.port or 5432
         self._url = url
         self.round_trips = 0
+        self.open = asyncio.Event()
+        self.open.set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0) -> None:
@@ -37,12 +41,19 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def cut(self) -> None:
+        """Break every connection, as a network does: neither side says good-bye."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._folder is not None:
             upstream = await asyncio.open_unix_connection(f"{self._folder}/.s.PGSQL.{self._port}")
         else:
             upstream = await asyncio.open_connection(self._host, self._port)
         turn = {"client": False}
+        self._writers |= {writer, upstream[1]}
         for source, sink, is_client in (
             (reader, upstream[1], True),
             (upstream[0], writer, False),
@@ -63,6 +74,7 @@ class Proxy:
                 if is_client and not turn["client"]:
                     self.round_trips += 1
                 turn["client"] = is_client
+                await self.open.wait()
                 sink.write(data)
                 await sink.drain()
         sink.close()

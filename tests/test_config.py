@@ -122,6 +122,8 @@ def test_settings_come_in_one_order() -> None:
     live = LiveTable(
         text_search=None,
         configurations={},
+        row_security=False,
+        unsecured=(),
         oid=1,
         schema="s",
         name="cenote_chunks",

@@ -2,7 +2,7 @@
 
 ``tests/frozen/`` has for each revision the SQL that made its schema on the day of its release, as
 ``upgrade base:<revision> --sql`` printed it, for a partitioned table, for a plain one, and for one
-with full text. A new revision adds its files; nobody changes one.
+with full text and row-level security. A new revision adds its files; nobody changes one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ CONFIGS = {
         hnsw_m=8,
         hnsw_ef_construction=32,
     ),
-    "worded": SchemaConfig(dimensions=4, partitions=2, text_search="spanish, english"),
+    "worded": SchemaConfig(
+        dimensions=4, partitions=2, text_search="spanish, english", row_security=True
+    ),
 }
 
 REVISIONS = [
@@ -64,6 +66,7 @@ def store_of(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
         hnsw_m=config.hnsw_m,
         hnsw_ef_construction=config.hnsw_ef_construction,
         text_search=config.text_search,
+        row_security=config.row_security,
     )
 
 
@@ -94,7 +97,7 @@ async def test_every_release_leads_to_the_models(
     await run_script(empty_engine, frozen(revision, shape))
     store = store_of(empty_engine, config)
     vector = [1.0] + [0.0] * (config.dimensions - 1)
-    await store_of(empty_engine, replace(config, text_search=None)).upsert(
+    await store_of(empty_engine, replace(config, text_search=None, row_security=None)).upsert(
         [embedded("a", vector)], "n"
     )
     await store.apply_migrations()
@@ -116,6 +119,7 @@ async def test_up_down_up(empty_engine: AsyncEngine, empty_dsn: str, shape: str)
     arguments += [f"-xhnsw_ef_construction={config.hnsw_ef_construction}"]
     if config.text_search:
         arguments += [f"-xtext_search={config.text_search}", "-xpartitions=2"]
+        arguments += ["-xrow_security=on"]
     if config.schema:
         arguments += [f"-xschema={config.schema}", "-xpartitions=0"]
     url = {"CENOTE_DATABASE_URL": empty_dsn}
@@ -138,8 +142,8 @@ from alembic import op
 from cenote import operations
 from cenote.sqltypes import embedding_type
 
-revision = "cenote_0003"
-down_revision = "cenote_0002"
+revision = "cenote_0004"
+down_revision = "cenote_0003"
 
 
 def upgrade():
@@ -169,7 +173,7 @@ async def test_later_revisions_read_the_live_table(
     await schema.upgrade(empty_engine, made)
     folder = tmp_path / "alembic"
     shutil.copytree(schema.script_location(), folder)
-    (folder / "versions" / "cenote_0003_summary.py").write_text(SECOND)
+    (folder / "versions" / "cenote_0004_summary.py").write_text(SECOND)
     (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/alembic\n")
     command = [sys.executable, "-m", "alembic", "upgrade", "head"]
     output_of(run(*command, cwd=tmp_path, CENOTE_DATABASE_URL=empty_dsn, **given))

@@ -97,7 +97,7 @@ async def test_in_the_hosts_own_line(
     assert "No new upgrade operations" in alembic("check")
     assert len(alembic("heads").splitlines()) == 1
     assert cenote("check", "-x", "dimensions=4", "-x", "partitions=16") == "nothing differs\n"
-    assert cenote("migrate", "current") == "cenote_0002 (head)\n"
+    assert cenote("migrate", "current") == "cenote_0003 (head)\n"
     cenote("migrate", "upgrade", "head")  # finds what the host did
     assert await tables(empty_engine) == ALL_TABLES
 
@@ -335,7 +335,9 @@ async def test_autogenerate_makes_a_chunk_table(
     """Of the host's own model: extension, partitions, indexes, foreign keys; down, and --sql."""
     models = """
 
-class Excerpt(ChunkMixin, Base, dimensions=4, partitions=4, hnsw_m=8, text_search="spanish,simple"):
+class Excerpt(
+    ChunkMixin, Base, dimensions=4, partitions=4, hnsw_m=8, text_search="spanish", row_security=True
+):
     __tablename__ = "excerpts"
     source: Mapped[str] = mapped_column(
         Text(collation="C"), ForeignKey("documents.id", ondelete="CASCADE"), index=True

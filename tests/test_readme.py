@@ -97,7 +97,7 @@ def test_commands_run(empty_dsn: str) -> None:
         for line in block.splitlines()
         if line.startswith("cenote ") and "host-revision" not in line
     ]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         output_of(cenote(*command, CENOTE_DATABASE_URL=empty_dsn))
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from sqlalchemy import RowMapping, Text, any_, delete, inspect, literal, select
+from sqlalchemy import (
+    Row,
+    RowMapping,
+    Text,
+    any_,
+    bindparam,
+    delete,
+    func,
+    inspect,
+    literal,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -19,8 +32,14 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from cenote import connections
 from cenote.config import SchemaConfig
-from cenote.cures import HOSTS_COMMANDS, store_cure
-from cenote.errors import InvalidInputError, StoreConnectionError, VectorStoreError
+from cenote.cures import HOSTS_COMMANDS, row_security_command, store_cure
+from cenote.errors import (
+    InvalidInputError,
+    StoreConnectionError,
+    StoreTimeoutError,
+    VectorStoreError,
+)
+from cenote.policies import NAME
 from cenote.text_search import languages_of
 
 Session: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
@@ -38,6 +57,7 @@ class Connections:
         model: the chunk model.
         config: what its table is expected to look like.
         hosts_own: whether the model is the host's.
+        operation_timeout: seconds that an operation may take; any number when None.
     """
 
     def __init__(
@@ -47,6 +67,7 @@ class Connections:
         config: SchemaConfig,
         *,
         hosts_own: bool,
+        operation_timeout: float | None,
     ) -> None:
         # One statement is one round trip where no BEGIN and COMMIT go around it.
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -56,50 +77,94 @@ class Connections:
         self.table = model.__table__
         self._config = config
         self._hosts_own = hosts_own
+        self._secured = bool(config.row_security)
+        self._timeout = operation_timeout
         self._table_checked = False
         self.closed = False
 
     @asynccontextmanager
     async def transaction(
-        self, operation: str, session: Joined | None, *, whole: bool
+        self, operation: str, session: Joined | None, namespace: str, *, whole: bool
     ) -> AsyncIterator[AsyncConnection]:
         """A connection in a transaction: one of its own, or the caller's.
 
         Args:
             operation: what it is for, for messages.
             session: the caller's.
+            namespace: whose rows it is about.
             whole: several statements are to come: in the caller's transaction they get a savepoint,
                 since one that fails on this side of the wire would leave the others behind.
         """
-        async with self._connection(operation, session, self._read_committed.begin) as connection:
+        begin = self._read_committed.begin
+        async with self._connection(operation, session, namespace, begin) as connection:
             if session is not None:
                 await _refuse_autocommit(connection)
             async with connection.begin_nested() if whole else nullcontext():
                 yield connection
 
     @asynccontextmanager
-    async def single_statement(
-        self, operation: str, session: Joined | None
+    async def statement(
+        self, operation: str, session: Joined | None, namespace: str | None
     ) -> AsyncIterator[AsyncConnection]:
         """A connection for one statement, which is a transaction by itself or in the caller's."""
-        async with self._connection(operation, session, self._autocommit.connect) as connection:
+        connect = self._read_committed.begin if self._secured else self._autocommit.connect
+        async with self._connection(operation, session, namespace, connect) as connection:
             yield connection
 
     @asynccontextmanager
     async def _connection(
-        self, operation: str, session: Joined | None, connect: Callable[[], Any]
+        self,
+        operation: str,
+        session: Joined | None,
+        namespace: str | None,
+        connect: Callable[[], Any],
     ) -> AsyncIterator[AsyncConnection]:
         if isinstance(session, AsyncSession):
             await session.flush()  # what fails here is the caller's, and raised as it is
+        connected = self._connected(operation, session, namespace, connect)
+        async with self._in_time(operation), connected as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _in_time(self, operation: str) -> AsyncIterator[None]:
+        limit = asyncio.timeout(self._timeout)
+        try:
+            async with limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise StoreTimeoutError(
+                f"{operation} on table {self.table.fullname!r}: no answer within {self._timeout} s"
+            ) from error
+
+    @asynccontextmanager
+    async def _connected(
+        self,
+        operation: str,
+        session: Joined | None,
+        namespace: str | None,
+        connect: Callable[[], Any],
+    ) -> AsyncIterator[AsyncConnection]:
         with self._own_errors(operation):
             if session is None:
                 async with connect() as connection:
                     await self._prepare(connection)
+                    if self._secured and namespace is not None:
+                        await connection.execute(_SET_TENANT, {"namespace": namespace})
                     yield connection
-            else:
-                connection = await self._joined(session)
-                await self._prepare(connection)
+                return
+            connection = await self._joined(session)
+            await self._prepare(connection)
+            if not self._secured or namespace is None:
                 yield connection
+                return
+            await _refuse_autocommit(connection)
+            before = await _exchange_tenant(connection, namespace)
+            try:
+                yield connection
+            finally:
+                await _give_back_tenant(connection, before)
 
     async def _joined(self, session: Joined) -> AsyncConnection:
         if isinstance(session, AsyncConnection):
@@ -122,26 +187,63 @@ class Connections:
         if self._table_checked:
             return
         # Needed once for a store, and not to import this package.
-        from cenote import catalog, drift
+        from cenote import catalog
 
         query = catalog.shape_query(self._config.table_name, self._config.schema)
         live = (await connection.execute(query)).one_or_none()
         # A missing table, or one of others, is for the statement itself to find.
         if live is not None and live.column_type is not None:
-            subject = "table " + self.table.fullname
-            finding = drift.embedding_finding(
-                subject, live.column_type, live.dimensions, self._config
-            )
-            text_search = languages_of(live.generates_words)
-            if finding is None and self._config.languages:
-                rows = (await connection.execute(catalog.CONFIGURATIONS)).all()
-                names = catalog.configurations_of(rows)
-                finding = drift.text_search_finding(subject, text_search, self._config, names)
-            if finding is not None:
-                if self._hosts_own and text_search is None:
-                    finding = replace(finding, cure="run " + HOSTS_COMMANDS)
-                raise VectorStoreError(str(finding))
+            await self._refuse_other_shape(connection, live)
             self._table_checked = True
+
+    @asynccontextmanager
+    async def tenant(self, session: Joined, namespace: str) -> AsyncIterator[None]:
+        """Row-level security shows a tenant's rows inside; at the end, the session is flushed."""
+        with self._own_errors("tenant"):
+            connection = await self._joined(session)
+            await _refuse_autocommit(connection)
+            before = await _exchange_tenant(connection, namespace)
+        try:
+            yield
+            if isinstance(session, AsyncSession):
+                await session.flush()
+        finally:
+            await _give_back_tenant(connection, before)
+
+    async def _refuse_other_shape(self, connection: AsyncConnection, live: Row[Any]) -> None:
+        from cenote import catalog, drift
+
+        subject = "table " + self.table.fullname
+        finding = drift.embedding_finding(subject, live.column_type, live.dimensions, self._config)
+        text_search = languages_of(live.generates_words)
+        if finding is None and self._config.languages:
+            rows = (await connection.execute(catalog.CONFIGURATIONS)).all()
+            names = catalog.configurations_of(rows)
+            finding = drift.text_search_finding(subject, text_search, self._config, names)
+        if finding is not None:
+            if self._hosts_own and text_search is None:
+                finding = replace(finding, cure="run " + HOSTS_COMMANDS)
+            raise VectorStoreError(str(finding))
+        if live.row_security_active and not self._secured:
+            raise VectorStoreError(
+                f"{subject} has row-level security, which hides all rows from this store; make it "
+                "with row_security=True"
+            )
+        if self._secured and not live.row_security:
+            raise VectorStoreError(
+                f"{subject} has no row-level security, and row_security=True; run "
+                + row_security_command(self._config, on=True)
+            )
+
+    async def refuse_hidden_rows(self, connection: AsyncConnection) -> None:
+        """Refuse what is about all tenants to a role that row-level security restricts to one."""
+        if self._secured:
+            name = connection.dialect.identifier_preparer.format_table(self.table)
+            if await connection.scalar(select(func.row_security_active(literal(name, Text)))):
+                raise VectorStoreError(
+                    f"row-level security of table {self.table.fullname!r} shows this role one "
+                    "namespace at a time; use a role with BYPASSRLS"
+                )
 
     @contextmanager
     def _own_errors(self, operation: str) -> Iterator[None]:
@@ -163,6 +265,24 @@ class Connections:
             )
             kind = StoreConnectionError if connections.is_lost(error) else VectorStoreError
             raise kind(message, sqlstate=state) from cause
+
+
+_SET_TENANT = select(func.set_config(NAME, bindparam("namespace", type_=Text), true()))
+_EXCHANGE_TENANT = select(func.current_setting(NAME, true())).add_columns(
+    *_SET_TENANT.selected_columns
+)
+
+
+async def _exchange_tenant(connection: AsyncConnection, namespace: str) -> str:
+    """Have row-level security show a tenant's rows; returns whose it showed before."""
+    found = await connection.execute(_EXCHANGE_TENANT, {"namespace": namespace})
+    return found.one()[0] or ""
+
+
+async def _give_back_tenant(connection: AsyncConnection, before: str) -> None:
+    """Undo that. A transaction that has failed does it by itself, and takes no statement."""
+    with suppress(*connections.database_errors()):
+        await connection.execute(_SET_TENANT, {"namespace": before})
 
 
 def check_session(session: Any) -> Joined | None:

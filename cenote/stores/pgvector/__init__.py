@@ -6,6 +6,8 @@ sessions and columns are in the modules beside it.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -20,7 +22,7 @@ from cenote import config as defaults
 from cenote import connections
 from cenote.config import SchemaConfig
 from cenote.cures import HOSTS_COMMANDS
-from cenote.errors import MigrationError
+from cenote.errors import InvalidInputError, MigrationError
 from cenote.mapping import config_of, model_of
 from cenote.orm import ChunkRow
 from cenote.stores.columns import OwnColumns
@@ -28,23 +30,31 @@ from cenote.stores.pgvector.base import Model
 from cenote.stores.pgvector.loading import Loading
 from cenote.stores.pgvector.reading import Reading
 from cenote.stores.pgvector.searching import Searching
+from cenote.stores.retrying import retrying
 from cenote.stores.search import DEFAULT_EF_SEARCH
-from cenote.stores.sessions import Connections
+from cenote.stores.sessions import Connections, Session, check_session
 from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, observed
 from cenote.types import ColumnType
+from cenote.validation import check_namespace, check_operation_timeout
 
 if TYPE_CHECKING:
     from cenote.drift import Finding
 
 
 @observed
+@retrying
 class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
     """A `VectorStore` in Postgres with pgvector.
 
     Searches take the ANN index for large sets and are exact for small ones (see
     `cenote.stores.search`); ties at the cut are settled by id wherever they are exact. The table
     must exist: `apply_migrations`, or ``alembic upgrade head``.
+
+    **Failures.** An operation on a connection of the store's own is tried again, once, if the
+    server has undone it (a deadlock, a serialization failure), if the table was changed under a
+    prepared statement, or if the connection was lost and doing it twice does no harm: reading,
+    `upsert`, `delete` and `delete_namespace`. Whatever else fails is an error of `cenote.errors`.
 
     **Your transaction.** Every method but `bulk_load` takes ``session=``: an `AsyncSession` or an
     `AsyncConnection` on asyncpg. The method then flushes what is pending in the session (what fails
@@ -67,7 +77,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         dimensions: the length of every vector.
         model: a chunk model of yours (see `cenote.ChunkMixin`), from which the store takes all that
             shapes the table; its migrations are yours. Instead of `dimensions` and of all settings
-            up to `text_search`.
+            up to `row_security`.
         table_name: the chunk table. One table holds the vectors of one embedding model.
         schema: its schema; the connection's default one when None.
         column_type: ``"vector"`` or ``"halfvec"``.
@@ -75,9 +85,13 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             creates; see `SchemaConfig`.
         text_search: the text search configuration of full text, or several, for `search_text` and
             `search_hybrid`; see `SchemaConfig`.
+        row_security: the table has row-level security, for which each call names its tenant to the
+            server first; see `tenant`.
         hnsw_ef_search: candidates that the ANN index considers at least, 1 to 1,000: more find
             more and take longer.
         embedding_model: refuse chunks that another model embedded.
+        operation_timeout: seconds that an operation may take, waiting for a connection of the pool
+            included; any number when None. A bulk load's is that of each batch.
         namespaces_in_telemetry: ``"hashed"`` or ``"plain"``; see `cenote.telemetry`.
 
     Raises:
@@ -99,7 +113,9 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         partitions: int | None = ...,
         extension_schema: str | None = ...,
         text_search: str | None = ...,
+        row_security: bool | None = ...,
         embedding_model: str | None = ...,
+        operation_timeout: float | None = ...,
         namespaces_in_telemetry: NamespaceInTelemetry = ...,
     ) -> None: ...
 
@@ -111,6 +127,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         model: type[Model],
         hnsw_ef_search: int = ...,
         embedding_model: str | None = ...,
+        operation_timeout: float | None = ...,
         namespaces_in_telemetry: NamespaceInTelemetry = ...,
     ) -> None: ...
 
@@ -129,7 +146,9 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         partitions: int | None = None,
         extension_schema: str | None = None,
         text_search: str | None = None,
+        row_security: bool | None = None,
         embedding_model: str | None = None,
+        operation_timeout: float | None = None,
         namespaces_in_telemetry: NamespaceInTelemetry = "hashed",
     ) -> None:
         given: dict[str, Any] = {
@@ -142,6 +161,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             "partitions": partitions,
             "extension_schema": extension_schema,
             "text_search": text_search,
+            "row_security": row_security,
         }
         self._hosts_own = model is not None
         self._config = SchemaConfig(**given) if model is None else config_of(model, given)
@@ -153,9 +173,9 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         self._indexing_later = 0
         self._telemetry = Telemetry(self._model.__table__.fullname, namespaces_in_telemetry)
         self._own_columns = OwnColumns(self._model, self._engine.dialect)
-        self._connections = Connections(
-            self._engine, self._model, self._config, hosts_own=self._hosts_own
-        )
+        check_operation_timeout(operation_timeout)
+        self._operation_timeout = operation_timeout
+        self._connections = self._made_connections()
         table = self._model.__table__
         self._reads = ReadStatements(table)
         self._writes = WriteStatements(table, self._config.column_type, self._own_columns)
@@ -252,6 +272,35 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         """What the table is expected to look like."""
         return self._config
 
+    @asynccontextmanager
+    async def tenant(self, session: Session, namespace: str) -> AsyncIterator[None]:
+        """Show a tenant's rows to statements of your own, on a table with row-level security.
+
+        ::
+
+            async with store.tenant(session, "acme"):
+                rows = await session.scalars(select(Passage))
+
+        Outside of it a query sees no rows, and whatever would write one is an error. What is
+        pending in the session is flushed at the end. The methods of the store need it not, and may
+        be called inside, for this tenant or another.
+
+        Args:
+            session: an `AsyncSession` or `AsyncConnection` in a transaction, which must be open
+                until the end: the tenant is a setting of the transaction.
+            namespace: the tenant.
+
+        Raises:
+            InvalidInputError: an argument cannot work.
+            VectorStoreError: the server refused.
+        """
+        check_namespace(namespace)
+        joined = check_session(session)
+        if joined is None:
+            raise InvalidInputError("session is needed here", field="session")
+        async with self._connections.tenant(joined, namespace):
+            yield
+
     def with_own_pool(self) -> Self:
         """The same store on another pool of connections, for another event loop.
 
@@ -263,10 +312,17 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         other = copy(self)
         other._owns_engine = False
         other._engine = create_async_engine(self._engine.url, pool=pool, execution_options=options)
-        other._connections = Connections(
-            other._engine, self._model, self._config, hosts_own=self._hosts_own
-        )
+        other._connections = other._made_connections()
         return other
+
+    def _made_connections(self) -> Connections:
+        return Connections(
+            self._engine,
+            self._model,
+            self._config,
+            hosts_own=self._hosts_own,
+            operation_timeout=self._operation_timeout,
+        )
 
     async def apply_migrations(self) -> None:
         """Bring the table to the newest revision; see `cenote.schema.upgrade`.

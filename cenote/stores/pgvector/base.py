@@ -39,7 +39,7 @@ class Part(VectorStore, Generic[Model]):
 
     async def _look_at_table(self, operation: str) -> None:
         """Refuse a closed store, and a table of another shape."""
-        async with self._connections.single_statement(operation, None):
+        async with self._connections.statement(operation, None, None):
             pass
 
     def _checked_batch(self, embedded_chunks: list[EmbeddedChunk]) -> validation.Batch:

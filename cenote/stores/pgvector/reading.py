@@ -39,7 +39,7 @@ class Reading(Part[Model]):
         if not ids:
             return []
         values = {"namespace": namespace, "ids": ids}
-        async with self._connections.single_statement("get", joined) as connection:
+        async with self._connections.statement("get", joined, namespace) as connection:
             found = (await connection.execute(self._reads.get, values)).all()
         by_id = {row.id: rows.chunk(row) for row in found}
         return [by_id[one] for one in ids if one in by_id]
@@ -55,7 +55,7 @@ class Reading(Part[Model]):
         validation.check_namespace(namespace)
         joined = check_session(session)
         values = {"namespace": namespace, "ids": validation.check_ids(chunk_ids)}
-        async with self._connections.single_statement("get_embeddings", joined) as connection:
+        async with self._connections.statement("get_embeddings", joined, namespace) as connection:
             found = await connection.execute(self._reads.embeddings, values)
             return {one: np.asarray(vector, dtype=np.float32) for one, vector in found}
 
@@ -72,19 +72,21 @@ class Reading(Part[Model]):
         conditions = Conditions(as_filter(filter))
         statement = self._reads.count(conditions)
         values = {"namespace": namespace, **conditions.parameters}
-        async with self._connections.single_statement("count", joined) as connection:
+        async with self._connections.statement("count", joined, namespace) as connection:
             return int((await connection.execute(statement, values)).scalar_one())
 
     async def list_namespaces(self, *, session: Session | None = None) -> dict[str, int]:
         """Count the chunks of every namespace; see `VectorStore.list_namespaces`.
 
-        It reads an index of every partition as a whole.
+        It reads an index of every partition as a whole. Row-level security hides the rows of all
+        namespaces from it: there it needs a role with BYPASSRLS.
 
         Args:
             session: the transaction to join; see above.
         """
         joined = check_session(session)
-        async with self._connections.single_statement("list_namespaces", joined) as connection:
+        async with self._connections.statement("list_namespaces", joined, None) as connection:
+            await self._connections.refuse_hidden_rows(connection)
             found = await connection.execute(self._reads.namespaces)
             return {row.namespace: row.chunks for row in found}
 
@@ -102,7 +104,7 @@ class Reading(Part[Model]):
         if not asked:
             return []
         values = {"namespace": namespace, "ids": sorted({chunk.id for chunk in asked})}
-        async with self._connections.single_statement("missing", joined) as connection:
+        async with self._connections.statement("missing", joined, namespace) as connection:
             found = (await connection.execute(self._reads.hashes, values)).all()
         stored = {row.id: (row.content_hash, row.embedding_model) for row in found}
         return [
@@ -134,7 +136,7 @@ class Reading(Part[Model]):
             validation.check_text(after, field="after")
             values["after"] = after
         statement = self._reads.page(conditions, first=after is None)
-        async with self._connections.single_statement("list_chunks", joined) as connection:
+        async with self._connections.statement("list_chunks", joined, namespace) as connection:
             found = await connection.execute(statement, values | conditions.parameters)
             return [rows.chunk(row) for row in found]
 
@@ -157,7 +159,7 @@ class Reading(Part[Model]):
         validation.check_neighbours(before, after)
         joined = check_session(session)
         values = {"namespace": namespace, "id": chunk_id, "before": before, "after": after}
-        async with self._connections.single_statement("neighbours", joined) as connection:
+        async with self._connections.statement("neighbours", joined, namespace) as connection:
             found = await connection.execute(self._reads.neighbours, values)
             return [rows.chunk(row) for row in found]
 
@@ -202,7 +204,7 @@ class Reading(Part[Model]):
                 statement = self._reads.page_where(where, filter, values, first=first)
                 parameters = {}
             with self._telemetry.operation("get_all_chunks", namespace) as seen:
-                page = await self._page(statement, parameters, session)
+                page = await self._page(statement, parameters, session, namespace)
                 seen.rows = len(page)
             for row in page:
                 yield rows.chunk(row)
@@ -211,8 +213,12 @@ class Reading(Part[Model]):
             values["after"] = page[-1].id
 
     async def _page(
-        self, statement: Select[Any], parameters: dict[str, Any], session: Joined | None
+        self,
+        statement: Select[Any],
+        parameters: dict[str, Any],
+        session: Joined | None,
+        namespace: str,
     ) -> Sequence[Row[Any]]:
-        async with self._connections.single_statement("get_all_chunks", session) as connection:
+        async with self._connections.statement("get_all_chunks", session, namespace) as connection:
             page: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
             return page

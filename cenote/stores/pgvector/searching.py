@@ -71,7 +71,7 @@ class Searching(Part[Model]):
                 condition, conditions, limit, parameters, exact=exact, per_document=per_document
             )
             parameters = {}
-        async with self._connections.single_statement("search", joined) as connection:
+        async with self._connections.statement("search", joined, namespace) as connection:
             found = (await connection.execute(statement, parameters)).all()
         telemetry.note(path="ann" if found and found[0].by_ann else "exact")
         return at_least(min_score, [rows.result(row) for row in found])
@@ -113,7 +113,7 @@ class Searching(Part[Model]):
             **conditions.parameters,
         }
         statement = self._searches.search_many(conditions, limit, exact=exact)
-        async with self._connections.single_statement("search_many", joined) as connection:
+        async with self._connections.statement("search_many", joined, namespace) as connection:
             for number, *row in await connection.execute(statement, values):
                 results[asked[number - 1]].append(rows.result(row))
         return [at_least(min_score, found) for found in results]
@@ -138,7 +138,7 @@ class Searching(Part[Model]):
         found = await self.search(query_vector, namespace, candidates, filter, session=session)
         joined = check_session(session)
         values = {"namespace": namespace, "ids": sorted(one.chunk.id for one in found)}
-        async with self._connections.single_statement("search_diverse", joined) as connection:
+        async with self._connections.statement("search_diverse", joined, namespace) as connection:
             stored = await connection.execute(self._reads.embeddings, values)
             vectors = {chunk_id: np.asarray(vector) for chunk_id, vector in stored}
         return diverse(query_vector, found, vectors, limit, diversity)
@@ -163,7 +163,7 @@ class Searching(Part[Model]):
         values, conditions, condition = self._checked_text(text, namespace, limit, filter, where)
         joined = check_session(session)
         statement, bound = self._searches.text_search(conditions, condition, values)
-        async with self._connections.single_statement("search_text", joined) as connection:
+        async with self._connections.statement("search_text", joined, namespace) as connection:
             found = (await connection.execute(statement, bound)).all()
         return [rows.result(row, "text") for row in found]
 
@@ -205,7 +205,7 @@ class Searching(Part[Model]):
             "text_weight": float(text_weight),
         }
         statement, bound = self._searches.hybrid_search(conditions, depth, condition, values)
-        async with self._connections.single_statement("search_hybrid", joined) as connection:
+        async with self._connections.statement("search_hybrid", joined, namespace) as connection:
             found = (await connection.execute(statement, bound)).all()
         return [rows.result(row, "hybrid") for row in found]
 

@@ -54,7 +54,9 @@ class Writing(Part[Model]):
         parts = list(rows.parts(batch))
         of_own = [self._own_columns.parameters(names, part) for part in parts]
         whole = joined is not None and len(parts) > 1
-        async with self._connections.transaction("upsert", joined, whole=whole) as connection:
+        async with self._connections.transaction(
+            "upsert", joined, namespace, whole=whole
+        ) as connection:
             for part, own in zip(parts, of_own, strict=True):
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace, **own}
@@ -76,7 +78,7 @@ class Writing(Part[Model]):
         ids = validation.check_ids(chunk_ids)
         if not ids:
             return
-        async with self._connections.single_statement("delete", joined) as connection:
+        async with self._connections.statement("delete", joined, namespace) as connection:
             await sessions.remove(joined, self._model, namespace, ids)
             await connection.execute(self._writes.delete, {"namespace": namespace, "ids": ids})
 
@@ -88,7 +90,7 @@ class Writing(Part[Model]):
         """
         validation.check_namespace(namespace)
         joined = check_session(session)
-        async with self._connections.single_statement("delete_namespace", joined) as connection:
+        async with self._connections.statement("delete_namespace", joined, namespace) as connection:
             await sessions.remove(joined, self._model, namespace, None)
             await connection.execute(self._writes.delete_namespace, {"namespace": namespace})
 
@@ -123,7 +125,7 @@ class Writing(Part[Model]):
         joined = check_session(session)
         statement = self._writes.delete_matching(matching)
         values = {"namespace": namespace, **matching.parameters}
-        async with self._connections.single_statement(operation, joined) as connection:
+        async with self._connections.statement(operation, joined, namespace) as connection:
             removed = 0
             if sessions.holds_any(joined, self._model, namespace):
                 found = await connection.scalars(self._writes.ids_matching(matching), values)
@@ -158,7 +160,7 @@ class Writing(Part[Model]):
             "cenote_merge": merge,
             **self._own_columns.on_update_parameters(()),
         }
-        async with self._connections.single_statement("update_metadata", joined) as connection:
+        async with self._connections.statement("update_metadata", joined, namespace) as connection:
             changed = await connection.execute(self._writes.update_metadata, values)
             await sessions.refresh(joined, self._model, namespace, list(texts))
             return changed.rowcount
@@ -186,7 +188,7 @@ class Writing(Part[Model]):
         values = {"namespace": namespace, "document_id": document_id}
         ids = sorted(chunk.id for chunk in (*batch.chunks, *keep.chunks))
         async with self._connections.transaction(
-            "sync_document", joined, whole=joined is not None
+            "sync_document", joined, namespace, whole=joined is not None
         ) as connection:
             locked = (await connection.execute(self._writes.lock_document, values)).one()
             if locked.isolation != "read committed":  # it would not see whom it waited for

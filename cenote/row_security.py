@@ -1,0 +1,53 @@
+"""Turning a table's row-level security on and off, whenever that is wanted.
+
+Revision cenote_0003 turns it on for a table that is made with `SchemaConfig.row_security`; the
+catalogue is the record of what was done since. What it consists of is in `cenote.policies`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cenote.builds import read_chunk_table
+from cenote.config import SchemaConfig
+from cenote.locks import migration_lock, with_short_waits
+from cenote.policies import opening, securing
+from cenote.schema import own_connection
+from cenote.set_aside import put_back
+
+
+async def set_row_security(engine: AsyncEngine, config: SchemaConfig, *, on: bool) -> bool:
+    """Turn a table's row-level security on or off. The table is locked for a moment.
+
+    Args:
+        engine: the database; one connection is taken from its pool.
+        config: which table it is.
+        on: what it shall be.
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        MigrationError: there is no such chunk table, or the database refused.
+    """
+    await put_back(engine, config)
+    async with own_connection(engine, "row-level security was not changed") as connection:
+        return await connection.run_sync(_set, config, on)
+
+
+def _set(connection: Connection, config: SchemaConfig, on: bool) -> bool:
+    with migration_lock(connection, config.table_name):
+        live = read_chunk_table(connection, config)
+        connection.commit()
+        tables = [live.name, *live.partitions]
+        if live.row_security is on and not live.unsecured:
+            return False
+
+        def change() -> None:
+            statements = securing if on else opening
+            for statement in statements(tables, live.schema):
+                connection.execute(statement)
+
+        with_short_waits(connection, config.table_name, change)
+        return True

@@ -1,0 +1,81 @@
+"""Trying a store's operation a second time, where that can do no harm.
+
+Only operations on connections of the store's own: in a caller's transaction, what went before would
+have to be done again, too. And only once: whoever wants more knows better how long to wait.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, TypeVar
+
+from cenote.errors import StoreConnectionError, StoreTimeoutError, VectorStoreError
+
+REPEATABLE = frozenset(
+    {
+        *("search", "search_many", "search_text", "search_hybrid", "search_diverse"),
+        *("get", "get_embeddings", "list_chunks", "_page", "count", "list_namespaces"),
+        *("neighbours", "missing", "upsert", "delete", "delete_namespace"),
+    }
+)
+"""Operations that may be done twice: readings, and writes that say nothing of what they changed."""
+
+COUNTING = frozenset({"delete_document", "delete_matching", "update_metadata", "sync_document"})
+"""Those of which a second run would count wrongly, if the first one took effect after all."""
+
+_UNDONE = ("40001", "40P01")
+"""Serialization failure, deadlock: the server has undone everything. Source: PostgreSQL manual,
+appendix A."""
+
+_STALE_PLAN = "InvalidCachedStatementError"
+"""What asyncpg calls a prepared statement whose table was changed since; the next one is new."""
+
+_ENDED = ("08", "57P")
+"""Connection exception; ended by the operator, shut down, starting up."""
+
+_logger = logging.getLogger(__name__)
+
+Store = TypeVar("Store", bound=type)
+
+
+def retrying(store: Store) -> Store:
+    """Have the operations of a store class tried again, once, where that can do no harm."""
+    for name in REPEATABLE | COUNTING:
+        method = getattr(store, name)
+        place = [*inspect.signature(method).parameters].index("session") - 1  # without self
+        setattr(store, name, _twice(method, place))
+    return store
+
+
+def _twice(method: Callable[..., Any], place: int) -> Callable[..., Any]:
+    @wraps(method)
+    async def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        session = arguments[place] if place < len(arguments) else options.get("session")
+        if session is not None:
+            return await method(self, *arguments, **options)
+        # What can be read once would be empty the second time.
+        again = [list(one) if isinstance(one, Iterator) else one for one in arguments]
+        options = {
+            name: list(one) if isinstance(one, Iterator) else one for name, one in options.items()
+        }
+        try:
+            return await method(self, *again, **options)
+        except VectorStoreError as error:
+            if not _may_be_repeated(method.__name__, error):
+                raise
+            _logger.info("%s is tried again after %s", method.__name__, type(error).__name__)
+        return await method(self, *again, **options)
+
+    return call
+
+
+def _may_be_repeated(operation: str, error: VectorStoreError) -> bool:
+    if error.sqlstate in _UNDONE or type(error.__cause__).__name__ == _STALE_PLAN:
+        return True
+    if operation in COUNTING or isinstance(error, StoreTimeoutError):
+        return False
+    lost = isinstance(error, StoreConnectionError)
+    return lost and (error.sqlstate is None or error.sqlstate.startswith(_ENDED))
