@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 from sqlalchemy import column, select, table
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -302,6 +302,35 @@ def describe(error: BaseException) -> str:
     state = getattr(error, "sqlstate", None)
     name = type(error).__name__ + (f" ({state})" if state else "")
     return f"{name}: {error}" if is_lost(error) and str(error) else name
+
+
+_HARMLESS = ("40", "42", "53", "55", "57", "58")
+"""Classes of errors of which the server speaks without quoting rows: undone transactions, names and
+syntax, resources, states of objects, operators, the system. Source: PostgreSQL manual, appendix A.
+"""
+
+
+def silence(error: BaseException) -> None:
+    """Take the words that may quote rows or parameters from an error, and from those it came of.
+
+    Postgres puts the whole row into the DETAIL of a violated check, and a value that it cannot read
+    into the message; asyncpg quotes what it cannot send; SQLAlchemy lists the parameters.
+    """
+    if not type(error).__module__.startswith(("asyncpg.", "sqlalchemy.")):
+        return  # the caller's, who was handling it
+    if isinstance(error, StatementError):
+        error.statement = error.params = None
+    state = getattr(driver_error(error), "sqlstate", None) or ""
+    if not is_lost(error) and not state.startswith(_HARMLESS):
+        name = describe(driver_error(error))
+        error.args = (name + "; its words are left out, since they may quote rows",)
+        for attribute in ("message", "detail", "hint", "where", "query", "internal_query"):
+            if hasattr(error, attribute):
+                setattr(error, attribute, None)
+    origins = {getattr(error, "orig", None), error.__cause__, error.__context__}
+    for origin in origins - {None, error}:
+        assert origin is not None
+        silence(origin)
 
 
 def _connection_error(error: BaseException, dsn: str, attempts: int) -> StoreConnectionError:

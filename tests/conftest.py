@@ -38,7 +38,8 @@ def server_dsn() -> Iterator[str]:
     elif _docker_answers():
         from testcontainers.postgres import PostgresContainer
 
-        with PostgresContainer("pgvector/pgvector:pg18", driver=None) as container:
+        image = os.environ.get("CENOTE_TEST_IMAGE", "pgvector/pgvector:pg18")
+        with PostgresContainer(image, driver=None) as container:
             yield container.get_connection_url()
     else:
         version = int(os.environ.get("CENOTE_TEST_POSTGRES_VERSION", "18"))

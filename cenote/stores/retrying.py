@@ -1,7 +1,8 @@
-"""Trying a store's operation a second time, where that can do no harm.
+"""Trying a store's operation again, where that can do no harm.
 
 Only operations on connections of the store's own: in a caller's transaction, what went before would
-have to be done again, too. And only once: whoever wants more knows better how long to wait.
+have to be done again, too. After a lost connection only once: whoever wants more knows better how
+long to wait.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ COUNTING = frozenset({"delete_document", "delete_matching", "update_metadata", "
 _UNDONE = ("40001", "40P01")
 """Serialization failure, deadlock: the server has undone everything. Source: PostgreSQL manual,
 appendix A."""
+
+_ATTEMPTS = 4
+"""How often an operation is tried that the server undoes: what was in its way goes on meanwhile."""
 
 _STALE_PLAN = "InvalidCachedStatementError"
 """What asyncpg calls a prepared statement whose table was changed since; the next one is new."""
@@ -61,19 +65,25 @@ def _twice(method: Callable[..., Any], place: int) -> Callable[..., Any]:
         options = {
             name: list(one) if isinstance(one, Iterator) else one for name, one in options.items()
         }
-        try:
-            return await method(self, *again, **options)
-        except VectorStoreError as error:
-            if not _may_be_repeated(method.__name__, error):
-                raise
-            _logger.info("%s is tried again after %s", method.__name__, type(error).__name__)
-        return await method(self, *again, **options)
+        attempt = 1
+        while True:
+            try:
+                return await method(self, *again, **options)
+            except VectorStoreError as error:
+                if not _may_be_repeated(method.__name__, error, attempt):
+                    raise
+                attempt += 1
+                _logger.info("%s is tried again after %s", method.__name__, error)
 
     return call
 
 
-def _may_be_repeated(operation: str, error: VectorStoreError) -> bool:
-    if error.sqlstate in _UNDONE or type(error.__cause__).__name__ == _STALE_PLAN:
+def _may_be_repeated(operation: str, error: VectorStoreError, attempt: int) -> bool:
+    if error.sqlstate in _UNDONE:
+        return attempt < _ATTEMPTS
+    if attempt > 1:
+        return False
+    if type(error.__cause__).__name__ == _STALE_PLAN:
         return True
     if operation in COUNTING or isinstance(error, StoreTimeoutError):
         return False

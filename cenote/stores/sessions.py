@@ -264,6 +264,7 @@ class Connections:
                 + store_cure(state, self._config, hosts_own=self._hosts_own)
             )
             kind = StoreConnectionError if connections.is_lost(error) else VectorStoreError
+            connections.silence(error)
             raise kind(message, sqlstate=state) from cause
 
 

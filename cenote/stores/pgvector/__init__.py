@@ -51,10 +51,11 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
     `cenote.stores.search`); ties at the cut are settled by id wherever they are exact. The table
     must exist: `apply_migrations`, or ``alembic upgrade head``.
 
-    **Failures.** An operation on a connection of the store's own is tried again, once, if the
-    server has undone it (a deadlock, a serialization failure), if the table was changed under a
-    prepared statement, or if the connection was lost and doing it twice does no harm: reading,
-    `upsert`, `delete` and `delete_namespace`. Whatever else fails is an error of `cenote.errors`.
+    **Failures.** An operation on a connection of the store's own is tried again, up to three times,
+    if the server has undone it (a deadlock, a serialization failure), and once if the table was
+    changed under a prepared statement, or if the connection was lost and doing it twice does no
+    harm: reading, `upsert`, `delete` and `delete_namespace`. Whatever else fails is an error of
+    `cenote.errors`.
 
     **Your transaction.** Every method but `bulk_load` takes ``session=``: an `AsyncSession` or an
     `AsyncConnection` on asyncpg. The method then flushes what is pending in the session (what fails

@@ -197,6 +197,8 @@ class Writing(Part[Model]):
                     f"{locked.isolation.upper()}",
                     field="session",
                 )
+            # What is deleted last may come before what is written first: no deadlocks.
+            await connection.execute(self._writes.lock_rows, {**values, "ids": ids})
             written = await self._keep(connection, keep, values)
             for part in rows.parts(batch) if batch.chunks else ():
                 parameters = rows.parameters(part, self._config.column_type)

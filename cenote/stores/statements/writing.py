@@ -22,6 +22,7 @@ from sqlalchemy import (
     delete,
     func,
     literal_column,
+    or_,
     select,
     tuple_,
     update,
@@ -59,6 +60,8 @@ class WriteStatements:
         self.ids_matching = by_shape(self._build_ids_matching)
         self.ids_of_document = select(self._locked(of_document, ~by_id).c.id)
         """The ids of all of a document's chunks but some, locked."""
+        self.lock_rows = select(func.count()).select_from(self._locked(or_(of_document, by_id)))
+        """Locks all of a document's chunks, and some others, in the order of all writers."""
         self.update_metadata = self._build_update_metadata()
         self.keep = self._build_keep()
         self.lock_document = select(
