@@ -136,6 +136,7 @@ class LiveTable:
             schemas of the search_path by their own alone, too.
         row_security: whether it, or a partition, has cenote's row-level security.
         unsecured: the names of the table and partitions that lack it, if others have it.
+        other_policies: whether it, or a partition, has policies or row-level security of others.
         columns: the types by column, with ``not null`` and other than default collations, as SQL
             writes them.
         key: the columns of its primary key.
@@ -154,6 +155,7 @@ class LiveTable:
     configurations: Mapping[str, str]
     row_security: bool
     unsecured: tuple[str, ...]
+    other_policies: bool
     columns: Mapping[str, str]
     key: tuple[str, ...]
     key_name: str | None
@@ -296,7 +298,8 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         return None
     bounds = connection.execute(_partitions_query(shape.oid)).all()
     indexes = tuple(_live_index(row) for row in connection.execute(_indexes_query(shape.oid)))
-    secured = {row.relname: row.secured for row in connection.execute(_security_query(shape.oid))}
+    security = connection.execute(_security_query(shape.oid)).all()
+    secured = {row.relname: row.secured for row in security}
     row_security = any(secured.values())
     primary = [index for index in indexes if index.primary and index.table == shape.name]
     return LiveTable(
@@ -311,6 +314,7 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         configurations=configurations_of(connection.execute(CONFIGURATIONS).all()),
         row_security=row_security,
         unsecured=tuple(name for name, has in secured.items() if row_security and not has),
+        other_policies=any(row.others for row in security),
         columns={row.attname: row.sql for row in connection.execute(_columns_query(shape.oid))},
         key=primary[0].columns if primary else (),
         key_name=primary[0].name if primary else None,
@@ -389,6 +393,16 @@ def _security_query(oid: int) -> Executable:
                 has(_policy.c.polname == RESTRICTS, not_(_policy.c.polpermissive), restricts),
                 has(_policy.c.polname == PERMITS, condition == "true"),
             ).label("secured"),
+            or_(
+                exists().where(
+                    _policy.c.polrelid == _class.c.oid,
+                    _policy.c.polname.not_in([PERMITS, RESTRICTS]),
+                ),
+                and_(
+                    _class.c.relrowsecurity,
+                    not_(exists().where(_policy.c.polrelid == _class.c.oid)),
+                ),
+            ).label("others"),
         )
         .where(or_(_class.c.oid == oid, _class.c.oid.in_(partitions)))
         .order_by(_class.c.relname)

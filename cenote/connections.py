@@ -304,10 +304,17 @@ def describe(error: BaseException) -> str:
     return f"{name}: {error}" if is_lost(error) and str(error) else name
 
 
-_HARMLESS = ("40", "42", "53", "55", "57", "58")
-"""Classes of errors of which the server speaks without quoting rows: undone transactions, names and
-syntax, resources, states of objects, operators, the system. Source: PostgreSQL manual, appendix A.
+_HARMLESS = ("2B", "40", "42", "53", "55", "57", "58")
+"""Classes of errors of which the server speaks without quoting rows: dependent objects, undone
+transactions, names and syntax, resources, states of objects, operators, the system. Source:
+PostgreSQL manual, appendix A.
 """
+
+
+def is_harmless(error: BaseException) -> bool:
+    """Whether the words of an error are about connecting, or quote no rows."""
+    state = getattr(driver_error(error), "sqlstate", None) or ""
+    return is_lost(error) or state.startswith(_HARMLESS)
 
 
 def silence(error: BaseException) -> None:
@@ -318,15 +325,17 @@ def silence(error: BaseException) -> None:
     """
     if not type(error).__module__.startswith(("asyncpg.", "sqlalchemy.")):
         return  # the caller's, who was handling it
-    if isinstance(error, StatementError):
-        error.statement = error.params = None
-    state = getattr(driver_error(error), "sqlstate", None) or ""
-    if not is_lost(error) and not state.startswith(_HARMLESS):
+    if not is_harmless(error):
         name = describe(driver_error(error))
         error.args = (name + "; its words are left out, since they may quote rows",)
-        for attribute in ("message", "detail", "hint", "where", "query", "internal_query"):
+    if isinstance(error, StatementError):
+        error.statement = error.params = None
+    else:
+        for attribute in ("message", "detail", "hint", "context", "query", "internal_query"):
             if hasattr(error, attribute):
                 setattr(error, attribute, None)
+    if type(error).__module__.startswith("asyncpg."):  # of what it could not send, or decode
+        error.__cause__ = error.__context__ = None
     origins = {getattr(error, "orig", None), error.__cause__, error.__context__}
     for origin in origins - {None, error}:
         assert origin is not None

@@ -32,6 +32,7 @@ from cenote.ddl import (
     stand_in_name,
     table_of,
 )
+from cenote.errors import MigrationError
 from cenote.mapping import chunk_table
 from cenote.orm import KEY, ann_index_name
 from cenote.text_search import COLUMN as TEXT_COLUMN
@@ -248,6 +249,25 @@ def row_security_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
         expected="it on the table and every partition" if wanted else "none",
         cure="run " + row_security_command(config, on=wanted),
     )
+
+
+def refuse_to_secure(live: LiveTable) -> None:
+    """Refuse to turn row-level security on or off where that would touch what is of others.
+
+    Raises:
+        MigrationError: the table has policies of others, or a partition is set aside.
+    """
+    if live.other_policies:
+        raise MigrationError(
+            f"table {live.name!r} has row-level security or policies of your own, which cenote's "
+            "would widen, and their end would disable; drop them first"
+        )
+    for name, (_, remainder) in live.bounds.items():
+        if name == stand_in_name(live.name, remainder):
+            raise MigrationError(
+                f"partition {partition_name(live.name, remainder)!r} is set aside by a bulk load; "
+                "let it end, or run cenote reindex first"
+            )
 
 
 def _stand_ins(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:

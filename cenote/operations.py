@@ -219,8 +219,17 @@ def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) 
         table_name: the table.
         partitions: how many it has, 0 for a plain one.
         schema: the schema of the table.
+
+    Raises:
+        MigrationError: the table has row-level security of others, or a partition is set aside.
     """
-    for statement in securing(_with_partitions(table_name, partitions), schema):
+    tables = _with_partitions(table_name, partitions)
+    if not op.get_context().as_sql:
+        live = read_table(op.get_bind(), table_name, schema)
+        if live is not None:
+            drift.refuse_to_secure(live)
+            tables = [live.name, *live.partitions]
+    for statement in securing(tables, schema):
         op.execute(statement)
 
 

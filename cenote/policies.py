@@ -29,10 +29,12 @@ NAME: ColumnElement[str] = literal_column("'" + SETTING + "'")
 
 _CONDITIONS: dict[str, ColumnElement[bool]] = {
     PERMITS: true(),
-    RESTRICTS: column("namespace") == func.current_setting(NAME, true()),
+    # Where it was once set in a session, the setting is '' outside of transactions that set it.
+    RESTRICTS: column("namespace")
+    == func.nullif(func.current_setting(NAME, true()), literal_column("''")),
 }
 
-RESTRICTION = "(namespace = current_setting('cenote.namespace'::text, true))"
+RESTRICTION = "(namespace = NULLIF(current_setting('cenote.namespace'::text, true), ''::text))"
 """The condition as Postgres prints it."""
 
 

@@ -11,6 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.builds import read_chunk_table
 from cenote.config import SchemaConfig
+from cenote.ddl import LockTable
+from cenote.drift import refuse_to_secure
 from cenote.locks import migration_lock, with_short_waits
 from cenote.policies import opening, securing
 from cenote.schema import own_connection
@@ -29,7 +31,8 @@ async def set_row_security(engine: AsyncEngine, config: SchemaConfig, *, on: boo
         Whether anything was changed.
 
     Raises:
-        MigrationError: there is no such chunk table, or the database refused.
+        MigrationError: there is no such chunk table, it has policies of your own, a partition is
+            set aside, or the database refused.
     """
     await put_back(engine, config)
     async with own_connection(engine, "row-level security was not changed") as connection:
@@ -40,13 +43,15 @@ def _set(connection: Connection, config: SchemaConfig, on: bool) -> bool:
     with migration_lock(connection, config.table_name):
         live = read_chunk_table(connection, config)
         connection.commit()
-        tables = [live.name, *live.partitions]
         if live.row_security is on and not live.unsecured:
             return False
 
         def change() -> None:
+            connection.execute(LockTable(config.table_name, config.schema))
+            live = read_chunk_table(connection, config)  # as it is now, and stays
+            refuse_to_secure(live)
             statements = securing if on else opening
-            for statement in statements(tables, live.schema):
+            for statement in statements([live.name, *live.partitions], live.schema):
                 connection.execute(statement)
 
         with_short_waits(connection, config.table_name, change)

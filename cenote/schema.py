@@ -31,9 +31,12 @@ from cenote.connections import (
     EXTENSION_QUERY,
     create_engine,
     database_errors,
+    describe,
     driver_error,
+    is_harmless,
     is_lost,
     safe_url,
+    silence,
 )
 from cenote.cures import HOSTS_COMMANDS
 from cenote.drift import Finding
@@ -372,7 +375,7 @@ def _is_ours(obj: Any, name: str | None, kind: str, reflected: bool, other: Any)
 def own_errors(action: str, url: URL) -> Iterator[None]:
     """Turn what alembic, SQLAlchemy and the driver raise into errors of cenote's tree.
 
-    The server's words are kept: unlike those about a chunk, they quote nobody's data.
+    The server's words are kept where they quote nobody's data.
     """
     try:
         yield
@@ -386,4 +389,6 @@ def own_errors(action: str, url: URL) -> Iterator[None]:
             action = f"{action}: no answer in time"
         elif is_lost(cause):
             action = f"cannot connect to {safe_url(url)}"
-        raise MigrationError(f"{action}: {type(cause).__name__}: {cause}") from cause
+        said = f"{type(cause).__name__}: {cause}" if is_harmless(error) else describe(cause)
+        silence(error)
+        raise MigrationError(f"{action}: {said}") from cause

@@ -13,6 +13,8 @@ loads may fill one at the same time; the first that ends puts it back under the 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
@@ -63,8 +65,10 @@ from cenote.ddl import (
     table_of,
 )
 from cenote.drift import part_name
+from cenote.errors import MigrationError
 from cenote.locks import NOT_NOW, InUseError
 from cenote.orm import KEY, ann_index_name
+from cenote.policies import AlterRowSecurity
 from cenote.progress import Report
 from cenote.schema import own_connection
 
@@ -296,8 +300,9 @@ def _swap(connection: Connection, config: SchemaConfig, remainder: int) -> None:
         apart = read_table(connection, name, config.schema)
         if apart is not None:
             connection.execute(LockTable(name, config.schema))
-            _pour(connection, apart, config)
-            connection.execute(DropTable(table_of(name, config.schema)))
+            with _policies_lifted(connection, [config.table_name, name], config.schema):
+                _pour(connection, apart, config)
+                connection.execute(DropTable(table_of(name, config.schema)))
 
     def rename() -> None:
         live = read_chunk_table(connection, config)
@@ -312,6 +317,35 @@ def _swap(connection: Connection, config: SchemaConfig, remainder: int) -> None:
     if not done:
         transact(connection, config, pour)
         transact(connection, config, rename)
+
+
+@contextmanager
+def _policies_lifted(
+    connection: Connection, tables: Sequence[str], schema: str | None
+) -> Iterator[None]:
+    """Have the owner see all rows of tables, which are locked: what is hidden would be lost.
+
+    Raises:
+        MigrationError: the role does not see them even so.
+    """
+    forced = [name for name in tables if connection.scalar(_is_hidden(name, schema))]
+    for name in forced:
+        connection.execute(AlterRowSecurity(name, schema, enabled=True, forced=False))
+    for name in forced:
+        if connection.scalar(_is_hidden(name, schema)):
+            raise MigrationError(
+                f"row-level security hides rows of table {name!r} from this role; put them back as "
+                "the owner, or as a role with BYPASSRLS"
+            )
+    yield
+    for name in forced:
+        if connection.scalar(select(func.to_regclass(qualified(name, schema)))) is not None:
+            connection.execute(AlterRowSecurity(name, schema, enabled=True, forced=True))
+
+
+def _is_hidden(name: str, schema: str | None) -> Executable:
+    relation = cast(func.to_regclass(qualified(name, schema)), OID)
+    return select(func.row_security_active(relation))
 
 
 def _replace(connection: Connection, live: LiveTable, remainder: int) -> None:

@@ -263,7 +263,7 @@ def _processed(own: OwnColumn, chunk_id: str, columns: Mapping[str, Any]) -> Any
         raise _refused(chunk_id, f"the column {own.name} {error}") from None
     except Exception as error:  # of the type, or of the host's own function
         problem = f"the column {own.name} cannot take its value ({type(error).__name__})"
-        raise _refused(chunk_id, problem) from error
+        raise _refused(chunk_id, problem) from None  # whose words may quote the value
 
 
 def _refused(chunk_id: str, problem: str) -> InvalidInputError:

@@ -199,6 +199,8 @@ class Connections:
     @asynccontextmanager
     async def tenant(self, session: Joined, namespace: str) -> AsyncIterator[None]:
         """Row-level security shows a tenant's rows inside; at the end, the session is flushed."""
+        if isinstance(session, AsyncSession):
+            await session.flush()  # for whom it was before
         with self._own_errors("tenant"):
             connection = await self._joined(session)
             await _refuse_autocommit(connection)

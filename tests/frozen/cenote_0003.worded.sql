@@ -54,7 +54,7 @@ CREATE POLICY cenote_permits ON cenote_chunks AS PERMISSIVE USING (true);
 
 DROP POLICY IF EXISTS cenote_restricts ON cenote_chunks;
 
-CREATE POLICY cenote_restricts ON cenote_chunks AS RESTRICTIVE USING (namespace = current_setting('cenote.namespace', true));
+CREATE POLICY cenote_restricts ON cenote_chunks AS RESTRICTIVE USING (namespace = nullif(current_setting('cenote.namespace', true), ''));
 
 ALTER TABLE cenote_chunks ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
@@ -64,7 +64,7 @@ CREATE POLICY cenote_permits ON cenote_chunks_p00 AS PERMISSIVE USING (true);
 
 DROP POLICY IF EXISTS cenote_restricts ON cenote_chunks_p00;
 
-CREATE POLICY cenote_restricts ON cenote_chunks_p00 AS RESTRICTIVE USING (namespace = current_setting('cenote.namespace', true));
+CREATE POLICY cenote_restricts ON cenote_chunks_p00 AS RESTRICTIVE USING (namespace = nullif(current_setting('cenote.namespace', true), ''));
 
 ALTER TABLE cenote_chunks_p00 ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
@@ -74,7 +74,7 @@ CREATE POLICY cenote_permits ON cenote_chunks_p01 AS PERMISSIVE USING (true);
 
 DROP POLICY IF EXISTS cenote_restricts ON cenote_chunks_p01;
 
-CREATE POLICY cenote_restricts ON cenote_chunks_p01 AS RESTRICTIVE USING (namespace = current_setting('cenote.namespace', true));
+CREATE POLICY cenote_restricts ON cenote_chunks_p01 AS RESTRICTIVE USING (namespace = nullif(current_setting('cenote.namespace', true), ''));
 
 ALTER TABLE cenote_chunks_p01 ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 

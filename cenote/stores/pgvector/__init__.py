@@ -282,9 +282,10 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             async with store.tenant(session, "acme"):
                 rows = await session.scalars(select(Passage))
 
-        Outside of it a query sees no rows, and whatever would write one is an error. What is
-        pending in the session is flushed at the end. The methods of the store need it not, and may
-        be called inside, for this tenant or another.
+        Outside of it a query sees no rows, an UPDATE or DELETE finds none, and an INSERT is an
+        error. What is pending in the session is flushed at the begin and at the end. The methods of
+        the store need it not, and may be called inside, for this tenant or another. End savepoints
+        inside that you begin inside: rolling one back later brings the setting back.
 
         Args:
             session: an `AsyncSession` or `AsyncConnection` in a transaction, which must be open
