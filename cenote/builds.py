@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, Index, Row, cast, column, func, literal, select, table
 from sqlalchemy.dialects.postgresql import OID
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cenote.catalog import LiveTable, qualified, read_table
@@ -33,6 +34,9 @@ _AFTER_BUILDING = ("before validation", "index validation", "old snapshots")
 
 _TIMEOUTS = ("statement_timeout", "lock_timeout", "transaction_timeout")
 """What a role or a database may set that would end a build; not every server has each."""
+
+_INVALID_VALUE = "22023"
+"""The SQLSTATE of a setting that the server refuses."""
 
 _settings = table("pg_settings", column("name"), column("setting"))
 _progress = table(
@@ -153,8 +157,14 @@ def set_for_build(
 ) -> None:
     values = {"maintenance_work_mem": memory, "max_parallel_maintenance_workers": workers}
     for name, value in values.items():
-        if value is not None:
+        if value is None:
+            continue
+        try:
             connection.execute(select(func.set_config(name, str(value), local)))
+        except DBAPIError as error:
+            if getattr(driver_error(error), "sqlstate", None) != _INVALID_VALUE:
+                raise
+            raise MigrationError(f"{name} cannot be {value!r} on this server") from error
 
 
 def _lift_timeouts(connection: Connection, *, local: bool = False) -> None:

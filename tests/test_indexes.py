@@ -390,7 +390,7 @@ async def test_what_cannot_be_rebuilt_is_refused(store: PgVectorStore) -> None:
         await reindex(store.engine, SchemaConfig(dimensions=9))
     with pytest.raises(ConfigurationError):
         with_parameters(store, hnsw_ef_construction=4)
-    with pytest.raises(MigrationError, match=r"was not rebuilt.*maintenance_work_mem"):
+    with pytest.raises(MigrationError, match="maintenance_work_mem cannot be 'a lot'"):
         await reindex(store.engine, with_parameters(store), memory="a lot")
     for nothing in (None, store.engine.sync_engine):
         with pytest.raises(ConfigurationError, match="AsyncEngine"):
