@@ -5,6 +5,9 @@
 # make torture the tests that damage a running server, ten times as often
 # make check   formatting, lint, types
 # make build   wheel and sdist
+# make lowest  the tests with the oldest versions that pyproject.toml admits
+# make sbom    a CycloneDX bill of materials of cenote with its extras, in dist/
+# make audit   that environment against the databases of known vulnerabilities
 # make benchmark  cenote beside hand-written SQL and three libraries; see benchmarks/README.md
 
 PYTHON ?= python3
@@ -12,7 +15,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo app test torture browser check build benchmark clean
+.PHONY: demo app test torture lowest browser check build sbom audit benchmark clean
 
 PEERS = langchain llama vecs
 
@@ -43,6 +46,35 @@ check: $(VENV)/dev-installed
 build: $(VENV)/dev-installed
 	$(BIN)/python -m build
 
+lowest: .lowest/installed
+	.lowest/bin/python -m pytest $(ARGS)
+
+.lowest/installed: pyproject.toml
+	$(PYTHON) -m venv .lowest
+	.lowest/bin/python -m pip install --quiet uv
+	.lowest/bin/python -m uv pip install --quiet --python .lowest/bin/python \
+	    --resolution lowest-direct --editable ".[dev]"
+	@touch $@
+
+sbom: .release/installed
+	mkdir -p dist
+	.release/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library \
+	    --output-reproducible --output-file dist/cenote.cdx.json .release/runtime/bin/python
+
+# Strict: what could not be looked up fails it.
+audit: .release/installed
+	.release/runtime/bin/python -m pip freeze --exclude-editable > .release/requirements.txt
+	.release/tools/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+	    --requirement .release/requirements.txt
+
+.release/installed: pyproject.toml
+	$(PYTHON) -m venv .release/runtime
+	.release/runtime/bin/python -m pip install --quiet --editable \
+	    ".[bm25,haystack,langchain,llama-index,opentelemetry]"
+	$(PYTHON) -m venv .release/tools
+	.release/tools/bin/python -m pip install --quiet cyclonedx-bom pip-audit
+	@touch $@
+
 benchmark: $(VENV)/benchmark-installed $(PEERS:%=.bench/%/installed)
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
@@ -53,7 +85,7 @@ benchmark: $(VENV)/benchmark-installed $(PEERS:%=.bench/%/installed)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .bench .demo dist
+	rm -rf $(VENV) .bench .demo .lowest .release dist
 
 $(VENV)/%-installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"

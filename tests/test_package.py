@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tarfile
@@ -37,6 +38,24 @@ def test_the_sdist_can_be_built_from(dist: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"alembic/env.py", "alembic.ini", "tests/conftest.py", "LICENSE", "README.md"} <= names
     assert not [name for name in names if "__pycache__" in name]
+    folders = {"alembic", "benchmarks", "cenote", "docs", "examples", "tests"}
+    assert {name.partition("/")[0] for name in names if "/" in name} == folders
+
+
+def test_builds_are_reproducible(dist: Path, tmp_path: Path) -> None:
+    """From the sdist, unpacked elsewhere at another time for other users: the same bytes again."""
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    for path in source.rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    again = tmp_path / "again"
+    build = ["-m", "build", "--no-isolation", "--outdir", str(again)]
+    output_of(run(sys.executable, *build, cwd=source))
+    for artefact in (sdist, *dist.glob("*.whl")):
+        assert (again / artefact.name).read_bytes() == artefact.read_bytes(), artefact.name
 
 
 def test_the_wheel_works_in_an_empty_folder(
