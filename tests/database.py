@@ -9,6 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import SchemaConfig
 
+# A role is the server's and outlives a database: it may be there from the test before.
+APP_ROLE = "DO $$ BEGIN CREATE ROLE cenote_app LOGIN; EXCEPTION WHEN duplicate_object THEN END $$"
+
 
 async def execute(engine: AsyncEngine, *statements: str) -> None:
     """Run statements in one transaction."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from database import APP_ROLE, execute
 from sqlalchemy import delete
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
-from cenote import InMemoryVectorStore, PgVectorStore
+from cenote import InMemoryVectorStore, PgVectorStore, VectorStore, VectorStoreError
 from cenote.mapping import chunk_table
 from cenote.testing import MakeStore, VectorStoreContract
 
@@ -75,3 +77,31 @@ class TestPgVectorHalfvec(VectorStoreContract):
             return await _emptied(store)
 
         return make
+
+
+class TestPgVectorRowSecurity(VectorStoreContract):
+    """As a role that the policies bind."""
+
+    @pytest.fixture
+    def make_store(self, class_engine: AsyncEngine, app_engine: AsyncEngine) -> MakeStore:
+        async def make(dimensions: int, **options: Any) -> PgVectorStore:
+            options |= {"table_name": _table("Guarded", options), "row_security": True}
+            admins = PgVectorStore(class_engine, dimensions, **options)
+            await admins.apply_migrations()
+            await execute(class_engine, f'GRANT ALL ON "{admins.config.table_name}" TO cenote_app')
+            await _emptied(admins)
+            return PgVectorStore(app_engine, dimensions, **options)
+
+        return make
+
+    async def test_namespaces_are_listed(self, store: VectorStore) -> None:
+        """Which is for a role that may see them all."""
+        with pytest.raises(VectorStoreError, match="BYPASSRLS"):
+            await store.list_namespaces()
+
+    @pytest.fixture
+    async def app_engine(self, class_engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
+        await execute(class_engine, APP_ROLE)
+        engine = create_async_engine(class_engine.url.set(username="cenote_app"))
+        yield engine
+        await engine.dispose()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from commands import REPOSITORY, cenote, output_of, run
-from database import execute, scalar
+from database import APP_ROLE, execute, scalar
 from library import Document
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.engine import make_url
@@ -43,10 +43,9 @@ from cenote.testing import embedded, found, stored
 NEAR = [1.0, 0.0, 0.0, 0.0]
 OPTIONS: dict[str, Any] = {"row_security": True, "text_search": "simple"}
 
-# A role is the server's and outlives a database: it may be there from the test before.
 ROLES = [
     "DO $$ BEGIN CREATE ROLE cenote_owner LOGIN; EXCEPTION WHEN duplicate_object THEN END $$",
-    "DO $$ BEGIN CREATE ROLE cenote_app LOGIN; EXCEPTION WHEN duplicate_object THEN END $$",
+    APP_ROLE,
     "GRANT CREATE, USAGE ON SCHEMA public TO cenote_owner",
     "CREATE EXTENSION IF NOT EXISTS vector",
 ]
@@ -260,6 +259,37 @@ async def test_pending_objects_are_flushed_as_the_tenant(deployed: Deployment) -
             row.content = "changed"
         await session.commit()
     assert (await store.get(["a"], "acme"))[0].content == "changed"
+
+
+async def test_adapters(deployed: Deployment) -> None:
+    """They find and remove the chunks of the tenant they were made for."""
+    from haystack import Document as HaystackDocument
+    from langchain_core.embeddings import DeterministicFakeEmbedding
+    from llama_index.core.schema import TextNode
+    from llama_index.core.vector_stores.types import VectorStoreQuery
+
+    from cenote.adapters import haystack, langchain, llama_index
+
+    store = deployed.store()
+    await store.delete_namespace("acme")
+
+    chain = langchain.CenoteVectorStore(store, DeterministicFakeEmbedding(size=4), "acme")
+    await chain.aadd_texts(["dog"], ids=["a"])
+    assert [one.id for one in await chain.asimilarity_search("dog", 9)] == ["a"]
+    await chain.adelete(["a", "x"])
+
+    hay = haystack.CenoteDocumentStore(store, "acme")
+    await hay.write_documents_async([HaystackDocument(id="a", content="dog", embedding=NEAR)])
+    assert [one.id for one in await hay.filter_documents_async()] == ["a"]
+    await hay.delete_documents_async(["a", "x"])
+
+    llama = llama_index.CenoteVectorStore(store, "acme")
+    await llama.async_add([TextNode(id_="a", text="dog", embedding=NEAR)])
+    answer = await llama.aquery(VectorStoreQuery(query_embedding=NEAR, similarity_top_k=9))
+    assert answer.ids == ["a"]
+    await llama.aclear()
+
+    assert await scalar(deployed.admin, "SELECT string_agg(id, ' ') FROM cenote_chunks") == "x"
 
 
 async def test_composed_searches(deployed: Deployment) -> None:

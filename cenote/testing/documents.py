@@ -63,14 +63,18 @@ class DocumentContract:
         assert [one.id for one in filtered] == ["d"]
 
     async def test_counts(self, store: VectorStore) -> None:
-        """Of a namespace, of a filter, and of all namespaces."""
+        """Of a namespace, and of a filter."""
         chunks = [embedded(one, metadata={"n": number}) for number, one in enumerate("abc")]
         await store.upsert(chunks, "zeta")
-        await store.upsert(chunks[:1], "Alpha")
         assert await store.count("zeta") == 3
         assert await store.count("zeta", {"n": 1}) == 1
         assert await store.count("zeta", meta("n") >= 1) == 2
         assert await store.count("nobody") == 0
+
+    async def test_namespaces_are_listed(self, store: VectorStore) -> None:
+        """In the order of their code points, with what each has."""
+        for namespace, ids in (("zeta", "abc"), ("Alpha", "a")):
+            await store.upsert([embedded(one) for one in ids], namespace)
         assert list((await store.list_namespaces()).items()) == [("Alpha", 1), ("zeta", 3)]
         await store.delete_namespace("Alpha")
         assert await store.list_namespaces() == {"zeta": 3}
