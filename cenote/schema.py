@@ -333,11 +333,15 @@ def _prepare(connection: Connection, schema: str | None, config: SchemaConfig | 
 
 
 def _goes_up() -> bool:
-    """Whether what alembic was asked for ends at a revision, and not below all of them."""
-    destination = context.get_context().opts.get("destination_rev")  # not there for alembic check
+    """Whether what alembic was asked for ends at a revision, and no older one than there is."""
+    migration = context.get_context()
+    destination = migration.opts.get("destination_rev")  # not there for alembic check
     if isinstance(destination, tuple):
         (destination,) = destination or (None,)
-    return destination not in (None, "base") and not str(destination).startswith("-")
+    if destination in (None, "base") or str(destination).startswith("-"):
+        return False
+    older = context.script.iterate_revisions(migration.get_current_heads(), "base")
+    return destination not in {one.revision for one in older} - set(migration.get_current_heads())
 
 
 def _run_offline(given: Mapping[str, Any]) -> None:

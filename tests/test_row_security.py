@@ -499,6 +499,13 @@ async def test_the_command(engine: AsyncEngine, dsn: str) -> None:
         SchemaConfig(dimensions=4, row_security="on")  # type: ignore[arg-type]
 
 
+async def test_a_downgrade_while_it_is_off(engine: AsyncEngine, dsn: str) -> None:
+    """By name, with the setting still on: going down asks for no shape."""
+    url = {"CENOTE_DATABASE_URL": dsn, "CENOTE_DIMENSIONS": "4"}
+    output_of(cenote("migrate", "downgrade", "cenote_0002", CENOTE_ROW_SECURITY="on", **url))
+    assert await schema.current(engine, SchemaConfig(dimensions=4)) == "cenote_0002"
+
+
 async def test_a_model_of_the_hosts(empty_engine: AsyncEngine) -> None:
     """Gets it when its metadata creates the table; foreign keys go on cascading."""
 
