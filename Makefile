@@ -15,6 +15,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
+# Each process has a server of its own, unless one is given: roles are a server's.
+AT_ONCE = $(if $(CENOTE_TEST_DATABASE_URL),,--numprocesses logical --maxprocesses 4 --dist worksteal)
+
 .PHONY: demo app test torture lowest browser check build sbom audit benchmark clean
 
 PEERS = langchain llama vecs
@@ -26,7 +29,7 @@ app: $(VENV)/app-installed
 	$(BIN)/python -m examples.document_search $(ARGS)
 
 test: $(VENV)/dev-installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
 
 torture: $(VENV)/dev-installed
 	CENOTE_TORTURE=10 $(BIN)/python -m pytest tests/test_faults.py tests/test_load.py $(ARGS)
@@ -47,7 +50,7 @@ build: $(VENV)/dev-installed
 	$(BIN)/python -m build
 
 lowest: .lowest/installed
-	.lowest/bin/python -m pytest $(ARGS)
+	.lowest/bin/python -m pytest $(AT_ONCE) $(ARGS)
 
 .lowest/installed: pyproject.toml
 	$(PYTHON) -m venv .lowest
