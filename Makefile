@@ -2,7 +2,7 @@
 # make app     the sample application, at http://127.0.0.1:8000
 # make test    the tests, on CENOTE_TEST_DATABASE_URL, a container or an embedded Postgres
 # make browser the sample application's page in a headless browser, which it installs (Debian)
-# make torture the tests that damage a running server, ten times as often
+# make torture the tests that damage a running server, twenty times as often
 # make check   formatting, lint, types
 # make build   wheel and sdist
 # make lowest  the tests with the oldest versions that pyproject.toml admits
@@ -32,7 +32,7 @@ test: $(VENV)/dev-installed
 	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
 
 torture: $(VENV)/dev-installed
-	CENOTE_TORTURE=10 $(BIN)/python -m pytest tests/test_faults.py tests/test_load.py $(ARGS)
+	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/test_faults.py tests/test_load.py $(ARGS)
 
 browser: $(VENV)/dev-installed
 	@command -v chromium && command -v chromedriver || $(AS_ROOT) apt-get install -y -q \

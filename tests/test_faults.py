@@ -28,6 +28,7 @@ from cenote import (
     PgVectorStore,
     StoreConnectionError,
     StoreTimeoutError,
+    VectorStore,
     VectorStoreError,
 )
 from cenote.connections import create_engine
@@ -319,24 +320,43 @@ async def test_too_many_connections(tmp_path: Path) -> None:
 
 OPERATIONS: dict[str, Callable[[PgVectorStore], Awaitable[Any]]] = {
     "upsert": lambda store: store.upsert(batch(2, 3), "n"),
-    "search": lambda store: store.search(QUERY, "n"),
-    "search_many": lambda store: store.search_many([QUERY, QUERY], "n"),
-    "search_diverse": lambda store: store.search_diverse(QUERY, "n"),
-    "get": lambda store: store.get(["0001"], "n"),
-    "count": lambda store: store.count("n"),
-    "iterate": lambda store: stored(store, "n"),
     "update_metadata": lambda store: store.update_metadata({"0001": {"a": 1}}, "n"),
     "sync_document": lambda store: store.sync_document(
         "doc", [Chunk(id="0000", document_id="doc", content="by 1")], "m"
     ),
     "delete": lambda store: store.delete(["0002"], "n"),
+    "delete_document": lambda store: store.delete_document("doc", "m"),
+    "delete_matching": lambda store: store.delete_matching({"a": 1}, "n"),
+    "delete_namespace": lambda store: store.delete_namespace("m"),
     "bulk_load": lambda store: store.bulk_load(batch(3, 3), "n"),
+    "search": lambda store: store.search(QUERY, "n"),
+    "search_many": lambda store: store.search_many([QUERY, QUERY], "n"),
+    "search_diverse": lambda store: store.search_diverse(QUERY, "n"),
+    "search_namespaces": lambda store: store.search_namespaces(QUERY, ["n", "m"]),
+    "search_text": lambda store: store.search_text("by", "n"),
+    "search_hybrid": lambda store: store.search_hybrid("by", QUERY, "n"),
+    "get": lambda store: store.get(["0001"], "n"),
+    "get_all_chunks": lambda store: stored(store, "n"),
+    "get_embeddings": lambda store: store.get_embeddings(["0001"], "n"),
+    "list_chunks": lambda store: store.list_chunks("n"),
+    "list_namespaces": lambda store: store.list_namespaces(),
+    "count": lambda store: store.count("n"),
+    "missing": lambda store: store.missing([item.chunk for item in batch(1, 3)], "n"),
+    "neighbours": lambda store: store.neighbours("0001", "n"),
 }
 
 
+def test_every_operation_is_cancelled() -> None:
+    """The list above has them all."""
+    methods = {name for name in dir(VectorStore) if not name.startswith("_")}
+    assert OPERATIONS.keys() == (methods - {"dimensions"}) | {"bulk_load"}
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
-async def test_cancelled_anywhere(store: PgVectorStore, engine: AsyncEngine, name: str) -> None:
+async def test_cancelled_anywhere(empty_engine: AsyncEngine, name: str) -> None:
     """At each step of the event loop: no connection is kept, and nothing is written by half."""
+    store = PgVectorStore(empty_engine, 4, text_search="simple")
+    await store.apply_migrations()
     await store.upsert(batch(1, 3), "n")
     await store.upsert(batch(1, 1), "m")
     step, cancelled = 1, 0
@@ -348,7 +368,7 @@ async def test_cancelled_anywhere(store: PgVectorStore, engine: AsyncEngine, nam
             break
         task.cancel()
         await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 20)
-        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        assert empty_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         cancelled += 1
         step += 1 if step < 40 else 7
     assert cancelled > 5
