@@ -227,7 +227,7 @@ def test_each_comparison_means_what_it_means_in_haystack(both: Any) -> None:
         own = Documents(store, uuid.uuid4().hex, "model")
         await own.write(documents, DuplicatePolicy.FAIL)
         for number, (operator, value) in enumerate(COMPARISONS):
-            for name in ["meta.a", "content", NAMES[number % len(NAMES)]]:
+            for name in ["meta.a", [*NAMES, "content"][number % 7]]:
                 one = {"field": name, "operator": operator, "value": value}
                 await _agrees(own, documents, one)
                 await _agrees(own, documents, {"operator": "NOT", "conditions": [one]})
@@ -237,7 +237,7 @@ def test_each_comparison_means_what_it_means_in_haystack(both: Any) -> None:
         runner.run(compare(store))
 
 
-EXAMPLES = int(os.environ.get("CENOTE_TEST_FILTER_EXAMPLES", "500"))
+EXAMPLES = int(os.environ.get("CENOTE_TEST_FILTER_EXAMPLES", "250"))
 AT_ONCE = 10
 
 
