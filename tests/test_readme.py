@@ -1,4 +1,7 @@
-"""What the README and the pages in docs show runs as it stands there."""
+"""What the README shows runs as it stands there; and two pages of docs that want more than a page.
+
+The other pages are in test_manual.py.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,6 @@ from cenote.testing import embedded
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SCHEMA = (REPOSITORY / "docs" / "schema.md").read_text(encoding="utf-8")
-
-
-SEARCHING = (REPOSITORY / "docs" / "searching.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, page: str = README) -> list[str]:
@@ -55,26 +55,6 @@ def test_python_blocks_run(number: int, empty_dsn: str) -> None:
 def test_python_blocks_of_the_schema_page_run(code: str) -> None:
     """All but the last, which is a program: see below."""
     output_of(run(sys.executable, "-W", "error", "-c", code))
-
-
-SAID = [
-    "",
-    "",
-    "4 ['cats:0', 'dogs:4'] cats:2\n['cats:0', 'dogs:0'] 3\n['cats:0', 'cats:1', 'cats:2'] 5\n",
-    "SyncResult(written=3, removed=0, unchanged=0)\n"
-    "SyncResult(written=1, removed=1, unchanged=1)\n",
-    "['dogs'] text\n['cats', 'part', 'dogs'] hybrid\n",
-    "1.00 Cats purr.\n",
-    "1.00 Cats purr.\n",
-    "['Dogs bark.']\n",
-]
-
-
-@pytest.mark.parametrize("number", range(len(blocks("python", SEARCHING))))
-def test_python_blocks_of_the_searching_page_run(number: int, empty_dsn: str) -> None:
-    """And print what they are to."""
-    command = (sys.executable, "-W", "error", "-c", blocks("python", SEARCHING)[number])
-    assert output_of(run(*command, DATABASE_URL=empty_dsn)) == SAID[number]
 
 
 def test_the_feature_table_names_tests_that_exist() -> None:
