@@ -137,8 +137,10 @@ class Page:
 
         async def run() -> None:
             engine = create_async_engine(self.superuser)
-            await run_script(engine, code)
-            await engine.dispose()
+            try:
+                await run_script(engine, code)
+            finally:
+                await engine.dispose()
 
         asyncio.run(run())
 
