@@ -14,7 +14,7 @@ from typing import Any
 import griffe
 
 _ROLE = re.compile(r":(?:meth|class|mod|func|attr|data|exc):`~?([^`]+)`")
-_NAME = re.compile(r"(?<![`\[\w])`([A-Za-z_][\w.]*)(\(\))?`(?!`)")
+_NAME = re.compile(r"(?<!'s )(?<![`\[\w])`([A-Za-z_][\w.]*)(\(\))?`(?!`)")
 _LITERAL = re.compile(r"^(.*?):?::\n\n((?:[ ]{4}.*\n|\n)+)", re.MULTILINE)
 _TABLE = re.compile(r"^(=+(?: +=+)+)\n((?:.*\n)+?)\1$(?:\n((?:.*\n)+?)\1$)?", re.MULTILINE)
 _SECTION = re.compile(r"^(Args|Attributes|Raises):$")

@@ -17,17 +17,20 @@ import types
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from unittest.mock import patch
 
 import commands
 import pytest
-from commands import REPOSITORY, clean_environment
+from commands import REPOSITORY, clean_environment, output_of
 from database import run_script
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cenote import cli
+import cenote as cenote_package
+from cenote import PgVectorStore, cli
+from cenote import __all__ as public_names
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
@@ -41,6 +44,7 @@ ELSEWHERE = {
 
 EXCUSED = {
     ("index.md", 'pip install ".[embedded]"'): "tests/test_package.py installs",
+    ("index.md", "# server.py"): "waits for a key: test_a_server_to_try_things_on",
     ("scaling.md", "python -m benchmarks.growth"): "takes hours",
 }
 """Blocks that do not run, by how they begin, with the reason."""
@@ -259,6 +263,91 @@ def test_the_page_runs(
                 error.add_note(f"docs/{page}, line {block.line}")
                 raise
         reader.leave()
+
+
+def test_a_server_to_try_things_on(tmp_path: Path) -> None:
+    """It says how to reach it, by the command and by programs, until a key is pressed."""
+    (program,) = [one.code for one in blocks("index.md") if one.code.startswith("# server.py")]
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        lines = [shlex.split(server.stdout.readline()) for _ in range(2)]
+        said = dict(words[1].split("=", 1) for words in lines if words[0] == "export")
+        assert [*said] == ["CENOTE_DATABASE_URL", "DATABASE_URL"]
+        migrate = ("migrate", "-x", "dimensions=3", "upgrade", "head")
+        output_of(commands.cenote(*migrate, **said))
+
+        async def look() -> int:
+            engine = create_async_engine(said["DATABASE_URL"])
+            number = await PgVectorStore(engine, 3).count("acme")
+            await engine.dispose()
+            return number
+
+        assert asyncio.run(look()) == 0
+        server.communicate("\n", timeout=30)
+    assert server.returncode == 0
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """By itself, or with its module."""
+    text = "".join((DOCS / page).read_text(encoding="utf-8") for page in PAGES)
+    shown = re.findall(r"^::: (\S+)", text, re.MULTILINE)
+    for name in public_names:
+        path = f"{getattr(cenote_package, name).__module__}.{name}"
+        assert {f"cenote.{name}", path, path.rpartition(".")[0]} & set(shown), name
+
+
+def test_the_command_page_has_every_command_and_option() -> None:
+    """But for those that all have."""
+    page = (DOCS / "reference" / "command.md").read_text(encoding="utf-8")
+    (commands_of,) = [
+        action.choices for action in cli._parser()._actions if isinstance(action.choices, dict)
+    ]
+    for name, parser in commands_of.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `cenote {name}"))
+        for action in parser._actions:
+            options = {*action.option_strings}
+            assert (
+                not options
+                or options & {"-h", "-x", "-c"}
+                or any(f"`{option}`" in row for option in options)
+            ), (name, options)
+
+
+def test_figures_are_those_of_the_benchmark() -> None:
+    """The table of completeness has some of its columns."""
+    theirs = {
+        "SQL by hand": "floor",
+        "langchain-postgres": "langchain",
+        "LlamaIndex": "llama-index",
+    }
+    benchmark = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    measured = table_after("**Completeness by the tenant's share of the rows", benchmark)
+    shown = table_after("came back of those that exist", (DOCS / "tenants.md").read_text("utf-8"))
+    shares = measured.pop("")
+    asked = shown.pop("share of the tenant")
+    assert len(shown) == 5
+    for name, figures in shown.items():
+        short = name.partition(",")[0]
+        row = dict(zip(shares, measured[theirs.get(short, short)], strict=True))
+        assert [row[share] for share in asked] == figures, name
+
+
+def table_after(words: str, page: str) -> dict[str, list[str]]:
+    """The rows of the first table after some words, by their first cells."""
+    lines = page.partition(words)[2].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in takewhile(lambda line: line.startswith("|"), lines[start:])
+    ]
+    return {first: rest for first, *rest in rows if set(first) != {"-"}}
 
 
 def test_excuses_are_needed() -> None:
