@@ -295,13 +295,17 @@ def driver_error(error: BaseException) -> BaseException:
 
 
 def describe(error: BaseException) -> str:
-    """An error's type and SQLSTATE, and its text only if it is about connecting.
+    """An error's type and SQLSTATE, and its text only if it is about connecting, or resources.
 
-    The text of others may quote what people store.
+    The text of others may quote what people store. Resources are SQLSTATE class 53: which file the
+    disk has no room for, and the like.
     """
-    state = getattr(error, "sqlstate", None)
+    state = getattr(error, "sqlstate", None) or ""
     name = type(error).__name__ + (f" ({state})" if state else "")
-    return f"{name}: {error}" if is_lost(error) and str(error) else name
+    said = str(error) if is_lost(error) else ""
+    if not said and state.startswith("53"):
+        said = error.args[0]  # without the server's hints
+    return f"{name}: {said}" if said else name
 
 
 _HARMLESS = ("2B", "40", "42", "53", "55", "57", "58")

@@ -86,4 +86,6 @@ def store_cure(sqlstate: str | None, config: SchemaConfig, *, hosts_own: bool) -
             return "; an earlier statement failed: roll back the transaction, or its savepoint"
         case "42501":
             return "; the role lacks the privilege: GRANT it on the table"
+        case "53100":
+            return "; the server's disk is full: make room there, and do it again"
     return ""
