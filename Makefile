@@ -2,6 +2,7 @@
 # make app     the sample application, at http://127.0.0.1:8000
 # make test    the tests, on CENOTE_TEST_DATABASE_URL, a container or an embedded Postgres
 # make browser the sample application's page in a headless browser, which it installs (Debian)
+# make pgbouncer the store behind PgBouncer, which it installs (Debian)
 # make torture the tests that damage a running server, ten times as often
 # make check   formatting, lint, types
 # make build   wheel and sdist
@@ -12,7 +13,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo app test torture browser check build benchmark clean
+.PHONY: demo app test torture browser pgbouncer check build benchmark clean
 
 PEERS = langchain llama vecs
 
@@ -33,6 +34,12 @@ browser: $(VENV)/dev-installed
 	    --no-install-recommends chromium chromium-driver || \
 	    { echo "install chromium and chromedriver, then say make browser again"; exit 1; }
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+pgbouncer: $(VENV)/dev-installed
+	@PATH="$$PATH:/usr/sbin" command -v pgbouncer || $(AS_ROOT) apt-get install -y -q \
+	    --no-install-recommends pgbouncer || \
+	    { echo "install pgbouncer, then say make pgbouncer again"; exit 1; }
+	$(BIN)/python -m pytest tests/pgbouncer $(ARGS)
 
 check: $(VENV)/dev-installed
 	$(BIN)/ruff format --check .
