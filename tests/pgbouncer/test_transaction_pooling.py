@@ -290,3 +290,14 @@ async def test_a_bulk_load(pooled: AsyncEngine, engine: AsyncEngine) -> None:
     assert await store.count("n") == 10
     assert await left_on(pooled) == [(None, None, 0, 0)] * 2
     assert await scalar(engine, "SELECT count(*) FROM cenote_chunks") == 10
+
+
+async def test_a_bulk_load_without_an_index(pooled: AsyncEngine, engine: AsyncEngine) -> None:
+    """The rows are stored, and the error says that the index is still to be built."""
+    await execute(engine, "DROP INDEX ix_cenote_chunks_embedding")
+    store = PgVectorStore(pooled, 4)
+    with pytest.raises(MigrationError, match="direct connection") as error:
+        await store.bulk_load(batch(1), "n")
+    assert "cenote reindex" in error.value.__notes__[0]
+    assert await store.count("n") == 10
+    assert await left_on(pooled) == [(None, None, 0, 0)] * 2
