@@ -14,8 +14,9 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Any
 from urllib.parse import urlencode
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import column, select, table
+from sqlalchemy import NullPool, Pool, QueuePool, column, select, table
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import (
@@ -133,6 +134,51 @@ def asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> As
     return bind
 
 
+_loops: WeakKeyDictionary[Pool, asyncio.AbstractEventLoop] = WeakKeyDictionary()
+"""The event loop in which each pool was first seen."""
+
+
+def is_of_other_loop(engine: AsyncEngine) -> bool:
+    """Whether the engine's pool holds connections of another event loop than the running one."""
+    pool, loop = engine.pool, asyncio.get_running_loop()
+    if isinstance(pool, NullPool) or _loops.setdefault(pool, loop) is loop:
+        return False
+    if isinstance(pool, QueuePool) and pool.checkedin() + pool.checkedout() == 0:
+        _loops[pool] = loop
+        return False
+    return True
+
+
+def refuse_other_loop(engine: AsyncEngine) -> None:
+    """Refuse an engine with connections of another event loop.
+
+    In this one they would fail in asyncio's words, and from then on in any.
+
+    Raises:
+        ConfigurationError: it has such.
+    """
+    if is_of_other_loop(engine):
+        raise other_loop()
+
+
+def other_loop() -> ConfigurationError:
+    """What to say of connections of another event loop."""
+    return ConfigurationError(
+        "the engine has connections of another event loop: have an engine for each loop, and await "
+        "engine.dispose() before it ends; where it has ended, await engine.dispose(close=False) "
+        "in the next one",
+        setting="engine",
+    )
+
+
+_OF_LOOPS = ("different loop", "different event loop", "Event loop is closed")
+
+
+def is_about_loops(error: RuntimeError) -> bool:
+    """Whether asyncio says that something belongs to another event loop, or to one that is over."""
+    return any(words in str(error) for words in _OF_LOOPS)
+
+
 def safe_dsn(dsn: str) -> str:
     """The connection string without password and query, for people to read."""
     return safe_url(_read_dsn(dsn))
@@ -225,6 +271,7 @@ async def open_pool(
         ConfigurationError: the driver cannot read the connection string.
         StoreConnectionError: the server refused for good, or kept refusing.
     """
+    refuse_other_loop(engine)
     for attempt in range(retries + 1):
         try:
             async with AsyncExitStack() as stack:
@@ -295,13 +342,17 @@ def driver_error(error: BaseException) -> BaseException:
 
 
 def describe(error: BaseException) -> str:
-    """An error's type and SQLSTATE, and its text only if it is about connecting.
+    """An error's type and SQLSTATE, and its text only if it is about connecting, or resources.
 
-    The text of others may quote what people store.
+    The text of others may quote what people store. Resources are SQLSTATE class 53: which file the
+    disk has no room for, and the like.
     """
-    state = getattr(error, "sqlstate", None)
+    state = getattr(error, "sqlstate", None) or ""
     name = type(error).__name__ + (f" ({state})" if state else "")
-    return f"{name}: {error}" if is_lost(error) and str(error) else name
+    said = str(error) if is_lost(error) else ""
+    if not said and state.startswith("53"):
+        said = error.args[0]  # without the server's hints
+    return f"{name}: {said}" if said else name
 
 
 _HARMLESS = ("2B", "40", "42", "53", "55", "57", "58")

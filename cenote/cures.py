@@ -86,4 +86,12 @@ def store_cure(sqlstate: str | None, config: SchemaConfig, *, hosts_own: bool) -
             return "; an earlier statement failed: roll back the transaction, or its savepoint"
         case "42501":
             return "; the role lacks the privilege: GRANT it on the table"
+        case "26000" | "42P05":
+            return (
+                "; a pooler such as PgBouncer may lend the server's connections for a transaction "
+                "each: make the engine with statement_cache_size=0 and "
+                "prepared_statement_cache_size=0 in connect_args, or in the connection string"
+            )
+        case "53100":
+            return "; the server's disk is full: make room there, and do it again"
     return ""

@@ -35,6 +35,7 @@ from cenote.connections import (
     driver_error,
     is_harmless,
     is_lost,
+    refuse_other_loop,
     safe_url,
     silence,
 )
@@ -143,6 +144,7 @@ async def own_connection(
         )
     with own_errors(action, engine.url):
         if isinstance(database, AsyncEngine):
+            refuse_other_loop(database)
             async with AsyncExitStack() as stack:
                 try:
                     connection = await stack.enter_async_context(database.connect())

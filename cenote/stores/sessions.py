@@ -148,6 +148,7 @@ class Connections:
     ) -> AsyncIterator[AsyncConnection]:
         with self._own_errors(operation):
             if session is None:
+                connections.refuse_other_loop(self._autocommit)
                 async with connect() as connection:
                     await self._prepare(connection)
                     if self._secured and namespace is not None:
@@ -268,6 +269,10 @@ class Connections:
             kind = StoreConnectionError if connections.is_lost(error) else VectorStoreError
             connections.silence(error)
             raise kind(message, sqlstate=state) from cause
+        except RuntimeError as error:
+            if not connections.is_about_loops(error):
+                raise
+            raise connections.other_loop() from error
 
 
 _SET_TENANT = select(func.set_config(NAME, bindparam("namespace", type_=Text), true()))

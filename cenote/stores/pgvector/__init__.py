@@ -242,7 +242,8 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         """
         if self._owns_engine:
             self._connections.closed = True
-            await self._engine.dispose()
+            # Those of another event loop can only be let go.
+            await self._engine.dispose(close=not connections.is_of_other_loop(self._engine))
 
     async def __aenter__(self) -> Self:
         return self
