@@ -90,7 +90,7 @@ asyncio.run(main())
     for name, language in (("alembic.ini", "ini"), ("pyproject.toml", "toml")):
         block = re.findall(rf"^```{language}\n(.*?)^```$", SCHEMA, re.MULTILINE | re.DOTALL)[0]
         (empty / name).write_text(block.replace("dimensions = 384", "dimensions = 4"))
-        assert output_of(alembic("current", cwd=empty, **environ)) == "cenote_0003 (head)\n"
+        assert output_of(alembic("current", cwd=empty, **environ)) == "cenote_0004 (head)\n"
         assert output_of(alembic("check", cwd=empty, **environ)).startswith("No new upgrade")
         (empty / name).write_text(block.replace("dimensions = 384", "dimensions = 5"))
         assert "VECTOR(dim=4), Vector(dim=5)" in alembic("check", cwd=empty, **environ).stdout
@@ -102,7 +102,7 @@ asyncio.run(main())
 
     assert cenote("check") == "nothing differs\n"
     for argument in ("current", "history", "heads"):
-        assert "cenote_0003" in cenote("migrate", argument)
+        assert "cenote_0004" in cenote("migrate", argument)
     cenote("migrate", "downgrade", "base")
     cenote("migrate", "-x", "dimensions=4", "upgrade", "head")
     assert "CREATE TABLE cenote_chunks" in cenote(
