@@ -50,7 +50,7 @@ def test_builds_are_reproducible(dist: Path, tmp_path: Path) -> None:
     (source,) = tmp_path.iterdir()
     for path in source.rglob("*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
-        path.chmod(0o700 if path.is_dir() else 0o600)
+        path.chmod(0o700 if path.stat().st_mode & 0o100 else 0o600)
     again = tmp_path / "again"
     build = ["-m", "build", "--no-isolation", "--outdir", str(again)]
     output_of(run(sys.executable, *build, cwd=source))
