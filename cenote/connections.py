@@ -355,10 +355,10 @@ def describe(error: BaseException) -> str:
     return f"{name}: {said}" if said else name
 
 
-_HARMLESS = ("2B", "40", "42", "53", "55", "57", "58")
-"""Classes of errors of which the server speaks without quoting rows: dependent objects, undone
-transactions, names and syntax, resources, states of objects, operators, the system. Source:
-PostgreSQL manual, appendix A.
+_HARMLESS = ("0A", "2B", "40", "42", "53", "55", "57", "58")
+"""Classes of errors of which the server speaks without quoting rows: what is not supported,
+dependent objects, undone transactions, names and syntax, resources, states of objects, operators,
+the system. Source: PostgreSQL manual, appendix A.
 """
 
 

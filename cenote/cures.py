@@ -35,6 +35,10 @@ def row_security_command(config: SchemaConfig, *, on: bool) -> str:
     return f"cenote row-security {arguments_for(_names(config))}{'on' if on else 'off'}"
 
 
+def distribute_command(config: SchemaConfig) -> str:
+    return f"cenote distribute {arguments_for(_names(config))}".rstrip()
+
+
 def text_search_command(config: SchemaConfig) -> str:
     languages = ",".join(config.languages)
     return f"cenote text-search {arguments_for(_names(config))}{languages}"

@@ -26,6 +26,7 @@ from sqlalchemy.schema import CreateSchema
 from cenote import drift, operations, settings
 from cenote.autogenerate import hooks
 from cenote.catalog import read_table, schemas_with
+from cenote.citus import read_shards
 from cenote.config import SchemaConfig
 from cenote.connections import (
     EXTENSION_QUERY,
@@ -200,6 +201,9 @@ def find_drift(
             known, head = operations.known_revisions(), operations.head_revision()
             found.append(drift.revision_finding(subject, recorded, known, head, given))
         found += drift.findings(live, config)
+        if live.shards is not None:
+            shards = read_shards(connection, live.name, live.schema)
+            found += drift.shard_findings(shards, config)
     return [finding for finding in found if finding is not None]
 
 
@@ -324,6 +328,7 @@ def _run_online(connection: Connection, given: Mapping[str, Any], *, locked: boo
 def _prepare(connection: Connection, schema: str | None, config: SchemaConfig | None) -> None:
     """Refuse a table of ours that contradicts the settings, and make the schema if it is needed."""
     if config is not None and _goes_up():
+        operations.refuse_without_citus(connection, config)
         name = config.table_name
         if operations.recorded_revision(connection, name, schema) is not None:
             operations.refuse_other_shape(connection, config)

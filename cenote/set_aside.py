@@ -50,7 +50,7 @@ from cenote.builds import (
     set_for_build,
     transact,
 )
-from cenote.catalog import LiveTable, is_owner, qualified, read_table
+from cenote.catalog import LiveTable, is_owner, read_table
 from cenote.config import SchemaConfig
 from cenote.connections import describe, driver_error
 from cenote.ddl import (
@@ -61,6 +61,7 @@ from cenote.ddl import (
     RenameIndex,
     VacuumAnalyze,
     partition_name,
+    qualified,
     stand_in_name,
     table_of,
 )

@@ -97,7 +97,7 @@ async def test_in_the_hosts_own_line(
     assert "No new upgrade operations" in alembic("check")
     assert len(alembic("heads").splitlines()) == 1
     assert cenote("check", "-x", "dimensions=4", "-x", "partitions=16") == "nothing differs\n"
-    assert cenote("migrate", "current") == "cenote_0003 (head)\n"
+    assert cenote("migrate", "current") == "cenote_0004 (head)\n"
     cenote("migrate", "upgrade", "head")  # finds what the host did
     assert await tables(empty_engine) == ALL_TABLES
 

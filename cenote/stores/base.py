@@ -209,7 +209,8 @@ class VectorStore(Protocol):
     async def list_namespaces(self) -> dict[str, int]:
         """Count the chunks of every namespace that has any, by name in code-point order.
 
-        The one method that looks at all of them: it is for the operator, not for a tenant.
+        The one method that looks at all of them: it is for the operator, not for a tenant. Of a
+        table that is distributed over a cluster it asks every node; the others ask one.
 
         Raises:
             VectorStoreError: the read failed.
