@@ -40,7 +40,7 @@ from cenote.predicates import (
     StartsWith,
     Test,
 )
-from cenote.validation import check_text, shown
+from cenote.validation import check_text, listed, shown
 
 MAX_TESTS = 1000
 """Tests in one filter, each element of a list among them where it is compared by itself."""
@@ -524,9 +524,8 @@ def _parts_of(filter: Filter) -> tuple[Filter, ...]:
 
 
 def _several(values: Any, what: str) -> list[Any]:
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise _bad(f"{what} takes a list of values, not {type(values).__name__}")
-    return list(values)
+    rule = f"{what} takes a list of values"
+    return listed(values, rule, field="filter", but_not=(str, bytes, Mapping))
 
 
 def _canonical_item(key: Any, value: Any) -> dict[str, Any]:

@@ -78,24 +78,42 @@ def check_ef_search(ef_search: int | None) -> None:
         raise InvalidInputError(f"ef_search {rule}", field="ef_search")
 
 
+def listed(values: Any, rule: str, *, field: str, but_not: tuple[type, ...] = (str,)) -> list[Any]:
+    """The elements of a list, or of another iterable.
+
+    Args:
+        values: the list.
+        rule: what it must be, for the message.
+        field: the argument.
+        but_not: what can be iterated over and is surely a mistake.
+    """
+    if not isinstance(values, but_not) and is_iterable(values):
+        return list(values)
+    raise InvalidInputError(f"{rule}, not {type(values).__name__}", field=field)
+
+
+def is_iterable(value: Any) -> bool:
+    """Whether a value can be iterated over; an array without dimensions only looks so."""
+    if not isinstance(value, Iterable):
+        return False
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
+
+
 def check_ids(chunk_ids: Sequence[str]) -> list[str]:
     """The ids, sorted and once each; refuses a bare string and ids that cannot be stored."""
-    if isinstance(chunk_ids, str) or not isinstance(chunk_ids, Iterable):
-        raise InvalidInputError(
-            f"chunk_ids must be a list of ids, not {type(chunk_ids).__name__}", field="chunk_ids"
-        )
-    ids = list(chunk_ids)
-    for chunk_id in ids:
-        _check_key(chunk_id, field="chunk_ids")
-    return sorted(set(ids))
+    return sorted(check_ids_in_order(chunk_ids))
 
 
 def check_ids_in_order(chunk_ids: Sequence[str]) -> list[str]:
     """The same, in the order in which they were given."""
-    if isinstance(chunk_ids, Iterable) and not isinstance(chunk_ids, str):
-        chunk_ids = list(chunk_ids)
-    check_ids(chunk_ids)
-    return list(dict.fromkeys(chunk_ids))
+    ids = listed(chunk_ids, "chunk_ids must be a list of ids", field="chunk_ids")
+    for chunk_id in ids:
+        _check_key(chunk_id, field="chunk_ids")
+    return list(dict.fromkeys(ids))
 
 
 def check_min_score(min_score: float | None) -> None:
@@ -150,6 +168,12 @@ def check_fusion(vector_weight: float, text_weight: float, depth: int) -> None:
         raise InvalidInputError(
             f"depth must be an integer of 1 or more, not {shown(depth)}", field="depth"
         )
+
+
+def check_switch(value: bool, *, field: str) -> None:
+    """Refuse what is neither True nor False: of an array, say, neither can be told."""
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{field} must be True or False, not {shown(value)}", field=field)
 
 
 def check_operation_timeout(seconds: float | None) -> None:
@@ -222,12 +246,12 @@ def check_query_vectors(
     vectors: Sequence[Vector], dimensions: int, column_type: ColumnType
 ) -> Float32Array:
     """The queries as float32, shape (n, dimensions)."""
-    if isinstance(vectors, str | bytes | Mapping) or not isinstance(vectors, Iterable):
-        raise InvalidInputError(
-            f"query_vectors must be a list of vectors, not {type(vectors).__name__}",
-            field="query_vector",
-        )
-    queries = list(vectors)
+    queries = listed(
+        vectors,
+        "query_vectors must be a list of vectors",
+        field="query_vector",
+        but_not=(str, bytes, Mapping),
+    )
     return _checked_vectors(queries, [None] * len(queries), dimensions, column_type)
 
 
@@ -272,14 +296,13 @@ def check_batch(
     embedding_model: str | None,
 ) -> Batch:
     """Validate a whole batch; of an id that appears twice the last one stays."""
-    if isinstance(embedded_chunks, EmbeddedChunk) or not isinstance(embedded_chunks, Iterable):
-        raise InvalidInputError(
-            "embedded_chunks must be a list of EmbeddedChunk, "
-            f"not {type(embedded_chunks).__name__}",
-            field="embedded_chunks",
-        )
+    items = listed(
+        embedded_chunks,
+        "embedded_chunks must be a list of EmbeddedChunk",
+        field="embedded_chunks",
+        but_not=(str, EmbeddedChunk),
+    )
     # Every chunk is checked, also one that a later one of the same id replaces.
-    items = list(embedded_chunks)
     metadata = [_check_chunk(item, embedding_model) for item in items]
     embeddings = _checked_vectors(
         [item.embedding for item in items],
@@ -392,11 +415,7 @@ def _plain(chunk: Chunk) -> Chunk:
 
 def check_chunks(chunks: Any) -> list[Chunk]:
     """A list of chunks, checked by their ids and content hashes."""
-    if isinstance(chunks, str | Chunk) or not isinstance(chunks, Iterable):
-        raise InvalidInputError(
-            f"chunks must be a list of Chunk, not {type(chunks).__name__}", field="chunks"
-        )
-    checked = list(chunks)
+    checked = listed(chunks, "chunks must be a list of Chunk", field="chunks")
     for chunk in checked:
         if not isinstance(chunk, Chunk):
             raise InvalidInputError(
@@ -411,15 +430,11 @@ def check_chunks(chunks: Any) -> list[Chunk]:
 def check_document(document_id: str, chunks: Any) -> tuple[list[EmbeddedChunk], list[Chunk]]:
     """A document's chunks, those with an embedding and those without; each id once."""
     check_document_id(document_id)
-    if isinstance(chunks, str | Chunk | EmbeddedChunk) or not isinstance(chunks, Iterable):
-        raise InvalidInputError(
-            f"chunks must be a list of EmbeddedChunk or Chunk, not {type(chunks).__name__}",
-            field="chunks",
-        )
+    items = listed(chunks, "chunks must be a list of EmbeddedChunk or Chunk", field="chunks")
     embedded: list[EmbeddedChunk] = []
     kept: list[Chunk] = []
     seen: set[str] = set()
-    for item in chunks:
+    for item in items:
         chunk = item.chunk if isinstance(item, EmbeddedChunk) else item
         if not isinstance(chunk, Chunk):
             raise InvalidInputError(
@@ -428,6 +443,7 @@ def check_document(document_id: str, chunks: Any) -> tuple[list[EmbeddedChunk], 
                 field="chunks",
             )
         _check_key(chunk.id, field="id")
+        check_text(chunk.document_id, field="document_id", chunk_id=chunk.id)
         if chunk.document_id != document_id:
             raise InvalidInputError(
                 f"chunk {shown(chunk.id)} belongs to document {shown(chunk.document_id)}, not "
