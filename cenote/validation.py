@@ -27,6 +27,9 @@ from cenote.types import ColumnType, Float32Array, Vector
 MAX_KEY_BYTES = 1024
 """UTF-8 bytes in a namespace, id or document id: a btree entry (2,704 bytes) must hold two."""
 
+MAX_DIMENSIONS = 16_000
+"""The most that pgvector can store; what it can index is less."""
+
 MAX_EF_SEARCH = 1000
 """The most that pgvector takes for ``hnsw.ef_search``."""
 
@@ -176,11 +179,50 @@ def check_switch(value: bool, *, field: str) -> None:
         raise InvalidInputError(f"{field} must be True or False, not {shown(value)}", field=field)
 
 
+def check_embedding_model(embedding_model: str | None) -> None:
+    """Refuse to insist on a model of which no chunk can be."""
+    if embedding_model is None:
+        return
+    if not isinstance(embedding_model, str) or unstorable(embedding_model):
+        raise ConfigurationError(
+            "embedding_model must be the name of a model, which can be stored, not "
+            f"{shown(embedding_model)}",
+            setting="embedding_model",
+        )
+
+
+def check_weights(weights: Sequence[float] | None, count: int) -> None:
+    """Refuse weights of rankings that are no numbers of 0 or more, or not as many, or all 0."""
+    if weights is None:
+        return
+    if not isinstance(weights, Sequence) or len(weights) != count:
+        raise ConfigurationError(
+            f"weights must be a list of {count}, one for each retriever", setting="weights"
+        )
+    if not all(_is_number(weight) and 0 <= weight <= 1e9 for weight in weights) or not any(weights):
+        raise ConfigurationError(
+            "weights must be numbers from 0 to 1e9, of which one is more than 0", setting="weights"
+        )
+
+
+def check_whole(setting: str, number: int) -> None:
+    """Refuse a setting that is no integer of 1 or more."""
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ConfigurationError(
+            f"{setting} must be an integer of 1 or more, not {shown(number)}", setting=setting
+        )
+
+
+_LONGEST_TIMEOUT = 1e9
+"""Seconds, above which the clock of an event loop has nothing more to say."""
+
+
 def check_operation_timeout(seconds: float | None) -> None:
     """Refuse a time limit that is no number of seconds above 0."""
-    if seconds is not None and not (_is_number(seconds) and 0 < seconds < np.inf):
+    if seconds is not None and not (_is_number(seconds) and 0 < seconds <= _LONGEST_TIMEOUT):
         raise ConfigurationError(
-            f"operation_timeout must be a number of seconds above 0, not {shown(seconds)}",
+            "operation_timeout must be a number of seconds above 0, and at most 1e9, not "
+            f"{shown(seconds)}",
             setting="operation_timeout",
         )
 
@@ -220,9 +262,10 @@ def check_neighbours(before: int, after: int) -> None:
 
 def check_dimensions(dimensions: int) -> None:
     """Refuse a number of dimensions that no vector can have."""
-    if not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1:
+    check_whole("dimensions", dimensions)
+    if dimensions > MAX_DIMENSIONS:
         raise ConfigurationError(
-            f"dimensions must be an integer of 1 or more, not {shown(dimensions)}",
+            f"dimensions must be at most {MAX_DIMENSIONS:,}, not {shown(dimensions)}",
             setting="dimensions",
         )
 
@@ -546,6 +589,8 @@ def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[An
         row = np.asarray(vector)
     except Exception:  # whatever an object's own conversion raises
         raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
+    if np.ma.is_masked(vector):
+        raise _vector_error(chunk_id, "has masked elements, for which there is no number")
     if row.ndim == 1 and row.shape[0] != dimensions:
         subject, field = _vector_subject(chunk_id)
         raise DimensionMismatchError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import fuzz_filters
 import fuzzing as values
 from fuzzing import MARKER, Recipe, Strategy, anything, given
 from hypothesis import strategies as st
@@ -40,6 +41,15 @@ class Argument:
 
     good: Strategy
     odd: Strategy
+
+
+def some_odd(arguments: Mapping[str, Argument]) -> Strategy:
+    """Arguments of which none, one or two may be odd."""
+    return st.sets(st.sampled_from([*arguments]), max_size=2).flatmap(
+        lambda odd: st.fixed_dictionaries(
+            {name: one.odd if name in odd else one.good for name, one in arguments.items()}
+        )
+    )
 
 
 # -- chunks
@@ -168,7 +178,7 @@ bare_batches = Argument(
 
 
 _ids = Argument(st.lists(_names, max_size=3), anything | st.lists(values.odd_keys, max_size=2))
-_filters = Argument(values.good_filters, values.odd_filters)
+_filters = Argument(fuzz_filters.good_filters, fuzz_filters.odd_filters)
 _vectors = Argument(values.good_vectors, values.odd_vectors)
 _limits = Argument(values.good_limits, values.odd_limits)
 _texts = Argument(st.just("cat") | values.secret_texts, values.odd_contents)
@@ -211,6 +221,13 @@ _ARGUMENTS: dict[str, dict[str, Argument]] = {
         "merge": Argument(st.booleans(), anything),
     },
     "count": {"filter": _filters},
+    "count by expression": {
+        "filter": Argument(fuzz_filters.good_expressions, fuzz_filters.odd_expressions),
+    },
+    "search by dict": {
+        "query_vector": _vectors,
+        "filter": Argument(fuzz_filters.good_dicts, fuzz_filters.odd_dicts),
+    },
     "get_all_chunks": {"filter": _filters},
     "list_chunks": {
         "filter": _filters,
@@ -269,15 +286,11 @@ _ARGUMENTS: dict[str, dict[str, Argument]] = {
 
 
 def arguments_of(entry: str) -> Strategy:
-    """The arguments of an entry point, of which none, one or two may be odd."""
+    """The arguments of an entry point."""
     arguments = _ARGUMENTS[entry]
     if entry not in ("search_namespaces", "delete_namespace"):
         arguments = {"namespace": _namespaces, **arguments}
-    return st.sets(st.sampled_from([*arguments]), max_size=2).flatmap(
-        lambda odd: st.fixed_dictionaries(
-            {name: one.odd if name in odd else one.good for name, one in arguments.items()}
-        )
-    )
+    return some_odd(arguments)
 
 
 ENTRY_POINTS = list(_ARGUMENTS)

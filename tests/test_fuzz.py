@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fuzz_calls import ENTRY_POINTS, SEEDS, Item, Own, arguments_of, call
-from fuzzing import DIMENSIONS, MARKER, NUMBER, same_json
+from fuzz_settings import CONSTRUCTIONS, connecting
+from fuzzing import DIMENSIONS, MARKER, NUMBER, anything, same_json
+from fuzzing import given as made
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
@@ -33,8 +35,10 @@ from cenote import (
     InvalidInputError,
     PgVectorStore,
     RetrievalResult,
+    StoreConnectionError,
 )
-from cenote.testing import stored
+from cenote.jsonvalues import MAX_TEXT_BYTES
+from cenote.testing import embedded, stored
 
 TORTURE = int(os.environ.get("CENOTE_TORTURE", "1"))
 INPUTS = 40
@@ -138,10 +142,14 @@ async def outcome(store: Any, entry: str, arguments: dict[str, Any]) -> Any:
     try:
         return await call(store, entry, arguments)
     except CenoteError as error:
-        refused = Refused(error)
-    assert isinstance(refused.error, InvalidInputError | ConfigurationError), refused.facts
-    assert leaks(refused.error) == []
-    return refused
+        return Refused(refusal(error))
+
+
+def refusal(error: CenoteError) -> CenoteError:
+    """An error of a setting or an argument, which tells no secrets."""
+    assert isinstance(error, InvalidInputError | ConfigurationError), repr(error)
+    assert leaks(error) == []
+    return error
 
 
 def leaks(error: BaseException) -> list[str]:
@@ -210,6 +218,7 @@ def assert_kept(item: EmbeddedChunk, found: tuple[Chunk, Any], *, half: bool) ->
         assert getattr(chunk, name) == getattr(item.chunk, name)
         assert type(getattr(chunk, name)) in (str, int)
     assert same_json(item.chunk.metadata, chunk.metadata)
+    assert not np.ma.is_masked(item.embedding)
     wanted = np.asarray(item.embedding, dtype=np.float64)
     error = 1e-3 if half else 2e-6
     np.testing.assert_allclose(vector, wanted, rtol=error, atol=error * length(wanted))
@@ -293,3 +302,93 @@ def test_calls(stores: Stores, tally: Tally, entry: str) -> None:
     tried()
     assert tally.accepted[entry]
     assert tally.refused[entry]
+
+
+def test_transactions_and_conditions(stores: Stores, tally: Tally) -> None:
+    """What only Postgres takes: a session to join, and a condition in SQL."""
+    _, store = stores.pairs["plain"]
+
+    @fuzzed
+    @given(name=st.sampled_from(["session", "where"]), value=st.none() | anything)
+    def tried(name: str, value: Any) -> None:
+        async def search() -> None:
+            await store.search([1, 0, 0, 0], "n", **{name: made(value)})
+
+        counts = tally.accepted
+        try:
+            with no_hang():
+                stores.runner.run(search())
+        except CenoteError as error:
+            refusal(error)
+            counts = tally.refused
+        counts["session, where"] += 1
+
+    tried()
+
+
+def test_large_metadata(stores: Stores) -> None:
+    """As large as they may be, and larger."""
+    one_text = {"a": "x" * 50_000_000}
+    many_keys = {f"{n:06}": "x" * 900 for n in range(50_000)}
+
+    async def write() -> None:
+        for store in stores.pairs["plain"]:
+            for metadata in (one_text, many_keys):
+                await store.upsert([embedded("1", metadata=metadata)], "large")
+                (chunk,) = await store.get(["1"], "large")
+                assert chunk.metadata == metadata
+            too_large = embedded("2", metadata={"a": "é" * (MAX_TEXT_BYTES // 2)})
+            with pytest.raises(InvalidInputError) as error:
+                await store.upsert([embedded("1"), too_large], "large")
+            assert (error.value.field, error.value.chunk_id) == ("metadata", "2")
+            (chunk,) = await store.get(["1", "2"], "large")
+            assert chunk.metadata == metadata
+            await store.delete_namespace("large")
+
+    with no_hang():
+        stores.runner.run(write())
+
+
+# -- settings
+
+
+@pytest.mark.parametrize("entry", CONSTRUCTIONS)
+def test_constructors(tally: Tally, entry: str) -> None:
+    """Records take everything, for the stores to refuse; settings are refused at once."""
+    construction = CONSTRUCTIONS[entry]
+
+    @fuzzed
+    @given(arguments=construction.drawn())
+    def tried(arguments: dict[str, Any]) -> None:
+        try:
+            with no_hang():
+                construction.make(**made(arguments))
+        except CenoteError as error:
+            refusal(error)
+            tally.refused[entry] += 1
+        else:
+            tally.accepted[entry] += 1
+
+    tried()
+    assert tally.accepted[entry]
+    assert bool(tally.refused[entry]) == construction.refuses
+
+
+def test_connect(tally: Tally) -> None:
+    """Strings and settings that are good get as far as a port where nobody listens."""
+
+    @fuzzed
+    @given(arguments=connecting())
+    def tried(arguments: dict[str, Any]) -> None:
+        with no_hang(), pytest.raises(CenoteError) as error:
+            asyncio.run(PgVectorStore.connect(**made(arguments)))
+        assert leaks(error.value) == []
+        if isinstance(error.value, StoreConnectionError):
+            tally.accepted["connect"] += 1
+        else:
+            refusal(error.value)
+            tally.refused["connect"] += 1
+
+    tried()
+    assert tally.accepted["connect"]
+    assert tally.refused["connect"]

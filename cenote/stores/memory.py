@@ -59,6 +59,7 @@ class InMemoryVectorStore(VectorStore):
             stems(language)
         validation.check_dimensions(dimensions)
         validation.check_column_type(column_type)
+        validation.check_embedding_model(embedding_model)
         self._dimensions = dimensions
         self._column_type: ColumnType = column_type
         self._embedding_model = embedding_model
