@@ -34,6 +34,7 @@ MAX_EF_SEARCH = 1000
 """The most that pgvector takes for ``hnsw.ef_search``."""
 
 _FLOAT32 = np.finfo(np.float32)
+_OUT_OF_RANGE = "is too small or too large: its squared norm leaves the range of a 32-bit float"
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 _shortened = reprlib.Repr()
@@ -576,6 +577,9 @@ def _checked_vectors(
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for row, vector in enumerate(vectors):
             matrix[row] = _as_row(vector, chunk_ids[row], dimensions)
+        for row in np.flatnonzero(~matrix.any(axis=1)).tolist():
+            if np.asarray(vectors[row]).any():  # and so no zero vector before it was rounded
+                raise _vector_error(chunk_ids[row], _OUT_OF_RANGE)
         for bad, rule in _rules(matrix, column_type):
             if bad.any():
                 raise _vector_error(chunk_ids[int(np.argmax(bad))], rule)
@@ -614,10 +618,7 @@ def _rules(
     """The rules for vectors: which rows break one, and what to say of them."""
     infinite = np.logical_not(np.isfinite(matrix).all(axis=1))
     yield infinite, "holds NaN, an infinity or a number beyond 32 bits"
-    yield (
-        _out_of_range(matrix),
-        "is too small or too large: its squared norm leaves the range of a 32-bit float",
-    )
+    yield _out_of_range(matrix), _OUT_OF_RANGE
     if column_type == "halfvec":
         half = matrix.astype(np.float16)
         too_large = f"holds an element above {_HALF_MAX:.0f}, the largest of halfvec"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fuzz_filters
@@ -87,7 +87,7 @@ class Bare(Item):
 
 _names = st.sampled_from(["1", "2", "3"]) | values.good_keys
 _positions = st.integers(-(2**63), 2**63 - 1) | st.just(values.Level.TWO)
-_odd_positions = anything | st.sampled_from([2**63, -(2**63) - 1, True, 1.0])
+_odd_positions = anything | values.each("position", 2**63, -(2**63) - 1, True, 1.0, "1", None)
 _documents = st.just(DOCUMENT) | values.good_keys
 
 
@@ -132,6 +132,21 @@ def _with_one_odd(good: Strategy, odd: Strategy) -> Strategy:
         *(st.lists(good, max_size=2), odd, st.lists(good, max_size=2)),
     )
     return st.one_of(one_odd, one_odd, one_odd, anything)
+
+
+def each_odd() -> Iterator[tuple[str, list[Item]]]:
+    """Every batch of two good chunks, with one between them of which one part is odd."""
+    first, last = (
+        Item({"id": name, "document_id": DOCUMENT, "content": ""}, [1.0] * 4) for name in ("8", "9")
+    )
+    for part, several in values.EACH.items():
+        for one in several:
+            odd = replace(first, fields={**first.fields, "id": "odd"})
+            if part == "embedding":
+                odd = replace(odd, embedding=one)
+            else:
+                odd = replace(odd, fields={**odd.fields, part: one})
+            yield part, [first, odd, last]
 
 
 def _items(kind: type[Item], names: Mapping[str, Strategy], **changes: Strategy) -> Strategy:

@@ -86,6 +86,17 @@ def made(**makers: Callable[[], Any]) -> Strategy:
     return st.sampled_from([Made(name, make) for name, make in makers.items()])
 
 
+EACH: dict[str, list[Any]] = {}
+"""What is odd for each part of a chunk, to be tried one by one besides."""
+
+
+def each(part: str, *values: Any, **makers: Callable[[], Any]) -> Strategy:
+    """One of the values that are odd for a part of a chunk."""
+    several = [*values, *(Made(name, make) for name, make in makers.items())]
+    EACH.setdefault(part, []).extend(several)
+    return st.sampled_from(several)
+
+
 # -- anything
 
 anything = (
@@ -160,23 +171,21 @@ long_texts = made(
 odd_keys = (
     anything
     | long_texts
-    | st.sampled_from(
-        [
-            *("", "x" * 1025, "é" * 513, "\U0001f600" * 257, Word("x" * 1025), Word("\x00")),
-            *("a\x00", "\x00", "\ud800", "a\udfff", "\ud83d\ude00"),
-        ]
+    | each(
+        "id",
+        *("", "x" * 1025, "é" * 513, "\U0001f600" * 257, Word("x" * 1025), Word("\x00")),
+        *("a\x00", "\x00", "\ud800", "a\udfff", "\ud83d\ude00", 1, None, b"a"),
     )
 )
 secret_texts = st.builds(lambda text: MARKER + text, good_texts)
 odd_contents = (
     anything
     | long_texts
-    | made(many_words=lambda: (MARKER + " ") * 150_000)
-    | st.sampled_from(
-        [
-            *(MARKER + "\x00", "\ud800" + MARKER, "", Word(MARKER + "\x00")),
-            *(MARKER.encode(), [MARKER], {MARKER: MARKER}),
-        ]
+    | each(
+        "content",
+        *(MARKER + "\x00", "\ud800" + MARKER, "", Word(MARKER + "\x00")),
+        *(MARKER.encode(), [MARKER], {MARKER: MARKER}),
+        many_words=lambda: (MARKER + " ") * 150_000,
     )
 )
 
@@ -217,22 +226,21 @@ good_vectors = st.one_of(
         uint64=lambda: np.array([2**64 - 1, 0, 0, 0], dtype=np.uint64),
     ),
 )
-_extremes = st.sampled_from(
-    [
-        *(math.nan, math.inf, -math.inf, 1e-30, 1e-45, 5e-324, 3e38, 3.5e38, 1e300, 65504, 65520),
-        *(7e4, 1e-7, 1e-8, 1.1e-19, 1.8e19, 1e19, 10**400, 2**64, -0.0, True, None, MARKER, "1"),
-        *(b"1", [1.0], Decimal(1), 1j, NUMBER),
-    ]
-)
+_EXTREMES = [
+    *(math.nan, math.inf, -math.inf, 1e-30, 1e-45, 5e-324, 3e38, 3.5e38, 1e300, 65504, 65520),
+    *(7e4, 1e-7, 1e-8, 1.1e-19, 1.8e19, 1e19, 10**400, 2**64, -0.0, True, None, MARKER, "1"),
+    *(b"1", [1.0], Decimal(1), 1j, NUMBER),
+]
+_extremes = st.sampled_from(_EXTREMES)
+each("embedding", *([one, 1.0, 0.0, 0.0] for one in _EXTREMES), *([one] * 4 for one in _EXTREMES))
 odd_vectors = st.one_of(
     anything,
     st.lists(numbers, max_size=6),
     st.lists(numbers | _extremes, min_size=DIMENSIONS, max_size=DIMENSIONS),
     st.lists(_extremes, min_size=DIMENSIONS, max_size=DIMENSIONS),
-    st.sampled_from(
-        [MARKER, "abcd", [MARKER] * 4, b"abcd", [[NUMBER] * 4], [[NUMBER]] * 4, [True] * 4]
-    ),
-    made(
+    each(
+        "embedding",
+        *(MARKER, "abcd", [MARKER] * 4, b"abcd", [[NUMBER] * 4], [[NUMBER]] * 4, [True] * 4),
         masked=lambda: np.ma.array([NUMBER, 1, 2, 3], mask=[True, False, False, False]),
         matrix=lambda: np.array([[NUMBER, 1, 2, 3]]),
         objects=lambda: np.array([NUMBER, None, 1, 2], dtype=object),
@@ -295,15 +303,12 @@ odd_metadata = st.one_of(
     anything,
     st.dictionaries(st.just(MARKER), anything, min_size=1, max_size=2),
     st.dictionaries(st.sampled_from(["a", 1, None, ("a",), b"a", 1.0, "\x00", "\ud800"]), numbers),
-    st.sampled_from(
-        [
-            *({"a": (1, 2)}, {"a": {1: MARKER}}, {"a": [math.nan, MARKER]}, {"a\x00": MARKER}),
-            *({"a": [MARKER + "\x00"]}, {"a": {MARKER + "\ud800": 1}}, {"a": Decimal(NUMBER)}),
-            *({"a": np.float32(NUMBER)}, {"a": np.int64(1)}),
-            *({"a": {MARKER}}, {"a": MARKER.encode()}, [(MARKER, 1)], {"a": datetime(2020, 1, 1)}),
-        ]
-    ),
-    made(
+    each(
+        "metadata",
+        *({"a": (1, 2)}, {"a": {1: MARKER}}, {"a": [math.nan, MARKER]}, {"a\x00": MARKER}),
+        *({"a": [MARKER + "\x00"]}, {"a": {MARKER + "\ud800": 1}}, {"a": Decimal(NUMBER)}),
+        *({"a": np.float32(NUMBER)}, {"a": np.int64(1)}, {1: MARKER}, {None: MARKER}, None, MARKER),
+        *({"a": {MARKER}}, {"a": MARKER.encode()}, [(MARKER, 1)], {"a": datetime(2020, 1, 1)}),
         nested_201_deep=lambda: _nested_dicts(201),
         nested_10_000_deep=lambda: _nested_dicts(10_000),
         lists_10_000_deep=lambda: {MARKER: _nested(MARKER, 10_000)},
@@ -320,7 +325,6 @@ good_limits = st.integers(1, 12) | st.sampled_from([10**6, 2**31, 2**63, 10**30,
 odd_limits = anything | st.sampled_from([0, -1, True, 2.0, "3", np.int64(3), None, -(10**400)])
 good_scores = st.sampled_from([None, 0, -1, 1, 0.5, np.float64(0.25), -1.0])
 good_weights = st.sampled_from([0, 1, 1.0, 0.5, 1e-9, 1e9])
-flags = st.booleans()
 
 # -- comparing
 
