@@ -342,3 +342,17 @@ def same_json(wanted: Any, found: Any) -> bool:
     if isinstance(wanted, float) and abs(wanted) >= 1e16:
         return type(found) is int and found == int(Decimal(repr(float(wanted))))
     return type(found) in (str, int, float, type(None)) and bool(wanted == found)
+
+
+def leaks(error: BaseException) -> list[str]:
+    """The secrets that an error and those it came of would tell a log."""
+    said = ""
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        one = chain.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            said += f"{one} {one!r} {vars(one)} {getattr(one, '__notes__', '')}"
+            chain += [one.__cause__, one.__context__]
+    return [secret for secret in (MARKER, str(NUMBER)) if secret in said]

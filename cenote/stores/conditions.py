@@ -45,7 +45,7 @@ def _read(where: Any, table: Table) -> tuple[ColumnElement[bool], Sequence[FromC
         condition: ColumnElement[bool] = Grouping(and_(where))
         query = select(literal(1)).select_from(table).where(condition)
         return condition, query.get_final_froms()
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter of a repr() that fails
         return None
 
 
