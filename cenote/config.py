@@ -101,7 +101,7 @@ class SchemaConfig:
                 f"2 * hnsw_m = {2 * self.hnsw_m}",
                 setting="hnsw_ef_construction",
             )
-        if self.partitions not in (None, 0) or isinstance(self.partitions, bool):
+        if self.partitions is not None and not _is_zero(self.partitions):
             _check_integer("partitions", self.partitions, 2, 1024, or_else="0 for a plain table")
         self._check_distribution()
 
@@ -222,6 +222,10 @@ def check_identifier(setting: str, name: Any, most_bytes: int) -> None:
             f"{setting} has {len(name.encode())} bytes; at most {most_bytes} fit",
             setting=setting,
         )
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value == 0
 
 
 def _check_integer(

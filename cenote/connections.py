@@ -98,19 +98,22 @@ def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> Asy
     url = _read_dsn(dsn)
     address = {name: value for name, value in url.query.items() if name in ("host", "port")}
     arguments, rest = _driver_arguments(url)
-    return create_async_engine(
-        url.set(drivername="postgresql+asyncpg", query=address),
-        connect_args={
-            "timeout": timeout,
-            "server_settings": {"jit": "off"},
-            # libpq's own arguments, which asyncpg takes from a string only.
-            "dsn": "postgresql://?" + urlencode(rest) if rest else None,
-            **arguments,
-        },
-        pool_size=pool_size,
-        max_overflow=0,
-        hide_parameters=True,
-    )
+    try:
+        return create_async_engine(
+            url.set(drivername="postgresql+asyncpg", query=address),
+            connect_args={
+                "timeout": timeout,
+                "server_settings": {"jit": "off"},
+                # libpq's own arguments, which asyncpg takes from a string only.
+                "dsn": "postgresql://?" + urlencode(rest) if rest else None,
+                **arguments,
+            },
+            pool_size=pool_size,
+            max_overflow=0,
+            hide_parameters=True,
+        )
+    except (ArgumentError, ValueError):  # of several hosts, or of text that cannot be encoded
+        raise _unreadable_dsn() from None
 
 
 def asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> AsyncEngine:
@@ -247,11 +250,11 @@ def check_pool_arguments(
         ("max_size", max_size, Integral, lambda n: n >= 1, "an integer of 1 or more"),
         ("min_size", min_size, Integral, lambda n: 0 <= n <= max_size, "from 0 to max_size"),
         ("startup_retries", retries, Integral, lambda n: n >= 0, "an integer of 0 or more"),
-        ("startup_backoff_seconds", backoff, Real, lambda n: n >= 0, "0 or more"),
-        ("timeout", timeout, Real, lambda n: n > 0, "more than 0"),
+        ("startup_backoff_seconds", backoff, Real, lambda n: 0 <= n <= 1e9, "from 0 to 1e9"),
+        ("timeout", timeout, Real, lambda n: 0 < n <= 1e9, "more than 0, and at most 1e9"),
     ]
     for setting, value, kind, obeys, rule in rules:
-        if not isinstance(value, kind) or not obeys(value):
+        if not isinstance(value, kind) or isinstance(value, bool) or not obeys(value):
             raise ConfigurationError(f"{setting} must be {rule}", setting=setting)
 
 

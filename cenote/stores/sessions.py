@@ -258,6 +258,10 @@ class Connections:
             raise VectorStoreError("the store is closed")
         try:
             yield
+        except RecursionError:  # of SQLAlchemy's compiler, which calls itself for each level
+            raise InvalidInputError(
+                "the filter is nested too deep for what is left of the call stack", field="filter"
+            ) from None
         except connections.database_errors() as error:
             cause = connections.driver_error(error)
             state = getattr(cause, "sqlstate", None)
