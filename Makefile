@@ -2,6 +2,7 @@
 # make app     the sample application, at http://127.0.0.1:8000
 # make test    the tests, on CENOTE_TEST_DATABASE_URL, a container or an embedded Postgres
 # make browser the sample application's page in a headless browser, which it installs (Debian)
+# make pgbouncer the store behind PgBouncer, which it installs (Debian)
 # make torture the tests that damage a running server, twenty times as often
 # make check   formatting, lint, types
 # make build   wheel and sdist
@@ -19,7 +20,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 # Each process has a server of its own, unless one is given: roles are a server's.
 AT_ONCE = $(if $(CENOTE_TEST_DATABASE_URL),,--numprocesses logical --maxprocesses 4 --dist worksteal)
 
-.PHONY: demo app test torture lowest browser check build docs sbom audit benchmark clean
+.PHONY: demo app test torture lowest browser pgbouncer check build docs sbom audit benchmark clean
 
 PEERS = langchain llama vecs
 
@@ -33,13 +34,19 @@ test: $(VENV)/dev-installed
 	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
 
 torture: $(VENV)/dev-installed
-	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/test_faults.py tests/test_load.py $(ARGS)
+	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/test_faults.py tests/test_load.py tests/test_fuzz.py $(ARGS)
 
 browser: $(VENV)/dev-installed
 	@command -v chromium && command -v chromedriver || $(AS_ROOT) apt-get install -y -q \
 	    --no-install-recommends chromium chromium-driver || \
 	    { echo "install chromium and chromedriver, then say make browser again"; exit 1; }
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+pgbouncer: $(VENV)/dev-installed
+	@PATH="$$PATH:/usr/sbin" command -v pgbouncer || $(AS_ROOT) apt-get install -y -q \
+	    --no-install-recommends pgbouncer || \
+	    { echo "install pgbouncer, then say make pgbouncer again"; exit 1; }
+	$(BIN)/python -m pytest tests/pgbouncer $(ARGS)
 
 check: $(VENV)/dev-installed
 	$(BIN)/ruff format --check .

@@ -18,9 +18,9 @@ from sqlalchemy import Connection, column, func, select, table
 from sqlalchemy.dialects.postgresql import JSONB
 
 from cenote import drift
-from cenote.catalog import LiveTable, qualified, read_table
+from cenote.catalog import LiveTable, read_table
 from cenote.config import SchemaConfig
-from cenote.ddl import LockTable, RenameIndex, StoreInline
+from cenote.ddl import LockTable, RenameIndex, StoreInline, qualified
 from cenote.operations import RefusedRevisionError
 
 _TABLE = "cenote_chunks"

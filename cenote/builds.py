@@ -13,10 +13,10 @@ from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from cenote.catalog import LiveTable, qualified, read_table
+from cenote.catalog import LiveTable, read_table
 from cenote.config import SchemaConfig
 from cenote.connections import database_errors, describe, driver_error
-from cenote.ddl import table_of
+from cenote.ddl import qualified, table_of
 from cenote.drift import embedding_finding, partitions_finding, subject_of
 from cenote.errors import MigrationError
 from cenote.locks import migration_lock, with_short_waits

@@ -31,9 +31,9 @@ from sqlalchemy import (
     select,
     table,
 )
-from sqlalchemy.dialects.postgresql.base import PGDialect
 
-from cenote.ddl import table_of
+from cenote.citus import METADATA, shard_count
+from cenote.ddl import qualified
 from cenote.orm import OPERATOR_CLASS, ann_index_name
 from cenote.policies import PERMITS, RESTRICTION, RESTRICTS
 from cenote.text_search import COLUMN as TEXT_COLUMN
@@ -137,6 +137,7 @@ class LiveTable:
         row_security: whether it, or a partition, has cenote's row-level security.
         unsecured: the names of the table and partitions that lack it, if others have it.
         other_policies: whether it, or a partition, has policies or row-level security of others.
+        shards: in how many shards Citus has distributed it by namespace; None where it has not.
         columns: the types by column, with ``not null`` and other than default collations, as SQL
             writes them.
         key: the columns of its primary key.
@@ -156,6 +157,7 @@ class LiveTable:
     row_security: bool
     unsecured: tuple[str, ...]
     other_policies: bool
+    shards: int | None
     columns: Mapping[str, str]
     key: tuple[str, ...]
     key_name: str | None
@@ -185,6 +187,7 @@ class LiveTable:
             "column_type": self.column_type,
             "text_search": self.text_search,
             "row_security": self.row_security or None,
+            "distribution": None if self.shards is None else "citus",
             "partitions": len(self.bounds) if self.complete else None,
         }
 
@@ -245,6 +248,7 @@ def shape_query(name: str, schema: str | None) -> Executable:
             generates_words.label("generates_words"),
             _class.c.relrowsecurity.label("row_security"),
             func.row_security_active(_class.c.oid).label("row_security_active"),
+            METADATA.is_not(None).label("has_citus"),
         )
         .select_from(_class)
         .join(_namespace, _namespace.c.oid == _class.c.relnamespace)
@@ -271,13 +275,6 @@ def configurations_of(rows: Iterable[Any]) -> dict[str, str]:
         if row.visible:
             found[row.cfgname] = name
     return found
-
-
-def qualified(name: str, schema: str | None) -> str:
-    """A table's name as SQL writes it."""
-    preparer = PGDialect().identifier_preparer  # type: ignore[no-untyped-call]
-    text: str = preparer.format_table(table_of(name, schema))
-    return text
 
 
 def schemas_with(connection: Connection, name: str) -> list[str]:
@@ -315,6 +312,7 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         row_security=row_security,
         unsecured=tuple(name for name, has in secured.items() if row_security and not has),
         other_policies=any(row.others for row in security),
+        shards=shard_count(connection, shape.oid) if shape.has_citus else None,
         columns={row.attname: row.sql for row in connection.execute(_columns_query(shape.oid))},
         key=primary[0].columns if primary else (),
         key_name=primary[0].name if primary else None,

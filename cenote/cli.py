@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from cenote import schema, settings
 from cenote.catalog import read_table
 from cenote.config import SchemaConfig
 from cenote.connections import create_engine
+from cenote.distribution import distribute
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
 from cenote.full_text import set_text_search
 from cenote.host import write_host_revision
@@ -196,6 +198,16 @@ def _parser() -> argparse.ArgumentParser:
     secure.add_argument("state", choices=["on", "off"])
     secure.set_defaults(run=_row_security)
 
+    spread = commands.add_parser(
+        "distribute",
+        parents=[common],
+        help="distribute the table over a Citus cluster; it is locked meanwhile",
+    )
+    spread.add_argument("--shards", type=int, help="how many; the cluster's own number by default")
+    spread.add_argument("--colocate-with", metavar="TABLE", help="beside the shards of this table")
+    spread.add_argument("--memory", metavar="SIZE", help="as of reindex")
+    spread.set_defaults(run=_distribute)
+
     host = commands.add_parser(
         "host-revision",
         parents=[common],
@@ -308,6 +320,23 @@ def _row_security(options: argparse.Namespace) -> int:
         done = await set_row_security(engine, config, on=options.state == "on")
         already = "" if done else " already"
         print(f"row-level security of table {config.table_name} is {options.state}{already}")
+        return 0
+
+    return _with_engine(options, work)
+
+
+def _distribute(options: argparse.Namespace) -> int:
+    async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
+        config = replace(
+            await _live_config(engine, given),
+            distribution="citus",
+            shard_count=options.shards,
+            colocate_with=options.colocate_with,
+            partitions=None,
+            row_security=None,
+        )
+        done = await distribute(engine, config, memory=options.memory)
+        print(f"table {config.table_name} is distributed" + ("" if done else " already"))
         return 0
 
     return _with_engine(options, work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cenote.errors import ConfigurationError
 from cenote.types import ColumnType
@@ -25,6 +25,9 @@ and to migrate (each has five).
 
 MAX_DIMENSIONS: dict[str, int] = {"vector": 2000, "halfvec": 4000}
 """What pgvector's HNSW can index: an index page of 8 kB must hold one vector."""
+
+_MAX_SHARDS = 64_000
+"""Of Citus' ``citus.shard_count``."""
 
 _MAX_IDENTIFIER_BYTES = 63
 _LONGEST_AFFIX = "ix__namespace_document_id"  # of the names that cenote.orm derives
@@ -54,6 +57,14 @@ class SchemaConfig:
             has that is there; a store searches by words only if it is told.
         row_security: whether the database itself keeps tenants apart, by row-level security. None
             means no for a table that is made, and whatever one has that is there.
+        distribution: ``"citus"`` distributes the table, a plain one, by namespace over the nodes of
+            a Citus cluster, so that every namespace is whole on one of them. None means one machine
+            for a table that is made, and whatever one has that is there.
+        shard_count: in how many shards a distributed table is made, 1 to 64,000; the cluster's
+            ``citus.shard_count`` when None.
+        colocate_with: the table, with its schema if need be, whose shards those of a distributed
+            table shall be beside: one of your own that is distributed by the tenant's name as text,
+            so that joins and foreign keys stay on one node. Citus' own choice when None.
 
     Raises:
         ConfigurationError: a value cannot work; the error names the setting.
@@ -69,6 +80,9 @@ class SchemaConfig:
     extension_schema: str | None = None
     text_search: str | None = None
     row_security: bool | None = None
+    distribution: Literal["citus"] | None = None
+    shard_count: int | None = None
+    colocate_with: str | None = None
 
     def __post_init__(self) -> None:
         self._check_dimensions()
@@ -87,13 +101,16 @@ class SchemaConfig:
                 f"2 * hnsw_m = {2 * self.hnsw_m}",
                 setting="hnsw_ef_construction",
             )
-        if self.partitions not in (None, 0) or isinstance(self.partitions, bool):
+        if self.partitions is not None and not _is_zero(self.partitions):
             _check_integer("partitions", self.partitions, 2, 1024, or_else="0 for a plain table")
+        self._check_distribution()
 
     @property
     def new_partitions(self) -> int:
         """The partitions of a table that is made with these settings."""
-        return DEFAULT_PARTITIONS if self.partitions is None else self.partitions
+        if self.partitions is None:
+            return 0 if self.distribution else DEFAULT_PARTITIONS
+        return self.partitions
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -108,6 +125,51 @@ class SchemaConfig:
         else:
             cure = "pgvector's HNSW cannot index more; shorten the vectors"
         _check_integer("dimensions", self.dimensions, 1, most, or_else=cure)
+
+    def _check_distribution(self) -> None:
+        if self.distribution not in (None, "citus"):
+            raise ConfigurationError(
+                f"distribution must be 'citus', or left out, not {shown(self.distribution)}",
+                setting="distribution",
+            )
+        if self.distribution is None:
+            for setting in ("shard_count", "colocate_with"):
+                if getattr(self, setting) is not None:
+                    raise ConfigurationError(
+                        f"{setting} is about a distributed table: say distribution='citus', too",
+                        setting=setting,
+                    )
+            return
+        if self.partitions:
+            raise ConfigurationError(
+                "a distributed table has shards instead of partitions: leave partitions out",
+                setting="partitions",
+            )
+        if self.row_security:
+            raise ConfigurationError(
+                "row_security needs a setting of the transaction, which Citus does not hand on to "
+                "the nodes with the rows; leave out one of row_security and distribution",
+                setting="row_security",
+            )
+        if self.shard_count is not None:
+            _check_integer("shard_count", self.shard_count, 1, _MAX_SHARDS)
+        if self.colocate_with is not None:
+            self._check_colocation()
+
+    def _check_colocation(self) -> None:
+        if not isinstance(self.colocate_with, str):
+            raise ConfigurationError(
+                f"colocate_with must name a table, not {shown(self.colocate_with)}",
+                setting="colocate_with",
+            )
+        for part in self.colocate_with.split(".", 1):
+            check_identifier("colocate_with", part, _MAX_IDENTIFIER_BYTES)
+        if self.shard_count is not None:
+            raise ConfigurationError(
+                "a table beside another one has as many shards as that: leave out shard_count or "
+                "colocate_with",
+                setting="shard_count",
+            )
 
     def _check_names(self) -> None:
         most = _MAX_IDENTIFIER_BYTES - len(_LONGEST_AFFIX)
@@ -160,6 +222,10 @@ def check_identifier(setting: str, name: Any, most_bytes: int) -> None:
             f"{setting} has {len(name.encode())} bytes; at most {most_bytes} fit",
             setting=setting,
         )
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value == 0
 
 
 def _check_integer(

@@ -14,8 +14,9 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Any
 from urllib.parse import urlencode
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import column, select, table
+from sqlalchemy import NullPool, Pool, QueuePool, column, select, table
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import (
@@ -97,19 +98,22 @@ def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> Asy
     url = _read_dsn(dsn)
     address = {name: value for name, value in url.query.items() if name in ("host", "port")}
     arguments, rest = _driver_arguments(url)
-    return create_async_engine(
-        url.set(drivername="postgresql+asyncpg", query=address),
-        connect_args={
-            "timeout": timeout,
-            "server_settings": {"jit": "off"},
-            # libpq's own arguments, which asyncpg takes from a string only.
-            "dsn": "postgresql://?" + urlencode(rest) if rest else None,
-            **arguments,
-        },
-        pool_size=pool_size,
-        max_overflow=0,
-        hide_parameters=True,
-    )
+    try:
+        return create_async_engine(
+            url.set(drivername="postgresql+asyncpg", query=address),
+            connect_args={
+                "timeout": timeout,
+                "server_settings": {"jit": "off"},
+                # libpq's own arguments, which asyncpg takes from a string only.
+                "dsn": "postgresql://?" + urlencode(rest) if rest else None,
+                **arguments,
+            },
+            pool_size=pool_size,
+            max_overflow=0,
+            hide_parameters=True,
+        )
+    except (ArgumentError, ValueError):  # of several hosts, or of text that cannot be encoded
+        raise _unreadable_dsn() from None
 
 
 def asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> AsyncEngine:
@@ -131,6 +135,51 @@ def asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> As
             setting="engine",
         )
     return bind
+
+
+_loops: WeakKeyDictionary[Pool, asyncio.AbstractEventLoop] = WeakKeyDictionary()
+"""The event loop in which each pool was first seen."""
+
+
+def is_of_other_loop(engine: AsyncEngine) -> bool:
+    """Whether the engine's pool holds connections of another event loop than the running one."""
+    pool, loop = engine.pool, asyncio.get_running_loop()
+    if isinstance(pool, NullPool) or _loops.setdefault(pool, loop) is loop:
+        return False
+    if isinstance(pool, QueuePool) and pool.checkedin() + pool.checkedout() == 0:
+        _loops[pool] = loop
+        return False
+    return True
+
+
+def refuse_other_loop(engine: AsyncEngine) -> None:
+    """Refuse an engine with connections of another event loop.
+
+    In this one they would fail in asyncio's words, and from then on in any.
+
+    Raises:
+        ConfigurationError: it has such.
+    """
+    if is_of_other_loop(engine):
+        raise other_loop()
+
+
+def other_loop() -> ConfigurationError:
+    """What to say of connections of another event loop."""
+    return ConfigurationError(
+        "the engine has connections of another event loop: have an engine for each loop, and await "
+        "engine.dispose() before it ends; where it has ended, await engine.dispose(close=False) "
+        "in the next one",
+        setting="engine",
+    )
+
+
+_OF_LOOPS = ("different loop", "different event loop", "Event loop is closed")
+
+
+def is_about_loops(error: RuntimeError) -> bool:
+    """Whether asyncio says that something belongs to another event loop, or to one that is over."""
+    return any(words in str(error) for words in _OF_LOOPS)
 
 
 def safe_dsn(dsn: str) -> str:
@@ -201,11 +250,11 @@ def check_pool_arguments(
         ("max_size", max_size, Integral, lambda n: n >= 1, "an integer of 1 or more"),
         ("min_size", min_size, Integral, lambda n: 0 <= n <= max_size, "from 0 to max_size"),
         ("startup_retries", retries, Integral, lambda n: n >= 0, "an integer of 0 or more"),
-        ("startup_backoff_seconds", backoff, Real, lambda n: n >= 0, "0 or more"),
-        ("timeout", timeout, Real, lambda n: n > 0, "more than 0"),
+        ("startup_backoff_seconds", backoff, Real, lambda n: 0 <= n <= 1e9, "from 0 to 1e9"),
+        ("timeout", timeout, Real, lambda n: 0 < n <= 1e9, "more than 0, and at most 1e9"),
     ]
     for setting, value, kind, obeys, rule in rules:
-        if not isinstance(value, kind) or not obeys(value):
+        if not isinstance(value, kind) or isinstance(value, bool) or not obeys(value):
             raise ConfigurationError(f"{setting} must be {rule}", setting=setting)
 
 
@@ -225,6 +274,7 @@ async def open_pool(
         ConfigurationError: the driver cannot read the connection string.
         StoreConnectionError: the server refused for good, or kept refusing.
     """
+    refuse_other_loop(engine)
     for attempt in range(retries + 1):
         try:
             async with AsyncExitStack() as stack:
@@ -295,19 +345,23 @@ def driver_error(error: BaseException) -> BaseException:
 
 
 def describe(error: BaseException) -> str:
-    """An error's type and SQLSTATE, and its text only if it is about connecting.
+    """An error's type and SQLSTATE, and its text only if it is about connecting, or resources.
 
-    The text of others may quote what people store.
+    The text of others may quote what people store. Resources are SQLSTATE class 53: which file the
+    disk has no room for, and the like.
     """
-    state = getattr(error, "sqlstate", None)
+    state = getattr(error, "sqlstate", None) or ""
     name = type(error).__name__ + (f" ({state})" if state else "")
-    return f"{name}: {error}" if is_lost(error) and str(error) else name
+    said = str(error) if is_lost(error) else ""
+    if not said and state.startswith("53"):
+        said = error.args[0]  # without the server's hints
+    return f"{name}: {said}" if said else name
 
 
-_HARMLESS = ("2B", "40", "42", "53", "55", "57", "58")
-"""Classes of errors of which the server speaks without quoting rows: dependent objects, undone
-transactions, names and syntax, resources, states of objects, operators, the system. Source:
-PostgreSQL manual, appendix A.
+_HARMLESS = ("0A", "2B", "40", "42", "53", "55", "57", "58")
+"""Classes of errors of which the server speaks without quoting rows: what is not supported,
+dependent objects, undone transactions, names and syntax, resources, states of objects, operators,
+the system. Source: PostgreSQL manual, appendix A.
 """
 
 

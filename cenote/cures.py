@@ -35,6 +35,10 @@ def row_security_command(config: SchemaConfig, *, on: bool) -> str:
     return f"cenote row-security {arguments_for(_names(config))}{'on' if on else 'off'}"
 
 
+def distribute_command(config: SchemaConfig) -> str:
+    return f"cenote distribute {arguments_for(_names(config))}".rstrip()
+
+
 def text_search_command(config: SchemaConfig) -> str:
     languages = ",".join(config.languages)
     return f"cenote text-search {arguments_for(_names(config))}{languages}"
@@ -86,4 +90,12 @@ def store_cure(sqlstate: str | None, config: SchemaConfig, *, hosts_own: bool) -
             return "; an earlier statement failed: roll back the transaction, or its savepoint"
         case "42501":
             return "; the role lacks the privilege: GRANT it on the table"
+        case "26000" | "42P05":
+            return (
+                "; a pooler such as PgBouncer may lend the server's connections for a transaction "
+                "each: make the engine with statement_cache_size=0 and "
+                "prepared_statement_cache_size=0 in connect_args, or in the connection string"
+            )
+        case "53100":
+            return "; the server's disk is full: make room there, and do it again"
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Index, MetaData, Table
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateIndex, ExecutableDDLElement
 
@@ -12,6 +13,13 @@ from sqlalchemy.schema import CreateIndex, ExecutableDDLElement
 def table_of(name: str, schema: str | None) -> Table:
     """A table of which only the name is known."""
     return Table(name, MetaData(), schema=schema)
+
+
+def qualified(name: str, schema: str | None) -> str:
+    """A table's name as SQL writes it."""
+    preparer = PGDialect().identifier_preparer  # type: ignore[no-untyped-call]
+    text: str = preparer.format_table(table_of(name, schema))
+    return text
 
 
 def partition_name(table_name: str, remainder: int) -> str:

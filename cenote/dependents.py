@@ -20,7 +20,8 @@ from sqlalchemy import (
     true,
 )
 
-from cenote.catalog import LiveTable, qualified
+from cenote.catalog import LiveTable
+from cenote.ddl import qualified
 from cenote.drift import left_over_names
 from cenote.errors import MigrationError
 from cenote.policies import PERMITS, RESTRICTS

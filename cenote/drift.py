@@ -14,11 +14,13 @@ from sqlalchemy.schema import (
     ExecutableDDLElement,
 )
 
-from cenote.catalog import LiveIndex, LiveTable, embedding_sql, qualified
+from cenote.catalog import LiveIndex, LiveTable, embedding_sql
+from cenote.citus import Shard
 from cenote.config import SchemaConfig, languages
 from cenote.connections import OLDEST_PGVECTOR, parse_version
 from cenote.cures import (
     arguments_for,
+    distribute_command,
     reindex_command,
     repartition_command,
     row_security_command,
@@ -29,6 +31,7 @@ from cenote.ddl import (
     AddConstraintAs,
     AttachPartition,
     partition_name,
+    qualified,
     stand_in_name,
     table_of,
 )
@@ -56,12 +59,21 @@ FindingKind = Literal[
     "columns",
     "text_search",
     "row_security",
+    "distribution",
+    "shards_uneven",
     "index_missing",
     "index_invalid",
     "index_left_over",
     "operator_class",
     "hnsw_parameters",
 ]
+
+
+_UNEVEN = 4
+"""How many times the average a shard may be: it bounds what a node more could take off another."""
+
+_SMALL_SHARD = 2**30
+"""Bytes up to which nothing is worth moving."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +112,7 @@ def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
         partitions_finding(subject, live, config),
         text_search_finding(subject, live.text_search, config, live.configurations),
         row_security_finding(subject, live, config),
+        distribution_finding(subject, live, config),
     ]
     found += _stand_ins(live, config)
     return [finding for finding in found if finding is not None] + [*_of_indexes(live, config)]
@@ -249,6 +262,55 @@ def row_security_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
         expected="it on the table and every partition" if wanted else "none",
         cure="run " + row_security_command(config, on=wanted),
     )
+
+
+def distribution_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
+    """Whether the table is on one machine though it shall not be, or has other shards."""
+    if config.distribution is None:
+        return None
+    if live.shards is None:
+        return Finding(
+            kind="distribution",
+            subject=subject,
+            actual="it is on one machine",
+            expected="it distributed by Citus",
+            cure="run " + distribute_command(config),
+        )
+    if config.shard_count in (None, live.shards):
+        return None
+    return Finding(
+        kind="distribution",
+        subject=subject,
+        actual=f"it has {live.shards} shards",
+        expected=str(config.shard_count),
+        cure=f"set shard_count={live.shards}, or run Citus' alter_distributed_table",
+    )
+
+
+def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Finding]:
+    """Indexes that a build left unfinished on a node, and a shard that outgrows the others."""
+    for shard in shards:
+        if shard.invalid_indexes:
+            yield Finding(
+                kind="index_invalid",
+                subject=f"shard {shard.number}",
+                actual=f"invalid: {shard.invalid_indexes}",
+                expected="valid indexes",
+                cure="run " + reindex_command(config),
+            )
+    largest = max(shards, key=lambda shard: shard.size, default=None)
+    if largest is None or largest.size < _SMALL_SHARD:
+        return
+    usual = sum(shard.size for shard in shards) / len(shards)
+    if largest.size > _UNEVEN * usual:
+        yield Finding(
+            kind="shards_uneven",
+            subject=f"shard {largest.number}",
+            actual=f"{largest.size / usual:.1f} times the size of the average shard",
+            expected=f"at most {_UNEVEN} times",
+            cure="give its largest namespace a shard of its own by Citus' "
+            "isolate_tenant_to_new_shard, then run citus_rebalance_start",
+        )
 
 
 def refuse_to_secure(live: LiveTable) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any, NoReturn, TypeAlias
 
 from sqlalchemy import ColumnElement, and_, false, func, not_, or_, true
@@ -40,13 +41,17 @@ from cenote.predicates import (
     StartsWith,
     Test,
 )
-from cenote.validation import check_text, shown
+from cenote.validation import check_text, listed, shown
 
 MAX_TESTS = 1000
 """Tests in one filter, each element of a list among them where it is compared by itself."""
 
 MAX_DEPTH = 50
-"""Nesting of ``&``, ``|`` and ``~``."""
+"""Nesting of ``&``, ``|`` and ``~``, and of the keys of a path: each is a level of the SQL."""
+
+_MOST_PARTS = 10 * MAX_TESTS
+"""Filters inside a filter: one that appears in several places is there as often, and so may be a
+billion by thirty lines of code."""
 
 _LONG_LIST = 20
 """Values of ``in_()`` up to which each is looked up in the index of the metadata."""
@@ -237,10 +242,12 @@ def meta(*path: str) -> Meta:
             entered.
 
     Raises:
-        InvalidInputError: a key is no text that can be stored, or there is none.
+        InvalidInputError: a key is no text that can be stored, or there is none, or more than 50.
     """
     if not path:
         raise _bad("meta() needs a key")
+    if len(path) > MAX_DEPTH:
+        raise _bad(f"meta() takes at most {MAX_DEPTH} keys, not {len(path):,}")
     for key in path:
         check_text(key, field="filter")
     return Meta(MetadataKey(path))
@@ -299,7 +306,7 @@ def as_filter(given: Any) -> Filter | None:
     if given is None:
         return None
     found = _filter(given)
-    if _depth(found) > MAX_DEPTH:
+    if _depth(found) > MAX_DEPTH:  # after which the rest may call itself
         raise _bad(f"the filter is nested more than {MAX_DEPTH} deep")
     if sum(1 for _ in tests(found)) > MAX_TESTS:
         raise _bad(f"the filter has more than {MAX_TESTS:,} tests")
@@ -318,9 +325,19 @@ def narrowing_filter(given: Any) -> Filter:
     return found
 
 
-def _filter(given: Any, depth: int = 0) -> Filter:
+def _filter(given: Any, depth: int = 0, number: Iterator[int] | None = None) -> Filter:
+    """A filter of a dict, or of an expression.
+
+    Args:
+        given: either.
+        depth: how deep it is in another one.
+        number: counts the filters of the outermost one.
+    """
+    number = count() if number is None else number
     if isinstance(given, Filter):
         return given
+    if next(number) >= _MOST_PARTS:
+        raise _too_many_parts()
     if not isinstance(given, Mapping):
         raise _bad(f"filter must be a dict or a filter expression, not {type(given).__name__}")
     if depth > MAX_DEPTH:  # before it is a filter, for this function calls itself
@@ -330,9 +347,10 @@ def _filter(given: Any, depth: int = 0) -> Filter:
     for key, value in given.items():
         if key in ("$and", "$or"):
             joined = AllOf if key == "$and" else AnyOf
-            parts.append(joined(tuple(_filter(one, depth + 1) for one in _several(value, key))))
+            several = _several(value, key)
+            parts.append(joined(tuple(_filter(one, depth + 1, number) for one in several)))
         elif key == "$not":
-            parts.append(Not(_filter(value, depth + 1)))
+            parts.append(Not(_filter(value, depth + 1, number)))
         elif isinstance(key, str) and key.startswith("$"):
             raise _bad(
                 f"filter key {shown(key)} is no operator; for a key of the metadata that begins "
@@ -507,11 +525,24 @@ def _constant(filter: Filter) -> bool | None:
 
 def _depth(filter: Filter) -> int:
     """How deep a filter is nested, or more than what is allowed."""
-    deepest, level = 0, [filter]
+    deepest, parts, level = 0, 0, [filter]
     while level and deepest <= MAX_DEPTH:
         deepest += 1
+        parts += len(level)
+        if parts > _MOST_PARTS:
+            raise _too_many_parts()
+        paths = max((_keys(one) for one in level), default=0)
+        if deepest + paths > MAX_DEPTH + 1:  # of one key there is always room
+            return deepest + paths
         level = [part for one in level for part in _parts_of(one)]
     return deepest
+
+
+def _keys(filter: Filter) -> int:
+    """How many keys lead to what a test is about."""
+    if isinstance(filter, Single) and isinstance(filter.test.operand, MetadataKey):
+        return len(filter.test.operand.path)
+    return 0
 
 
 def _parts_of(filter: Filter) -> tuple[Filter, ...]:
@@ -524,9 +555,8 @@ def _parts_of(filter: Filter) -> tuple[Filter, ...]:
 
 
 def _several(values: Any, what: str) -> list[Any]:
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise _bad(f"{what} takes a list of values, not {type(values).__name__}")
-    return list(values)
+    rule = f"{what} takes a list of values"
+    return listed(values, rule, field="filter", but_not=(str, bytes, Mapping))
 
 
 def _canonical_item(key: Any, value: Any) -> dict[str, Any]:
@@ -547,6 +577,10 @@ def _canonical(value: Any, operand: Operand) -> Any:
     except NotJSONError as error:
         raise _bad(f"the value of {operand} {error}") from None
     return canonical
+
+
+def _too_many_parts() -> InvalidInputError:
+    return _bad(f"the filter has more than {_MOST_PARTS:,} parts")
 
 
 def _bad(message: str) -> InvalidInputError:

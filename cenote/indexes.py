@@ -46,7 +46,7 @@ from cenote.drift import (
     part_name,
 )
 from cenote.errors import MigrationError
-from cenote.locks import InUseError
+from cenote.locks import InUseError, PooledError
 from cenote.orm import OPERATOR_CLASS, ann_index_name
 from cenote.progress import Report
 from cenote.schema import own_connection
@@ -220,7 +220,7 @@ async def drop_ann_index_of_empty_table(
         async with build_session(engine, config, _NOT_DROPPED, 0) as connection:
             await connection.run_sync(set_for_build, memory, workers)
             return await connection.run_sync(_drop, config, if_empty=True)
-    except InUseError as error:
+    except (InUseError, PooledError) as error:
         _logger.info("the rows go into the live index: %s", error)
         return False
 

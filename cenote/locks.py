@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
-from sqlalchemy import Connection, cast, column, func, select, table
+from sqlalchemy import Connection, Engine, cast, column, func, select, table
 from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from cenote.connections import driver_error
+from cenote.connections import database_errors, describe, driver_error
 from cenote.errors import MigrationError
 
 LOCK_TIMEOUT_SECONDS = 300.0
@@ -25,6 +28,16 @@ LOCK_KEY = int.from_bytes(hashlib.sha256(b"cenote migrations").digest()[:8], "bi
 """The advisory lock that is held meanwhile."""
 
 _POLL_SECONDS = 0.2
+
+_PROBES = 5
+"""How often two clients are asked which server process they have."""
+
+_PROBE_SECONDS = 5.0
+"""How long that may take."""
+
+_LOST_STATEMENT = ("26000", "42P05")
+"""SQLSTATE: there is no such prepared statement, or there is one already, which a pooler's other
+client made."""
 
 TABLE_LOCK_TIMEOUT_SECONDS = 300.0
 """How long `with_short_waits` keeps trying."""
@@ -58,6 +71,8 @@ _HOLDER = (
     )
 )
 
+_PID = select(func.pg_backend_pid())
+
 _logger = logging.getLogger(__name__)
 
 # alembic.context and alembic.op are globals of the process: one migration at a time may run in it.
@@ -66,6 +81,10 @@ _alembic_lock = threading.Lock()
 
 class InUseError(MigrationError):
     """Others held a lock for as long as the caller would wait."""
+
+
+class PooledError(MigrationError):
+    """A pooler lends the server's connections for a transaction each, and a session is needed."""
 
 
 @contextmanager
@@ -86,7 +105,9 @@ def migration_lock(
 
     Raises:
         InUseError: another one held it for so long.
+        PooledError: there is no session that could hold it.
     """
+    _refuse_transaction_pooling(connection)
     if seconds is None:
         seconds = LOCK_TIMEOUT_SECONDS
     deadline = time.monotonic() + seconds
@@ -112,6 +133,44 @@ def migration_lock(
         if not connection.closed and not connection.invalidated:
             connection.rollback()
             _scalar(connection, select(func.pg_advisory_unlock(LOCK_KEY)))
+
+
+def _refuse_transaction_pooling(connection: Connection) -> None:
+    """Refuse a pooler that would keep the lock, and the settings of a build, for who comes next."""
+    raw: Any = connection.connection
+    told = getattr(raw.driver_connection, "get_server_pid", None)  # by who answers; asyncpg's
+    if told is None or told() == _scalar(connection, _PID):
+        return
+    try:
+        pooled = raw.dbapi_connection.run_async(partial(_shares_its_process, connection.engine))
+    except database_errors() as error:  # one that lends for a session may have none left
+        state = getattr(driver_error(error), "sqlstate", None)
+        _logger.info("how the pooler lends cannot be told: %s", describe(driver_error(error)))
+        pooled = state in _LOST_STATEMENT
+    if pooled:
+        raise PooledError(
+            "a pooler lends the server's connections for a transaction each (PgBouncer's pool_mode "
+            "transaction), and this needs a session: run it on a direct connection"
+        )
+
+
+async def _shares_its_process(engine: Engine, driver: Any) -> bool:
+    """Whether another client gets the same server process, while this one is connected.
+
+    A pooler that lends for a session never gives it; a busy one that lends for a transaction may
+    happen not to.
+    """
+    other = create_async_engine(engine.url, pool=engine.pool.recreate())
+    ours, theirs = set(), set()
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS), other.connect() as connection:
+            for _ in range(_PROBES):
+                ours.add(await driver.fetchval("SELECT pg_backend_pid()"))
+                theirs.add(await connection.scalar(_PID))
+                await connection.commit()
+    finally:
+        await other.dispose()
+    return not ours.isdisjoint(theirs)
 
 
 def with_short_waits(

@@ -36,7 +36,8 @@ class Chunk:
     content_hash: str = ""
 
     def __post_init__(self) -> None:
-        if self.content_hash == "" and isinstance(self.content, str):
+        hash_given = not isinstance(self.content_hash, str) or self.content_hash != ""
+        if isinstance(self.content, str) and not hash_given:
             # "surrogatepass": text that is no valid Unicode is the store's to refuse, by name.
             digest = hashlib.sha256(self.content.encode("utf-8", "surrogatepass")).hexdigest()
             object.__setattr__(self, "content_hash", digest)

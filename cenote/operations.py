@@ -9,11 +9,11 @@ A host's revision replays cenote's under its own ``op``, with settings frozen in
 
 
     def upgrade() -> None:
-        upgrade_chunks(CHUNKS, start="base", to="cenote_0003")
+        upgrade_chunks(CHUNKS, start="base", to="cenote_0004")
 
 
     def downgrade() -> None:
-        downgrade_chunks(CHUNKS, start="cenote_0003", to="base")
+        downgrade_chunks(CHUNKS, start="cenote_0004", to="base")
 
 ``cenote host-revision`` writes that file. What was replayed is recorded in cenote's own version
 table, as `cenote.schema.upgrade` does: whichever way comes second finds what the first one did.
@@ -38,10 +38,17 @@ from sqlalchemy import Connection, column, func, inspect, select, table
 from sqlalchemy.schema import CreateSchema
 
 from cenote import drift
-from cenote.catalog import qualified, read_table
+from cenote.catalog import read_table
+from cenote.citus import creating, is_installed, undoing
 from cenote.config import SchemaConfig
 from cenote.connections import EXTENSION_QUERY, OLDEST_PGVECTOR, parse_version, too_old
-from cenote.ddl import CreateExtension, CreateHashPartition, StoreInline, partition_name
+from cenote.ddl import (
+    CreateExtension,
+    CreateHashPartition,
+    StoreInline,
+    partition_name,
+    qualified,
+)
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.policies import opening, securing
 from cenote.settings import HOW_TO_SET_DIMENSIONS, given_in_code
@@ -50,6 +57,7 @@ _logger = logging.getLogger(__name__)
 
 _BEFORE_FULL_TEXT = {"cenote_0001"}
 _BEFORE_ROW_SECURITY = {"cenote_0001", "cenote_0002"}
+_BEFORE_DISTRIBUTION = {"cenote_0001", "cenote_0002", "cenote_0003"}
 """Revisions of which a later one adds what is set."""
 
 _frozen: ContextVar[SchemaConfig | None] = ContextVar("cenote_frozen", default=None)
@@ -101,6 +109,7 @@ def upgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
                 f"table {config.table_name!r} is at {recorded}, and this revision takes it from "
                 f"{start}; run the ones before it"
             )
+        require_distribution(config)
         ensure_schema(config)
         for script in scripts:
             if script.revision not in done:
@@ -243,6 +252,55 @@ def open_rows(table_name: str, partitions: int, *, schema: str | None = None) ->
         op.execute(statement)
 
 
+def require_distribution(config: SchemaConfig) -> None:
+    """Refuse settings for a cluster where the running revision's database is of none.
+
+    Raises:
+        MigrationError: `distribution` is set, and there is no citus extension.
+    """
+    if not op.get_context().as_sql:
+        refuse_without_citus(op.get_bind(), config)
+
+
+def refuse_without_citus(connection: Connection, config: SchemaConfig) -> None:
+    """As `require_distribution`, on a connection."""
+    if config.distribution is not None and not is_installed(connection):
+        raise RefusedRevisionError(
+            "distribution='citus' needs the citus extension in this database: put citus into "
+            "shared_preload_libraries, run CREATE EXTENSION citus and add the nodes, or leave "
+            "distribution out"
+        )
+
+
+def distribute(config: SchemaConfig) -> None:
+    """Distribute a chunk table by namespace over the nodes of a Citus cluster, with its rows.
+
+    One that is distributed already is left as it is. For a table of a host's own model, too.
+
+    Args:
+        config: which table it is, a plain one, and how it is to be distributed.
+
+    Raises:
+        MigrationError: there is no citus extension.
+    """
+    require_distribution(config)
+    if not op.get_context().as_sql:
+        live = read_table(op.get_bind(), config.table_name, config.schema)
+        if live is not None and live.shards is not None:
+            return
+    for statement in creating(config):
+        op.execute(statement)
+
+
+def undistribute(config: SchemaConfig) -> None:
+    """Make a plain table of a distributed one, on the coordinator, with its rows.
+
+    Args:
+        config: which table it is.
+    """
+    op.execute(undoing(config))
+
+
 def _with_partitions(table_name: str, partitions: int) -> list[str]:
     return [table_name, *(partition_name(table_name, number) for number in range(partitions))]
 
@@ -364,8 +422,8 @@ def live_config() -> SchemaConfig:
     """The configuration of the table as it is. For every later revision.
 
     Dimensions, type, partitions and the parameters of the ANN index are those of the live table,
-    whatever the configuration says by now, and so is full text that it has; offline, with none to
-    ask, the configuration's.
+    whatever the configuration says by now, and so are full text, row-level security and a
+    distribution that it has; offline, with none to ask, the configuration's.
     """
     names = table_names()
     live = None if op.get_context().as_sql else read_table(op.get_bind(), *names)
@@ -376,6 +434,9 @@ def live_config() -> SchemaConfig:
         named["text_search"] = given_config().text_search
     if not live.row_security:
         named["row_security"] = given_config().row_security
+    if live.shards is None and not live.partitioned:  # else it is cenote distribute's
+        for setting in ("distribution", "shard_count", "colocate_with"):
+            named[setting] = getattr(given_config(), setting)
     return SchemaConfig(**(live.settings | live.parameters | named))
 
 
@@ -409,8 +470,8 @@ def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
     """Refuse a table that is there in another shape: alembic would find nothing to do.
 
     Raises:
-        MigrationError: its dimensions, type, partitions, full text or row-level security are not
-            the configuration's, or it is gone though its revision is recorded.
+        MigrationError: its dimensions, type, partitions, full text, row-level security or
+            distribution are not the configuration's, or it is gone though its revision is recorded.
     """
     live = read_table(connection, config.table_name, config.schema)
     subject = drift.subject_of(config.table_name, config.schema)
@@ -429,5 +490,7 @@ def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
             )
         if finding is None and (live.row_security or recorded not in _BEFORE_ROW_SECURITY):
             finding = drift.row_security_finding(subject, live, config)
+        if finding is None and recorded not in _BEFORE_DISTRIBUTION:
+            finding = drift.distribution_finding(subject, live, config)
     if finding is not None:
         raise RefusedRevisionError(str(finding))

@@ -30,9 +30,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import ddl
 from cenote.builds import read_chunk_table, set_build_memory
-from cenote.catalog import LiveTable, qualified
+from cenote.catalog import LiveTable
 from cenote.config import SchemaConfig
-from cenote.ddl import partition_name
+from cenote.ddl import partition_name, qualified
 from cenote.dependents import (
     facts_query,
     grantees,
@@ -43,7 +43,7 @@ from cenote.dependents import (
     referenced_tables,
     refuse_what_would_be_lost,
 )
-from cenote.errors import ConfigurationError
+from cenote.errors import ConfigurationError, MigrationError
 from cenote.locks import migration_lock, with_short_waits
 from cenote.policies import AlterRowSecurity, securing
 from cenote.schema import own_connection
@@ -93,15 +93,18 @@ def _repartition(connection: Connection, config: SchemaConfig, memory: str | Non
     with migration_lock(connection, config.table_name):
         live = read_chunk_table(connection, config)
         connection.commit()
+        if live.shards is not None:
+            raise MigrationError(
+                f"table {live.name!r} is distributed by Citus, and has shards instead of partitions"
+            )
         if len(live.partitions) == config.partitions:
             return False
-        with_short_waits(
-            connection, config.table_name, lambda: _rewrite(connection, config, memory)
-        )
+        with_short_waits(connection, config.table_name, lambda: rewrite(connection, config, memory))
         return True
 
 
-def _rewrite(connection: Connection, config: SchemaConfig, memory: str | None) -> None:
+def rewrite(connection: Connection, config: SchemaConfig, memory: str | None) -> None:
+    """Rewrite the table into the configuration's number of partitions, in the open transaction."""
     ops = Operations(MigrationContext.configure(connection))
     live = read_chunk_table(connection, config)
     # In the order in which applications write: documents, chunks, what points at chunks. Once one

@@ -115,11 +115,15 @@ class BM25Retriever:
         tokenize: takes texts apart; `cenote.bm25.words` unless given. One that knows the language
             finds more: ``tokenize=cenote.bm25.stems("spanish")``.
         namespaces: how many indexes to keep; the one that was asked least recently goes first.
+
+    Raises:
+        ConfigurationError: namespaces is no integer of 1 or more, or the extra is missing.
     """
 
     def __init__(
         self, store: VectorStore, *, tokenize: Tokenize = words, namespaces: int = 100
     ) -> None:
+        validation.check_whole("namespaces", namespaces)
         imported("bm25s")
         self._store = store
         self._tokenize = tokenize
@@ -194,8 +198,8 @@ class HybridRetriever:
         depth: how many results of each to fuse, at least; a limit that is larger counts instead.
 
     Raises:
-        ConfigurationError: there are no retrievers, or not as many weights, of which one must be
-            more than 0, and none less.
+        ConfigurationError: there are no retrievers, or not as many weights, which must be from 0 to
+            1e9, and one of them more than 0; or the depth is no integer of 1 or more.
     """
 
     def __init__(
@@ -205,16 +209,18 @@ class HybridRetriever:
         weights: Sequence[float] | None = None,
         depth: int = DEPTH,
     ) -> None:
-        if not retrievers or (weights is not None and len(weights) != len(retrievers)):
+        if not isinstance(retrievers, Sequence) or not retrievers:
             raise ConfigurationError(
-                "HybridRetriever needs one retriever or more, and a weight for each",
-                setting="weights",
+                "retrievers must be a list of one retriever or more", setting="retrievers"
             )
-        if weights is not None and (min(weights) < 0 or not any(weights)):
-            raise ConfigurationError(
-                "HybridRetriever needs weights of 0 or more, and one that is more",
-                setting="weights",
-            )
+        for one in retrievers:
+            if not hasattr(one, "retrieve"):
+                raise ConfigurationError(
+                    f"retrievers holds an object of type {type(one).__name__}, which is none",
+                    setting="retrievers",
+                )
+        validation.check_weights(weights, len(retrievers))
+        validation.check_whole("depth", depth)
         self._retrievers = list(retrievers)
         self._weights = weights
         self._depth = depth

@@ -26,6 +26,7 @@ from sqlalchemy.schema import CreateSchema
 from cenote import drift, operations, settings
 from cenote.autogenerate import hooks
 from cenote.catalog import read_table, schemas_with
+from cenote.citus import read_shards
 from cenote.config import SchemaConfig
 from cenote.connections import (
     EXTENSION_QUERY,
@@ -35,6 +36,7 @@ from cenote.connections import (
     driver_error,
     is_harmless,
     is_lost,
+    refuse_other_loop,
     safe_url,
     silence,
 )
@@ -143,6 +145,7 @@ async def own_connection(
         )
     with own_errors(action, engine.url):
         if isinstance(database, AsyncEngine):
+            refuse_other_loop(database)
             async with AsyncExitStack() as stack:
                 try:
                     connection = await stack.enter_async_context(database.connect())
@@ -198,6 +201,9 @@ def find_drift(
             known, head = operations.known_revisions(), operations.head_revision()
             found.append(drift.revision_finding(subject, recorded, known, head, given))
         found += drift.findings(live, config)
+        if live.shards is not None:
+            shards = read_shards(connection, live.name, live.schema)
+            found += drift.shard_findings(shards, config)
     return [finding for finding in found if finding is not None]
 
 
@@ -322,6 +328,7 @@ def _run_online(connection: Connection, given: Mapping[str, Any], *, locked: boo
 def _prepare(connection: Connection, schema: str | None, config: SchemaConfig | None) -> None:
     """Refuse a table of ours that contradicts the settings, and make the schema if it is needed."""
     if config is not None and _goes_up():
+        operations.refuse_without_citus(connection, config)
         name = config.table_name
         if operations.recorded_revision(connection, name, schema) is not None:
             operations.refuse_other_shape(connection, config)

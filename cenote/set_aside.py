@@ -50,7 +50,7 @@ from cenote.builds import (
     set_for_build,
     transact,
 )
-from cenote.catalog import LiveTable, is_owner, qualified, read_table
+from cenote.catalog import LiveTable, is_owner, read_table
 from cenote.config import SchemaConfig
 from cenote.connections import describe, driver_error
 from cenote.ddl import (
@@ -61,12 +61,13 @@ from cenote.ddl import (
     RenameIndex,
     VacuumAnalyze,
     partition_name,
+    qualified,
     stand_in_name,
     table_of,
 )
 from cenote.drift import part_name
 from cenote.errors import MigrationError
-from cenote.locks import NOT_NOW, InUseError
+from cenote.locks import NOT_NOW, InUseError, PooledError
 from cenote.orm import KEY, ann_index_name
 from cenote.policies import AlterRowSecurity
 from cenote.progress import Report
@@ -131,7 +132,7 @@ async def set_aside(
         async with build_session(engine, config, _NOT_SET_ASIDE, 0) as connection:
             await connection.run_sync(set_for_build, memory, workers)
             return await connection.run_sync(_take_out, config, remainder)
-    except InUseError as error:
+    except (InUseError, PooledError) as error:
         _logger.info("the rows go into the live index: %s", error)
         return None
 

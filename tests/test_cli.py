@@ -109,7 +109,7 @@ async def test_settings_that_contradict_the_table_do_no_harm(engine: AsyncEngine
     assert await scalar(engine, "SELECT to_regnamespace('typo')") is None
     assert cenote("migrate", "-x", "schema=typo", "check", **url).returncode != 0
     assert await scalar(engine, "SELECT to_regnamespace('typo')") is None
-    assert await schema.current(engine, SchemaConfig(dimensions=4)) == "cenote_0003"
+    assert await schema.current(engine, SchemaConfig(dimensions=4)) == "cenote_0004"
 
 
 async def test_engines_that_translate_schemas_are_refused(engine: AsyncEngine) -> None:

@@ -124,6 +124,7 @@ def test_settings_come_in_one_order() -> None:
         configurations={},
         row_security=False,
         unsecured=(),
+        shards=None,
         other_policies=False,
         oid=1,
         schema="s",

@@ -47,13 +47,13 @@ DRIFT: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
         "revision_missing",
         ["DELETE FROM cenote_chunks_alembic_version"],
         {},
-        ["cenote_chunks", "no revision", "cenote_0003", "upgrade head"],
+        ["cenote_chunks", "no revision", "cenote_0004", "upgrade head"],
     ),
     (
         "revision_ahead",
         ["UPDATE cenote_chunks_alembic_version SET version_num = 'cenote_9999'"],
         {},
-        ["cenote_chunks", "cenote_9999", "cenote_0003", "install"],
+        ["cenote_chunks", "cenote_9999", "cenote_0004", "install"],
     ),
     (
         "dimensions",
@@ -220,7 +220,7 @@ DRIFT: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
         "table_missing",
         ["DROP TABLE cenote_chunks", "CREATE SCHEMA x", "CREATE TABLE x.cenote_chunks ()"],
         {},
-        ["cenote_chunks", "recorded as cenote_0003", "table", "stamp base, then cenote migrate"],
+        ["cenote_chunks", "recorded as cenote_0004", "table", "stamp base, then cenote migrate"],
     ),
     (
         "table_missing",
@@ -283,10 +283,10 @@ async def test_a_revision_behind_is_found(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is only one so far: a newer one is pretended, the rest is real."""
-    monkeypatch.setattr("cenote.operations.head_revision", lambda: "cenote_0004")
+    monkeypatch.setattr("cenote.operations.head_revision", lambda: "cenote_9999")
     (finding,) = await PgVectorStore(engine, 4).check_schema()
     assert finding.kind == "revision_behind"
-    assert "at revision cenote_0003" in finding.actual
+    assert "at revision cenote_0004" in finding.actual
     assert "cenote migrate -x dimensions=4 upgrade head" in finding.cure
 
 
@@ -319,7 +319,7 @@ async def test_the_cures_cure(engine: AsyncEngine, dsn: str) -> None:
     (finding,) = await store.check_schema()
     result = cenote("migrate", "-x", "dimensions=4", "upgrade", "head", CENOTE_DATABASE_URL=dsn)
     assert result.returncode != 0  # instead of finding nothing to do
-    assert "recorded as cenote_0003" in result.stdout
+    assert "recorded as cenote_0004" in result.stdout
     for command in finding.cure.removeprefix("run ").split(", then "):
         result = cenote(*command.split()[1:], CENOTE_DATABASE_URL=dsn)
         assert result.returncode == 0, result.stdout

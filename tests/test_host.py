@@ -97,7 +97,7 @@ async def test_in_the_hosts_own_line(
     assert "No new upgrade operations" in alembic("check")
     assert len(alembic("heads").splitlines()) == 1
     assert cenote("check", "-x", "dimensions=4", "-x", "partitions=16") == "nothing differs\n"
-    assert cenote("migrate", "current") == "cenote_0003 (head)\n"
+    assert cenote("migrate", "current") == "cenote_0004 (head)\n"
     cenote("migrate", "upgrade", "head")  # finds what the host did
     assert await tables(empty_engine) == ALL_TABLES
 
@@ -210,6 +210,20 @@ def test_it_takes_settings_from_the_hosts_ini_and_the_live_table(
     written = new_revision(host, before)
     for line in ("dimensions=4,", "partitions=0,", "hnsw_m=8,"):
         assert line in written
+
+
+def test_a_distributed_table_of_a_hosts_history(
+    host: Path, alembic: Command, cenote: Command
+) -> None:
+    """The revision holds the settings, and distributes the table; not without the extension."""
+    before = revisions(host)
+    settings = ["dimensions=4", "distribution=citus", "colocate_with=documents"]
+    cenote("host-revision", *(word for setting in settings for word in ("-x", setting)))
+    frozen = new_revision(host, before)
+    assert all(setting in frozen for setting in ('distribution="citus"', "colocate_with="))
+    script = alembic("upgrade", "head", "--sql")
+    assert "create_distributed_table(CAST('cenote_chunks' AS REGCLASS), 'namespace'" in script
+    assert "CREATE EXTENSION citus" in run_failing(alembic, "upgrade", "head")
 
 
 async def test_in_another_schema(

@@ -39,6 +39,7 @@ DOCS = REPOSITORY / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 BEFORE = {
+    "scaling.md": "cenote migrate -x dimensions=2 upgrade head",
     "schema.md": "cenote migrate -x dimensions=384 upgrade head",
 }
 """What a page takes for done."""
@@ -48,8 +49,12 @@ EXCUSED = {
     ("index.md", "# server.py"): "waits for a key: test_a_server_to_try_things_on",
     ("schema.md", "cenote host-revision"): "tests/test_host.py, in a host with a history",
     ("schema.md", "import asyncio"): "test_another_embedding_model_without_downtime",
-    ("reliability.md", "import asyncio"): "tests/test_row_security.py, as the role that serves",
+    ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy import select"): (
+        "tests/test_row_security.py, as the role that serves"
+    ),
+    ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy.ext"): "tests/pgbouncer",
     ("reliability.md", "CREATE ROLE"): "tests/test_row_security.py makes such roles",
+    ("scaling.md", "cenote migrate -x dimensions=384 -x distribution"): "tests/test_citus.py",
     ("scaling.md", "python -m benchmarks.growth"): "takes hours",
 }
 """Blocks that do not run here, by how they begin, with the reason."""

@@ -50,7 +50,7 @@ def test_builds_are_reproducible(dist: Path, tmp_path: Path) -> None:
     (source,) = tmp_path.iterdir()
     for path in source.rglob("*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
-        path.chmod(0o700 if path.is_dir() else 0o600)
+        path.chmod(0o700 if path.stat().st_mode & 0o100 else 0o600)
     again = tmp_path / "again"
     build = ["-m", "build", "--no-isolation", "--outdir", str(again)]
     output_of(run(sys.executable, *build, cwd=source))
@@ -90,7 +90,7 @@ asyncio.run(main())
     for name, language in (("alembic.ini", "ini"), ("pyproject.toml", "toml")):
         block = re.findall(rf"^```{language}\n(.*?)^```$", SCHEMA, re.MULTILINE | re.DOTALL)[0]
         (empty / name).write_text(block.replace("dimensions = 384", "dimensions = 4"))
-        assert output_of(alembic("current", cwd=empty, **environ)) == "cenote_0003 (head)\n"
+        assert output_of(alembic("current", cwd=empty, **environ)) == "cenote_0004 (head)\n"
         assert output_of(alembic("check", cwd=empty, **environ)).startswith("No new upgrade")
         (empty / name).write_text(block.replace("dimensions = 384", "dimensions = 5"))
         assert "VECTOR(dim=4), Vector(dim=5)" in alembic("check", cwd=empty, **environ).stdout
@@ -102,7 +102,7 @@ asyncio.run(main())
 
     assert cenote("check") == "nothing differs\n"
     for argument in ("current", "history", "heads"):
-        assert "cenote_0003" in cenote("migrate", argument)
+        assert "cenote_0004" in cenote("migrate", argument)
     cenote("migrate", "downgrade", "base")
     cenote("migrate", "-x", "dimensions=4", "upgrade", "head")
     assert "CREATE TABLE cenote_chunks" in cenote(

@@ -101,7 +101,7 @@ async def rows(session: Any) -> list[str]:
 async def test_the_page(roles: Deployment) -> None:
     """What docs/reliability.md shows runs as it stands there, and prints what it says."""
     page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    code, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     await PgVectorStore(roles.owner, 2, row_security=True).apply_migrations()
     await execute(roles.owner, GRANTS.format("cenote_chunks"))
     url = roles.app.url.render_as_string(hide_password=False)

@@ -107,7 +107,7 @@ async def test_eight_pods(empty_dsn: str, empty_engine: AsyncEngine, kill: bool)
         assert pod.returncode == (-signal.SIGKILL if number == killed else 0), said.decode()
     assert await tables(empty_engine) == ["cenote_chunks", "cenote_chunks_alembic_version"]
     versions = "SELECT string_agg(version_num, ',') FROM cenote_chunks_alembic_version"
-    assert await scalar(empty_engine, versions) == "cenote_0003"
+    assert await scalar(empty_engine, versions) == "cenote_0004"
     assert await PgVectorStore(empty_engine, 4).check_schema() == []
     locked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
     assert await scalar(empty_engine, locked) == 0
@@ -194,7 +194,7 @@ async def test_on_a_connection_of_the_callers(empty_engine: AsyncEngine) -> None
         await connection.execution_options(isolation_level="SERIALIZABLE")
         assert await schema.current(connection, config) is None
         await schema.upgrade(connection, config)
-        assert await schema.current(connection, config) == "cenote_0003"
+        assert await schema.current(connection, config) == "cenote_0004"
         assert await schema.check(connection, config) == []
         level = text("SHOW transaction_isolation")
         assert await connection.scalar(level) == "serializable"
@@ -202,7 +202,7 @@ async def test_on_a_connection_of_the_callers(empty_engine: AsyncEngine) -> None
             with pytest.raises(MigrationError, match="open transaction"):
                 await call(connection, config)
         await connection.rollback()
-    assert await schema.current(empty_engine, config) == "cenote_0003"
+    assert await schema.current(empty_engine, config) == "cenote_0004"
 
 
 async def test_a_cancelled_upgrade_leaves_no_lock(empty_engine: AsyncEngine) -> None:

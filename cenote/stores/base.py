@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from cenote.errors import InvalidInputError
 from cenote.filters import Filter, FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.ranking import DEPTH
 from cenote.types import Float32Array, Vector
-from cenote.validation import check_limit, check_namespace
+from cenote.validation import check_limit, check_namespace, listed
 
 
 @runtime_checkable
@@ -209,7 +208,8 @@ class VectorStore(Protocol):
     async def list_namespaces(self) -> dict[str, int]:
         """Count the chunks of every namespace that has any, by name in code-point order.
 
-        The one method that looks at all of them: it is for the operator, not for a tenant.
+        The one method that looks at all of them: it is for the operator, not for a tenant. Of a
+        table that is distributed over a cluster it asks every node; the others ask one.
 
         Raises:
             VectorStoreError: the read failed.
@@ -451,9 +451,9 @@ class VectorStore(Protocol):
         Raises:
             DimensionMismatchError, InvalidInputError, VectorStoreError: as :meth:`search`.
         """
-        if isinstance(namespaces, str) or not isinstance(namespaces, Iterable):
-            raise InvalidInputError("namespaces must be a list of namespaces", field="namespaces")
-        namespaces = list(namespaces)
+        namespaces = listed(
+            namespaces, "namespaces must be a list of namespaces", field="namespaces"
+        )
         for namespace in namespaces:
             check_namespace(namespace)
         check_limit(limit)

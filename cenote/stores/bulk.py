@@ -29,6 +29,7 @@ from cenote.errors import InvalidInputError
 from cenote.models import EmbeddedChunk
 from cenote.progress import LoadProgress, Report, tell
 from cenote.stores.rows import UPSERT_BYTES, UPSERT_ROWS
+from cenote.validation import is_iterable
 
 Stream: TypeAlias = Iterable[EmbeddedChunk] | AsyncIterable[EmbeddedChunk]
 
@@ -38,7 +39,8 @@ AnnIndexDuringLoad: TypeAlias = Literal["auto", "rebuild", "keep"]
 
 def check_stream(chunks: Any) -> None:
     """Refuse what gives no chunks."""
-    if isinstance(chunks, str | EmbeddedChunk) or not isinstance(chunks, Iterable | AsyncIterable):
+    iterable = isinstance(chunks, AsyncIterable) or is_iterable(chunks)
+    if isinstance(chunks, str | EmbeddedChunk) or not iterable:
         raise InvalidInputError(
             "embedded_chunks must be an iterable or an async iterable of EmbeddedChunk, not "
             f"{type(chunks).__name__}",
@@ -48,7 +50,7 @@ def check_stream(chunks: Any) -> None:
 
 def check_ann_index(ann_index: Any) -> None:
     """Refuse what is none of the choices."""
-    if ann_index not in get_args(AnnIndexDuringLoad):
+    if not isinstance(ann_index, str) or ann_index not in get_args(AnnIndexDuringLoad):
         raise InvalidInputError("ann_index must be 'auto', 'rebuild' or 'keep'", field="ann_index")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Alias, ColumnElement, FromClause, Table, and_, literal, select
@@ -19,16 +20,14 @@ def checked_condition(where: Any, table: Table) -> ColumnElement[bool] | None:
     """
     if where is None:
         return None
-    try:
-        # In brackets, since text("a OR b") would otherwise reach beyond the namespace.
-        condition: ColumnElement[bool] = Grouping(and_(where))
-        froms = select(literal(1)).select_from(table).where(condition).get_final_froms()
-    except ArgumentError as error:
+    read = _read(where, table)
+    if read is None:  # outside of the handler: SQLAlchemy's error quotes what was given
         raise InvalidInputError(
             f"where must be one SQL condition (join several by and_), not one of type "
             f"{type(where).__name__}",
             field="where",
-        ) from error
+        )
+    condition, froms = read
     others = [_described(other) for other in froms if other is not table]
     if others:
         raise InvalidInputError(
@@ -37,6 +36,17 @@ def checked_condition(where: Any, table: Table) -> ColumnElement[bool] | None:
             field="where",
         )
     return condition
+
+
+def _read(where: Any, table: Table) -> tuple[ColumnElement[bool], Sequence[FromClause]] | None:
+    """A condition, and the tables of a query of the chunks that meet it; None if it is none."""
+    try:
+        # In brackets, since text("a OR b") would otherwise reach beyond the namespace.
+        condition: ColumnElement[bool] = Grouping(and_(where))
+        query = select(literal(1)).select_from(table).where(condition)
+        return condition, query.get_final_froms()
+    except (ArgumentError, ValueError):  # the latter of a repr() that fails
+        return None
 
 
 def _described(source: FromClause) -> str:

@@ -59,6 +59,7 @@ class InMemoryVectorStore(VectorStore):
             stems(language)
         validation.check_dimensions(dimensions)
         validation.check_column_type(column_type)
+        validation.check_embedding_model(embedding_model)
         self._dimensions = dimensions
         self._column_type: ColumnType = column_type
         self._embedding_model = embedding_model
@@ -113,25 +114,26 @@ class InMemoryVectorStore(VectorStore):
             exact, ef_search: taken for the sake of `PgVectorStore`'s arguments; every search here
                 is exact.
         """
+        validation.check_namespace(namespace)
+        validation.check_limit(limit)
+        validation.check_switch(exact, field="exact")
         validation.check_ef_search(ef_search)
+        query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
+        wanted = as_filter(filter)
         validation.check_min_score(min_score)
         validation.check_per_document(per_document)
-        found = self._nearest(query_vector, namespace, limit, filter, per_document)
+        found = self._nearest(query, namespace, limit, wanted, per_document)
         note(path="exact")
         return at_least(min_score, found)
 
     def _nearest(
         self,
-        query_vector: Vector,
+        query: Float32Array,
         namespace: str,
         limit: int,
-        filter: FilterLike,
+        wanted: Filter | None,
         per_document: int | None = None,
     ) -> list[RetrievalResult]:
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
-        query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
-        wanted = as_filter(filter)
         stored = self._namespaces.get(namespace)
         if stored is None or not query.any():
             return []
@@ -153,14 +155,15 @@ class InMemoryVectorStore(VectorStore):
         Args:
             exact, ef_search: as of :meth:`search`.
         """
-        queries = validation.check_query_vectors(query_vectors, self._dimensions, self._column_type)
         validation.check_namespace(namespace)
         validation.check_limit(limit)
-        as_filter(filter)
+        validation.check_switch(exact, field="exact")
         validation.check_ef_search(ef_search)
         validation.check_min_score(min_score)
+        queries = validation.check_query_vectors(query_vectors, self._dimensions, self._column_type)
+        wanted = as_filter(filter)
         return [
-            at_least(min_score, self._nearest(query, namespace, limit, filter)) for query in queries
+            at_least(min_score, self._nearest(query, namespace, limit, wanted)) for query in queries
         ]
 
     async def search_diverse(
@@ -186,16 +189,22 @@ class InMemoryVectorStore(VectorStore):
 
         The index of a namespace's words is made anew after each change of it.
         """
-        return self._by_words(text, namespace, limit, filter)
+        wanted = self._checked_text(text, namespace, limit, filter)
+        return self._by_words(text, namespace, limit, wanted)
 
-    def _by_words(
+    def _checked_text(
         self, text: str, namespace: str, limit: int, filter: FilterLike
-    ) -> list[RetrievalResult]:
+    ) -> Filter | None:
+        """The filter of a search by words, whose arguments are all checked."""
         validation.check_full_text(self._languages)
         validation.check_text(text, field="text")
         validation.check_namespace(namespace)
         validation.check_limit(limit)
-        wanted = as_filter(filter)
+        return as_filter(filter)
+
+    def _by_words(
+        self, text: str, namespace: str, limit: int, wanted: Filter | None
+    ) -> list[RetrievalResult]:
         asked = text[:ASKED_CHARACTERS]
         return self._of(namespace).search_text(asked, limit, wanted, self._languages)
 
@@ -212,10 +221,12 @@ class InMemoryVectorStore(VectorStore):
         depth: int = DEPTH,
     ) -> list[RetrievalResult]:
         validation.check_fusion(vector_weight, text_weight, depth)
+        query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
+        wanted = self._checked_text(text, namespace, limit, filter)
         depth = max(depth, limit)
         rankings = (
-            self._nearest(query_vector, namespace, depth, filter),
-            self._by_words(text, namespace, depth, filter),
+            self._nearest(query, namespace, depth, wanted),
+            self._by_words(text, namespace, depth, wanted),
         )
         return fused(rankings, (vector_weight, text_weight), limit)
 
@@ -282,6 +293,7 @@ class InMemoryVectorStore(VectorStore):
         self, metadata: Mapping[str, dict[str, Any]], namespace: str, *, merge: bool = False
     ) -> int:
         validation.check_namespace(namespace)
+        validation.check_switch(merge, field="merge")
         new = validation.check_metadata_by_id(metadata)
         return self._of(namespace).update_metadata(new, merge=merge)
 
@@ -341,9 +353,10 @@ class InMemoryVectorStore(VectorStore):
     ) -> list[Chunk]:
         validation.check_namespace(namespace)
         validation.check_limit(limit)
+        wanted = as_filter(filter)
         if after is not None:
             validation.check_text(after, field="after")
-        return self._of(namespace).page(after, as_filter(filter), limit)
+        return self._of(namespace).page(after, wanted, limit)
 
     async def neighbours(
         self, chunk_id: str, namespace: str, *, before: int = 1, after: int = 1

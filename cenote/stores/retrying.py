@@ -31,6 +31,9 @@ _UNDONE = ("40001", "40P01")
 """Serialization failure, deadlock: the server has undone everything. Source: PostgreSQL manual,
 appendix A."""
 
+_LISTS = frozenset(("embedded_chunks", "chunk_ids", "chunks", "query_vectors"))
+"""The arguments that may be iterators. Another, such as a query vector, must be refused as one."""
+
 _ATTEMPTS = 4
 """How often an operation is tried that the server undoes: what was in its way goes on meanwhile."""
 
@@ -49,22 +52,22 @@ def retrying(store: Store) -> Store:
     """Have the operations of a store class tried again, once, where that can do no harm."""
     for name in REPEATABLE | COUNTING:
         method = getattr(store, name)
-        place = [*inspect.signature(method).parameters].index("session") - 1  # without self
-        setattr(store, name, _twice(method, place))
+        names = [*inspect.signature(method).parameters][1:]  # without self
+        setattr(store, name, _twice(method, names))
     return store
 
 
-def _twice(method: Callable[..., Any], place: int) -> Callable[..., Any]:
+def _twice(method: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    place = names.index("session")
+
     @wraps(method)
     async def call(self: Any, *arguments: Any, **options: Any) -> Any:
         session = arguments[place] if place < len(arguments) else options.get("session")
         if session is not None:
             return await method(self, *arguments, **options)
-        # What can be read once would be empty the second time.
-        again = [list(one) if isinstance(one, Iterator) else one for one in arguments]
-        options = {
-            name: list(one) if isinstance(one, Iterator) else one for name, one in options.items()
-        }
+        again = [_again(name, one) for name, one in zip(names, arguments, strict=False)]
+        again += arguments[len(names) :]  # more than there are, for the method to refuse
+        options = {name: _again(name, one) for name, one in options.items()}
         attempt = 1
         while True:
             try:
@@ -76,6 +79,11 @@ def _twice(method: Callable[..., Any], place: int) -> Callable[..., Any]:
                 _logger.info("%s is tried again after %s", method.__name__, error)
 
     return call
+
+
+def _again(name: str, argument: Any) -> Any:
+    """An argument for several attempts: what can be read once would be empty the second time."""
+    return list(argument) if name in _LISTS and isinstance(argument, Iterator) else argument
 
 
 def _may_be_repeated(operation: str, error: VectorStoreError, attempt: int) -> bool:

@@ -148,6 +148,7 @@ class Connections:
     ) -> AsyncIterator[AsyncConnection]:
         with self._own_errors(operation):
             if session is None:
+                connections.refuse_other_loop(self._autocommit)
                 async with connect() as connection:
                     await self._prepare(connection)
                     if self._secured and namespace is not None:
@@ -257,6 +258,10 @@ class Connections:
             raise VectorStoreError("the store is closed")
         try:
             yield
+        except RecursionError:  # of SQLAlchemy's compiler, which calls itself for each level
+            raise InvalidInputError(
+                "the filter is nested too deep for what is left of the call stack", field="filter"
+            ) from None
         except connections.database_errors() as error:
             cause = connections.driver_error(error)
             state = getattr(cause, "sqlstate", None)
@@ -268,6 +273,10 @@ class Connections:
             kind = StoreConnectionError if connections.is_lost(error) else VectorStoreError
             connections.silence(error)
             raise kind(message, sqlstate=state) from cause
+        except RuntimeError as error:
+            if not connections.is_about_loops(error):
+                raise
+            raise connections.other_loop() from error
 
 
 _SET_TENANT = select(func.set_config(NAME, bindparam("namespace", type_=Text), true()))

@@ -36,7 +36,11 @@ from cenote.stores.sessions import Connections, Session, check_session
 from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, observed
 from cenote.types import ColumnType
-from cenote.validation import check_namespace, check_operation_timeout
+from cenote.validation import (
+    check_embedding_model,
+    check_namespace,
+    check_operation_timeout,
+)
 
 if TYPE_CHECKING:
     from cenote.drift import Finding
@@ -174,6 +178,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         self._indexing_later = 0
         self._telemetry = Telemetry(self._model.__table__.fullname, namespaces_in_telemetry)
         self._own_columns = OwnColumns(self._model, self._engine.dialect)
+        check_embedding_model(embedding_model)
         check_operation_timeout(operation_timeout)
         self._operation_timeout = operation_timeout
         self._connections = self._made_connections()
@@ -242,7 +247,8 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         """
         if self._owns_engine:
             self._connections.closed = True
-            await self._engine.dispose()
+            # Those of another event loop can only be let go.
+            await self._engine.dispose(close=not connections.is_of_other_loop(self._engine))
 
     async def __aenter__(self) -> Self:
         return self

@@ -49,7 +49,7 @@ class Searching(Part[Model]):
             session: the transaction to join; see above.
         """
         query, conditions, condition = self._checked(
-            query_vector, namespace, limit, filter, where, ef_search
+            query_vector, namespace, limit, filter, where, exact, ef_search
         )
         validation.check_min_score(min_score)
         validation.check_per_document(per_document)
@@ -95,6 +95,7 @@ class Searching(Part[Model]):
         """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
+        validation.check_switch(exact, field="exact")
         validation.check_ef_search(ef_search)
         validation.check_min_score(min_score)
         queries = validation.check_query_vectors(
@@ -273,7 +274,7 @@ class Searching(Part[Model]):
             InvalidInputError: an argument cannot work.
         """
         query, conditions, condition = self._checked(
-            query_vector, namespace, limit, filter, where, ef_search
+            query_vector, namespace, limit, filter, where, exact, ef_search
         )
         statement: Select[Model, float] = self._searches.composable_search(
             query, namespace, limit, conditions, exact=exact, ef_search=ef_search, where=condition
@@ -287,11 +288,13 @@ class Searching(Part[Model]):
         limit: int,
         filter: Any,
         where: Any,
+        exact: bool,
         ef_search: int | None,
     ) -> tuple[Float32Array, Conditions, ColumnElement[bool] | None]:
         """The arguments of a search that are more than checked."""
         validation.check_namespace(namespace)
         validation.check_limit(limit)
+        validation.check_switch(exact, field="exact")
         validation.check_ef_search(ef_search)
         query = validation.check_query_vector(
             query_vector, self._config.dimensions, self._config.column_type

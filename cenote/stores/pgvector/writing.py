@@ -147,6 +147,7 @@ class Writing(Part[Model]):
         """
         validation.check_namespace(namespace)
         joined = check_session(session)
+        validation.check_switch(merge, field="merge")
         texts = {
             chunk_id: text
             for chunk_id, (_, text) in validation.check_metadata_by_id(metadata).items()

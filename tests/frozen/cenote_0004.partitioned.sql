@@ -1,0 +1,82 @@
+BEGIN;
+
+CREATE TABLE cenote_chunks_alembic_version (
+    version_num VARCHAR(32) NOT NULL, 
+    CONSTRAINT cenote_chunks_alembic_version_pkc PRIMARY KEY (version_num)
+);
+
+-- Running upgrade  -> cenote_0001
+
+CREATE EXTENSION IF NOT EXISTS vector;
+
+CREATE TABLE cenote_chunks (
+    namespace TEXT COLLATE "C" NOT NULL, 
+    id TEXT COLLATE "C" NOT NULL, 
+    document_id TEXT COLLATE "C" NOT NULL, 
+    content TEXT NOT NULL, 
+    position BIGINT NOT NULL, 
+    metadata JSONB NOT NULL, 
+    content_hash TEXT NOT NULL, 
+    embedding VECTOR(4) NOT NULL, 
+    embedding_model TEXT NOT NULL, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    CONSTRAINT pk_cenote_chunks PRIMARY KEY (namespace, id)
+)
+ PARTITION BY HASH (namespace);
+
+ALTER TABLE cenote_chunks ALTER COLUMN namespace SET STORAGE MAIN, ALTER COLUMN id SET STORAGE MAIN, ALTER COLUMN document_id SET STORAGE MAIN, ALTER COLUMN metadata SET STORAGE MAIN, ALTER COLUMN content_hash SET STORAGE MAIN, ALTER COLUMN embedding SET STORAGE MAIN, ALTER COLUMN embedding_model SET STORAGE MAIN;
+
+CREATE TABLE cenote_chunks_p00 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 0);
+
+CREATE TABLE cenote_chunks_p01 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 1);
+
+CREATE TABLE cenote_chunks_p02 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 2);
+
+CREATE TABLE cenote_chunks_p03 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 3);
+
+CREATE TABLE cenote_chunks_p04 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 4);
+
+CREATE TABLE cenote_chunks_p05 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 5);
+
+CREATE TABLE cenote_chunks_p06 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 6);
+
+CREATE TABLE cenote_chunks_p07 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 7);
+
+CREATE TABLE cenote_chunks_p08 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 8);
+
+CREATE TABLE cenote_chunks_p09 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 9);
+
+CREATE TABLE cenote_chunks_p10 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 10);
+
+CREATE TABLE cenote_chunks_p11 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 11);
+
+CREATE TABLE cenote_chunks_p12 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 12);
+
+CREATE TABLE cenote_chunks_p13 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 13);
+
+CREATE TABLE cenote_chunks_p14 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 14);
+
+CREATE TABLE cenote_chunks_p15 PARTITION OF cenote_chunks FOR VALUES WITH (MODULUS 16, REMAINDER 15);
+
+CREATE INDEX ix_cenote_chunks_namespace_document_id ON cenote_chunks (namespace, document_id);
+
+CREATE INDEX ix_cenote_chunks_metadata ON cenote_chunks USING gin (metadata jsonb_path_ops);
+
+CREATE INDEX ix_cenote_chunks_embedding ON cenote_chunks USING hnsw (embedding vector_cosine_ops) WITH (m = 16, ef_construction = 64);
+
+INSERT INTO cenote_chunks_alembic_version (version_num) VALUES ('cenote_0001') RETURNING cenote_chunks_alembic_version.version_num;
+
+-- Running upgrade cenote_0001 -> cenote_0002
+
+UPDATE cenote_chunks_alembic_version SET version_num='cenote_0002' WHERE cenote_chunks_alembic_version.version_num = 'cenote_0001';
+
+-- Running upgrade cenote_0002 -> cenote_0003
+
+UPDATE cenote_chunks_alembic_version SET version_num='cenote_0003' WHERE cenote_chunks_alembic_version.version_num = 'cenote_0002';
+
+-- Running upgrade cenote_0003 -> cenote_0004
+
+UPDATE cenote_chunks_alembic_version SET version_num='cenote_0004' WHERE cenote_chunks_alembic_version.version_num = 'cenote_0003';
+
+COMMIT;
+

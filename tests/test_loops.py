@@ -1,0 +1,202 @@
+"""A store on several event loops, one after another and at once: it works, or says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from database import scalar
+from sqlalchemy import NullPool, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from cenote import ConfigurationError, PgVectorStore, StoreConnectionError
+from cenote.adapters.loops import LoopThread
+from cenote.testing import embedded, found
+
+QUERY = [1.0, 0.0, 0.0, 0.0]
+
+# What a closed loop leaves behind says so when it is collected.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+OPERATIONS: dict[str, Callable[[PgVectorStore], Awaitable[Any]]] = {
+    "search": lambda store: store.search(QUERY, "n"),
+    "upsert": lambda store: store.upsert([embedded("b")], "n"),
+    "bulk_load": lambda store: store.bulk_load([embedded("b")], "n"),
+    "check_schema": lambda store: store.check_schema(),
+    "apply_migrations": lambda store: store.apply_migrations(),
+}
+
+
+def engine_of(dsn: str, **options: Any) -> AsyncEngine:
+    return create_async_engine(make_url(dsn).set(drivername="postgresql+asyncpg"), **options)
+
+
+async def fill(store: PgVectorStore) -> None:
+    """Over several connections, which stay in the pool."""
+    await store.upsert([embedded("a")], "n")
+    await asyncio.gather(*(store.search(QUERY, "n") for _ in range(3)))
+
+
+def assert_disconnected(dsn: str) -> None:
+    """Nobody is connected to the database, once the server has noticed."""
+
+    async def wait() -> None:
+        engine = engine_of(dsn, poolclass=NullPool)
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        async with asyncio.timeout(20):
+            while await scalar(engine, query):  # noqa: ASYNC110 - the server sets no event
+                await asyncio.sleep(0.1)
+
+    gc.collect()
+    asyncio.run(wait())
+
+
+@pytest.mark.parametrize("pre_ping", [False, True])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_second_loop(dsn: str, name: str, pre_ping: bool) -> None:
+    """With pooled connections of the first one: an error that names the cure, which cures."""
+    engine = engine_of(dsn, pool_pre_ping=pre_ping)
+    store = PgVectorStore(engine, 4)
+    asyncio.run(fill(store))
+
+    async def again() -> None:
+        for _ in range(2):
+            with pytest.raises(ConfigurationError) as error:
+                await OPERATIONS[name](store)
+            assert error.value.setting == "engine"
+            assert "await engine.dispose(close=False)" in str(error.value)
+        await engine.dispose(close=False)
+        await OPERATIONS[name](store)
+        assert "a" in await found(store, QUERY, "n")
+        await engine.dispose()
+
+    asyncio.run(again())
+    assert_disconnected(dsn)
+
+
+def test_disposed_of_in_time(dsn: str) -> None:
+    """An engine goes from loop to loop."""
+    engine = engine_of(dsn)
+    store = PgVectorStore(engine, 4)
+
+    async def use() -> None:
+        await fill(store)
+        await engine.dispose()
+
+    for _ in range(3):
+        asyncio.run(use())
+    assert_disconnected(dsn)
+
+
+def test_without_a_pool(dsn: str) -> None:
+    """An engine with a NullPool needs no care."""
+    store = PgVectorStore(engine_of(dsn, poolclass=NullPool), 4)
+    for _ in range(3):
+        asyncio.run(fill(store))
+    assert_disconnected(dsn)
+
+
+def test_a_server_that_was_not_there(dsn: str) -> None:
+    """A pool that is empty belongs to whoever comes next."""
+    engine = engine_of(dsn, connect_args={"password": "x", "user": "nobody"})
+    store = PgVectorStore(engine, 4)
+    for _ in range(2):
+        with pytest.raises(StoreConnectionError, match="nobody"):
+            asyncio.run(fill(store))
+
+
+def test_operations_in_flight(dsn: str) -> None:
+    """The end of asyncio.run cancels them: they leave nothing half done, and no connection."""
+    engine = engine_of(dsn)
+    store = PgVectorStore(engine, 4)
+    slow: Any = text("(SELECT true FROM pg_sleep(60))")
+
+    async def leave() -> None:
+        await store.upsert([embedded("a")], "n")
+        calls: list[Any] = [store.search(QUERY, "n", where=slow) for _ in range(3)]
+        calls.append(store.upsert([embedded("b"), embedded("c")], "n"))
+        tasks = [asyncio.create_task(call) for call in calls]
+        await asyncio.sleep(0.1)
+        assert not tasks[0].done()
+
+    async def go_on() -> int:
+        await engine.dispose(close=False)
+        return await store.count("n")
+
+    asyncio.run(leave())
+    assert asyncio.run(go_on()) in (1, 3)
+    asyncio.run(engine.dispose(close=False))
+    assert_disconnected(dsn)
+
+
+def test_a_session_of_another_loop(dsn: str) -> None:
+    """The same error; the session is the caller's to give up."""
+    engine = engine_of(dsn)
+    store = PgVectorStore(engine, 4)
+    session = AsyncSession(engine)
+    asyncio.run(store.upsert([embedded("a")], "n", session=session))
+
+    async def again() -> None:
+        with pytest.raises(ConfigurationError) as error:
+            await store.upsert([embedded("b")], "n", session=session)
+        assert error.value.setting == "engine"
+        session.sync_session.invalidate()
+
+    asyncio.run(again())
+
+
+def test_loops_at_once(dsn: str) -> None:
+    """Each needs a pool of its own: another thread's loop gets the error, or `with_own_pool`."""
+    engine = engine_of(dsn)
+    store = PgVectorStore(engine, 4)
+
+    async def own() -> list[str]:
+        mine = store.with_own_pool()
+        try:
+            return await found(mine, QUERY, "n")
+        finally:
+            await mine.engine.dispose()
+
+    async def main() -> None:
+        await fill(store)
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(4) as threads:
+            refused = loop.run_in_executor(threads, asyncio.run, store.count("n"))
+            with pytest.raises(ConfigurationError):
+                await refused
+            runs = [loop.run_in_executor(threads, asyncio.run, own()) for _ in range(4)]
+            assert await asyncio.gather(*runs) == [["a"]] * 4
+        assert await found(store, QUERY, "n") == ["a"]
+        await engine.dispose()
+
+    asyncio.run(main())
+    assert_disconnected(dsn)
+
+
+def test_synchronous_calls(dsn: str) -> None:
+    """The adapters' thread has a pool of its own, whatever becomes of the store's loop."""
+    engine = engine_of(dsn)
+    store = PgVectorStore(engine, 4)
+    asyncio.run(fill(store))
+    thread = LoopThread(store)
+    for _ in range(2):
+        assert thread.run(thread.store.count("n")) == 1
+        thread.close()
+    asyncio.run(engine.dispose(close=False))
+    assert_disconnected(dsn)
+
+
+def test_closed_in_another_loop(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A store that `connect` opened lets its connections go, and nothing is logged."""
+    store = asyncio.run(PgVectorStore.connect(dsn, 4, min_size=3))
+    asyncio.run(store.close())
+    assert [record.message for record in caplog.records if record.levelno >= 30] == []
+    assert_disconnected(dsn)
