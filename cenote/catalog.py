@@ -186,7 +186,8 @@ class LiveTable:
             "dimensions": self.dimensions,
             "column_type": self.column_type,
             "text_search": self.text_search,
-            "row_security": self.row_security or None,
+            # Never both: what is told of a table must make a configuration, whoever made it.
+            "row_security": (self.row_security and self.shards is None) or None,
             "distribution": None if self.shards is None else "citus",
             "partitions": len(self.bounds) if self.complete else None,
         }

@@ -1,7 +1,7 @@
 """What is asked of Citus, the extension of Postgres that spreads a table over machines.
 
 A chunk table is distributed by namespace, which is part of its key and of every statement of a
-store: each of them is routed whole to the one node that has the namespace's shard. Source of the
+store: each of them is the business of the one node that has the namespace's shard. Source of the
 functions, views and settings: Citus' documentation, "Citus Utility Functions" and "Citus Tables and
 Views".
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     ColumnElement,
     Connection,
     Executable,
@@ -60,11 +61,13 @@ class Shard:
         number: its identifier in the cluster.
         size: its bytes, indexes included.
         invalid_indexes: the names of its indexes that a build left unfinished, or None.
+        answered: whether all nodes that have it could be asked.
     """
 
     number: int
     size: int
     invalid_indexes: str | None
+    answered: bool = True
 
 
 def is_installed(connection: Connection) -> bool:
@@ -92,16 +95,27 @@ def read_shards(connection: Connection, name: str, schema: str) -> list[Shard]:
     """The shards of a distributed table, which takes a question to every node."""
     which = _regclass(name, schema)
     asked = func.run_command_on_shards(which, literal(_INVALID_INDEXES, Text)).table_valued(
-        column("shardid", BigInteger), column("success"), column("result", Text)
+        column("shardid", BigInteger), column("success", Boolean), column("result", Text)
     )
-    query = (
-        select(_shards.c.shardid, _shards.c.shard_size, asked.c.result)
+    query = (  # a shard has a row for each node that has a copy of it
+        select(
+            _shards.c.shardid,
+            func.coalesce(func.max(_shards.c.shard_size), 0).label("size"),
+            func.bool_and(asked.c.success).label("answered"),
+            func.max(func.nullif(asked.c.result, literal_column("''"))).label("result"),
+        )
         .join(asked, asked.c.shardid == _shards.c.shardid)
         .where(_shards.c.table_name == which)
+        .group_by(_shards.c.shardid)
         .order_by(_shards.c.shardid)
     )
     return [
-        Shard(number=row.shardid, size=row.shard_size, invalid_indexes=row.result or None)
+        Shard(
+            number=row.shardid,
+            size=row.size,
+            invalid_indexes=row.result if row.answered else None,
+            answered=row.answered,
+        )
         for row in connection.execute(query)
     ]
 
@@ -121,6 +135,12 @@ def creating(config: SchemaConfig) -> Iterator[Executable]:
             literal(config.shard_count, Integer),
         )
     )
+
+
+def clearing(config: SchemaConfig) -> Select[None]:
+    """The statement that removes what distributing leaves of the rows on the coordinator."""
+    which = _regclass(config.table_name, config.schema)
+    return select(func.truncate_local_data_after_distributing_table(which))
 
 
 def undoing(config: SchemaConfig) -> Select[None]:

@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         parents=[common],
         help="distribute the table over a Citus cluster; it is locked meanwhile",
     )
-    spread.add_argument("--shards", type=int, help="how many; the cluster's own number by default")
+    spread.add_argument("--shards", type=int, help="how many; by default as set")
     spread.add_argument("--colocate-with", metavar="TABLE", help="beside the shards of this table")
     spread.add_argument("--memory", metavar="SIZE", help="as of reindex")
     spread.set_defaults(run=_distribute)
@@ -330,8 +330,7 @@ def _distribute(options: argparse.Namespace) -> int:
         config = replace(
             await _live_config(engine, given),
             distribution="citus",
-            shard_count=options.shards,
-            colocate_with=options.colocate_with,
+            **_placing(options, given),
             partitions=None,
             row_security=None,
         )
@@ -340,6 +339,14 @@ def _distribute(options: argparse.Namespace) -> int:
         return 0
 
     return _with_engine(options, work)
+
+
+def _placing(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    """How many shards, or beside which table: as the command says, else as the settings do."""
+    if options.shards is None and options.colocate_with is None:
+        names = ("shard_count", "colocate_with")
+        return {name: given.get(name) for name in names}
+    return {"shard_count": options.shards, "colocate_with": options.colocate_with}
 
 
 async def _live_config(

@@ -164,6 +164,11 @@ def refuse_other_loop(engine: AsyncEngine) -> None:
         raise other_loop()
 
 
+def forget_loop(engine: AsyncEngine) -> None:
+    """Ask again whose the engine's connections are: it is not the loop that was seen first."""
+    _loops.pop(engine.pool, None)
+
+
 def other_loop() -> ConfigurationError:
     """What to say of connections of another event loop."""
     return ConfigurationError(
@@ -354,7 +359,7 @@ def describe(error: BaseException) -> str:
     name = type(error).__name__ + (f" ({state})" if state else "")
     said = str(error) if is_lost(error) else ""
     if not said and state.startswith("53"):
-        said = error.args[0]  # without the server's hints
+        said = str(error.args[0]) if error.args else ""  # without the server's hints
     return f"{name}: {said}" if said else name
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.builds import read_chunk_table
-from cenote.citus import creating
+from cenote.citus import clearing, creating
 from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.locks import migration_lock, with_short_waits
@@ -26,8 +26,8 @@ async def distribute(
     """Distribute a table by namespace over the nodes of a cluster, with all its rows.
 
     A partitioned table is made a plain one first. All in one transaction, in which **the table is
-    locked**: about the time of loading all rows and building all indexes, twice if it is
-    partitioned.
+    locked**: the time of inserting all rows into shards that have their indexes, and before it, of
+    a partitioned one, that of `cenote.repartition.repartition`.
 
     Args:
         engine: the coordinator's database; one connection is taken from its pool.
@@ -66,7 +66,7 @@ def _distribute(connection: Connection, config: SchemaConfig, memory: str | None
         def change() -> None:
             if live.partitioned:
                 rewrite(connection, config, memory)
-            for statement in creating(config):
+            for statement in (*creating(config), clearing(config)):
                 connection.execute(statement)
 
         with_short_waits(connection, config.table_name, change)

@@ -61,6 +61,7 @@ FindingKind = Literal[
     "row_security",
     "distribution",
     "shards_uneven",
+    "shard_unreachable",
     "index_missing",
     "index_invalid",
     "index_left_over",
@@ -288,9 +289,17 @@ def distribution_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
 
 
 def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Finding]:
-    """Indexes that a build left unfinished on a node, and a shard that outgrows the others."""
+    """Nodes that do not answer, indexes that a build left, and a shard that outgrows the others."""
     for shard in shards:
-        if shard.invalid_indexes:
+        if not shard.answered:
+            yield Finding(
+                kind="shard_unreachable",
+                subject=f"shard {shard.number}",
+                actual="its node did not answer",
+                expected="an answer",
+                cure="look at the nodes: SELECT * FROM citus_check_cluster_node_health()",
+            )
+        elif shard.invalid_indexes:
             yield Finding(
                 kind="index_invalid",
                 subject=f"shard {shard.number}",
@@ -317,8 +326,14 @@ def refuse_to_secure(live: LiveTable) -> None:
     """Refuse to turn row-level security on or off where that would touch what is of others.
 
     Raises:
-        MigrationError: the table has policies of others, or a partition is set aside.
+        MigrationError: the table has policies of others, is distributed, or a partition is set
+            aside.
     """
+    if live.shards is not None and not live.row_security:
+        raise MigrationError(
+            f"table {live.name!r} is distributed by Citus, which does not hand the setting that "
+            "row-level security needs on to the nodes"
+        )
     if live.other_policies:
         raise MigrationError(
             f"table {live.name!r} has row-level security or policies of your own, which cenote's "

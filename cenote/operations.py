@@ -34,12 +34,12 @@ from alembic import op
 from alembic.script import Script, ScriptDirectory
 from alembic.script.revision import RevisionError
 from alembic.util import CommandError
-from sqlalchemy import Connection, column, func, inspect, select, table
+from sqlalchemy import Connection, column, exists, func, inspect, literal, select, table
 from sqlalchemy.schema import CreateSchema
 
 from cenote import drift
 from cenote.catalog import read_table
-from cenote.citus import creating, is_installed, undoing
+from cenote.citus import clearing, creating, is_installed, undoing
 from cenote.config import SchemaConfig
 from cenote.connections import EXTENSION_QUERY, OLDEST_PGVECTOR, parse_version, too_old
 from cenote.ddl import (
@@ -48,6 +48,7 @@ from cenote.ddl import (
     StoreInline,
     partition_name,
     qualified,
+    table_of,
 )
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.policies import opening, securing
@@ -284,20 +285,29 @@ def distribute(config: SchemaConfig) -> None:
         MigrationError: there is no citus extension.
     """
     require_distribution(config)
+    clear: list[sa.Executable] = []
     if not op.get_context().as_sql:
         live = read_table(op.get_bind(), config.table_name, config.schema)
         if live is not None and live.shards is not None:
             return
-    for statement in creating(config):
+        filled = exists(select(literal(1)).select_from(table_of(config.table_name, config.schema)))
+        clear = [clearing(config)] if op.get_bind().scalar(select(filled)) else []
+    for statement in (*creating(config), *clear):
         op.execute(statement)
 
 
 def undistribute(config: SchemaConfig) -> None:
     """Make a plain table of a distributed one, on the coordinator, with its rows.
 
+    One that is not distributed is left as it is.
+
     Args:
         config: which table it is.
     """
+    if not op.get_context().as_sql:
+        live = read_table(op.get_bind(), config.table_name, config.schema)
+        if live is None or live.shards is None:
+            return
     op.execute(undoing(config))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import alembic.command
 from alembic import context
 from alembic.config import Config
+from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, MetaData, inspect
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -317,23 +318,26 @@ def _run_online(connection: Connection, given: Mapping[str, Any], *, locked: boo
             context.run_migrations()
         return
     with nullcontext() if locked else migration_lock(connection, name):
-        _prepare(connection, schema, config)
+        goes_up = _goes_up()  # of the revision there is before
+        _prepare(connection, schema, config, goes_up)
         with context.begin_transaction():
             context.run_migrations()
-        if config is not None and _goes_up():
+        if config is not None and goes_up:
             operations.refuse_other_shape(connection, config)
             connection.commit()
 
 
-def _prepare(connection: Connection, schema: str | None, config: SchemaConfig | None) -> None:
+def _prepare(
+    connection: Connection, schema: str | None, config: SchemaConfig | None, goes_up: bool
+) -> None:
     """Refuse a table of ours that contradicts the settings, and make the schema if it is needed."""
-    if config is not None and _goes_up():
+    if config is not None and goes_up:
         operations.refuse_without_citus(connection, config)
         name = config.table_name
         if operations.recorded_revision(connection, name, schema) is not None:
             operations.refuse_other_shape(connection, config)
     if schema is not None and not inspect(connection).has_schema(schema):
-        if not _goes_up():
+        if not goes_up:
             raise MigrationError(f"there is no schema {schema!r}")
         connection.execute(CreateSchema(schema))  # the version table is in it
     connection.commit()
@@ -347,8 +351,12 @@ def _goes_up() -> bool:
         (destination,) = destination or (None,)
     if destination in (None, "base") or str(destination).startswith("-"):
         return False
-    older = context.script.iterate_revisions(migration.get_current_heads(), "base")
-    return destination not in {one.revision for one in older} - set(migration.get_current_heads())
+    heads = migration.get_current_heads()
+    try:
+        older = {one.revision for one in context.script.iterate_revisions(heads, "base")}
+    except RevisionError:  # of a revision that alembic will not find either, and say so
+        return True
+    return destination not in older - set(heads)
 
 
 def _run_offline(given: Mapping[str, Any]) -> None:

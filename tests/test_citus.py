@@ -96,6 +96,14 @@ async def test_a_table_that_is_there(engine: AsyncEngine, dsn: str) -> None:
     assert await store.check_schema() == []
 
 
+async def test_going_down_on_one_machine(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+    """A table that is not distributed has nothing to bring back, whatever the settings say."""
+    await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, partitions=0))
+    settings = {"CENOTE_DIMENSIONS": "4", "CENOTE_DISTRIBUTION": "citus"}
+    output_of(cenote("migrate", "downgrade", "base", CENOTE_DATABASE_URL=empty_dsn, **settings))
+    assert await tables(empty_engine) == ["cenote_chunks_alembic_version"]
+
+
 def test_as_a_script() -> None:
     """What --sql prints distributes the table after everything else, and brings it back."""
     arguments = ["-xdimensions=4", "-xdistribution=citus", "-xcolocate_with=app.documents"]
@@ -114,6 +122,9 @@ def test_shards_that_are_told_of() -> None:
     broken = Shard(number=9, size=2**20, invalid_indexes="ix_embedding_9")
     (finding,) = shard_findings([*small, broken], DISTRIBUTED)
     assert (finding.kind, finding.subject) == ("index_invalid", "shard 9")
+    silent = Shard(number=9, size=0, invalid_indexes=None, answered=False)
+    (finding,) = shard_findings([*small, silent], DISTRIBUTED)
+    assert finding.kind == "shard_unreachable"
     large = Shard(number=9, size=2**31, invalid_indexes=None)
     (finding,) = shard_findings([*small, large], DISTRIBUTED)
     assert (finding.kind, finding.actual) == (

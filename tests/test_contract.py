@@ -33,6 +33,19 @@ class TestInMemoryHalfvec(VectorStoreContract):
         return make
 
 
+@pytest.fixture(scope="class")
+def made() -> set[str]:
+    """The tables that are there; asking the database takes longer than most tests."""
+    return set()
+
+
+async def _there(store: PgVectorStore, made: set[str]) -> PgVectorStore:
+    if store.config.table_name not in made:
+        await store.apply_migrations()
+        made.add(store.config.table_name)
+    return store
+
+
 async def _emptied(store: PgVectorStore) -> PgVectorStore:
     async with store.engine.begin() as connection:
         await connection.execute(delete(chunk_table(store.config)))
@@ -47,13 +60,11 @@ def _table(name: str, options: dict[str, Any]) -> str:
 
 class TestPgVector(VectorStoreContract):
     @pytest.fixture
-    def make_store(self, class_engine: AsyncEngine) -> MakeStore:
+    def make_store(self, class_engine: AsyncEngine, made: set[str]) -> MakeStore:
         async def make(dimensions: int, **options: Any) -> PgVectorStore:
             options |= {"table_name": _table("cenote_chunks", options)}
             store = PgVectorStore(class_engine, dimensions, **options)
-            if "text_search" in options:
-                await store.apply_migrations()
-            return await _emptied(store)
+            return await _emptied(await _there(store, made))
 
         return make
 
@@ -62,7 +73,7 @@ class TestPgVectorHalfvec(VectorStoreContract):
     """A plain table of 16-bit vectors in another schema, given a sessionmaker."""
 
     @pytest.fixture
-    def make_store(self, class_engine: AsyncEngine) -> MakeStore:
+    def make_store(self, class_engine: AsyncEngine, made: set[str]) -> MakeStore:
         async def make(dimensions: int, **options: Any) -> PgVectorStore:
             store = PgVectorStore(
                 async_sessionmaker(class_engine),
@@ -73,8 +84,7 @@ class TestPgVectorHalfvec(VectorStoreContract):
                 table_name=_table("Half", options),
                 **options,
             )
-            await store.apply_migrations()
-            return await _emptied(store)
+            return await _emptied(await _there(store, made))
 
         return make
 
@@ -83,12 +93,16 @@ class TestPgVectorRowSecurity(VectorStoreContract):
     """As a role that the policies bind."""
 
     @pytest.fixture
-    def make_store(self, class_engine: AsyncEngine, app_engine: AsyncEngine) -> MakeStore:
+    def make_store(
+        self, class_engine: AsyncEngine, app_engine: AsyncEngine, made: set[str]
+    ) -> MakeStore:
         async def make(dimensions: int, **options: Any) -> PgVectorStore:
-            options |= {"table_name": _table("Guarded", options), "row_security": True}
+            name = _table("Guarded", options)
+            options |= {"table_name": name, "row_security": True}
             admins = PgVectorStore(class_engine, dimensions, **options)
-            await admins.apply_migrations()
-            await execute(class_engine, f'GRANT ALL ON "{admins.config.table_name}" TO cenote_app')
+            if name not in made:
+                await _there(admins, made)
+                await execute(class_engine, f'GRANT ALL ON "{name}" TO cenote_app')
             await _emptied(admins)
             return PgVectorStore(app_engine, dimensions, **options)
 

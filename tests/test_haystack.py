@@ -285,7 +285,7 @@ def test_filters_mean_what_they_mean_in_haystack(both: Any, several: Any, top_k:
         ({"operator": "XOR", "conditions": []}, "AND, OR, NOT"),
         ({"operator": "AND", "conditions": {}}, "list"),
         ({"operator": "AND", "conditions": ["meta.a"]}, "str"),
-        ({"field": "meta.a", "operator": "in", "value": DATES * 50}, "tests"),
+        ({"field": "meta.a", "operator": "in", "value": DATES * 50}, "parts"),
         (["meta.a"], "list"),
     ],
 )

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
-from commands import alembic, output_of, run
+from commands import alembic, cenote, output_of, run
 from database import VERSION, execute, objects, programs, run_script, scalar, tables
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote import PgVectorStore, SchemaConfig, schema
+from cenote import MigrationError, PgVectorStore, SchemaConfig, schema
 from cenote.mapping import chunk_table
 from cenote.testing import embedded, found
 
@@ -158,14 +158,36 @@ async def test_up_down_up(empty_engine: AsyncEngine, empty_dsn: str, shape: str)
     if config.schema:
         arguments += [f"-xschema={config.schema}", "-xpartitions=0"]
     url = {"CENOTE_DATABASE_URL": empty_dsn}
-    for _ in REVISIONS:
-        output_of(alembic(*arguments, "upgrade", "+1", **url))
+    stepwise = shape == "worded"  # which every revision has something to do for
+    for step in ["+1"] * len(REVISIONS) if stepwise else ["head"]:
+        output_of(alembic(*arguments, "upgrade", step, **url))
     first = await objects(empty_engine, config)
-    for _ in REVISIONS:
-        output_of(alembic(*arguments, "downgrade", "-1", **url))
+    for step in ["-1"] * len(REVISIONS) if stepwise else ["base"]:
+        output_of(alembic(*arguments, "downgrade", step, **url))
     assert await tables(empty_engine) == [schema.version_table(config.table_name)]
     output_of(alembic(*arguments, "upgrade", "head", **url))
     assert await objects(empty_engine, config) == first
+
+
+async def test_a_revision_of_a_newer_cenote(engine: AsyncEngine, dsn: str) -> None:
+    """Is said to be unknown, to whoever upgrades or goes down; nothing is changed."""
+    config = SchemaConfig(dimensions=4)
+    await execute(engine, "UPDATE cenote_chunks_alembic_version SET version_num = 'cenote_0999'")
+    for revision in ("head", REVISIONS[0]):
+        with pytest.raises(MigrationError, match="cenote_0999"):
+            await schema.upgrade(engine, config, revision)
+    said = cenote("migrate", "downgrade", REVISIONS[1], CENOTE_DATABASE_URL=dsn)
+    assert "cenote_0999" in said.stdout + said.stderr
+    assert "Traceback" not in said.stderr
+    assert await schema.current(engine, config) == "cenote_0999"
+
+
+def test_a_downgrade_looks_at_nothing_afterwards(dsn: str) -> None:
+    """Going down asks for no shape, neither before nor when it is done."""
+    url = {"CENOTE_DATABASE_URL": dsn, "CENOTE_DIMENSIONS": "4", "CENOTE_PARTITIONS": "3"}
+    output_of(cenote("migrate", "downgrade", REVISIONS[1], **url))
+    said = cenote("migrate", "upgrade", "head", **url)
+    assert "it has 16 partitions, expected 3" in said.stdout + said.stderr
 
 
 SECOND = '''

@@ -96,6 +96,22 @@ def test_disposed_of_in_time(dsn: str) -> None:
     assert_disconnected(dsn)
 
 
+def test_a_stray_call(dsn: str) -> None:
+    """From another loop than the host's, before the store was used in that: it harms itself."""
+
+    async def main() -> None:
+        engine = engine_of(dsn)
+        store = PgVectorStore(engine, 4)
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        with pytest.raises(ConfigurationError):
+            await asyncio.to_thread(asyncio.run, store.count("n"))
+        assert await store.count("n") == 0
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
 def test_without_a_pool(dsn: str) -> None:
     """An engine with a NullPool needs no care."""
     store = PgVectorStore(engine_of(dsn, poolclass=NullPool), 4)

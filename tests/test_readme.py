@@ -45,6 +45,17 @@ def test_the_feature_table_names_tests_that_exist() -> None:
         assert test in defined, file
 
 
+def test_the_reliability_tables_name_tests_that_exist() -> None:
+    """Whatever is damaged, loaded or put in has one."""
+    page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
+    files = (REPOSITORY / "tests").rglob("test_*.py")
+    defined = re.findall(r"def (test_\w+)", "".join(file.read_text("utf-8") for file in files))
+    named = re.findall(r"`(?:tests/[\w/]+\.py::)?(test_\w+)`", page)
+    assert len(named) > 15
+    assert set(named) <= set(defined)
+    assert all((REPOSITORY / file).exists() for file in re.findall(r"`(tests/[\w/.]+)", page))
+
+
 def test_commands_run(empty_dsn: str) -> None:
     """One after another, on one database; make has its own test."""
     lines = [line for block in blocks("console") for line in block.splitlines()]

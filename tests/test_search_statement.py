@@ -286,7 +286,7 @@ async def test_a_condition_may_have_parameters_and_subqueries_of_any_name(
 
 async def test_the_names_inside_are_apart(store: PgVectorStore[Passage]) -> None:
     """However often: on SQLAlchemy 2.0 an address that was used again made a name appear twice."""
-    for _ in range(100):
+    for _ in range(50):
         searches = [store.search_statement(V, "t", where=Passage.page == n) for n in range(5)]
         union_all(*(one.with_only_columns(Passage.id).order_by(None) for one in searches)).compile(
             dialect=store.engine.dialect

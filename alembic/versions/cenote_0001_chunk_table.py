@@ -23,6 +23,7 @@ depends_on = None
 
 def upgrade() -> None:
     config = operations.given_config()
+    operations.require_distribution(config)
     operations.ensure_schema(config)
     operations.ensure_extension(config.extension_schema)
     if not op.get_context().as_sql and adopt(config):

@@ -1,6 +1,7 @@
 """Distribution over a Citus cluster, if `distribution` is set: by namespace, with all rows.
 
-Without the setting this does nothing, and ``cenote distribute`` does it later.
+Without the setting, or on a partitioned table, this does nothing, and ``cenote distribute`` does it
+later.
 
 Never edit a revision once it is released: databases out there have run it as it was.
 

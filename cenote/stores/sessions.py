@@ -259,8 +259,9 @@ class Connections:
         try:
             yield
         except RecursionError:  # of SQLAlchemy's compiler, which calls itself for each level
-            raise InvalidInputError(
-                "the filter is nested too deep for what is left of the call stack", field="filter"
+            raise VectorStoreError(
+                "too little is left of the call stack: call from less deep, or with a filter that "
+                "is nested less"
             ) from None
         except connections.database_errors() as error:
             cause = connections.driver_error(error)
@@ -276,6 +277,7 @@ class Connections:
         except RuntimeError as error:
             if not connections.is_about_loops(error):
                 raise
+            connections.forget_loop(self._autocommit)
             raise connections.other_loop() from error
 
 
