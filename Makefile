@@ -6,6 +6,7 @@
 # make torture the tests that damage a running server, twenty times as often
 # make check   formatting, lint, types
 # make build   wheel and sdist
+# make docs    the manual, in site/
 # make lowest  the tests with the oldest versions that pyproject.toml admits
 # make sbom    a CycloneDX bill of materials of cenote with its extras, in dist/
 # make audit   that environment against the databases of known vulnerabilities
@@ -19,7 +20,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 # Each process has a server of its own, unless one is given: roles are a server's.
 AT_ONCE = $(if $(CENOTE_TEST_DATABASE_URL),,--numprocesses logical --maxprocesses 4 --dist worksteal)
 
-.PHONY: demo app test torture lowest browser pgbouncer check build sbom audit benchmark clean
+.PHONY: demo app test torture lowest browser pgbouncer check build docs sbom audit benchmark clean
 
 PEERS = langchain llama vecs
 
@@ -55,6 +56,10 @@ check: $(VENV)/dev-installed
 
 build: $(VENV)/dev-installed
 	$(BIN)/python -m build
+
+# A notice about the future of MkDocs is none of the manual's warnings.
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
 
 lowest: .lowest/installed
 	.lowest/bin/python -m pytest $(AT_ONCE) $(ARGS)
@@ -95,7 +100,7 @@ benchmark: $(VENV)/benchmark-installed $(PEERS:%=.bench/%/installed)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .bench .demo .lowest .release dist
+	rm -rf $(VENV) .bench .demo .lowest .release dist site
 
 $(VENV)/%-installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"

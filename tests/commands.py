@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
+from sqlalchemy.engine import make_url
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -42,3 +44,8 @@ def output_of(result: CompletedProcess[str]) -> str:
     """What a program printed, if it ended well."""
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def asyncpg_url(dsn: str) -> str:
+    """What a host gives to create_async_engine."""
+    return make_url(dsn).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)

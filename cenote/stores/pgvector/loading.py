@@ -34,6 +34,10 @@ class Loading(Writing[Model]):
         chunks again to go on: those that are stored already are not rewritten. Of an id that
         appears twice the last one wins.
 
+        Batches before an error are stored, too. What a crash leaves undone, an index that is
+        missing or a partition that is set aside, the next bulk load of the namespace mends, or
+        `cenote reindex`.
+
         Others may search and write meanwhile. Searches are complete throughout, and slow in large
         namespaces while there is no ANN index. It has connections and transactions of its own
         (there is no ``session=``), and waits for yours: call it with none open. While the index is
@@ -63,10 +67,6 @@ class Loading(Writing[Model]):
                 whose batch was not written.
             VectorStoreError: a batch could not be written.
             MigrationError: the index was not dropped or not built.
-
-            Batches before an error are stored. What a crash leaves undone, an index that is missing
-            or a partition that is set aside, the next bulk load of the namespace mends, or
-            `cenote reindex`.
         """
         validation.check_namespace(namespace)
         bulk.check_stream(embedded_chunks)

