@@ -163,9 +163,11 @@ def _parser() -> argparse.ArgumentParser:
     rebuild = commands.add_parser(
         "reindex", parents=[common], help="rebuild the ANN index while the table is in use"
     )
-    rebuild.add_argument("--m", type=int, help="links of a node, 2 to 100; as it is by default")
     rebuild.add_argument(
-        "--ef-construction", type=int, help="candidates while building; as it is by default"
+        "--m", type=int, help="links of a node, 2 to 100; by default as set, else as it is"
+    )
+    rebuild.add_argument(
+        "--ef-construction", type=int, help="candidates while building; as --m by default"
     )
     rebuild.add_argument(
         "--memory", metavar="SIZE", help="maintenance_work_mem, such as 2GB; by default estimated"
@@ -268,9 +270,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _reindex(options: argparse.Namespace) -> int:
     async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
-        config = await _live_config(
-            engine, given, hnsw_m=options.m, hnsw_ef_construction=options.ef_construction
-        )
+        config = await _live_config(engine, given, **_parameters(options, given))
         if options.dry_run:
             for statement in await reindex_plan(engine, config):
                 print(str(statement.compile(dialect=engine.dialect)).strip() + ";")
@@ -288,6 +288,12 @@ def _reindex(options: argparse.Namespace) -> int:
         return 0
 
     return _with_engine(options, work)
+
+
+def _parameters(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, int | None]:
+    """Those of the ANN index: as the command says, else as the settings do."""
+    said = {"hnsw_m": options.m, "hnsw_ef_construction": options.ef_construction}
+    return {name: given.get(name) if value is None else value for name, value in said.items()}
 
 
 def _repartition(options: argparse.Namespace) -> int:

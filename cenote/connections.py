@@ -413,8 +413,12 @@ def _connection_error(error: BaseException, dsn: str, attempts: int) -> StoreCon
 # -- preparing -------------------------------------------------------------------------------------
 
 
-async def prepare(connection: AsyncConnection) -> None:
+async def prepare(connection: AsyncConnection, *, migrations: str) -> None:
     """Make a connection ready for vectors, unless it is; a pooled one is prepared once.
+
+    Args:
+        connection: whose driver's connection it is.
+        migrations: what makes the schema, for a message to name.
 
     Raises:
         VectorStoreError: the extension is missing or too old.
@@ -426,8 +430,8 @@ async def prepare(connection: AsyncConnection) -> None:
     installed = (await connection.execute(EXTENSION_QUERY)).one_or_none()
     if installed is None:
         raise VectorStoreError(
-            "the database has no vector extension; run await store.apply_migrations(), or "
-            "cenote migrate -x dimensions=... upgrade head"
+            f"the database has no vector extension; run {migrations}, or, as a superuser, "
+            "CREATE EXTENSION vector"
         )
     if parse_version(installed.extversion) < OLDEST_PGVECTOR:
         raise VectorStoreError(too_old(installed.extversion))

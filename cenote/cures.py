@@ -22,6 +22,13 @@ def upgrade_command(given: Mapping[str, Any]) -> str:
     return f"cenote migrate {dimensions}{arguments_for(given)}upgrade head"
 
 
+def migrations(config: SchemaConfig, *, hosts_own: bool) -> str:
+    """What makes the table of a store."""
+    if hosts_own:
+        return HOSTS_COMMANDS
+    return "await store.apply_migrations(), or " + upgrade_command(given_in_code(config))
+
+
 def reindex_command(config: SchemaConfig) -> str:
     parameters = f"--m {config.hnsw_m} --ef-construction {config.hnsw_ef_construction}"
     return f"cenote reindex {arguments_for(_names(config))}{parameters}"
@@ -66,10 +73,7 @@ def store_cure(sqlstate: str | None, config: SchemaConfig, *, hosts_own: bool) -
         case "42P01" | "42703" if hosts_own:
             return "; the table is not that of the model: run " + HOSTS_COMMANDS
         case "42P01":
-            return (
-                "; the table does not exist: run await store.apply_migrations(), or "
-                + upgrade_command(given_in_code(config))
-            )
+            return "; the table does not exist: run " + migrations(config, hosts_own=False)
         case "42703" if config.languages:
             return "; the table may have lost its full text: run " + text_search_command(config)
         case "42703":

@@ -398,7 +398,7 @@ async def test_what_cannot_be_rebuilt_is_refused(store: PgVectorStore) -> None:
 
 
 async def test_the_command(store: PgVectorStore, empty_dsn: str) -> None:
-    """A dry run prints statements that do it; what is not given stays as the live index has it."""
+    """A dry run prints statements that do it; what is not set stays as the live index has it."""
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     before = await index_names(store.engine)
     printed = output_of(cenote("reindex", "--m", "8", "--dry-run", **url))
@@ -409,6 +409,13 @@ async def test_the_command(store: PgVectorStore, empty_dsn: str) -> None:
     assert any("m=8,ef_construction=64" in name for name in await index_names(store.engine))
     output_of(cenote("reindex", "--ef-construction", "20", "--memory", "64MB", **url))
     assert any("m=8,ef_construction=20" in name for name in await index_names(store.engine))
+    output_of(cenote("reindex", "-x", "hnsw_m=6", **url, CENOTE_HNSW_EF_CONSTRUCTION="24"))
+    assert any("m=6,ef_construction=24" in name for name in await index_names(store.engine))
+    output_of(cenote("reindex", "--m", "8", "-x", "hnsw_m=6", **url))
+    assert any("m=8,ef_construction=24" in name for name in await index_names(store.engine))
+    result = cenote("reindex", "--m", "0", **url)
+    assert result.returncode == 2
+    assert "hnsw_m must be an integer from 2 to 100" in result.stderr
     result = cenote("reindex", "--ef-construction", "10", **url)
     assert result.returncode == 2
     assert "at least 2 * hnsw_m = 16" in result.stderr

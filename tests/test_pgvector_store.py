@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import numpy as np
 import pytest
+from library import Passage
 from plans import explain
 from proxy import running_proxy
 from sqlalchemy import QueuePool, event, select, text
@@ -161,7 +162,7 @@ async def _plan(
     *,
     after: int = 0,
 ) -> str:
-    await prepare(connection)
+    await prepare(connection, migrations="nothing")
     conditions = Conditions(as_filter(filter))
     statement = store._searches.search(conditions, 10, exact=False)
     parameters = _search_parameters(store, query, "n") | conditions.parameters
@@ -185,7 +186,7 @@ async def test_a_search_puts_the_session_settings_back(
         "SELECT current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan')"
     )
     async with engine.begin() as connection:
-        await prepare(connection)
+        await prepare(connection, migrations="nothing")
         await connection.execute(text("SET LOCAL hnsw.ef_search = 77"))
         results = await connection.execute(statement, _search_parameters(store, QUERY, "n"))
         assert len(results.all()) == min(rows, 10)
@@ -535,9 +536,11 @@ async def test_a_missing_table_is_said_with_the_cure(engine: AsyncEngine) -> Non
 
 
 async def test_a_missing_extension_is_said_with_the_cure(empty_engine: AsyncEngine) -> None:
-    """Before anything else is tried."""
-    with pytest.raises(VectorStoreError, match="no vector extension"):
+    """Before anything else is tried; a model's table is not made by `apply_migrations`."""
+    with pytest.raises(VectorStoreError, match=r"no vector extension; run await store\.apply_"):
         await PgVectorStore(empty_engine, 4).search(QUERY, "n")
+    with pytest.raises(VectorStoreError, match=r"no vector extension; run your own migrations"):
+        await PgVectorStore(empty_engine, model=Passage).search(QUERY, "n")
 
 
 async def test_an_old_extension_is_refused(engine: AsyncEngine) -> None:

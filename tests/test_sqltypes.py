@@ -124,7 +124,7 @@ async def test_the_codec_takes_what_pgvectors_own_takes(dsn: str, engine: AsyncE
     import pgvector
 
     async with engine.connect() as connection:
-        await prepare(connection)
+        await prepare(connection, migrations="nothing")
         driver = (await connection.get_raw_connection()).driver_connection
         assert driver is not None
         for value in (

@@ -32,7 +32,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from cenote import connections
 from cenote.config import SchemaConfig
-from cenote.cures import HOSTS_COMMANDS, row_security_command, store_cure
+from cenote.cures import HOSTS_COMMANDS, migrations, row_security_command, store_cure
 from cenote.errors import (
     InvalidInputError,
     StoreConnectionError,
@@ -77,6 +77,7 @@ class Connections:
         self.table = model.__table__
         self._config = config
         self._hosts_own = hosts_own
+        self._migrations = migrations(config, hosts_own=hosts_own)
         self._secured = bool(config.row_security)
         self._timeout = operation_timeout
         self._table_checked = False
@@ -184,7 +185,7 @@ class Connections:
 
     async def _prepare(self, connection: AsyncConnection) -> None:
         """Look at the extension once for each connection, and at the table once for the store."""
-        await connections.prepare(connection)
+        await connections.prepare(connection, migrations=self._migrations)
         if self._table_checked:
             return
         # Needed once for a store, and not to import this package.
