@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,9 @@ from library import Base  # noqa: E402
 from cenote import PgVectorStore, SchemaConfig, schema  # noqa: E402
 from cenote.connections import create_engine  # noqa: E402
 from cenote.embedded import EmbeddedPostgres  # noqa: E402
+
+MEMORY_FOR_SERVERS = 8 * 2**30
+"""Bytes: four servers, each with 1 GB of its log (max_wal_size) and as much again."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -51,8 +57,19 @@ def server_dsn() -> Iterator[str]:
             yield container.get_connection_url()
     else:
         version = int(os.environ.get("CENOTE_TEST_POSTGRES_VERSION", "18"))
-        with EmbeddedPostgres(postgres_version=version) as server:
+        with _data() as folder, EmbeddedPostgres(folder, postgres_version=version) as server:
             yield server.dsn
+
+
+@contextmanager
+def _data() -> Iterator[Path | None]:
+    """A folder in memory, where there is room: a disk may take 20 times as long for a database."""
+    memory = Path("/dev/shm")  # noqa: S108
+    if memory.is_dir() and shutil.disk_usage(memory).free > MEMORY_FOR_SERVERS:
+        with tempfile.TemporaryDirectory(dir=memory, prefix="cenote-") as folder:
+            yield Path(folder) / "postgres"
+    else:
+        yield None
 
 
 @pytest.fixture(scope="session")
