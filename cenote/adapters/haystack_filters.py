@@ -254,13 +254,12 @@ class _Translation:
         if value is None:
             return NOTHING
         if kind is str:
-            try:
-                value, kind = datetime.fromisoformat(value), datetime
-            except ValueError:
+            value, kind = _time(value), datetime
+            if value is None:
                 raise _NotComparableError(
                     "compares texts as dates only, and the value is no date in ISO 8601, such as "
                     "2024-12-31T23:59:00Z"
-                ) from None
+                )
         if kind is datetime:
             return self._dates(key, symbol, value.date(), wide)
         if kind in (dict, list):
@@ -327,6 +326,14 @@ def _has_flags(value: Any) -> bool:
     if isinstance(value, dict | list):
         return any(map(_has_flags, value.values() if isinstance(value, dict) else value))
     return isinstance(value, int | float) and value in (0, 1)
+
+
+def _time(text: str) -> datetime | None:
+    """The time of a text; an error would have Python's, which quotes it, for its context."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def _day(text: str) -> date | None:
