@@ -34,7 +34,7 @@ test: $(VENV)/dev-installed
 	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
 
 torture: $(VENV)/dev-installed
-	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/test_faults.py tests/test_load.py tests/test_fuzz.py $(ARGS)
+	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/test_faults.py tests/test_load.py tests/test_fuzz.py tests/test_fuzz_adapters.py $(ARGS)
 
 browser: $(VENV)/dev-installed
 	@command -v chromium && command -v chromedriver || $(AS_ROOT) apt-get install -y -q \

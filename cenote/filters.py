@@ -49,7 +49,7 @@ MAX_TESTS = 1000
 MAX_DEPTH = 50
 """Nesting of ``&``, ``|`` and ``~``, and of the keys of a path: each is a level of the SQL."""
 
-_MOST_PARTS = 10 * MAX_TESTS
+MAX_PARTS = 10 * MAX_TESTS
 """Filters inside a filter: one that appears in several places is there as often, and so may be a
 billion by thirty lines of code."""
 
@@ -336,7 +336,7 @@ def _filter(given: Any, depth: int = 0, number: Iterator[int] | None = None) -> 
     number = count() if number is None else number
     if isinstance(given, Filter):
         return given
-    if next(number) >= _MOST_PARTS:
+    if next(number) >= MAX_PARTS:
         raise _too_many_parts()
     if not isinstance(given, Mapping):
         raise _bad(f"filter must be a dict or a filter expression, not {type(given).__name__}")
@@ -529,7 +529,7 @@ def _depth(filter: Filter) -> int:
     while level and deepest <= MAX_DEPTH:
         deepest += 1
         parts += len(level)
-        if parts > _MOST_PARTS:
+        if parts > MAX_PARTS:
             raise _too_many_parts()
         paths = max((_keys(one) for one in level), default=0)
         if deepest + paths > MAX_DEPTH + 1:  # of one key there is always room
@@ -580,7 +580,7 @@ def _canonical(value: Any, operand: Operand) -> Any:
 
 
 def _too_many_parts() -> InvalidInputError:
-    return _bad(f"the filter has more than {_MOST_PARTS:,} parts")
+    return _bad(f"the filter has more than {MAX_PARTS:,} parts")
 
 
 def _bad(message: str) -> InvalidInputError:

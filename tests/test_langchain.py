@@ -82,6 +82,16 @@ def test_what_texts_become(adapted: CenoteVectorStore) -> None:
     assert adapted.max_marginal_relevance_search_by_vector(vector, k=1) == [document]
 
 
+async def test_documents_are_named_by_numbers_too() -> None:
+    """0 is a name as any other, and none where the name is empty."""
+    store = InMemoryVectorStore(EMBEDDING_SIZE)
+    adapter = CenoteVectorStore(store, VectorStoreIntegrationTests.get_embeddings(), "acme")
+    names = [{"document_id": name} for name in (0, 7, "", None)]
+    await adapter.aadd_texts(TEXTS, names, ids=["a", "b", "c", "d"])
+    chunks = await store.get(["a", "b", "c", "d"], "acme")
+    assert [one.document_id for one in chunks] == ["0", "7", "c", "d"]
+
+
 async def test_the_same_to_be_awaited(adapted: CenoteVectorStore) -> None:
     """Beside synchronous calls of the same object."""
     ids = await adapted.aadd_texts(TEXTS, ids=["a", None, "c", "d"])

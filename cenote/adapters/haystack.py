@@ -11,10 +11,14 @@ from haystack.dataclasses import Document
 from haystack.document_stores.types import DuplicatePolicy, FilterPolicy, apply_filter_policy
 from haystack.utils import Secret
 
+from cenote.adapters.checks import is_whole
 from cenote.adapters.haystack_documents import Documents
+from cenote.adapters.haystack_filters import wanted
 from cenote.adapters.loops import LoopThread
 from cenote.connections import create_engine
+from cenote.errors import ConfigurationError
 from cenote.stores import PgVectorStore, VectorStore
+from cenote.validation import shown
 
 
 class CenoteDocumentStore:
@@ -33,8 +37,8 @@ class CenoteDocumentStore:
     Filters mean what they mean in Haystack's own in-memory store. Those with dates are narrowed
     down by the store and decided in Python, document by document; all others by the store alone.
     A comparison that Haystack refuses because of what it finds in a document does not hold of that
-    document. Filters by ``embedding``, ``sparse_embedding``, ``blob``, ``score`` and ``meta`` as a
-    whole are refused.
+    document, nor does one of a date with a text of more than 1,000 characters. Filters by
+    ``embedding``, ``sparse_embedding``, ``blob``, ``score`` and ``meta`` as a whole are refused.
 
     Args:
         store: the store.
@@ -73,6 +77,12 @@ class CenoteDocumentStore:
         Raises:
             ConfigurationError: an argument cannot work.
         """
+        if not isinstance(connection_string, Secret):
+            raise ConfigurationError(
+                "connection_string must be a Secret, such as Secret.from_env_var(...), not "
+                f"{type(connection_string).__name__}",
+                setting="connection_string",
+            )
         dsn: Any = connection_string.resolve_value()
         store: PgVectorStore[Any] = PgVectorStore(create_engine(dsn), dimensions, **settings)
         made = cls(store, namespace, embedding_model=embedding_model)
@@ -316,7 +326,7 @@ class CenoteEmbeddingRetriever:
 
     Raises:
         TypeError: this is another kind of document store.
-        ValueError: `top_k` is less than 1.
+        ValueError: `top_k` is less than 1, or `filter_policy` is none.
     """
 
     def __init__(
@@ -330,11 +340,15 @@ class CenoteEmbeddingRetriever:
             raise TypeError(
                 f"document_store must be a CenoteDocumentStore, not {type(document_store).__name__}"
             )
-        if top_k < 1:
-            raise ValueError(f"top_k must be 1 or more, not {top_k}")
+        if not is_whole(top_k, least=1):
+            raise ValueError(f"top_k must be an integer of 1 or more, not {shown(top_k)}")
         self.document_store = document_store
         self.filters = filters
         self.top_k = top_k
+        if not isinstance(filter_policy, FilterPolicy):
+            raise ValueError(
+                f"filter_policy must be a FilterPolicy, not {type(filter_policy).__name__}"
+            )
         self.filter_policy = filter_policy
 
     def to_dict(self) -> dict[str, Any]:
@@ -395,5 +409,7 @@ class CenoteEmbeddingRetriever:
     def _asked(
         self, filters: dict[str, Any] | None, top_k: int | None
     ) -> tuple[dict[str, Any] | None, int]:
+        for one in (self.filters, filters):  # before Haystack looks into them
+            wanted(one)
         merged = apply_filter_policy(self.filter_policy, self.filters, filters)
         return merged, self.top_k if top_k is None else top_k

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,13 @@ from haystack.document_stores.errors import DuplicateDocumentError
 from haystack.document_stores.types import DuplicatePolicy
 from haystack.errors import FilterError
 
-from cenote.adapters.haystack_filters import NO_CONTENT, RESERVED, wanted
+from cenote.adapters.checks import check_whole, document_id, is_whole
+from cenote.adapters.haystack_filters import NO_CONTENT, RESERVED, is_empty, wanted
 from cenote.errors import InvalidInputError
 from cenote.models import Chunk, EmbeddedChunk
 from cenote.stores import VectorStore
 from cenote.types import Vector
+from cenote.validation import check_query_vector, check_text, listed, shown
 
 PAGE_SIZE = 500
 """Documents that are read or changed at a time."""
@@ -37,23 +39,28 @@ def embedded_chunk(document: Document, dimensions: int, embedding_model: str) ->
     """A document as it is stored.
 
     Raises:
-        InvalidInputError: its metadata have the reserved key.
+        InvalidInputError: its metadata are no dict, or have the reserved key, or another part of it
+            is none of Haystack's.
     """
-    _refuse_reserved(document.meta, document.id)
+    _check_meta(document.meta, document.id)
     extra: dict[str, Any] = {}
     if document.content is None:
         extra[NO_CONTENT] = True
-    if document.embedding is not None and not any(document.embedding):
+    if document.embedding is not None and _is_zero(document.embedding, dimensions):
         extra[_ZERO] = True
     if (blob := document.blob) is not None:
+        if not isinstance(blob, ByteStream) or not isinstance(blob.data, bytes | bytearray):
+            raise _bad_part(document, "blob", "a ByteStream of bytes")
         data = base64.b64encode(blob.data).decode()
         extra["blob"] = {"data": data, "meta": blob.meta, "mime_type": blob.mime_type}
-    if document.sparse_embedding is not None:
-        extra["sparse_embedding"] = document.sparse_embedding.to_dict()
+    if (sparse := document.sparse_embedding) is not None:
+        if not isinstance(sparse, SparseEmbedding):
+            raise _bad_part(document, "sparse_embedding", "a SparseEmbedding")
+        extra["sparse_embedding"] = {"indices": sparse.indices, "values": sparse.values}
     chunk = Chunk(
         id=document.id,
-        document_id=str(document.meta.get(_SOURCE) or document.id),
-        content=document.content or "",
+        document_id=document_id(document.meta, _SOURCE, document.id),
+        content="" if document.content is None else document.content,
         metadata=document.meta | {RESERVED: extra} if extra else document.meta,
     )
     vector = [0.0] * dimensions if document.embedding is None else document.embedding
@@ -81,9 +88,29 @@ def document_of(
     )
 
 
-def _refuse_reserved(meta: Mapping[str, Any], document_id: str | None = None) -> None:
+def _is_zero(embedding: Any, dimensions: int) -> bool:
+    """Whether an embedding is zero; what is no vector is left for the store to refuse."""
+    try:
+        return not check_query_vector(embedding, dimensions, "vector").any()
+    except InvalidInputError:
+        return False
+
+
+def _bad_part(document: Document, name: str, kind: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"the {name} of document {shown(document.id)} must be {kind}",
+        field=name,
+        chunk_id=document.id,
+    )
+
+
+def _check_meta(meta: Any, document_id: str | None = None) -> None:
+    of = "meta" if document_id is None else f"the meta of document {shown(document_id)}"
+    if not isinstance(meta, dict):
+        raise InvalidInputError(
+            f"{of} must be a dict, not {type(meta).__name__}", field="meta", chunk_id=document_id
+        )
     if RESERVED in meta:
-        of = "meta" if document_id is None else f"the meta of document {document_id!r}"
         raise InvalidInputError(
             f"{of} has the key {RESERVED!r}, which cenote keeps for itself; rename it",
             field="meta",
@@ -120,8 +147,8 @@ class Documents:
         self, query: list[float], filters: dict[str, Any] | None, top_k: int
     ) -> list[Document]:
         asked = wanted(filters)
-        if top_k < 0:
-            raise ValueError(f"top_k must be 0 or more, not {top_k}")
+        if not is_whole(top_k, least=0):
+            raise ValueError(f"top_k must be an integer of 0 or more, not {shown(top_k)}")
         if top_k == 0:
             return []
         limit = top_k if asked.exact else 2 * top_k
@@ -143,8 +170,8 @@ class Documents:
                 raise ValueError(f"documents must be of Documents, not of {type(one).__name__}")
         new = documents
         if policy is not DuplicatePolicy.OVERWRITE:
+            known = await self._stored([one.id for one in documents])  # which checks them
             counts = Counter(one.id for one in documents)
-            known = await self._stored(list(counts))
             twice = {one for one, count in counts.items() if count > 1}
             if policy is not DuplicatePolicy.SKIP and (known or twice):
                 raise _duplicates(known | twice)
@@ -172,7 +199,7 @@ class Documents:
         return deleted
 
     async def update(self, filters: dict[str, Any], meta: dict[str, Any]) -> int:
-        _refuse_reserved(meta)
+        _check_meta(meta)
         updated = 0
         async for page in self._pages(_narrowing(filters)):
             changes = {one.id: meta for one in page}
@@ -185,7 +212,9 @@ class Documents:
     async def count_unique(
         self, filters: dict[str, Any] | None, metadata_fields: Sequence[str]
     ) -> dict[str, int]:
-        seen: dict[str, set[tuple[str, str]]] = {_key(one): set() for one in metadata_fields}
+        rule = "metadata_fields must be a list of keys"
+        names = listed(metadata_fields, rule, field="metadata_fields")
+        seen: dict[str, set[tuple[str, str]]] = {_key(one): set() for one in names}
         async for chunk in self._chunks(filters):
             for key, values in seen.items():
                 if chunk.metadata.get(key) is not None:
@@ -219,6 +248,10 @@ class Documents:
         size: int,
         filters: dict[str, Any] | None,
     ) -> tuple[list[Any], int]:
+        if search_term is not None:
+            check_text(search_term, field="search_term")
+        check_whole(from_, least=0, field="from_")
+        check_whole(size, least=0, field="size")
         key, part = _key(metadata_field), (search_term or "").lower()
         found: dict[tuple[str, str], Any] = {}
         async for chunk in self._chunks(filters):
@@ -260,6 +293,7 @@ _TYPES = {bool: "boolean", int: "int", float: "float"}
 
 
 def _key(metadata_field: str) -> str:
+    check_text(metadata_field, field="metadata_field")
     return metadata_field.removeprefix("meta.")
 
 
@@ -269,7 +303,7 @@ def _token(value: Any) -> tuple[str, str]:
 
 
 def _narrowing(filters: dict[str, Any]) -> dict[str, Any]:
-    if not filters:
+    if is_empty(filters):
         raise FilterError("the filters are empty; for all documents: delete_all_documents()")
     return filters
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
+from itertools import count, islice
 from typing import Any
 
 from haystack.dataclasses import Document
@@ -20,7 +21,21 @@ from haystack.errors import FilterError
 from haystack.utils.filters import document_matches_filter
 
 from cenote.errors import InvalidInputError
-from cenote.filters import MAX_DEPTH, AllOf, AnyOf, Field, Filter, Meta, Not, as_filter, field, meta
+from cenote.filters import (
+    MAX_DEPTH,
+    MAX_PARTS,
+    AllOf,
+    AnyOf,
+    Field,
+    Filter,
+    Meta,
+    Not,
+    as_filter,
+    field,
+    meta,
+)
+from cenote.predicates import MetadataKey
+from cenote.validation import shown
 
 RESERVED = "_haystack"
 """The key of the metadata for what a document has and a chunk lacks."""
@@ -44,6 +59,8 @@ _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d(?:$|[Tt ])")
 _DATE_PATTERNS = ("____-0_-__%", "____-10-__%", "____-11-__%", "____-12-__%")
 _SLACK = timedelta(days=3)
 """How far the dates of equal times are apart, at most: two time zones, and 24:00."""
+_LONGEST_DATE = 1000
+"""Characters of a text that may be a date: of a megabyte, dateutil knows after a minute."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,7 @@ def wanted(filters: Mapping[str, Any] | None) -> Wanted:
         FilterError: Haystack refuses them whatever the documents hold, or a store cannot answer
             them; names the field or the operator.
     """
-    if filters is None or filters == {}:
+    if is_empty(filters):
         return Wanted(None, True, None)
     translation = _Translation()
     try:
@@ -84,15 +101,22 @@ def wanted(filters: Mapping[str, Any] | None) -> Wanted:
     return Wanted(found, translation.exact, filters)
 
 
+def is_empty(filters: Any) -> bool:
+    """Whether filters restrict nothing."""
+    return filters is None or (isinstance(filters, Mapping) and not filters)
+
+
 def _holds(tree: Mapping[str, Any], document: Document) -> bool:
     if "field" in tree:
+        if tree["operator"] in _ORDERS and _is_long(tree["field"], document):
+            return False
         if _Operand.of(tree["field"]).key is None:  # Haystack 2 has an error for it
             document = Document(id=document.id)
             tree = {**tree, "field": "meta.none"}
         try:
             return document_matches_filter(dict(tree), document)
-        except (FilterError, TypeError):  # of what the document holds; the filter has been checked
-            return False
+        except (FilterError, TypeError, OverflowError):
+            return False  # for what the document holds; the filter has been checked
     parts = (_holds(one, document) for one in tree["conditions"])
     match tree["operator"]:
         case "AND":
@@ -101,6 +125,14 @@ def _holds(tree: Mapping[str, Any], document: Document) -> bool:
             return any(parts)
         case _:
             return not all(parts)
+
+
+def _is_long(name: str, document: Document) -> bool:
+    """Whether a text is too long for a date."""
+    path = tuple(name.removeprefix("meta.").split("."))
+    found = MetadataKey.within(document.meta, path)
+    value = document.content if name == "content" else found
+    return isinstance(value, str) and len(value) > _LONGEST_DATE
 
 
 @dataclass(frozen=True)
@@ -130,7 +162,8 @@ class _Operand:
                 return cls(key, ~key.exists() | key.is_null())
             case _ if root in _FIELDS and path[:1] != [RESERVED]:
                 raise FilterError(
-                    f"documents cannot be filtered by {name!r}; by 'id', 'content' and 'meta. ...'"
+                    f"documents cannot be filtered by {shown(name)}; by 'id', 'content' and "
+                    "'meta. ...'"
                 )
         return cls(None, EVERYTHING)
 
@@ -140,6 +173,7 @@ class _Translation:
 
     def __init__(self) -> None:
         self.exact = True
+        self._number = count()
 
     def of(self, tree: Any, *, wide: bool, depth: int) -> Filter:
         """What matches no less than the tree does if `wide`, else no more."""
@@ -147,6 +181,8 @@ class _Translation:
             raise FilterError(f"a filter is a dict, not {type(tree).__name__}")
         if depth > MAX_DEPTH:  # before it is a filter, for this method calls itself
             raise FilterError(f"the filter is nested more than {MAX_DEPTH} deep")
+        if next(self._number) >= MAX_PARTS:  # one may be in several places
+            raise FilterError(f"the filter has more than {MAX_PARTS:,} parts")
         if "field" in tree:
             return self._comparison(tree, wide)
         _need(tree, ("operator", "conditions"), _LOGIC)
@@ -167,7 +203,7 @@ class _Translation:
             raise FilterError(f"'field' is a text, not {type(name).__name__}")
         operand = _Operand.of(name)
         if symbol in ("in", "not in") and not isinstance(value, list):
-            raise FilterError(f"{name!r} {symbol} takes a list, not {type(value).__name__}")
+            raise FilterError(f"{shown(name)} {symbol} takes a list, not {type(value).__name__}")
         try:
             match symbol:
                 case "==":
@@ -180,7 +216,7 @@ class _Translation:
                     return Not(self._one_of(operand, value, not wide))
             return self._ordered(operand, symbol, value, wide)
         except _NotComparableError as error:
-            raise FilterError(f"{name!r} {symbol} {error}") from None
+            raise FilterError(f"{shown(name)} {symbol} {error}") from None
 
     def _one_of(self, operand: _Operand, values: list[Any], wide: bool) -> Filter:
         plain = [one for one in values if _is_plain(one)]
@@ -218,13 +254,12 @@ class _Translation:
         if value is None:
             return NOTHING
         if kind is str:
-            try:
-                value, kind = datetime.fromisoformat(value), datetime
-            except ValueError:
+            value, kind = _time(value), datetime
+            if value is None:
                 raise _NotComparableError(
                     "compares texts as dates only, and the value is no date in ISO 8601, such as "
                     "2024-12-31T23:59:00Z"
-                ) from None
+                )
         if kind is datetime:
             return self._dates(key, symbol, value.date(), wide)
         if kind in (dict, list):
@@ -261,9 +296,9 @@ class _NotComparableError(Exception):
 def _need(tree: Mapping[str, Any], keys: tuple[str, ...], operators: tuple[str, ...]) -> None:
     for key in keys:
         if key not in tree:
-            known = ", ".join(map(repr, tree))
+            known = ", ".join(map(shown, islice(tree, 5)))
             raise FilterError(f"a filter lacks {key!r}; it has {known or 'nothing'}")
-    if tree["operator"] not in operators:
+    if not isinstance(tree["operator"], str) or tree["operator"] not in operators:
         raise FilterError(f"there is no such operator here; there are: {', '.join(operators)}")
 
 
@@ -291,6 +326,14 @@ def _has_flags(value: Any) -> bool:
     if isinstance(value, dict | list):
         return any(map(_has_flags, value.values() if isinstance(value, dict) else value))
     return isinstance(value, int | float) and value in (0, 1)
+
+
+def _time(text: str) -> datetime | None:
+    """The time of a text; an error would have Python's, which quotes it, for its context."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def _day(text: str) -> date | None:

@@ -9,11 +9,15 @@ from typing import Any, Self
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore as LangChainVectorStore
+from pydantic import ValidationError
 
+from cenote.adapters.checks import as_many, check_share, check_whole, document_id, objects
 from cenote.adapters.loops import LoopThread
+from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters import FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.stores import VectorStore
+from cenote.validation import listed
 
 _CANDIDATES = 20
 """What LangChain takes for ``fetch_k`` where nobody says."""
@@ -34,6 +38,9 @@ class CenoteVectorStore(LangChainVectorStore):
         embedding_model: the name of what `embedding` is, which is stored beside each chunk.
         document_id_key: the key of the metadata that names the document which a chunk was cut from;
             it is the chunk's own id where the metadata lack it.
+
+    Raises:
+        ConfigurationError: `document_id_key` is no text.
     """
 
     def __init__(
@@ -45,6 +52,11 @@ class CenoteVectorStore(LangChainVectorStore):
         embedding_model: str = "langchain",
         document_id_key: str = "document_id",
     ) -> None:
+        if not isinstance(document_id_key, str):
+            raise ConfigurationError(
+                f"document_id_key must be text, not {type(document_id_key).__name__}",
+                setting="document_id_key",
+            )
         self._store = store
         self._embedding = embedding
         self._namespace = namespace
@@ -89,6 +101,7 @@ class CenoteVectorStore(LangChainVectorStore):
         self, documents: list[Document], *, ids: Sequence[str | None] | None = None, **kwargs: Any
     ) -> list[str]:
         """Write documents, replacing those whose id is stored; returns their ids."""
+        documents = objects(documents, Document, field="documents")
         vectors = self._embedding.embed_documents([one.page_content for one in documents])
         chunks = self._chunks(documents, ids, vectors)
         self._thread.run(self._thread.store.upsert(chunks, self._namespace))
@@ -98,6 +111,7 @@ class CenoteVectorStore(LangChainVectorStore):
         self, documents: list[Document], *, ids: Sequence[str | None] | None = None, **kwargs: Any
     ) -> list[str]:
         """Write documents, replacing those whose id is stored; returns their ids."""
+        documents = objects(documents, Document, field="documents")
         vectors = await self._embedding.aembed_documents([one.page_content for one in documents])
         chunks = self._chunks(documents, ids, vectors)
         await self._store.upsert(chunks, self._namespace)
@@ -204,7 +218,9 @@ class CenoteVectorStore(LangChainVectorStore):
     ) -> list[Document]:
         """Documents that are near to a text, and unlike one another."""
         vector = self._embedding.embed_query(query)
-        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, filter)
+        return self.max_marginal_relevance_search_by_vector(
+            vector, k, fetch_k, lambda_mult, filter, **kwargs
+        )
 
     async def amax_marginal_relevance_search(
         self,
@@ -218,7 +234,7 @@ class CenoteVectorStore(LangChainVectorStore):
         """Documents that are near to a text, and unlike one another."""
         vector = await self._embedding.aembed_query(query)
         return await self.amax_marginal_relevance_search_by_vector(
-            vector, k, fetch_k, lambda_mult, filter
+            vector, k, fetch_k, lambda_mult, filter, **kwargs
         )
 
     def max_marginal_relevance_search_by_vector(
@@ -231,8 +247,9 @@ class CenoteVectorStore(LangChainVectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Documents that are near to a vector, and unlike one another."""
-        search = self._diverse(self._thread.store, embedding, k, fetch_k, lambda_mult, filter)
-        return self._thread.run(search)
+        store = self._thread.store
+        found = self._diverse(store, embedding, k, fetch_k, lambda_mult, filter, **kwargs)
+        return self._thread.run(found)
 
     async def amax_marginal_relevance_search_by_vector(
         self,
@@ -244,7 +261,9 @@ class CenoteVectorStore(LangChainVectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Documents that are near to a vector, and unlike one another."""
-        return await self._diverse(self._store, embedding, k, fetch_k, lambda_mult, filter)
+        return await self._diverse(
+            self._store, embedding, k, fetch_k, lambda_mult, filter, **kwargs
+        )
 
     async def _diverse(
         self,
@@ -254,7 +273,11 @@ class CenoteVectorStore(LangChainVectorStore):
         fetch_k: int,
         lambda_mult: float,
         filter: FilterLike,
+        **kwargs: Any,
     ) -> list[Document]:
+        check_whole(k, least=1, field="k")
+        check_whole(fetch_k, least=1, field="fetch_k")
+        check_share(lambda_mult, field="lambda_mult")
         found = await store.search_diverse(
             vector,
             self._namespace,
@@ -262,6 +285,7 @@ class CenoteVectorStore(LangChainVectorStore):
             filter,
             diversity=1 - lambda_mult,
             candidates=max(fetch_k, k),
+            **kwargs,
         )
         return [_document(result.chunk) for result in found]
 
@@ -303,16 +327,18 @@ class CenoteVectorStore(LangChainVectorStore):
         ids: Sequence[str | None] | None,
         vectors: Sequence[list[float]],
     ) -> list[EmbeddedChunk]:
-        chosen = [one.id for one in documents] if ids is None else ids
+        count = len(documents)
+        chosen = [one.id for one in documents] if ids is None else as_many(ids, count, field="ids")
+        vectors = as_many(vectors, count, field="embedding")
         return [
-            self._chunk(document, chosen_id or str(uuid.uuid4()), vector)
+            self._chunk(document, _id(chosen_id), vector)
             for document, chosen_id, vector in zip(documents, chosen, vectors, strict=True)
         ]
 
     def _chunk(self, document: Document, chunk_id: str, vector: list[float]) -> EmbeddedChunk:
         chunk = Chunk(
             id=chunk_id,
-            document_id=str(document.metadata.get(self._document_id_key) or chunk_id),
+            document_id=document_id(document.metadata, self._document_id_key, chunk_id),
             content=document.page_content,
             metadata=document.metadata,
         )
@@ -324,16 +350,41 @@ def _documents(
     metadatas: list[dict[str, Any]] | None,
     ids: Sequence[str | None] | None,
 ) -> list[Document]:
-    contents = list(texts)
-    return [
-        Document(id=one_id, page_content=content, metadata=metadata)
-        for content, metadata, one_id in zip(
-            contents,
-            metadatas or [{} for _ in contents],
-            ids or [None] * len(contents),
-            strict=True,
-        )
-    ]
+    contents = listed(texts, "texts must be a list of texts", field="texts")
+    several = zip(
+        contents,
+        _each(metadatas, {}, len(contents), field="metadatas"),
+        _each(ids, None, len(contents), field="ids"),
+        strict=True,
+    )
+    try:
+        return [
+            Document(id=one_id, page_content=content, metadata=metadata)
+            for content, metadata, one_id in several
+        ]
+    except ValidationError as error:
+        culprit = str(error.errors(include_input=False, include_context=False)[0]["loc"][0])
+    # Here, where the other error, which quotes the text, is no context of this one.
+    raise InvalidInputError(
+        f"LangChain takes no such {culprit}: it must be {_MUST_BE[culprit]}", field=culprit
+    )
+
+
+_MUST_BE = {"page_content": "text", "metadata": "a dict", "id": "text or None"}
+"""What a document's fields are, without lone surrogates."""
+
+
+def _each(values: Any, otherwise: Any, count: int, *, field: str) -> list[Any]:
+    """One for each text; the same for all where nothing is given, as LangChain has it."""
+    if values is None or (isinstance(values, list | tuple) and not values):
+        return [otherwise] * count
+    return as_many(values, count, field=field)
+
+
+def _id(chosen: Any) -> Any:
+    """An id, made where there is none; what cannot be one is left for the store to refuse."""
+    none = chosen is None or (isinstance(chosen, str) and not chosen)
+    return str(uuid.uuid4()) if none else chosen
 
 
 def _document(chunk: Chunk) -> Document:

@@ -26,7 +26,8 @@ refused                     a value that is None (but of ``IS_EMPTY``), no list 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 from llama_index.core.vector_stores.types import (
@@ -37,7 +38,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from cenote.errors import InvalidInputError
-from cenote.filters import AllOf, AnyOf, Filter, Not, field, meta
+from cenote.filters import MAX_DEPTH, MAX_PARTS, AllOf, AnyOf, Filter, Not, field, meta
 from cenote.validation import shown
 
 
@@ -47,8 +48,23 @@ def as_filter(filters: MetadataFilters) -> Filter:
     Raises:
         InvalidInputError: a filter cannot work; names its key.
     """
+    return _joined(filters, 0, count())
+
+
+def check_filters(filters: Any) -> None:
+    """Refuse what is none of LlamaIndex's, such as a dict."""
+    if not isinstance(filters, MetadataFilters) or not isinstance(filters.filters, list):
+        raise _bad(f"filters must be MetadataFilters, not {type(filters).__name__}")
+
+
+def _joined(filters: MetadataFilters, depth: int, number: Iterator[int]) -> Filter:
+    check_filters(filters)
+    if depth > MAX_DEPTH:
+        raise _bad(f"the filters are nested more than {MAX_DEPTH} deep")
+    if next(number) >= MAX_PARTS:  # one may be in several places
+        raise _bad(f"the filters have more than {MAX_PARTS:,} parts")
     parts = tuple(
-        as_filter(one) if isinstance(one, MetadataFilters) else _test(one)
+        _test(one) if isinstance(one, MetadataFilter) else _joined(one, depth + 1, number)
         for one in filters.filters
     )
     if filters.condition == FilterCondition.OR and parts:
@@ -105,16 +121,18 @@ _TESTS_OF_METADATA: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
 
 def _test(asked: MetadataFilter) -> Filter:
     if asked.value is None and asked.operator != FilterOperator.IS_EMPTY:
-        raise InvalidInputError(
-            f"the filter of {shown(asked.key)} has no value; IS_EMPTY asks whether there is none",
-            field="filters",
+        raise _bad(
+            f"the filter of {shown(asked.key)} has no value; IS_EMPTY asks whether there is none"
         )
     if asked.key not in ("ref_doc_id", "doc_id", "document_id"):
         return (_TESTS | _TESTS_OF_METADATA)[asked.operator](meta(asked.key), asked.value)
     if asked.operator not in _TESTS:
-        raise InvalidInputError(
+        raise _bad(
             f"{shown(asked.key)} is the document's id, a text, of which "
-            f"{asked.operator.name} cannot be asked",
-            field="filters",
+            f"{asked.operator.name} cannot be asked"
         )
     return _TESTS[asked.operator](field("document_id"), asked.value)
+
+
+def _bad(message: str) -> InvalidInputError:
+    return InvalidInputError(message, field="filters")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, NoReturn
 
 from llama_index.core.schema import (
@@ -25,11 +26,14 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from pydantic import Field
+from pydantic_core import to_jsonable_python
 
-from cenote.adapters.llama_filters import as_filter
+from cenote.adapters.checks import check_share, objects
+from cenote.adapters.llama_filters import as_filter, check_filters
 from cenote.adapters.loops import LoopThread
 from cenote.errors import InvalidInputError
 from cenote.filters import AllOf, Filter, field
+from cenote.jsonvalues import canonical_json
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.predicates import json_token
 from cenote.stores import VectorStore
@@ -110,9 +114,10 @@ class CenoteVectorStore(BasePydanticVectorStore):
     async def _added(
         self, store: VectorStore, nodes: Sequence[BaseNode], **kwargs: Any
     ) -> list[str]:
-        chunks = [_embedded(node, self.embedding_model) for node in nodes]
+        several = objects(nodes, BaseNode, field="nodes")
+        chunks = [_embedded(node, self.embedding_model) for node in several]
         await store.upsert(chunks, self.namespace, **kwargs)
-        return [node.node_id for node in nodes]
+        return [node.node_id for node in several]
 
     # -- removing
 
@@ -160,6 +165,8 @@ class CenoteVectorStore(BasePydanticVectorStore):
         filters: MetadataFilters | None,
         **kwargs: Any,
     ) -> None:
+        if filters is not None:
+            check_filters(filters)
         if filters is not None and filters.filters:
             await store.delete_matching(_matching(node_ids, filters), self.namespace, **kwargs)
         elif node_ids is not None:
@@ -226,22 +233,28 @@ class CenoteVectorStore(BasePydanticVectorStore):
         Raises:
             NotImplementedError: the mode is another one.
             ConfigurationError: the store has no full text, and the mode needs it.
-            InvalidInputError: the query lacks an embedding or the text, names fields, or breaks
-                another rule.
+            InvalidInputError: this is no query, or it lacks an embedding or the text, names fields,
+                or breaks another rule.
         """
         return await self._queried(self._store, query, **kwargs)
 
     async def _queried(
         self, store: VectorStore, query: VectorStoreQuery, **kwargs: Any
     ) -> VectorStoreQueryResult:
-        mode = VectorStoreQueryMode(query.mode)
-        if mode not in _MODES:
+        if not isinstance(query, VectorStoreQuery):
+            raise InvalidInputError(
+                f"query must be a VectorStoreQuery, not {type(query).__name__}", field="query"
+            )
+        if not isinstance(query.mode, str) or query.mode not in _MODES:
+            asked_for = query.mode.value if isinstance(query.mode, Enum) else query.mode
             raise NotImplementedError(
-                f"the query mode {mode.value!r} is not supported; there are "
+                f"the query mode {shown(asked_for)} is not supported; there are "
                 + ", ".join(repr(one.value) for one in _MODES)
             )
+        mode = VectorStoreQueryMode(query.mode)
         _refuse_fields(query)
-        matching = _matching(query.node_ids or None, query.filters, query.doc_ids)
+        some = None if isinstance(query.node_ids, list) and not query.node_ids else query.node_ids
+        matching = _matching(some, query.filters, query.doc_ids)
         where = self.namespace, query.similarity_top_k, matching
         if mode == VectorStoreQueryMode.DEFAULT:
             return _result(await store.search(_vector(query), *where, **kwargs))
@@ -249,12 +262,13 @@ class CenoteVectorStore(BasePydanticVectorStore):
             kwargs["diversity"] = 1 - _mmr_threshold(query, kwargs.pop("mmr_threshold", None))
             return _result(await store.search_diverse(_vector(query), *where, **kwargs))
         if mode == VectorStoreQueryMode.HYBRID:
-            alpha = _from_0_to_1("alpha", 0.5 if query.alpha is None else query.alpha)
+            alpha = 0.5 if query.alpha is None else query.alpha
+            check_share(alpha, field="alpha")
             kwargs |= {"vector_weight": alpha, "text_weight": 1 - alpha}
-            where = self.namespace, query.hybrid_top_k or query.similarity_top_k, matching
+            where = self.namespace, _limit(query, query.hybrid_top_k), matching
             asked: tuple[Any, ...] = (_text(query), _vector(query), *where)
             return _result(await store.search_hybrid(*asked, **kwargs))
-        where = self.namespace, query.sparse_top_k or query.similarity_top_k, matching
+        where = self.namespace, _limit(query, query.sparse_top_k), matching
         return _result(await store.search_text(_text(query), *where, **kwargs))
 
 
@@ -298,13 +312,15 @@ def _text(query: VectorStoreQuery) -> str:
 
 def _mmr_threshold(query: VectorStoreQuery, given: float | None) -> float:
     threshold = query.mmr_threshold if query.mmr_threshold is not None else given
-    return 0.5 if threshold is None else _from_0_to_1("mmr_threshold", threshold)
+    if threshold is None:
+        return 0.5
+    check_share(threshold, field="mmr_threshold")
+    return threshold
 
 
-def _from_0_to_1(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise InvalidInputError(f"{name} must be from 0 to 1, not {shown(value)}", field=name)
-    return value
+def _limit(query: VectorStoreQuery, own: int | None) -> int:
+    """How many nodes a mode is to find."""
+    return query.similarity_top_k if own is None else own
 
 
 def _matching(
@@ -348,9 +364,17 @@ def _embedded(node: BaseNode, embedding_model: str) -> EmbeddedChunk:
             field="embedding",
             chunk_id=node.node_id,
         )
+    try:
+        source = node.ref_doc_id
+    except ValueError:
+        raise InvalidInputError(
+            f"node {shown(node.node_id)} has several sources, and belongs to one document",
+            field="document_id",
+            chunk_id=node.node_id,
+        ) from None
     chunk = Chunk(
         id=node.node_id,
-        document_id=node.ref_doc_id or node.node_id,
+        document_id=source or node.node_id,
         content=node.get_content(),
         position=getattr(node, "start_char_idx", None) or 0,
         metadata=_metadata(node),
@@ -372,7 +396,7 @@ def _metadata(node: BaseNode) -> dict[str, Any]:
             chunk_id=node.node_id,
         )
     try:
-        json.dumps(node.metadata, allow_nan=False, default=str)  # pydantic makes NaN into null
+        json.dumps(node.metadata, allow_nan=False, default=_jsonable)  # model_dump makes NaN null
         dumped = node.model_dump(mode="json", exclude={"embedding"})
     except (TypeError, ValueError, RecursionError):  # LlamaIndex's own quotes the object
         raise InvalidInputError(
@@ -384,6 +408,11 @@ def _metadata(node: BaseNode) -> dict[str, Any]:
     if isinstance(node, TextNode):  # others hold more than a text
         del dumped["text"]
     return {**dumped["metadata"], _REST: json.dumps(dumped, ensure_ascii=False)}
+
+
+def _jsonable(value: Any) -> Any:
+    """What pydantic makes of a set, a date and the like, with its NaN."""
+    return to_jsonable_python(value, inf_nan_mode="constants")
 
 
 def _node(chunk: Chunk) -> BaseNode:
@@ -412,7 +441,7 @@ def _foreign(chunk: Chunk) -> TextNode:
 def _current(written: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     """The metadata as they were written, but for what has changed since."""
     kept = {
-        key: value if json_token(value) == json_token(stored[key]) else stored[key]
+        key: value if json_token(canonical_json(value)) == json_token(stored[key]) else stored[key]
         for key, value in written.items()
         if key in stored
     }

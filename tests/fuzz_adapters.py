@@ -1,0 +1,145 @@
+"""What test_fuzz_adapters.py gives to the adapters, and what it makes of their answers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import fuzz_calls
+import fuzz_haystack
+import fuzz_langchain
+import fuzz_llama_index
+import fuzz_objects as objects
+import fuzzing as values
+from fuzz_calls import Argument
+from fuzzing import MARKER, anything
+from haystack.dataclasses import ByteStream, SparseEmbedding
+from haystack.dataclasses import Document as HaystackDocument
+from haystack.document_stores.types import DuplicatePolicy, FilterPolicy
+from haystack.utils import Secret
+from hypothesis import strategies as st
+from langchain_core.documents import Document
+from llama_index.core.schema import BaseNode, TextNode
+from llama_index.core.vector_stores.types import VectorStoreQueryResult
+
+from cenote import InMemoryVectorStore
+from cenote.adapters import langchain, llama_index
+from cenote.adapters.haystack import CenoteDocumentStore, CenoteEmbeddingRetriever
+from cenote.testing import embedded
+
+SEEDS = [
+    *fuzz_calls.SEEDS,
+    embedded("4", [0.3, 0.1, 0.7, 0.9], metadata={"a": "2024-02-29", "b": "9" * 30}),
+]
+"""What each namespace holds before a call, written without an adapter."""
+
+_MODULES = {
+    "langchain": fuzz_langchain,
+    "haystack": fuzz_haystack,
+    "llama_index": fuzz_llama_index,
+}
+ADAPTERS = {name: one.ADAPTER for name, one in _MODULES.items()}
+FOUND = {name: one.FOUND for name, one in _MODULES.items()}
+APART = ("query by words",)
+"""What the stores answer by measures of their own."""
+
+
+@contextmanager
+def numbered_ids() -> Iterator[None]:
+    """Ids that the adapter makes are the same for either store."""
+    numbers = itertools.count()
+    with patch.object(langchain, "uuid", SimpleNamespace(uuid4=lambda: f"made {next(numbers)}")):
+        yield
+
+
+# -- what comes back
+
+
+def plain(answer: Any) -> Any:
+    """An answer without the framework's objects."""
+    match answer:
+        case Document():
+            return {"id": answer.id, "content": answer.page_content, "metadata": answer.metadata}
+        case HaystackDocument():
+            return {name: plain(getattr(answer, name)) for name in vars(answer)}
+        case ByteStream() | SparseEmbedding():
+            return vars(answer)
+        case BaseNode():
+            return answer.model_dump(mode="json", exclude={"embedding"})
+        case VectorStoreQueryResult():
+            return {name: plain(value) for name, value in vars(answer).items()}
+        case list() | tuple():
+            return [plain(one) for one in answer]
+        case dict():
+            return {name: plain(value) for name, value in answer.items()}
+    return answer
+
+
+# -- making them
+
+_STORE = InMemoryVectorStore(values.DIMENSIONS)
+_DSN = f"postgresql://u:{MARKER}@127.0.0.1:1/nowhere"
+_models = Argument(st.just("model"), values.odd_contents)
+_namespaces = Argument(values.good_keys, values.odd_keys)
+
+
+async def _made_langchain(**arguments: Any) -> None:
+    adapter = langchain.CenoteVectorStore(_STORE, fuzz_langchain.Says(), **arguments)
+    await adapter.aadd_texts(["text"], [{"document_id": "d"}], ids=["1"])
+    await adapter.aget_by_ids(["1"])
+
+
+async def _made_haystack(**arguments: Any) -> None:
+    adapter = CenoteDocumentStore(_STORE, **arguments)
+    await adapter.write_documents_async([HaystackDocument(id="1")], DuplicatePolicy.OVERWRITE)
+
+
+async def _made_of_a_string(**arguments: Any) -> None:
+    CenoteDocumentStore.from_connection_string(**arguments)
+
+
+async def _made_retriever(**arguments: Any) -> None:
+    CenoteEmbeddingRetriever(CenoteDocumentStore(_STORE, "n"), **arguments)
+
+
+async def _made_llama(**arguments: Any) -> None:
+    adapter = objects.Built(partial(llama_index.CenoteVectorStore, _STORE, **arguments), {}).make()
+    await adapter.async_add([TextNode(id_="1", text="", embedding=[1, 0, 0, 0])])
+
+
+CONSTRUCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Argument], tuple[Any, ...]]] = {
+    "langchain": (
+        _made_langchain,
+        {"namespace": _namespaces, "embedding_model": _models, "document_id_key": _namespaces},
+        (),
+    ),
+    "haystack": (_made_haystack, {"namespace": _namespaces, "embedding_model": _models}, ()),
+    "haystack by string": (
+        _made_of_a_string,
+        {
+            "connection_string": Argument(
+                st.just(Secret.from_token(_DSN)),
+                anything | st.sampled_from([_DSN, Secret.from_env_var("NONE", strict=False)]),
+            ),
+            "dimensions": Argument(st.just(4), anything),
+            "namespace": Argument(st.just("n"), st.just("n")),
+            "table_name": Argument(st.just("t"), values.odd_keys),
+        },
+        (),
+    ),
+    "haystack retriever": (
+        _made_retriever,
+        {
+            "top_k": Argument(st.integers(1, 5), values.odd_limits),
+            "filter_policy": Argument(st.sampled_from([*FilterPolicy]), anything),
+        },
+        (ValueError,),
+    ),
+    "llama_index": (_made_llama, {"namespace": _namespaces, "embedding_model": _models}, ()),
+}
+"""How each is made, and used once; of what; and the framework's own errors."""

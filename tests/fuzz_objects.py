@@ -1,0 +1,126 @@
+"""What the adapters are given by any framework: its objects, some odd, and how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import fuzzing as values
+import numpy as np
+from fuzz_calls import Argument
+from fuzzing import MARKER, Made, Recipe, Strategy, anything, given
+from hypothesis import strategies as st
+
+from cenote import CenoteError
+
+
+class NotBuiltError(Exception):
+    """The framework itself refuses to make its object, before cenote sees anything."""
+
+
+@dataclass(frozen=True)
+class Built(Recipe):
+    """An object of a framework's, of which some attributes are set later, which nobody checks."""
+
+    kind: Callable[..., Any]
+    fields: dict[str, Any]
+    later: dict[str, Any] = field(default_factory=dict)
+
+    def make(self) -> Any:
+        fields, later = given(self.fields), given(self.later)
+        try:
+            one = self.kind(**fields)
+            for name, value in later.items():
+                setattr(one, name, value)
+        except (CenoteError, NotBuiltError):
+            raise
+        except Exception as error:
+            raise NotBuiltError from error
+        return one
+
+
+def built(
+    kind: Callable[..., Any],
+    parts: dict[str, Argument],
+    *,
+    settable: tuple[str, ...] = (),
+) -> Argument:
+    """Objects of which no part is odd, or one, which may be set after the object was made."""
+    good = {name: part.good for name, part in parts.items()}
+
+    def odd(name: str) -> Strategy:
+        if name not in settable:
+            return fields(kind, {**good, name: parts[name].odd})
+        return fields(kind, {**good, name: parts[name].odd}) | st.builds(
+            Built, st.just(kind), st.fixed_dictionaries(good), only(name, parts[name].odd)
+        )
+
+    return Argument(fields(kind, good), st.sampled_from([*parts]).flatmap(odd))
+
+
+def only(name: str, value: Strategy) -> Strategy:
+    return st.fixed_dictionaries({name: value})
+
+
+def fields(kind: Callable[..., Any], parts: dict[str, Strategy]) -> Strategy:
+    return st.builds(Built, st.just(kind), st.fixed_dictionaries(parts))
+
+
+def several(one: Argument) -> Argument:
+    """A list of objects, of which one may be odd or none at all."""
+    odd = st.builds(
+        lambda before, odd, after: [*before, odd, *after],
+        *(st.lists(one.good, max_size=2), one.odd | anything, st.lists(one.good, max_size=1)),
+    )
+    return Argument(st.lists(one.good, max_size=3), odd | odd | odd | anything)
+
+
+ids = Argument(
+    st.sampled_from(["1", "2", "8", "9"]) | values.good_keys.filter(lambda one: type(one) is str),
+    values.odd_keys,
+)
+metadata = Argument(values.good_metadata, values.odd_metadata)
+vectors = Argument(values.good_vectors, values.odd_vectors)
+contents = Argument(values.secret_texts.map(str.__str__), values.odd_contents)
+odd_names = st.sampled_from([5, 0, True, "", "d", [MARKER], {MARKER: MARKER}, 10**5000, 0.5])
+limits = Argument(values.good_limits, values.odd_limits)
+names = Argument(st.lists(ids.good, max_size=3), anything | st.lists(ids.odd, max_size=2))
+search_by = Argument(st.just("cat") | values.secret_texts, values.odd_contents)
+
+
+def naming(key: str) -> Argument:
+    """Metadata in which a key names the document."""
+    good = st.builds(
+        lambda metadata, name: metadata if name is None else {**metadata, key: name},
+        st.dictionaries(st.sampled_from(["a", "b"]), values.good_values, max_size=2),
+        st.sampled_from([None, "d", 5, 0, True, ""]),
+    )
+    return Argument(
+        good, values.odd_metadata | st.fixed_dictionaries({key: odd_names | values.odd_keys})
+    )
+
+
+def generator_of(one: Any) -> Made:
+    """A generator of one thing, anew at each use."""
+    return Made("a generator", lambda: (part for part in [one]))
+
+
+ARRAY = Made("an array", lambda: np.array([1, 2]))
+
+# -- adapters
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How a framework's interface is made and called, and which errors it has for bad data."""
+
+    make: Callable[[Any, str, dict[str, Any]], Any]
+    call: Callable[..., Any]
+    entries: dict[str, dict[str, Argument]]
+    errors: tuple[type[Exception], ...] = ()
+
+
+def method(adapter: Any, name: str) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(adapter, name)
+    return method
