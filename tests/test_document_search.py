@@ -44,7 +44,7 @@ async def engine(empty_engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
 @pytest.fixture
 async def client(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, which listens on a loopback port."""
-    config = uvicorn.Config(create_app(engine), port=0, log_level="critical")
+    config = uvicorn.Config(create_app(engine), port=0, ws="none", log_level="critical")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
@@ -167,7 +167,8 @@ def wait(session):
     print("written", flush=True)
     time.sleep(600)
 
-server = uvicorn.Server(uvicorn.Config(create_app(create_async_engine(sys.argv[1])), port=0))
+app = create_app(create_async_engine(sys.argv[1]))
+server = uvicorn.Server(uvicorn.Config(app, port=0, ws="none"))
 
 async def main():
     serving = asyncio.create_task(server.serve())

@@ -35,7 +35,7 @@ async def serve(url: URL, port: int) -> None:
         await connection.run_sync(migrate)
     await fill(engine)
     config = uvicorn.Config(
-        create_app(engine), port=port, log_level="warning", timeout_graceful_shutdown=5
+        create_app(engine), port=port, ws="none", log_level="warning", timeout_graceful_shutdown=5
     )
     print(f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends it.", flush=True)
     await uvicorn.Server(config).serve()
