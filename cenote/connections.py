@@ -164,6 +164,22 @@ def refuse_other_loop(engine: AsyncEngine) -> None:
         raise other_loop()
 
 
+async def refuse_of_other_loop(connection: AsyncConnection) -> None:
+    """Refuse a connection of another event loop, which the pool had before cenote saw either.
+
+    Two threads at once in asyncpg's protocol can end the process. Of a new connection only asyncpg
+    knows the loop.
+
+    Raises:
+        ConfigurationError: it is such a one.
+    """
+    driver = (await connection.get_raw_connection()).driver_connection
+    running = asyncio.get_running_loop()
+    if getattr(driver, "_loop", running) is not running:
+        forget_loop(connection.engine)
+        raise other_loop()
+
+
 def forget_loop(engine: AsyncEngine) -> None:
     """Ask again whose the engine's connections are: it is not the loop that was seen first."""
     _loops.pop(engine.pool, None)
@@ -421,12 +437,14 @@ async def prepare(connection: AsyncConnection, *, migrations: str) -> None:
         migrations: what makes the schema, for a message to name.
 
     Raises:
+        ConfigurationError: it belongs to another event loop.
         VectorStoreError: the extension is missing or too old.
     """
     assert connection.sync_connection is not None
     info = connection.sync_connection.info
     if _PREPARED in info:
         return
+    await refuse_of_other_loop(connection)
     installed = (await connection.execute(EXTENSION_QUERY)).one_or_none()
     if installed is None:
         raise VectorStoreError(

@@ -37,6 +37,7 @@ from cenote.connections import (
     driver_error,
     is_harmless,
     is_lost,
+    refuse_of_other_loop,
     refuse_other_loop,
     safe_url,
     silence,
@@ -154,6 +155,7 @@ async def own_connection(
                     raise ConfigurationError(
                         "the driver cannot read the connection string's arguments", setting="dsn"
                     ) from error
+                await refuse_of_other_loop(connection)
                 yield await connection.execution_options(isolation_level="READ COMMITTED")
             return
         if database.in_transaction():

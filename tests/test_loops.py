@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +23,7 @@ QUERY = [1.0, 0.0, 0.0, 0.0]
 # What a closed loop leaves behind says so when it is collected.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
-OPERATIONS: dict[str, Callable[[PgVectorStore], Awaitable[Any]]] = {
+OPERATIONS: dict[str, Callable[[PgVectorStore], Coroutine[Any, Any, Any]]] = {
     "search": lambda store: store.search(QUERY, "n"),
     "upsert": lambda store: store.upsert([embedded("b")], "n"),
     "bulk_load": lambda store: store.bulk_load([embedded("b")], "n"),
@@ -96,16 +96,20 @@ def test_disposed_of_in_time(dsn: str) -> None:
     assert_disconnected(dsn)
 
 
-def test_a_stray_call(dsn: str) -> None:
-    """From another loop than the host's, before the store was used in that: it harms itself."""
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_stray_call(dsn: str, name: str) -> None:
+    """From another loop than the host's, before the store was used in that: it harms nobody."""
 
     async def main() -> None:
         engine = engine_of(dsn)
         store = PgVectorStore(engine, 4)
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
-        with pytest.raises(ConfigurationError):
-            await asyncio.to_thread(asyncio.run, store.count("n"))
+        for _ in range(3):
+            with pytest.raises(ConfigurationError):
+                await asyncio.to_thread(asyncio.run, OPERATIONS[name](store))
+            async with engine.connect() as connection:  # the same one, unharmed
+                await connection.execute(text("SELECT 1"))
         assert await store.count("n") == 0
         await engine.dispose()
 
