@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess
 
 from sqlalchemy.engine import make_url
 
 REPOSITORY = Path(__file__).parents[1]
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["cenote.cli", "sqlalchemy.dialects.postgresql.asyncpg", "asyncpg"])
 
 
 def run(*command: str, cwd: str | Path = REPOSITORY, **environ: str) -> CompletedProcess[str]:
@@ -32,12 +38,38 @@ def clean_environment() -> dict[str, str]:
 
 def alembic(*arguments: str, cwd: str | Path = REPOSITORY, **environ: str) -> CompletedProcess[str]:
     """Run alembic's own command line."""
-    return run(sys.executable, "-m", "alembic", *arguments, cwd=cwd, **environ)
+    return run_module("alembic", *arguments, cwd=cwd, **environ)
 
 
 def cenote(*arguments: str, cwd: str | Path = REPOSITORY, **environ: str) -> CompletedProcess[str]:
     """Run our command line."""
-    return run(sys.executable, "-m", "cenote", *arguments, cwd=cwd, **environ)
+    return run_module("cenote", *arguments, cwd=cwd, **environ)
+
+
+def run_module(
+    module: str, *arguments: str, cwd: str | Path = REPOSITORY, **environ: str
+) -> CompletedProcess[str]:
+    """As ``python -m``, in a process that has imported already what takes most of a second."""
+    command = [module, *arguments]
+    environment = {**clean_environment(), **environ}
+    with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+        become = (command, str(cwd), environment, [out.name, err.name])
+        process = _FORKS.Process(target=_become, args=become)
+        process.start()
+        process.join()
+        return CompletedProcess(command, process.exitcode or 0, out.read(), err.read())
+
+
+def _become(command: list[str], cwd: str, environment: dict[str, str], streams: list[str]) -> None:
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, name in enumerate(streams, 1):
+        os.dup2(os.open(name, os.O_WRONLY), number)
+    path = environment.get("PYTHONPATH")
+    sys.path[:0] = [cwd, *(path.split(os.pathsep) if path else ())]
+    sys.argv = command
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
 def output_of(result: CompletedProcess[str]) -> str:

@@ -307,13 +307,15 @@ def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
         elif block.language == "console":
             for line in code.splitlines():
                 command, *arguments = shlex.split(line)
-                module = ["-m", command] if command == "alembic" else []
-                result = run(sys.executable, *module, *arguments, cwd=tmp_path, **environ)
-                printed[command] = output_of(result)
+                if command == "alembic":
+                    output_of(commands.alembic(*arguments, cwd=tmp_path, **environ))
+                else:
+                    result = run(sys.executable, *arguments, cwd=tmp_path, **environ)
+                    printed[command] = output_of(result)
         else:
             assert (block.language, code) == ("text", printed["python"])
     for also in (["check"], ["downgrade", "base"]):
-        output_of(run(sys.executable, "-m", "alembic", *also, cwd=tmp_path, **environ))
+        output_of(commands.alembic(*also, cwd=tmp_path, **environ))
 
 
 async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncEngine) -> None:
