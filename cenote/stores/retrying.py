@@ -7,8 +7,10 @@ long to wait.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
+import random
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, TypeVar
@@ -36,6 +38,10 @@ _LISTS = frozenset(("embedded_chunks", "chunk_ids", "chunks", "query_vectors"))
 
 _ATTEMPTS = 4
 """How often an operation is tried that the server undoes: what was in its way goes on meanwhile."""
+
+_PAUSE_SECONDS = 0.05
+"""What the longest pause before it is tried again starts from; it doubles. Of those that met, one
+comes first then."""
 
 _STALE_PLAN = "InvalidCachedStatementError"
 """What asyncpg calls a prepared statement whose table was changed since; the next one is new."""
@@ -75,8 +81,10 @@ def _twice(method: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
             except VectorStoreError as error:
                 if not _may_be_repeated(method.__name__, error, attempt):
                     raise
-                attempt += 1
                 _logger.info("%s is tried again after %s", method.__name__, error)
+                if error.sqlstate in _UNDONE:
+                    await asyncio.sleep(random.uniform(0, _PAUSE_SECONDS * 2**attempt))
+                attempt += 1
 
     return call
 
