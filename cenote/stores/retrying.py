@@ -55,7 +55,7 @@ Store = TypeVar("Store", bound=type)
 
 
 def retrying(store: Store) -> Store:
-    """Have the operations of a store class tried again, once, where that can do no harm."""
+    """Have the operations of a store class tried again where that can do no harm."""
     for name in REPEATABLE | COUNTING:
         method = getattr(store, name)
         names = [*inspect.signature(method).parameters][1:]  # without self
