@@ -38,6 +38,8 @@ from cenote.orm import (
     unknown_dimensions,
 )
 
+__all__ = ["compare_type", "hooks", "include_object", "render_item"]
+
 PLUGIN = "cenote.chunk_tables"
 """The name of our comparators among alembic's plugins."""
 

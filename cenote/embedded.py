@@ -20,6 +20,8 @@ from sqlalchemy import URL
 
 from cenote.errors import ConfigurationError, StoreConnectionError
 
+__all__ = ["POSTGRES_VERSIONS", "EmbeddedPostgres"]
+
 POSTGRES_VERSIONS = (16, 18)
 """The major versions that the wheel carries."""
 

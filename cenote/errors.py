@@ -15,6 +15,17 @@ are attributes. An error from the database driver is the ``__cause__`` of ours.
 
 from __future__ import annotations
 
+__all__ = [
+    "CenoteError",
+    "ConfigurationError",
+    "DimensionMismatchError",
+    "InvalidInputError",
+    "MigrationError",
+    "StoreConnectionError",
+    "StoreTimeoutError",
+    "VectorStoreError",
+]
+
 
 class CenoteError(Exception):
     """The root of cenote's errors."""

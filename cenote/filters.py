@@ -43,6 +43,8 @@ from cenote.predicates import (
 )
 from cenote.validation import check_text, listed, shown
 
+__all__ = ["MAX_DEPTH", "MAX_TESTS", "Field", "Filter", "FilterLike", "Meta", "field", "meta"]
+
 MAX_TESTS = 1000
 """Tests in one filter, each element of a list among them where it is compared by itself."""
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from cenote.types import Metadata, Vector
 
+__all__ = ["Chunk", "EmbeddedChunk", "RetrievalResult", "SyncResult"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
@@ -114,6 +116,3 @@ class SyncResult:
     written: int
     removed: int
     unchanged: int
-
-
-__all__ = ["Chunk", "EmbeddedChunk", "RetrievalResult", "SyncResult"]

@@ -54,6 +54,17 @@ from cenote.errors import ConfigurationError, MigrationError
 from cenote.policies import opening, securing
 from cenote.settings import HOW_TO_SET_DIMENSIONS, given_in_code
 
+__all__ = [
+    "create_partitions",
+    "distribute",
+    "downgrade_chunks",
+    "ensure_extension",
+    "open_rows",
+    "secure_rows",
+    "store_inline",
+    "upgrade_chunks",
+]
+
 _logger = logging.getLogger(__name__)
 
 _BEFORE_FULL_TEXT = {"cenote_0001"}

@@ -48,6 +48,8 @@ from cenote.text_search import generated
 from cenote.types import ColumnType, Float32Array, Metadata, Vector
 from cenote.validation import check_query_vector
 
+__all__ = ["NAMING_CONVENTION", "ChunkMixin", "ChunkRow", "metadata_index"]
+
 NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+__all__ = ["IndexProgress", "LoadProgress", "Report", "progress_bar"]
+
 _BAR_WIDTH = 30
 _SECONDS_BETWEEN = 0.1
 

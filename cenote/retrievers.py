@@ -27,6 +27,15 @@ from cenote.ranking import DEPTH, fused
 from cenote.stores.base import VectorStore
 from cenote.types import Vector
 
+__all__ = [
+    "BM25Retriever",
+    "Embed",
+    "HybridRetriever",
+    "Retriever",
+    "TextRetriever",
+    "VectorRetriever",
+]
+
 Embed = Callable[[str], Vector | Awaitable[Vector]]
 """Makes the embedding of a query, at once or to be awaited."""
 

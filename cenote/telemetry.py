@@ -46,6 +46,8 @@ from cenote.errors import ConfigurationError, InvalidInputError, VectorStoreErro
 from cenote.models import SyncResult
 from cenote.validation import check_namespace
 
+__all__ = ["NamespaceInTelemetry"]
+
 NamespaceInTelemetry = Literal["hashed", "plain"]
 """How telemetry names a namespace: by 16 hexadecimal digits of its SHA-256, which tells tenants
 apart and hides no name from whoever can guess it; or as it is."""

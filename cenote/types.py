@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["ColumnType", "Float32Array", "Metadata", "Vector"]
+
 Vector: TypeAlias = Sequence[float] | NDArray[np.floating[Any]]
 """One embedding: a list, a tuple or a one-dimensional numpy array of finite numbers."""
 

@@ -20,6 +20,8 @@ from cenote.errors import ConfigurationError
 from cenote.stores import PgVectorStore, VectorStore
 from cenote.validation import shown
 
+__all__ = ["CenoteDocumentStore", "CenoteEmbeddingRetriever"]
+
 
 class CenoteDocumentStore:
     """One namespace of a store, as Haystack's document store.

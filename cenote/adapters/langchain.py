@@ -19,6 +19,8 @@ from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.stores import VectorStore
 from cenote.validation import listed
 
+__all__ = ["CenoteVectorStore"]
+
 _CANDIDATES = 20
 """What LangChain takes for ``fetch_k`` where nobody says."""
 

@@ -39,6 +39,8 @@ from cenote.predicates import json_token
 from cenote.stores import VectorStore
 from cenote.validation import shown
 
+__all__ = ["CenoteVectorStore"]
+
 
 class CenoteVectorStore(BasePydanticVectorStore):
     """One namespace of a store, as LlamaIndex's vector store.

@@ -21,9 +21,8 @@ from cenote.testing.helpers import MakeStore, embedded, found, stored
 from cenote.testing.shapes import SearchContract
 from cenote.testing.words import TextContract
 
+__all__ = ["MakeStore", "VectorStoreContract", "embedded", "found", "stored"]
+
 
 class VectorStoreContract(BasicContract, DocumentContract, SearchContract, TextContract):
     """One test for each rule of `VectorStore`; subclasses give the fixture ``make_store``."""
-
-
-__all__ = ["MakeStore", "VectorStoreContract", "embedded", "found", "stored"]

@@ -45,6 +45,8 @@ from cenote.validation import (
 if TYPE_CHECKING:
     from cenote.drift import Finding
 
+__all__ = ["PgVectorStore"]
+
 
 @observed
 @retrying
