@@ -26,32 +26,32 @@ from sqlalchemy.types import TypeEngine
 from cenote.errors import InvalidInputError
 from cenote.jsonvalues import NotJSONError, canonical_json, json_text
 from cenote.predicates import (
+    ColumnOperand,
     Contains,
     Equals,
     Exists,
     IsOneOf,
     Like,
     Match,
-    MetadataKey,
+    MetadataOperand,
     Next,
     Operand,
     Ordered,
-    OwnField,
+    Predicate,
     Row,
     StartsWith,
-    Test,
 )
 from cenote.validation import check_text, listed, shown
 
-__all__ = ["MAX_DEPTH", "MAX_TESTS", "Field", "Filter", "FilterLike", "Meta", "field", "meta"]
+__all__ = ["MAX_DEPTH", "MAX_PREDICATES", "Field", "Filter", "FilterLike", "Meta", "field", "meta"]
 
-MAX_TESTS = 1000
+MAX_PREDICATES = 1000
 """Tests in one filter, each element of a list among them where it is compared by itself."""
 
 MAX_DEPTH = 50
 """Nesting of ``&``, ``|`` and ``~``, and of the keys of a path: each is a level of the SQL."""
 
-MAX_PARTS = 10 * MAX_TESTS
+MAX_PARTS = 10 * MAX_PREDICATES
 """Filters inside a filter: one that appears in several places is there as often, and so may be a
 billion by thirty lines of code."""
 
@@ -67,10 +67,10 @@ class Filter:
     __slots__ = ()
 
     def __and__(self, other: Filter) -> Filter:
-        return AllOf((*_parts(self, AllOf), *_parts(_filter(other), AllOf)))
+        return And((*_parts(self, And), *_parts(_filter(other), And)))
 
     def __or__(self, other: Filter) -> Filter:
-        return AnyOf((*_parts(self, AnyOf), *_parts(_filter(other), AnyOf)))
+        return Or((*_parts(self, Or), *_parts(_filter(other), Or)))
 
     def __invert__(self) -> Filter:
         return Not(self)
@@ -80,21 +80,21 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Single(Filter):
+class Leaf(Filter):
     """One test."""
 
-    test: Test
+    predicate: Predicate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AllOf(Filter):
+class And(Filter):
     """Holds if all of its parts do, and so if there are none."""
 
     parts: tuple[Filter, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AnyOf(Filter):
+class Or(Filter):
     """Holds if one of its parts does, and so not if there are none."""
 
     parts: tuple[Filter, ...]
@@ -107,7 +107,7 @@ class Not(Filter):
     part: Filter
 
 
-def _parts(filter: Filter, kind: type[AllOf | AnyOf]) -> tuple[Filter, ...]:
+def _parts(filter: Filter, kind: type[And | Or]) -> tuple[Filter, ...]:
     """The parts of a filter of this kind, so that long chains are not nested deep."""
     return filter.parts if isinstance(filter, kind) else (filter,)
 
@@ -131,7 +131,7 @@ class _Comparable:
         value = self._value(value)
         if not self._operand.orders(value):
             raise _bad(f"{self._operand} {operator} takes {self._operand.ordered_kinds}")
-        return Single(Ordered(self._operand, operator, value))
+        return Leaf(Ordered(self._operand, operator, value))
 
     def _text(self, operator: str, value: Any) -> str:
         if not isinstance(value, str):
@@ -141,7 +141,7 @@ class _Comparable:
 
     def __eq__(self, value: object) -> Filter:  # type: ignore[override]
         """The value is equal: numbers by value, never to booleans; lists and objects as a whole."""
-        return Single(Equals(self._operand, self._value(value)))
+        return Leaf(Equals(self._operand, self._value(value)))
 
     def __ne__(self, value: object) -> Filter:  # type: ignore[override]
         """The opposite of ``==``: also where there is no value."""
@@ -161,15 +161,15 @@ class _Comparable:
 
     def between(self, low: Any, high: Any) -> Filter:
         """From `low` to `high`, both included."""
-        return AllOf((self._ordered(">=", low), self._ordered("<=", high)))
+        return And((self._ordered(">=", low), self._ordered("<=", high)))
 
     def in_(self, values: Iterable[Any]) -> Filter:
         """Equal to one of the values; of none, never."""
         several = [self._value(value) for value in _several(values, f"{self._operand} in_")]
         if len(several) > _LONG_LIST:
-            listed = Single(IsOneOf(self._operand, [one for one in several if one is not None]))
+            listed = Leaf(IsOneOf(self._operand, [one for one in several if one is not None]))
             return listed | self.is_null() if None in several else listed
-        return AnyOf(tuple(Single(Equals(self._operand, value)) for value in several))
+        return Or(tuple(Leaf(Equals(self._operand, value)) for value in several))
 
     def not_in(self, values: Iterable[Any]) -> Filter:
         """The opposite of :meth:`in_`: also where there is no value."""
@@ -177,7 +177,7 @@ class _Comparable:
 
     def is_null(self) -> Filter:
         """There is a JSON null, or an SQL NULL in a column."""
-        return Single(Equals(self._operand, None))
+        return Leaf(Equals(self._operand, None))
 
     def like(self, pattern: str) -> Filter:
         """A text that matches all of a pattern: ``%`` is any text, ``_`` one character, ``\\``
@@ -192,11 +192,11 @@ class _Comparable:
         pattern = self._text(operator, pattern)
         if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
             raise _bad(f"the pattern of {self._operand} {operator} ends with a single backslash")
-        return Single(Like(self._operand, pattern, ignore_case))
+        return Leaf(Like(self._operand, pattern, ignore_case))
 
     def startswith(self, prefix: str) -> Filter:
         """A text that begins so; nothing in it has a special meaning."""
-        return Single(StartsWith(self._operand, self._text("startswith", prefix)))
+        return Leaf(StartsWith(self._operand, self._text("startswith", prefix)))
 
 
 class Meta(_Comparable):
@@ -205,29 +205,29 @@ class Meta(_Comparable):
     __slots__ = ()
 
     @property
-    def _key(self) -> MetadataKey:
-        assert isinstance(self._operand, MetadataKey)
+    def _key(self) -> MetadataOperand:
+        assert isinstance(self._operand, MetadataOperand)
         return self._operand
 
     def exists(self) -> Filter:
         """The key is there, be it with a null."""
-        return Single(Exists(self._key))
+        return Leaf(Exists(self._key))
 
     def contains(self, value: Any) -> Filter:
         """A list that has an element equal to the value."""
-        return Single(Contains(self._key, self._value(value)))
+        return Leaf(Contains(self._key, self._value(value)))
 
     def any_of(self, values: Iterable[Any]) -> Filter:
         """A list that has at least one of the values."""
         several = _several(values, f"{self._operand} any_of")
-        return AnyOf(tuple(self.contains(value) for value in several))
+        return Or(tuple(self.contains(value) for value in several))
 
     def all_of(self, values: Iterable[Any]) -> Filter:
         """A list that has all of the values, one or more."""
         several = _several(values, f"{self._operand} all_of")
         if not several:
             raise _bad(f"{self._operand} all_of takes one value or more")
-        return AllOf(tuple(self.contains(value) for value in several))
+        return And(tuple(self.contains(value) for value in several))
 
 
 class Field(_Comparable):
@@ -252,7 +252,7 @@ def meta(*path: str) -> Meta:
         raise _bad(f"meta() takes at most {MAX_DEPTH} keys, not {len(path):,}")
     for key in path:
         check_text(key, field="filter")
-    return Meta(MetadataKey(path))
+    return Meta(MetadataOperand(path))
 
 
 def field(name: str) -> Field:
@@ -267,7 +267,7 @@ def field(name: str) -> Field:
             the store.
     """
     check_text(name, field="filter")
-    return Field(OwnField(name))
+    return Field(ColumnOperand(name))
 
 
 # -- dicts -----------------------------------------------------------------------------------------
@@ -310,8 +310,8 @@ def as_filter(given: Any) -> Filter | None:
     found = _filter(given)
     if _depth(found) > MAX_DEPTH:  # after which the rest may call itself
         raise _bad(f"the filter is nested more than {MAX_DEPTH} deep")
-    if sum(1 for _ in tests(found)) > MAX_TESTS:
-        raise _bad(f"the filter has more than {MAX_TESTS:,} tests")
+    if sum(1 for _ in predicates(found)) > MAX_PREDICATES:
+        raise _bad(f"the filter has more than {MAX_PREDICATES:,} tests")
     return None if _constant(found) else found
 
 
@@ -348,7 +348,7 @@ def _filter(given: Any, depth: int = 0, number: Iterator[int] | None = None) -> 
     parts: list[Filter] = []
     for key, value in given.items():
         if key in ("$and", "$or"):
-            joined = AllOf if key == "$and" else AnyOf
+            joined = And if key == "$and" else Or
             several = _several(value, key)
             parts.append(joined(tuple(_filter(one, depth + 1, number) for one in several)))
         elif key == "$not":
@@ -365,8 +365,8 @@ def _filter(given: Any, depth: int = 0, number: Iterator[int] | None = None) -> 
         else:
             equal |= _canonical_item(key, value)
     if equal:
-        parts.insert(0, Single(Match(equal)))
-    return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
+        parts.insert(0, Leaf(Match(equal)))
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
 
 
 def _has_operators(value: Mapping[Any, Any]) -> bool:
@@ -387,7 +387,7 @@ def _of_key(key: Meta, operators: Any, depth: int) -> Filter:
             known = ", ".join([*_BY_OPERATOR, "$not"])
             raise _bad(f"{key!r} has no operator {shown(name)}; there are: {known}")
         parts.append(_BY_OPERATOR[name](key, value))
-    return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
@@ -406,26 +406,26 @@ def _flag(value: Any) -> bool:
 # -- what a filter means ---------------------------------------------------------------------------
 
 
-def tests(filter: Filter | None) -> Iterator[Test]:
+def predicates(filter: Filter | None) -> Iterator[Predicate]:
     """The tests of a filter, in order."""
     match filter:
-        case Single(test):
-            yield test
-        case AllOf(parts) | AnyOf(parts):
+        case Leaf(predicate):
+            yield predicate
+        case And(parts) | Or(parts):
             for part in parts:
-                yield from tests(part)
+                yield from predicates(part)
         case Not(part):
-            yield from tests(part)
+            yield from predicates(part)
 
 
 def holds(filter: Filter | None, row: Row) -> bool:
     """Whether a filter holds of a chunk."""
     match filter:
-        case Single(test):
-            return test.holds(row)
-        case AllOf(parts):
+        case Leaf(predicate):
+            return predicate.holds(row)
+        case And(parts):
             return all(holds(part, row) for part in parts)
-        case AnyOf(parts):
+        case Or(parts):
             return any(holds(part, row) for part in parts)
         case Not(part):
             return not holds(part, row)
@@ -454,7 +454,7 @@ class Conditions:
     @cached_property
     def parameters(self) -> dict[str, Any]:
         """The values to bind."""
-        values = [value for test in tests(self._filter) for value in test.values]
+        values = [value for predicate in predicates(self._filter) for value in predicate.values]
         return {_name(number): value for number, value in enumerate(values)}
 
     def sql(self, columns: Any, bind: Bind) -> list[ColumnElement[bool]]:
@@ -475,7 +475,7 @@ class Conditions:
             return bind(_name(number), type_)
 
         whole = self._filter
-        parts = whole.parts if isinstance(whole, AllOf) else (whole,)
+        parts = whole.parts if isinstance(whole, And) else (whole,)
         return [_sql(part, columns, following) for part in parts if part is not None]
 
 
@@ -485,9 +485,9 @@ def _name(number: int) -> str:
 
 def _shape(filter: Filter | None) -> Hashable:
     match filter:
-        case Single(test):
-            return test.shape
-        case AllOf(parts) | AnyOf(parts):
+        case Leaf(predicate):
+            return predicate.shape
+        case And(parts) | Or(parts):
             return (type(filter).__name__, *map(_shape, parts))
         case Not(part):
             return ("Not", _shape(part))
@@ -496,11 +496,11 @@ def _shape(filter: Filter | None) -> Hashable:
 
 def _sql(filter: Filter, columns: Any, following: Next) -> ColumnElement[bool]:
     match filter:
-        case Single(test):
-            return test.sql(columns, following)
-        case AllOf(parts):
+        case Leaf(predicate):
+            return predicate.sql(columns, following)
+        case And(parts):
             return and_(true(), *(_sql(part, columns, following) for part in parts))
-        case AnyOf(parts):
+        case Or(parts):
             return or_(false(), *(_sql(part, columns, following) for part in parts))
         case Not(part):  # everywhere else a condition that is NULL does as one that is false
             return not_(func.coalesce(_sql(part, columns, following), false()))
@@ -513,10 +513,10 @@ def _sql(filter: Filter, columns: Any, following: Next) -> ColumnElement[bool]:
 def _constant(filter: Filter) -> bool | None:
     """Whether a filter holds of everything, or of nothing; None where that depends."""
     match filter:
-        case AllOf(parts):
+        case And(parts):
             known = {_constant(part) for part in parts}
             return False if False in known else None if None in known else True
-        case AnyOf(parts):
+        case Or(parts):
             known = {_constant(part) for part in parts}
             return True if True in known else None if None in known else False
         case Not(part):
@@ -542,14 +542,14 @@ def _depth(filter: Filter) -> int:
 
 def _keys(filter: Filter) -> int:
     """How many keys lead to what a test is about."""
-    if isinstance(filter, Single) and isinstance(filter.test.operand, MetadataKey):
-        return len(filter.test.operand.path)
+    if isinstance(filter, Leaf) and isinstance(filter.predicate.operand, MetadataOperand):
+        return len(filter.predicate.operand.path)
     return 0
 
 
 def _parts_of(filter: Filter) -> tuple[Filter, ...]:
     match filter:
-        case AllOf(parts) | AnyOf(parts):
+        case And(parts) | Or(parts):
             return parts
         case Not(part):
             return (part,)
@@ -571,7 +571,7 @@ def _canonical_item(key: Any, value: Any) -> dict[str, Any]:
 
 
 def _canonical(value: Any, operand: Operand) -> Any:
-    if isinstance(operand, OwnField):
+    if isinstance(operand, ColumnOperand):
         return operand.checked(value)
     try:
         canonical = canonical_json(value)

@@ -56,7 +56,7 @@ Columns: TypeAlias = Any
 """The columns of a chunk table, by name: ``table.c``."""
 
 Next: TypeAlias = Callable[[TypeEngine[Any]], ColumnElement[Any]]
-"""Gives a parameter of a type for the next one of a test's :attr:`Test.values`."""
+"""Gives a parameter of a type for the next one of a test's :attr:`Predicate.values`."""
 
 MISSING = object()
 """Where there is no value."""
@@ -100,7 +100,7 @@ def json_token(value: Any) -> Hashable:
 
 
 @dataclass(frozen=True, slots=True)
-class MetadataKey:
+class MetadataOperand:
     """A value of the metadata.
 
     Attributes:
@@ -160,7 +160,7 @@ _KINDS: dict[str, type] = {
 
 
 @dataclass(frozen=True, slots=True)
-class OwnField:
+class ColumnOperand:
     """A column of the chunk, or of the host's."""
 
     name: str
@@ -229,13 +229,13 @@ class OwnField:
         return collate(column, "C")
 
 
-Operand: TypeAlias = MetadataKey | OwnField
+Operand: TypeAlias = MetadataOperand | ColumnOperand
 
 
 # -- tests -----------------------------------------------------------------------------------------
 
 
-class Test(Protocol):
+class Predicate(Protocol):
     """A test of one value."""
 
     @property
@@ -274,7 +274,7 @@ class Match:
 
     @property
     def operand(self) -> Operand:
-        return MetadataKey(())
+        return MetadataOperand(())
 
     @cached_property
     def tokens(self) -> frozenset[tuple[str, Hashable]]:
@@ -315,7 +315,7 @@ class Equals:
 
     @property
     def shape(self) -> Hashable:
-        kind = self._container if isinstance(self.operand, MetadataKey) else self.value is None
+        kind = self._container if isinstance(self.operand, MetadataOperand) else self.value is None
         return ("equals", self.operand.shape, kind)
 
     @property
@@ -324,19 +324,19 @@ class Equals:
 
     @property
     def values(self) -> list[Any]:
-        if isinstance(self.operand, OwnField):
+        if isinstance(self.operand, ColumnOperand):
             return [] if self.value is None else [self.value]
         least = [self.operand.document(self.value)]
         return [*least, *self.operand.path, json_text(self.value)] if self._container else least
 
     def holds(self, row: Row) -> bool:
         value = self.operand.of(row)
-        if isinstance(self.operand, OwnField):
+        if isinstance(self.operand, ColumnOperand):
             return value is MISSING if self.value is None else bool(value == self.value)
         return value is not MISSING and json_token(value) == json_token(self.value)
 
     def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
-        if isinstance(self.operand, OwnField):
+        if isinstance(self.operand, ColumnOperand):
             column = self.operand.sql(columns)
             return column.is_(None) if self.value is None else column == following(_bound(column))
         holds = _has(columns.metadata, following)
@@ -359,19 +359,19 @@ class IsOneOf:
 
     @property
     def values(self) -> list[Any]:
-        if isinstance(self.operand, OwnField):
+        if isinstance(self.operand, ColumnOperand):
             return [self.wanted]
         return [*self.operand.path, json_text(self.wanted)]
 
     def holds(self, row: Row) -> bool:
         value = self.operand.of(row)
-        if isinstance(self.operand, OwnField):
+        if isinstance(self.operand, ColumnOperand):
             return value in self.wanted
         token = json_token(value)
         return value is not MISSING and any(json_token(one) == token for one in self.wanted)
 
     def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
-        if isinstance(self.operand, OwnField):
+        if isinstance(self.operand, ColumnOperand):
             column = self.operand.sql(columns)
             return column == any_(following(ARRAY(_bound(column))))
         value = self.operand.sql(columns, following)
@@ -403,13 +403,13 @@ class Ordered:
 
     @property
     def values(self) -> list[Any]:
-        if isinstance(self.operand, OwnField):
+        if isinstance(self.operand, ColumnOperand):
             return [self.value]
         return [*self.operand.path, self.value if self._of_texts else json_text(self.value)]
 
     def holds(self, row: Row) -> bool:
         value = self.operand.of(row)
-        if isinstance(self.operand, OwnField):
+        if isinstance(self.operand, ColumnOperand):
             try:
                 return value is not MISSING and bool(_ORDERS[self.operator](value, self.value))
             except TypeError:  # a host's own values, of kinds that do not compare
@@ -420,7 +420,7 @@ class Ordered:
 
     def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
         compare: Callable[[Any, Any], ColumnElement[bool]] = _ORDERS[self.operator]
-        if isinstance(self.operand, OwnField):
+        if isinstance(self.operand, ColumnOperand):
             column = self.operand.sql(columns)
             compared = self.operand.text(column) if self._of_texts else column
             return compare(compared, following(_bound(column)))
@@ -442,12 +442,12 @@ class _OfText:
         following: Next,
         test: Callable[[ColumnElement[str], ColumnElement[str]], ColumnElement[bool]],
     ) -> ColumnElement[bool]:
-        if isinstance(self.operand, OwnField):
+        if isinstance(self.operand, ColumnOperand):
             return test(self.operand.text(self.operand.sql(columns)), following(Text()))
         return test(json_string(self.operand.sql(columns, following)), following(Text()))
 
     def _values(self, text: str) -> list[Any]:
-        return [text] if isinstance(self.operand, OwnField) else [*self.operand.path, text]
+        return [text] if isinstance(self.operand, ColumnOperand) else [*self.operand.path, text]
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,7 +505,7 @@ class StartsWith(_OfText):
 class Contains:
     """A list with an element equal to the value; ``@>`` is more than that for lists and objects."""
 
-    operand: MetadataKey
+    operand: MetadataOperand
     value: Any = field(repr=False)
 
     @property
@@ -540,7 +540,7 @@ class Contains:
 
 @dataclass(frozen=True, slots=True)
 class Exists:
-    operand: MetadataKey
+    operand: MetadataOperand
 
     @property
     def shape(self) -> Hashable:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from cenote import validation
 from cenote.bm25 import Tokenize, WordIndex, imported, words
 from cenote.errors import ConfigurationError
-from cenote.filters import AllOf, FilterLike, as_filter, field
+from cenote.filters import And, FilterLike, as_filter, field
 from cenote.models import RetrievalResult
 from cenote.ranking import DEPTH, fused
 from cenote.stores.base import VectorStore
@@ -163,7 +163,7 @@ class BM25Retriever:
         for start in range(0, len(ranked), _PAGE):
             scores = dict(ranked[start : start + _PAGE])
             among = field("id").in_(list(scores))
-            condition = among if wanted is None else AllOf((among, wanted))
+            condition = among if wanted is None else And((among, wanted))
             page = await self._store.list_chunks(namespace, condition, limit=len(scores))
             found = {chunk.id: chunk for chunk in page}
             results += [

@@ -24,17 +24,17 @@ from cenote.errors import InvalidInputError
 from cenote.filters import (
     MAX_DEPTH,
     MAX_PARTS,
-    AllOf,
-    AnyOf,
+    And,
     Field,
     Filter,
     Meta,
     Not,
+    Or,
     as_filter,
     field,
     meta,
 )
-from cenote.predicates import MetadataKey
+from cenote.predicates import MetadataOperand
 from cenote.validation import shown
 
 RESERVED = "_haystack"
@@ -43,8 +43,8 @@ RESERVED = "_haystack"
 NO_CONTENT = "no_content"
 """The key within it that says that the content is None."""
 
-NOTHING = AnyOf(())
-EVERYTHING = AllOf(())
+NOTHING = Or(())
+EVERYTHING = And(())
 
 _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
@@ -130,7 +130,7 @@ def _holds(tree: Mapping[str, Any], document: Document) -> bool:
 def _is_long(name: str, document: Document) -> bool:
     """Whether a text is too long for a date."""
     path = tuple(name.removeprefix("meta.").split("."))
-    found = MetadataKey.within(document.meta, path)
+    found = MetadataOperand.within(document.meta, path)
     value = document.content if name == "content" else found
     return isinstance(value, str) and len(value) > _LONGEST_DATE
 
@@ -193,8 +193,8 @@ class _Translation:
             self.of(one, wide=wide is not negated, depth=depth + 1) for one in tree["conditions"]
         )
         if negated:
-            return Not(AllOf(parts))
-        return AllOf(parts) if tree["operator"] == "AND" else AnyOf(parts)
+            return Not(And(parts))
+        return And(parts) if tree["operator"] == "AND" else Or(parts)
 
     def _comparison(self, condition: Mapping[str, Any], wide: bool) -> Filter:
         _need(condition, ("operator", "value"), _COMPARISONS)
@@ -224,7 +224,7 @@ class _Translation:
         if plain and operand.key is not None:
             kept = plain if isinstance(operand.key, Meta) else _texts(plain)
             parts.append(operand.key.in_(kept))  # one test, however many there are
-        return AnyOf(tuple(parts))
+        return Or(tuple(parts))
 
     def _equal(self, operand: _Operand, value: Any, wide: bool) -> Filter:
         """Equal as Python has it, or the same time."""
@@ -237,7 +237,7 @@ class _Translation:
             return NOTHING
         equal: Filter = key == value
         if kind in (int, float):
-            return AnyOf((key == int(value), key == bool(value))) if value in (0, 1) else equal
+            return Or((key == int(value), key == bool(value))) if value in (0, 1) else equal
         if kind is str:
             if value == "" and isinstance(key, Field):
                 equal = equal & ~operand.none
@@ -269,7 +269,7 @@ class _Translation:
         compare = _ORDERS[symbol]
         flags = (key == flag for flag in (False, True) if compare(flag, value))
         number: Filter = compare(key, value + 0)  # True + 0 is 1
-        return AnyOf((number, *flags))
+        return Or((number, *flags))
 
     def _dates(self, key: Meta | Field | None, symbol: str, day: date, wide: bool) -> Filter:
         """Texts that may be dates in this order to a day, or none; Haystack decides."""
@@ -278,7 +278,7 @@ class _Translation:
         self.exact = False
         if not wide:
             return NOTHING
-        shaped = AnyOf(tuple(key.like(pattern) for pattern in _DATE_PATTERNS))
+        shaped = Or(tuple(key.like(pattern) for pattern in _DATE_PATTERNS))
         near: Filter = shaped
         if symbol in ("==", ">", ">=") and day - date.min > _SLACK:
             near = near & (key >= (day - _SLACK).isoformat())

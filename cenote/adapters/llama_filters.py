@@ -38,7 +38,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from cenote.errors import InvalidInputError
-from cenote.filters import MAX_DEPTH, MAX_PARTS, AllOf, AnyOf, Filter, Not, field, meta
+from cenote.filters import MAX_DEPTH, MAX_PARTS, And, Filter, Not, Or, field, meta
 from cenote.validation import shown
 
 
@@ -68,10 +68,10 @@ def _joined(filters: MetadataFilters, depth: int, number: Iterator[int]) -> Filt
         for one in filters.filters
     )
     if filters.condition == FilterCondition.OR and parts:
-        return AnyOf(parts)
+        return Or(parts)
     if filters.condition == FilterCondition.NOT:
-        return Not(AnyOf(parts))
-    return AllOf(parts)
+        return Not(Or(parts))
+    return And(parts)
 
 
 def _alike(value: Any) -> list[Any]:
@@ -95,7 +95,7 @@ def _in_any_case(key: Any, value: Any) -> Filter:
         return key.ilike(_piece(value))  # type: ignore[no-any-return]
     cases = {value, value.lower(), value.upper(), value.title()}
     same = sorted(one for one in cases if one.lower() == value.lower())
-    return AnyOf(tuple(key.ilike(_piece(one)) for one in same))
+    return Or(tuple(key.ilike(_piece(one)) for one in same))
 
 
 _TESTS: dict[FilterOperator, Callable[[Any, Any], Filter]] = {

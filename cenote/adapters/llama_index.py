@@ -32,7 +32,7 @@ from cenote.adapters.checks import check_share, objects
 from cenote.adapters.llama_filters import as_filter, check_filters
 from cenote.adapters.loops import LoopThread
 from cenote.errors import InvalidInputError
-from cenote.filters import AllOf, Filter, field
+from cenote.filters import And, Filter, field
 from cenote.jsonvalues import canonical_json
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.predicates import json_token
@@ -337,7 +337,7 @@ def _matching(
         parts.append(field("document_id").in_(doc_ids))
     if filters is not None:
         parts.append(as_filter(filters))
-    return AllOf(tuple(parts))
+    return And(tuple(parts))
 
 
 def _result(found: list[RetrievalResult]) -> VectorStoreQueryResult:

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cenote.filters import AllOf, AnyOf, Filter, Not, Single
-from cenote.predicates import Match, OwnField, Row, Test, json_token
+from cenote.filters import And, Filter, Leaf, Not, Or
+from cenote.predicates import ColumnOperand, Match, Predicate, Row, json_token
 
 Rows: TypeAlias = NDArray[np.intp]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -83,23 +83,23 @@ class PostingIndex:
             present: which numbers are taken.
             rows: by number.
         """
-        if isinstance(filter, Single) and isinstance(filter.test, Match):
-            return self._matching(filter.test, len(present))
+        if isinstance(filter, Leaf) and isinstance(filter.predicate, Match):
+            return self._matching(filter.predicate, len(present))
         return np.flatnonzero(self._mask(filter, present, rows) & present)
 
     def _mask(self, filter: Filter, present: Mask, rows: Sequence[Row | None]) -> Mask:
         match filter:
-            case Single(test):
+            case Leaf(predicate):
                 mask = np.zeros(len(present), dtype=np.bool_)
-                for numbers in self._holding(test, present, rows):
+                for numbers in self._holding(predicate, present, rows):
                     mask[numbers] = True
                 return mask
-            case AllOf(parts):
+            case And(parts):
                 mask = np.ones(len(present), dtype=np.bool_)
                 for part in parts:
                     mask &= self._mask(part, present, rows)
                 return mask
-            case AnyOf(parts):
+            case Or(parts):
                 mask = np.zeros(len(present), dtype=np.bool_)
                 for part in parts:
                     mask |= self._mask(part, present, rows)
@@ -109,20 +109,20 @@ class PostingIndex:
         raise TypeError(type(filter).__name__)
 
     def _holding(
-        self, test: Test, present: Mask, rows: Sequence[Row | None]
+        self, predicate: Predicate, present: Mask, rows: Sequence[Row | None]
     ) -> Iterator[Rows | list[int]]:
         """The rows of which a test holds, in parts."""
-        if isinstance(test, Match):
-            yield self._matching(test, len(present))
-        elif isinstance(test.operand, OwnField):
-            yield [number for number, row in enumerate(rows) if row and test.holds(row)]
+        if isinstance(predicate, Match):
+            yield self._matching(predicate, len(present))
+        elif isinstance(predicate.operand, ColumnOperand):
+            yield [number for number, row in enumerate(rows) if row and predicate.holds(row)]
         else:
-            for entry in self._keys.get(test.operand.path[0], {}).values():
-                if test.holds(entry):
+            for entry in self._keys.get(predicate.operand.path[0], {}).values():
+                if predicate.holds(entry):
                     yield entry.as_array()
 
-    def _matching(self, test: Match, count: int) -> Rows:
-        found = [self._keys.get(key, {}).get(token) for key, token in test.tokens]
+    def _matching(self, predicate: Match, count: int) -> Rows:
+        found = [self._keys.get(key, {}).get(token) for key, token in predicate.tokens]
         if any(entry is None for entry in found):
             return np.empty(0, dtype=np.intp)
         arrays = sorted((entry.as_array() for entry in found if entry is not None), key=len)
