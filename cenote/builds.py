@@ -26,7 +26,7 @@ from cenote.schema import own_connection
 from cenote.sqltypes import embedding_type
 
 PATIENCE_SECONDS = 1.0
-"""How long a bulk load tries to have an empty table, or partition, for itself."""
+"""How long a bulk load tries to lock an empty table."""
 
 _PROGRESS_SECONDS = 0.5
 

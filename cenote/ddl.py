@@ -27,11 +27,6 @@ def partition_name(table_name: str, remainder: int) -> str:
     return f"{table_name}_p{remainder:02d}"
 
 
-def stand_in_name(table_name: str, remainder: int) -> str:
-    """The name of what stands in for a hash partition that is set aside."""
-    return f"{table_name}_s{remainder:02d}"
-
-
 class CreateExtension(ExecutableDDLElement):
     """``CREATE EXTENSION IF NOT EXISTS vector [SCHEMA ...]``."""
 
@@ -47,20 +42,11 @@ class CreateHashPartition(ExecutableDDLElement):
         schema: its schema.
         modulus: how many partitions there are.
         remainder: which one this is, from 0.
-        name: of the partition, if that is not its :func:`partition_name`.
     """
 
-    def __init__(
-        self,
-        table_name: str,
-        schema: str | None,
-        modulus: int,
-        remainder: int,
-        *,
-        name: str | None = None,
-    ) -> None:
+    def __init__(self, table_name: str, schema: str | None, modulus: int, remainder: int) -> None:
         self.parent = table_of(table_name, schema)
-        self.partition = table_of(name or partition_name(table_name, remainder), schema)
+        self.partition = table_of(partition_name(table_name, remainder), schema)
         self.modulus = modulus
         self.remainder = remainder
 
@@ -94,14 +80,6 @@ class AttachPartition(ExecutableDDLElement):
         self.partition = table_of(partition_name(table_name, remainder), schema)
         self.modulus = modulus
         self.remainder = remainder
-
-
-class DetachPartition(ExecutableDDLElement):
-    """``ALTER TABLE ... DETACH PARTITION ...``."""
-
-    def __init__(self, table_name: str, partition: str, schema: str | None) -> None:
-        self.parent = table_of(table_name, schema)
-        self.partition = table_of(partition, schema)
 
 
 class RenameIndex(ExecutableDDLElement):
@@ -266,13 +244,6 @@ def _attach_partition(element: AttachPartition, compiler: Any, **kw: Any) -> str
             _for_values(element),
         ]
     )
-
-
-@compiles(DetachPartition, "postgresql")
-def _detach_partition(element: DetachPartition, compiler: Any, **kw: Any) -> str:
-    format_table = compiler.preparer.format_table
-    words = ["ALTER TABLE", format_table(element.parent)]
-    return " ".join([*words, "DETACH PARTITION", format_table(element.partition)])
 
 
 def _for_values(element: CreateHashPartition | AttachPartition) -> str:

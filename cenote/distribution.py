@@ -17,7 +17,6 @@ from cenote.locks import migration_lock, with_short_waits
 from cenote.operations import refuse_without_citus
 from cenote.repartition import rewrite
 from cenote.schema import own_connection
-from cenote.set_aside import put_back
 
 
 async def distribute(
@@ -45,7 +44,6 @@ async def distribute(
     """
     if config.distribution is None:
         raise ConfigurationError("say distribution='citus'", setting="distribution")
-    await put_back(engine, config, memory=memory)
     async with own_connection(engine, "the table was not distributed") as connection:
         return await connection.run_sync(_distribute, config, memory)
 

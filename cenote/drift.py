@@ -30,9 +30,7 @@ from cenote.cures import (
 from cenote.ddl import (
     AddConstraintAs,
     AttachPartition,
-    partition_name,
     qualified,
-    stand_in_name,
     table_of,
 )
 from cenote.errors import MigrationError
@@ -55,7 +53,6 @@ FindingKind = Literal[
     "column_type",
     "key",
     "partitions",
-    "partition_set_aside",
     "columns",
     "text_search",
     "row_security",
@@ -115,7 +112,6 @@ def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
         row_security_finding(subject, live, config),
         distribution_finding(subject, live, config),
     ]
-    found += _stand_ins(live, config)
     return [finding for finding in found if finding is not None] + [*_of_indexes(live, config)]
 
 
@@ -326,8 +322,7 @@ def refuse_to_secure(live: LiveTable) -> None:
     """Refuse to turn row-level security on or off where that would touch what is of others.
 
     Raises:
-        MigrationError: the table has policies of others, is distributed, or a partition is set
-            aside.
+        MigrationError: the table has policies of others, or is distributed.
     """
     if live.shards is not None and not live.row_security:
         raise MigrationError(
@@ -339,25 +334,6 @@ def refuse_to_secure(live: LiveTable) -> None:
             f"table {live.name!r} has row-level security or policies of your own, which cenote's "
             "would widen, and their end would disable; drop them first"
         )
-    for name, (_, remainder) in live.bounds.items():
-        if name == stand_in_name(live.name, remainder):
-            raise MigrationError(
-                f"partition {partition_name(live.name, remainder)!r} is set aside by a bulk load; "
-                "let it end, or run cenote reindex first"
-            )
-
-
-def _stand_ins(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
-    for name, (_, remainder) in live.bounds.items():
-        if name == stand_in_name(live.name, remainder):
-            aside = partition_name(live.name, remainder)
-            yield Finding(
-                kind="partition_set_aside",
-                subject=f"partition {aside}",
-                actual="it is set aside by a bulk load that did not end, or goes on",
-                expected=f"it, and not {name}, in the table",
-                cure="run " + reindex_command(config),
-            )
 
 
 def _attach(live: LiveTable) -> Iterator[str]:

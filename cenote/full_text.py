@@ -25,7 +25,6 @@ from cenote.errors import MigrationError
 from cenote.locks import migration_lock, with_short_waits
 from cenote.orm import text_index_name
 from cenote.schema import own_connection
-from cenote.set_aside import put_back
 from cenote.text_search import COLUMN, generated
 
 _logger = logging.getLogger(__name__)
@@ -60,7 +59,6 @@ async def set_text_search(
             table is as it was.
     """
     config = replace(config, text_search=text_search)
-    await put_back(engine, config, memory=memory)
     async with own_connection(engine, "the full text was not changed") as connection:
         return await connection.run_sync(_set, config, memory)
 

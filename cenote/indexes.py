@@ -12,7 +12,6 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import Connection, Index
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -50,7 +49,6 @@ from cenote.locks import InUseError, PooledError
 from cenote.orm import OPERATOR_CLASS, ann_index_name
 from cenote.progress import Report
 from cenote.schema import own_connection
-from cenote.set_aside import put_back
 
 _ACTION = "the index was not rebuilt"
 _NOT_DROPPED = "the index was not dropped"
@@ -91,8 +89,7 @@ async def reindex(
 
     It waits for transactions that are open when a part is built and hold a snapshot or have written
     to the table, as Postgres does, and takes the table for itself for a moment at the end. What an
-    interrupted run left behind is cleared first, and a partition that a bulk load set aside is put
-    back. A missing or invalid index is built, too.
+    interrupted run left behind is cleared first. A missing or invalid index is built, too.
 
     Args:
         engine: the database; one connection of its pool builds, another asks for the progress.
@@ -107,8 +104,6 @@ async def reindex(
         MigrationError: there is no such chunk table, it has other dimensions, or the database
             refused; the old index is still there.
     """
-    build: dict[str, Any] = {"memory": memory, "workers": workers, "progress": progress}
-    await put_back(engine, config, **build)
     async with build_session(engine, config, _ACTION) as connection:
         live = await connection.run_sync(read_chunk_table, config)
         await connection.run_sync(set_build_memory, live, config, memory, workers)

@@ -242,7 +242,7 @@ def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) 
         schema: the schema of the table.
 
     Raises:
-        MigrationError: the table has row-level security of others, or a partition is set aside.
+        MigrationError: the table has row-level security of others.
     """
     tables = _with_partitions(table_name, partitions)
     if not op.get_context().as_sql:

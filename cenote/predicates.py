@@ -78,7 +78,7 @@ _OWN_TOKENS = frozenset((str, int, float, type(None)))
 
 
 def json_token(value: Any) -> Hashable:
-    """A hashable stand-in for a JSON value: two tokens are equal where the values are JSON-equal.
+    """A hashable substitute for a JSON value: two tokens are equal where the values are JSON-equal.
 
     Numbers compare by value, as jsonb's do, and apart from booleans, which Python takes for
     numbers. Containers compare whole, objects regardless of the order of their keys.

@@ -47,7 +47,6 @@ from cenote.errors import ConfigurationError, MigrationError
 from cenote.locks import migration_lock, with_short_waits
 from cenote.policies import AlterRowSecurity, securing
 from cenote.schema import own_connection
-from cenote.set_aside import put_back
 
 _NEW = "_new"
 
@@ -84,7 +83,6 @@ async def repartition(
         raise ConfigurationError(
             "how many partitions? Say partitions=16, or 0 for a plain table", setting="partitions"
         )
-    await put_back(engine, config, memory=memory)
     async with own_connection(engine, "the table was not rewritten") as connection:
         return await connection.run_sync(_repartition, config, memory)
 

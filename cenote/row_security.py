@@ -16,7 +16,6 @@ from cenote.drift import refuse_to_secure
 from cenote.locks import migration_lock, with_short_waits
 from cenote.policies import opening, securing
 from cenote.schema import own_connection
-from cenote.set_aside import put_back
 
 
 async def set_row_security(engine: AsyncEngine, config: SchemaConfig, *, on: bool) -> bool:
@@ -31,10 +30,9 @@ async def set_row_security(engine: AsyncEngine, config: SchemaConfig, *, on: boo
         Whether anything was changed.
 
     Raises:
-        MigrationError: there is no such chunk table, it has policies of your own, a partition is
-            set aside, or the database refused.
+        MigrationError: there is no such chunk table, it has policies of your own, or the database
+            refused.
     """
-    await put_back(engine, config)
     async with own_connection(engine, "row-level security was not changed") as connection:
         return await connection.run_sync(_set, config, on)
 

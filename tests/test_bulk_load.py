@@ -46,7 +46,11 @@ async def ann_indexes(engine: AsyncEngine) -> int:
         return int((await connection.execute(query)).scalar_one())
 
 
-PARTS = 17  # of 16 partitions, and the parent
+PARTS = 17
+"""Number of valid ANN indexes of a table: those of 16 partitions, and the parent."""
+
+NEIGHBOUR = "m"
+"""A namespace in another partition than "n"."""
 
 
 async def test_an_empty_table_is_indexed_last(store: PgVectorStore, engine: AsyncEngine) -> None:
@@ -75,11 +79,12 @@ async def test_an_empty_table_is_indexed_last(store: PgVectorStore, engine: Asyn
     assert len(await store.search(QUERY, "n", 4000)) == 3500
 
 
-async def test_a_partition_in_use_keeps_its_index(
-    store: PgVectorStore, engine: AsyncEngine
+@pytest.mark.parametrize("existing", ["n", NEIGHBOUR])
+async def test_a_table_with_rows_keeps_its_index(
+    store: PgVectorStore, engine: AsyncEngine, existing: str
 ) -> None:
-    """Whoever searches it needs the index."""
-    await store.upsert([embedded("a")], "n")
+    """The load inserts into the live index, also into an empty partition beside a full one."""
+    await store.upsert([embedded("a")], existing)
     counts: list[int] = []
 
     async def source() -> AsyncIterator[EmbeddedChunk]:
@@ -90,6 +95,9 @@ async def test_a_partition_in_use_keeps_its_index(
     assert await store.bulk_load(source(), "n") == 1200
     assert counts == [PARTS]
     assert await ann_indexes(engine) == PARTS
+    assert await store.check_schema() == []
+    assert len(await store.search(QUERY, "n", 2000)) == await store.count("n")
+    assert len(await store.search(QUERY, existing)) > 0
 
 
 @pytest.mark.parametrize(("ann_index", "during"), [("rebuild", 0), ("keep", PARTS)])
@@ -113,7 +121,7 @@ async def test_the_caller_says_what_becomes_of_the_index(
 
 async def test_many_namespaces(store: PgVectorStore, engine: AsyncEngine) -> None:
     """One index build after all of them."""
-    async with store.without_ann_index():
+    async with store.deferred_ann_index():
         for namespace in ("a", "b", "c"):
             assert await store.bulk_load(many(20), namespace) == 20
             assert await ann_indexes(engine) == 0
@@ -199,7 +207,7 @@ async def test_a_role_that_does_not_own_the_table(
         ) as loader:
             assert await loader.bulk_load(many(20), "n") == 20
             assert await ann_indexes(engine) == PARTS
-            async with store.without_ann_index():  # its owner's business, not the loader's
+            async with store.deferred_ann_index():  # its owner's business, not the loader's
                 assert await loader.bulk_load(many(30), "n") == 30
                 assert await ann_indexes(engine) == 0
         assert await ann_indexes(engine) == PARTS
@@ -227,7 +235,7 @@ async def test_nothing_is_dropped_for_nothing(
 
 
 async def _load_without_index(store: PgVectorStore, settings: Any) -> None:
-    async with store.without_ann_index(**settings):
+    async with store.deferred_ann_index(**settings):
         await store.bulk_load([embedded("b", [1.0, 2.0, 3.0])], "n")
 
 
@@ -281,7 +289,7 @@ async def test_in_memory() -> None:
     """The same calls."""
     memory = InMemoryVectorStore(4)
     seen: list[LoadProgress] = []
-    async with memory.without_ann_index():
+    async with memory.deferred_ann_index():
         assert await memory.bulk_load(many(1500), "n", progress=seen.append) == 1500
     assert [(one.chunks, one.done) for one in seen] == [(1000, False), (1500, False), (1500, True)]
     assert len(await memory.search(QUERY, "n", 2000)) == 1500

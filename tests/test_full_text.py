@@ -249,7 +249,7 @@ async def test_the_command(store: PgVectorStore, engine: AsyncEngine, dsn: str) 
 
 
 async def test_bulk_loads_carry_the_words(engine: AsyncEngine, worded: PgVectorStore) -> None:
-    """A bulk load into an empty partition, whose rows are poured from a table of its own."""
+    """Rows of a bulk load are found by their words."""
     await worded.bulk_load(
         [embedded(f"{number}", content=f"loaded word{number}") for number in range(50)], "other"
     )

@@ -25,7 +25,6 @@ from cenote import (
     ChunkMixin,
     ChunkRow,
     ConfigurationError,
-    EmbeddedChunk,
     InvalidInputError,
     MigrationError,
     PgVectorStore,
@@ -34,10 +33,8 @@ from cenote import (
     meta,
     schema,
 )
-from cenote.policies import securing
 from cenote.repartition import repartition
 from cenote.row_security import set_row_security
-from cenote.set_aside import put_back
 from cenote.testing import embedded, found, stored
 
 NEAR = [1.0, 0.0, 0.0, 0.0]
@@ -372,50 +369,6 @@ async def test_a_store_that_does_not_know(deployed: Deployment) -> None:
 
 
 # -- the table
-
-
-async def test_a_partition_that_is_set_aside(roles: Deployment) -> None:
-    """Loses none of its rows, which the policies hide from the owner, too."""
-    config = SchemaConfig(dimensions=4, partitions=2)
-    await schema.upgrade(roles.owner, config, "cenote_0002")
-    store = PgVectorStore(roles.owner, 4, partitions=2)
-    await store.upsert([embedded("other")], await namespace_of(roles.admin, 1))
-    loaded = await namespace_of(roles.admin, 0)
-    out, go_on = asyncio.Event(), asyncio.Event()
-
-    async def chunks() -> AsyncIterator[EmbeddedChunk]:
-        for number in range(1500):
-            yield embedded(f"{number}")
-        out.set()
-        await go_on.wait()
-        raise KeyError
-
-    task = asyncio.create_task(store.bulk_load(chunks(), loaded))
-    await asyncio.wait_for(out.wait(), 20)
-    with pytest.raises(MigrationError, match="is set aside by a bulk load"):
-        await schema.upgrade(roles.owner, replace(config, row_security=True))
-    await store.upsert([embedded("meanwhile")], loaded)  # into the stand-in
-    names = [f"cenote_chunks{suffix}" for suffix in ("", "_p00", "_s00")]
-    dialect = roles.owner.dialect
-    await execute(
-        roles.owner, *(str(one.compile(dialect=dialect)) for one in securing(names, None))
-    )
-    go_on.set()
-    await asyncio.gather(task, return_exceptions=True)
-    await put_back(roles.owner, config)
-    rows = f"SELECT count(*) FROM cenote_chunks WHERE namespace = '{loaded}'"
-    assert await scalar(roles.admin, rows) == 1001  # a batch was written, and one by another
-    assert await scalar(roles.admin, "SELECT count(*) FROM cenote_chunks") == 1002
-
-
-async def namespace_of(engine: AsyncEngine, remainder: int) -> str:
-    """A namespace whose chunks are in a partition, of two."""
-    query = (
-        "SELECT n FROM unnest(ARRAY['a', 'b', 'c', 'd', 'e', 'f', 'g']) n WHERE"
-        f" satisfies_hash_partition('cenote_chunks'::regclass, 2, {remainder}, n COLLATE \"C\")"
-        " LIMIT 1"
-    )
-    return str(await scalar(engine, query))
 
 
 async def test_policies_of_the_hosts(deployed: Deployment) -> None:

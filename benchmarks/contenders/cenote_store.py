@@ -45,7 +45,7 @@ class Cenote(Contender):
         """Into the table as the migrations leave it, the ANN index included.
 
         One tenant by `bulk_load`, whose default drops the index of an empty table and builds it
-        afterwards; many within `without_ann_index`, as its documentation has it.
+        afterwards; many within `deferred_ann_index`, as its documentation has it.
         """
         store: Any = self._store
         if not hasattr(store, "bulk_load"):
@@ -53,7 +53,7 @@ class Cenote(Contender):
             return
         await self.create_index()
         tenants = list(by_tenant(rows))
-        async with nullcontext() if len(tenants) == 1 else store.without_ann_index():
+        async with nullcontext() if len(tenants) == 1 else store.deferred_ann_index():
             for tenant, group in tenants:
                 await store.bulk_load((_chunk(row) for row in group), tenant)
 

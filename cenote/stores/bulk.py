@@ -1,8 +1,8 @@
-"""Bulk loads: chunks of a stream in batches, and the ANN index after them where nobody misses it.
+"""Bulk loads: write a stream of chunks in batches, and build the ANN index afterwards.
 
-Building the HNSW graph of many rows at once takes a fraction of the time of inserting each into it.
-So where the table is empty, or the caller says so, the index is dropped first and built last. An
-empty partition beside full ones is set aside meanwhile (`cenote.set_aside`).
+Building the HNSW graph of many rows at once takes a fraction of the time of inserting each row into
+it. If the table is empty, or if the caller asks for it, a bulk load drops the index first and
+builds it last. Otherwise it inserts into the live index.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections.abc import (
 )
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -34,11 +33,16 @@ from cenote.validation import is_iterable
 Stream: TypeAlias = Iterable[EmbeddedChunk] | AsyncIterable[EmbeddedChunk]
 
 AnnIndexDuringLoad: TypeAlias = Literal["auto", "rebuild", "keep"]
-"""What becomes of the ANN index in a bulk load."""
+"""How a bulk load treats the ANN index; see `PgVectorStore.bulk_load`."""
 
 
 def check_stream(chunks: Any) -> None:
-    """Refuse what gives no chunks."""
+    """Check the stream of a bulk load.
+
+    Raises:
+        InvalidInputError: `chunks` is not an iterable or an async iterable, or is a string or a
+            single chunk.
+    """
     iterable = isinstance(chunks, AsyncIterable) or is_iterable(chunks)
     if isinstance(chunks, str | EmbeddedChunk) or not iterable:
         raise InvalidInputError(
@@ -49,18 +53,25 @@ def check_stream(chunks: Any) -> None:
 
 
 def check_ann_index(ann_index: Any) -> None:
-    """Refuse what is none of the choices."""
+    """Check the argument `ann_index` of a bulk load.
+
+    Raises:
+        InvalidInputError: `ann_index` is not one of `AnnIndexDuringLoad`.
+    """
     if not isinstance(ann_index, str) or ann_index not in get_args(AnnIndexDuringLoad):
         raise InvalidInputError("ann_index must be 'auto', 'rebuild' or 'keep'", field="ann_index")
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """The build of the ANN index that is to follow a load. Imports alembic, once it is used.
+    """The build of the ANN index that follows a bulk load.
+
+    Its methods import `cenote.indexes`, and with it alembic, only when they are called.
 
     Attributes:
-        engine, config: the database, and the table.
-        memory, workers, progress: as for `cenote.indexes.reindex`.
+        engine: Engine of the database.
+        config: Configuration of the table.
+        memory, workers, progress: Settings of the build, as for `cenote.indexes.reindex`.
     """
 
     engine: AsyncEngine
@@ -74,13 +85,13 @@ class Build:
         return {"memory": self.memory, "workers": self.workers}
 
     async def drop(self) -> None:
-        """Drop the index, whoever may be using it."""
+        """Drop the index, even if others are using it."""
         from cenote import indexes
 
         await indexes.drop_ann_index(self.engine, self.config, **self._resources)
 
     async def now(self) -> None:
-        """Build the index, unless it is there."""
+        """Build the index if it is missing or invalid."""
         from cenote import indexes
 
         await indexes.build_after_load(
@@ -88,67 +99,34 @@ class Build:
         )
 
     @asynccontextmanager
-    async def after_load(
-        self, namespace: str, ann_index: AnnIndexDuringLoad
-    ) -> AsyncIterator[str | None]:
-        """Make way for the rows of a namespace, and build what is to be built after them.
+    async def after_load(self, ann_index: AnnIndexDuringLoad) -> AsyncIterator[None]:
+        """Drop the index before the block if `ann_index` asks for it, and build it afterwards."""
+        if ann_index == "rebuild":
+            await self.drop()
+        elif ann_index == "keep" or not await self._drop_if_table_is_empty():
+            yield
+            return
+        with self.noting_missing_index():
+            yield
+            await self.now()
 
-        Yields:
-            The partition to write into, if it is set aside.
-        """
-        if ann_index == "keep":
-            yield None
-        elif ann_index == "rebuild" or await self._dropped_for_nobody():
-            if ann_index == "rebuild":
-                await self.drop()
-            with self.telling_what_is_left(None):
-                yield None
-                await self.now()
-        else:
-            async with self._partition_set_aside(namespace) as partition:
-                yield partition
-
-    async def _dropped_for_nobody(self) -> bool:
+    async def _drop_if_table_is_empty(self) -> bool:
+        """Return whether there is no index now, and the load has to build it."""
         from cenote import indexes
 
         return await indexes.drop_ann_index_of_empty_table(
             self.engine, self.config, **self._resources
         )
 
-    @asynccontextmanager
-    async def _partition_set_aside(self, namespace: str) -> AsyncIterator[str | None]:
-        from cenote import set_aside
-
-        put_back = partial(
-            set_aside.put_back, self.engine, self.config, progress=self.progress, **self._resources
-        )
-        partition = await set_aside.set_aside(
-            self.engine, self.config, namespace, **self._resources
-        )
-        if partition is None:
-            yield None
-            return
-        with self.telling_what_is_left(partition):
-            try:
-                yield partition
-            except Exception:
-                await put_back()  # with the batches before the error
-                raise
-            await put_back()
-
     @contextmanager
-    def telling_what_is_left(self, partition: str | None) -> Iterator[None]:
-        """Add to an error what may be undone now, and what mends it."""
+    def noting_missing_index(self) -> Iterator[None]:
+        """Add a note to an error of the block: the index may be missing, and how to build it."""
         try:
             yield
         except BaseException as error:
-            left = (
-                f"the ANN index of table {self.config.table_name!r} may be missing now"
-                if partition is None
-                else f"partition {partition!r} may be set aside now, with rows that nobody finds"
-            )
             error.add_note(
-                f"{left}; the next bulk load of the namespace mends it, or cenote reindex"
+                f"the ANN index of table {self.config.table_name!r} may be missing now; the next "
+                "bulk load into the table builds it, or cenote reindex"
             )
             raise
 
@@ -158,7 +136,7 @@ async def load(
     batches: AsyncIterator[list[EmbeddedChunk]],
     report: Report | None,
 ) -> int:
-    """Write batch after batch; returns how many chunks there were."""
+    """Write all batches, and return the number of chunks."""
     loaded = 0
     async for batch in batches:
         await write(batch)
@@ -170,9 +148,9 @@ async def load(
 
 @asynccontextmanager
 async def batches(chunks: Stream) -> AsyncIterator[AsyncIterator[list[EmbeddedChunk]]]:
-    """The chunks of a stream, as many at a time as one INSERT of an upsert takes.
+    """Yield the chunks of a stream in batches, each as large as one INSERT of an upsert.
 
-    At the end of the block a generator of the caller's is closed, however far it was.
+    If the stream is a generator, it is closed at the end of the block, even if it is not exhausted.
     """
     async with AsyncExitStack() as stack:
         if isinstance(chunks, AsyncGenerator):
@@ -185,7 +163,7 @@ async def batches(chunks: Stream) -> AsyncIterator[AsyncIterator[list[EmbeddedCh
 async def with_first(
     batches: AsyncIterator[list[EmbeddedChunk]], first: list[EmbeddedChunk]
 ) -> AsyncIterator[list[EmbeddedChunk]]:
-    """Batches of which the first was taken already, empty if there was none."""
+    """Yield `first`, unless it is empty, and then the remaining batches."""
     if first:
         yield first
     async for batch in batches:
@@ -216,7 +194,10 @@ async def _each(chunks: Stream) -> AsyncGenerator[EmbeddedChunk, None]:
 
 
 def _size(item: Any) -> int:
-    """About the bytes of a chunk, whatever it is: what it may be is checked with its batch."""
+    """Return the approximate size of a chunk in bytes, and 0 for other objects.
+
+    Items are validated later, together with their batch.
+    """
     try:
         return len(item.chunk.content) + 4 * len(item.embedding)
     except (AttributeError, TypeError):

@@ -254,14 +254,14 @@ class InMemoryVectorStore(VectorStore):
             return await bulk.load(write, batches, progress)
 
     @asynccontextmanager
-    async def without_ann_index(
+    async def deferred_ann_index(
         self,
         *,
         memory: str | None = None,
         workers: int | None = None,
         progress: Report | None = None,
     ) -> AsyncIterator[None]:
-        """There is no index; here for the sake of `PgVectorStore.without_ann_index`."""
+        """There is no index; here for the sake of `PgVectorStore.deferred_ann_index`."""
         yield
 
     async def delete(self, chunk_ids: list[str], namespace: str) -> None:

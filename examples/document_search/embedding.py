@@ -1,4 +1,4 @@
-"""What turns texts into vectors here: a stand-in for your embedding model.
+"""What turns texts into vectors here: a substitute for your embedding model.
 
 It hashes the beginnings, middles and ends of words into as many buckets as there are dimensions
 (the hashing trick), so it knows which words look alike, and nothing of what they mean. In return it

@@ -34,9 +34,8 @@ class Loading(Writing[Model]):
         chunks again to go on: those that are stored already are not rewritten. Of an id that
         appears twice the last one wins.
 
-        Batches before an error are stored, too. What a crash leaves undone, an index that is
-        missing or a partition that is set aside, the next bulk load of the namespace mends, or
-        `cenote reindex`.
+        Batches before an error are stored, too. If a crash leaves the index missing, the next bulk
+        load builds it, or `cenote reindex`.
 
         Others may search and write meanwhile. Searches are complete throughout, and slow in large
         namespaces while there is no ANN index. It has connections and transactions of its own
@@ -48,12 +47,10 @@ class Loading(Writing[Model]):
             namespace: where to write.
             ann_index: ``"auto"``: if the whole table is empty and belongs to the role, drop the
                 index, and build it after the rows; if it is missing, as after a crash, build it
-                then. If only the namespace's partition is empty, set that aside, and put it back
-                with its rows and its part of the index at the end, when others see them all at
-                once (not where the table has foreign keys, triggers or the like). Otherwise, or if
-                others hold the table, insert into the live index. ``"rebuild"``: drop and build the
+                then. Otherwise, or if others hold the table, insert into the live index, also into
+                an empty partition of a table that has rows. ``"rebuild"``: drop and build the
                 index, whoever may be using it. ``"keep"``: leave it as it is, there or not. For
-                many namespaces, see :meth:`without_ann_index`.
+                many namespaces, see :meth:`deferred_ann_index`.
             memory, workers: of the build, see `cenote.indexes.reindex`.
             progress: takes a `LoadProgress` after each batch, and an `IndexProgress` twice a second
                 while the index is built; what it raises is logged. `cenote.progress.progress_bar()`
@@ -78,15 +75,15 @@ class Loading(Writing[Model]):
             self._checked_batch(first)  # before an index is dropped for nothing
             await self._look_at_table("bulk_load")
             build = bulk.Build(self._engine, self._config, memory, workers, progress)
-            async with build.after_load(namespace, ann_index) as partition:
+            async with build.after_load(ann_index):
                 return await bulk.load(
-                    partial(self._upsert, namespace=namespace, partition=partition),
+                    partial(self._upsert, namespace=namespace),
                     bulk.with_first(batches, first),
                     progress,
                 )
 
     @asynccontextmanager
-    async def without_ann_index(
+    async def deferred_ann_index(
         self,
         *,
         memory: str | None = None,
@@ -97,7 +94,7 @@ class Loading(Writing[Model]):
 
         For loading many namespaces::
 
-            async with store.without_ann_index():
+            async with store.deferred_ann_index():
                 for tenant, chunks in collections:
                     await store.bulk_load(chunks, tenant)
 
@@ -112,10 +109,10 @@ class Loading(Writing[Model]):
         Raises:
             MigrationError: the index was not dropped or not built.
         """
-        await self._look_at_table("without_ann_index")
+        await self._look_at_table("deferred_ann_index")
         build = bulk.Build(self._engine, self._config, memory, workers, progress)
         await build.drop()
-        with build.telling_what_is_left(None):
+        with build.noting_missing_index():
             self._indexing_later += 1
             try:
                 yield

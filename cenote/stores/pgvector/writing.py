@@ -44,7 +44,6 @@ class Writing(Part[Model]):
         embedded_chunks: list[EmbeddedChunk],
         namespace: str,
         joined: Joined | None = None,
-        partition: str | None = None,
     ) -> int:
         """Write chunks; returns how many."""
         batch = self._checked_batch(embedded_chunks)
@@ -60,7 +59,7 @@ class Writing(Part[Model]):
             for part, own in zip(parts, of_own, strict=True):
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace, **own}
-                await connection.execute(self._writes.upsert(names, partition), parameters)
+                await connection.execute(self._writes.upsert(names), parameters)
             ids = [chunk.id for chunk in batch.chunks]
             await sessions.refresh(joined, self._model, namespace, ids)
         return len(batch.chunks)

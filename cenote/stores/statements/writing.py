@@ -10,7 +10,6 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Delete,
-    MetaData,
     Select,
     Table,
     Text,
@@ -50,7 +49,7 @@ class WriteStatements:
         self._table = table
         self._column_type: ColumnType = column_type
         self._own = own
-        self._upserts: dict[tuple[tuple[str, ...], str | None], Insert] = {}
+        self._upserts: dict[tuple[str, ...], Insert] = {}
         columns = table.c
         by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
         of_document = columns.document_id == bindparam("document_id", type_=Text)
@@ -75,21 +74,17 @@ class WriteStatements:
         )
         """Makes changes of one document wait for one another, until the transaction ends."""
 
-    def upsert(self, names: tuple[str, ...], partition: str | None = None) -> Insert:
+    def upsert(self, names: tuple[str, ...]) -> Insert:
         """Many rows, a list for each column; rows that are stored exactly so are left alone.
 
         Args:
             names: the host's own columns that are written besides the chunk's.
-            partition: write into this one, which may be set aside.
         """
-        if (names, partition) not in self._upserts:
-            table = self._table
-            if partition is not None:
-                table = table.to_metadata(MetaData(), name=partition)
-            self._upserts[names, partition] = self._build_upsert(table, names)
-        return self._upserts[names, partition]
+        if names not in self._upserts:
+            self._upserts[names] = self._build_upsert(names)
+        return self._upserts[names]
 
-    def _build_upsert(self, table: Table, names: tuple[str, ...]) -> Insert:
+    def _build_upsert(self, names: tuple[str, ...]) -> Insert:
         """One INSERT over unnest() and not the driver's executemany.
 
         A task that is cancelled in asyncpg's executemany may never return
@@ -113,7 +108,7 @@ class WriteStatements:
         values: dict[str, ColumnElement[Any]] = {name: new.c[name] for name in types}
         values["metadata"] = cast(new.c.metadata, JSONB)
         values |= {one.column.key: one.value(new.c[one.column.name]) for one in own}
-        statement = insert(table).from_select(
+        statement = insert(self._table).from_select(
             ["namespace", *values],
             select(bindparam("namespace", type_=Text), *values.values()),
         )
@@ -132,7 +127,7 @@ class WriteStatements:
         return statement.on_conflict_do_update(
             index_elements=["namespace", "id"],
             set_={name: excluded[name] for name in changing} | self._own.on_update(names),
-            where=compared(table.c).is_distinct_from(compared(excluded)),
+            where=compared(self._table.c).is_distinct_from(compared(excluded)),
         )
 
     def _build_delete(self, *conditions: ColumnElement[bool]) -> Delete:
