@@ -1,4 +1,4 @@
-"""The sample application examples/document_search, over HTTP."""
+"""Tests of the sample application examples/document_search, over HTTP."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ from examples.document_search.__main__ import migrate
 from examples.document_search.app import create_app
 from examples.document_search.documents import split
 from examples.document_search.models import Passage
-from examples.document_search.sample import fill
+from examples.document_search.sample import add_sample_documents
 
 ANN, CLEO = {"X-User": "Ann"}, {"X-User": "Cleo"}
-TEXT = "\n\n".join(f"Paragraph {n} speaks of the number {n}." for n in range(5))
+TEXT = "\n\n".join(f"Paragraph {n} is about the number {n}." for n in range(5))
 
 
 @pytest.fixture
 async def engine(empty_engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
-    """The application's engine: five connections, no more, on its own schema and first rows."""
+    """The application's engine: at most five connections to a database with the sample documents.
+
+    Every connection must be back in the pool when the test ends.
+    """
     engine = create_async_engine(empty_engine.url, pool_size=5, max_overflow=0, pool_timeout=10)
     async with engine.connect() as connection:
         await connection.run_sync(migrate)
-    await fill(engine)
+    await add_sample_documents(engine)
     yield engine
     assert isinstance(engine.pool, QueuePool)
     assert engine.pool.checkedout() == 0
@@ -43,12 +46,12 @@ async def engine(empty_engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
 
 @pytest.fixture
 async def client(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the application, which listens on a loopback port."""
+    """A client of the application, which runs on a loopback port."""
     config = uvicorn.Config(create_app(engine), port=0, ws="none", log_level="critical")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
-        assert not serving.done(), "it did not start"
+        assert not serving.done(), "the server did not start"
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
@@ -58,15 +61,15 @@ async def client(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def add(client: httpx.AsyncClient, title: str = "t", text: str = TEXT) -> str:
-    """Add a document of Ann's."""
-    answer = await client.post("/documents", headers=ANN, json={"title": title, "text": text})
-    assert answer.status_code == 201
-    assert answer.json()["passages"] == len(split(text))
-    return str(answer.json()["id"])
+    """Add a document as Ann and return its id."""
+    response = await client.post("/documents", headers=ANN, json={"title": title, "text": text})
+    assert response.status_code == 201
+    assert response.json()["passages"] == len(split(text))
+    return str(response.json()["id"])
 
 
-async def rows(engine: AsyncEngine) -> tuple[int, int]:
-    """Documents and passages besides the first ones."""
+async def count_added(engine: AsyncEngine) -> tuple[int, int]:
+    """Return the numbers of documents and passages, without the sample documents."""
     documents = await scalar(engine, "SELECT count(*) FROM documents WHERE title ~ '^(t|[0-9]+)$'")
     passages = "SELECT count(*) FROM passages p LEFT JOIN documents d ON d.id = p.document_key"
     return documents, await scalar(
@@ -75,33 +78,33 @@ async def rows(engine: AsyncEngine) -> tuple[int, int]:
 
 
 async def test_from_adding_to_deleting(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
-    """A document is found by its team, indexed again, and gone with its passages."""
+    """Only the owner's team can find and delete a document; its passages are deleted with it."""
     id = await add(client)
     query: Any = {"q": "the number 3", "limit": 3}
     found = (await client.get("/search", params=query, headers=ANN)).json()
-    assert found[0]["text"] == "Paragraph 3 speaks of the number 3."
+    assert found[0]["text"] == "Paragraph 3 is about the number 3."
     assert found[0] | {"document": id, "title": "t", "owner": "Ann"} == found[0]
-    scores = [one["score"] for one in found]
+    scores = [result["score"] for result in found]
     assert scores == sorted(scores, reverse=True)
-    others = (await client.get("/search", params=query, headers=CLEO)).json()
-    assert {one["owner"] for one in others} == {"Cleo"}
+    found_by_cleo = (await client.get("/search", params=query, headers=CLEO)).json()
+    assert {result["owner"] for result in found_by_cleo} == {"Cleo"}
     assert (await client.delete(f"/documents/{id}", headers=CLEO)).status_code == 404
 
     await execute(engine, f"UPDATE documents SET text = 'One line.' WHERE id = '{id}'")
-    answer = await client.post(f"/documents/{id}/index", headers=ANN)
-    assert answer.json() == {"passages": 1}
-    assert await rows(engine) == (1, 1)
+    response = await client.post(f"/documents/{id}/index", headers=ANN)
+    assert response.json() == {"passages": 1}
+    assert await count_added(engine) == (1, 1)
     assert (await client.delete(f"/documents/{id}", headers=ANN)).status_code == 204
-    assert await rows(engine) == (0, 0)
+    assert await count_added(engine) == (0, 0)
     assert (await client.post(f"/documents/{id}/index", headers=ANN)).status_code == 404
 
 
 async def test_only_my_own(client: httpx.AsyncClient) -> None:
-    """A condition on the document is met before the limit is counted."""
+    """The condition on the document applies before the limit."""
     for mine, owners in ((False, {"Ann", "Bo"}), (True, {"Bo"})):
         parameters: Any = {"q": "a boat in the water", "mine": mine, "limit": 2}
         found = (await client.get("/search", params=parameters, headers={"X-User": "Bo"})).json()
-        assert {one["owner"] for one in found} <= owners
+        assert {result["owner"] for result in found} <= owners
         assert len(found) == 2
 
 
@@ -120,38 +123,39 @@ async def test_only_my_own(client: httpx.AsyncClient) -> None:
 async def test_bad_requests(
     client: httpx.AsyncClient, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    """Are answered as such."""
-    answer = await client.request(method, path, headers=headers, json={"title": "", "text": "x"})
-    assert answer.status_code == status
+    """An invalid request gets the matching status code."""
+    response = await client.request(method, path, headers=headers, json={"title": "", "text": "x"})
+    assert response.status_code == status
 
 
 async def test_blank_texts(client: httpx.AsyncClient) -> None:
-    """Are refused, and a search for them finds nothing."""
-    answer = await client.post("/documents", headers=ANN, json={"title": "t", "text": " \n\n "})
-    assert answer.status_code == 422
+    """A blank document is rejected, and a blank query finds nothing."""
+    response = await client.post("/documents", headers=ANN, json={"title": "t", "text": " \n\n "})
+    assert response.status_code == 422
     assert (await client.get("/search", params={"q": " "}, headers=ANN)).json() == []
 
 
 async def test_an_exception_before_the_commit(
     client: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    """Leaves neither the document nor its passages."""
-    seen: list[int] = []
+    """The exception rolls back both the document and its passages."""
+    passages_at_commit: list[int] = []
 
     def fail(session: Session) -> None:
-        seen.append(session.connection().scalar(text("SELECT count(*) FROM passages")) or 0)
+        count = session.connection().scalar(text("SELECT count(*) FROM passages"))
+        passages_at_commit.append(count or 0)
         raise RuntimeError
 
-    first = await scalar(engine, "SELECT count(*) FROM passages")
+    passages_before = await scalar(engine, "SELECT count(*) FROM passages")
     event.listen(Session, "before_commit", fail)
     try:
         body = {"title": "t", "text": TEXT}
-        answer = await client.post("/documents", headers=ANN, json=body)
+        response = await client.post("/documents", headers=ANN, json=body)
     finally:
         event.remove(Session, "before_commit", fail)
-    assert answer.status_code == 500
-    assert seen == [first + 5]  # they had been written
-    assert await rows(engine) == (0, 0)
+    assert response.status_code == 500
+    assert passages_at_commit == [passages_before + 5]  # the passages had been written
+    assert await count_added(engine) == (0, 0)
 
 
 WAITS_BEFORE_COMMIT = """
@@ -182,7 +186,7 @@ asyncio.run(main())
 
 
 async def test_a_killed_process_leaves_neither(engine: AsyncEngine) -> None:
-    """The server process, killed between the upsert and the commit."""
+    """Killing the server between upsert and commit leaves neither the document nor passages."""
     url = engine.url.render_as_string(hide_password=False)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WAITS_BEFORE_COMMIT, url),
@@ -202,48 +206,50 @@ async def test_a_killed_process_leaves_neither(engine: AsyncEngine) -> None:
             )
         )
         assert await process.stdout.readline() == b"written\n"
-        writing = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
-        assert await scalar(engine, writing) == 1
+        open_transactions = (
+            "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+        )
+        assert await scalar(engine, open_transactions) == 1
         process.kill()
         with pytest.raises(httpx.TransportError):
             await request
     await process.wait()
-    while await scalar(engine, writing):  # noqa: ASYNC110
+    while await scalar(engine, open_transactions):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    assert await rows(engine) == (0, 0)
+    assert await count_added(engine) == (0, 0)
 
 
 async def test_a_thousand_documents_by_sixteen_clients(
     client: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    """Each has exactly its passages, whoever looks and whenever; five connections are enough."""
+    """Readers always see each document with all of its passages; five connections are enough."""
     texts = {
         str(n): "\n\n".join(f"{n}, line {line}." for line in range(n % 7 + 1)) for n in range(1000)
     }
-    waiting = iter(texts.items())
+    remaining = iter(texts.items())
     query = text(
         "SELECT d.title, count(p.id) FROM documents d FULL JOIN passages p"
         " ON p.document_key = d.id WHERE d.title ~ '^[0-9]+$' OR d IS NULL GROUP BY d.title"
     )
-    looks: list[int] = []
+    observed_counts: list[int] = []
 
-    async def one_after_another() -> None:
-        for title, content in waiting:
+    async def add_remaining() -> None:
+        for title, content in remaining:
             await add(client, title, content)
 
-    async def look() -> None:
-        while not looks or looks[-1] < 1000:
+    async def observe() -> None:
+        while not observed_counts or observed_counts[-1] < 1000:
             async with engine.connect() as connection:
-                seen = (await connection.execute(query)).all()
-            assert all(count == int(title) % 7 + 1 for title, count in seen)
-            looks.append(len(seen))
+                documents = (await connection.execute(query)).all()
+            assert all(count == int(title) % 7 + 1 for title, count in documents)
+            observed_counts.append(len(documents))
             await asyncio.sleep(0.02)
 
-    looking = asyncio.create_task(look())
-    await asyncio.gather(*(one_after_another() for _ in range(16)))
-    await asyncio.wait_for(looking, 60)
-    assert len(set(looks)) > 10
-    assert await rows(engine) == (1000, sum(n % 7 + 1 for n in range(1000)))
+    observing = asyncio.create_task(observe())
+    await asyncio.gather(*(add_remaining() for _ in range(16)))
+    await asyncio.wait_for(observing, 60)
+    assert len(set(observed_counts)) > 10
+    assert await count_added(engine) == (1000, sum(n % 7 + 1 for n in range(1000)))
     assert isinstance(engine.pool, QueuePool)
     assert engine.pool.checkedout() == 0
     assert engine.pool.size() == 5
@@ -251,8 +257,8 @@ async def test_a_thousand_documents_by_sixteen_clients(
     assert await scalar(engine, idle) == 0
 
 
-async def test_its_history_is_whole(engine: AsyncEngine) -> None:
-    """Autogenerate finds nothing to do, cenote nothing that differs; down leaves nothing."""
+async def test_its_migrations_match_its_models(engine: AsyncEngine) -> None:
+    """Autogenerate and `check_schema` find no difference, and a downgrade drops every table."""
     assert await PgVectorStore(engine, model=Passage).check_schema() == []
 
     def alembic(*arguments: str) -> str:

@@ -1,4 +1,5 @@
-"""A FastAPI application with users, documents and its own migrations, and cenote among them.
+"""A FastAPI application with users, documents and its own migrations, which uses cenote for search.
 
-``python -m examples.document_search`` starts it; ``make app`` installs what it needs first.
+Start it with ``python -m examples.document_search``, or with ``make app``, which also installs its
+dependencies.
 """

@@ -1,4 +1,4 @@
-"""The HTTP side: `create_app` makes the application on an engine."""
+"""The HTTP endpoints."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .models import Document, Passage, User
 
 PAGE = Path(__file__).parent / "page.html"
 
-UserName = Annotated[str, Header(alias="X-User", description="who asks; a sample, no protection")]
+UserName = Annotated[str, Header(alias="X-User", description="name of the user; not authenticated")]
 
 
 class NewDocument(BaseModel):
-    """What is sent to add a document."""
+    """Body of a request that adds a document."""
 
     model_config = ConfigDict(str_strip_whitespace=True)
 
@@ -36,7 +36,7 @@ class NewDocument(BaseModel):
 
 
 def create_app(engine: AsyncEngine) -> FastAPI:
-    """The application. It disposes of the engine when it shuts down."""
+    """Return the application. It disposes of the engine when it shuts down."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -47,9 +47,10 @@ def create_app(engine: AsyncEngine) -> FastAPI:
     sessions = async_sessionmaker(engine, expire_on_commit=False)
     store = PgVectorStore(sessions, model=Passage, embedding_model=MODEL)
 
-    # Each endpoint has one transaction, and looks its user up in it: a request that held one
-    # connection and waited for a second could wait for another that does the same. It ends
-    # before the answer is sent, so that whoever reads "added" can find it.
+    # Each endpoint looks up its user in the transaction it works in. If a request held one
+    # connection while it waited for a second, two such requests could wait for each other.
+    # The transaction commits before the response is sent: a client that reads "added" can find
+    # the document.
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -62,49 +63,49 @@ def create_app(engine: AsyncEngine) -> FastAPI:
             return [{"name": user.name, "team": user.team} for user in rows]
 
     @app.get("/documents")
-    async def list_documents(user: UserName) -> list[dict[str, Any]]:
+    async def list_documents(user_name: UserName) -> list[dict[str, Any]]:
         async with sessions() as session:
-            team = (await _user(session, user)).team
+            team = (await _user(session, user_name)).team
             query = select(Document.id, Document.title, Document.owner_name)
             query = query.where(Document.team == team).order_by(Document.title, Document.id)
             rows = await session.execute(query)
             return [{"id": row.id, "title": row.title, "owner": row.owner_name} for row in rows]
 
     @app.post("/documents", status_code=201)
-    async def add_document(new: NewDocument, user: UserName) -> dict[str, Any]:
+    async def add_document(new: NewDocument, user_name: UserName) -> dict[str, Any]:
         vectors = await asyncio.to_thread(embed, documents.split(new.text))
         async with sessions.begin() as session:
-            owner = await _user(session, user)
+            owner = await _user(session, user_name)
             document = await documents.add(session, store, owner, new.title, new.text, vectors)
         return {"id": document.id, "passages": len(vectors)}
 
     @app.post("/documents/{id}/index")
-    async def index_document(id: uuid.UUID, user: UserName) -> dict[str, Any]:
+    async def reindex_document(id: uuid.UUID, user_name: UserName) -> dict[str, Any]:
         async with sessions() as session:
-            text = (await _document(session, user, id)).text
+            text = (await _document(session, user_name, id)).text
         vectors = await asyncio.to_thread(embed, documents.split(text))
         async with sessions.begin() as session:
-            document = await _document(session, user, id)
-            return {"passages": await documents.index_again(session, store, document, vectors)}
+            document = await _document(session, user_name, id)
+            return {"passages": await documents.reindex(session, store, document, vectors)}
 
     @app.delete("/documents/{id}", status_code=204)
-    async def delete_document(id: uuid.UUID, user: UserName) -> None:
+    async def delete_document(id: uuid.UUID, user_name: UserName) -> None:
         async with sessions.begin() as session:
-            await session.delete(await _document(session, user, id))
+            await session.delete(await _document(session, user_name, id))
 
     @app.get("/search")
     async def search(
-        user: UserName,
+        user_name: UserName,
         q: Annotated[str, Query(min_length=1, max_length=1000)],
         mine: bool = False,
         limit: Annotated[int, Query(ge=1, le=100)] = 10,
     ) -> list[dict[str, Any]]:
         (vector,) = await asyncio.to_thread(embed, [q])
         async with sessions() as session:
-            asking = await _user(session, user)
-            owner = asking.name if mine else None
-            found = await documents.search(
-                session, store, asking.team, vector, owner=owner, limit=limit
+            user = await _user(session, user_name)
+            owner = user.name if mine else None
+            results = await documents.search(
+                session, store, user.team, vector, owner=owner, limit=limit
             )
             return [
                 {
@@ -114,7 +115,7 @@ def create_app(engine: AsyncEngine) -> FastAPI:
                     "text": passage.content,
                     "score": score,
                 }
-                for passage, score, title, owner_name in found
+                for passage, score, title, owner_name in results
             ]
 
     return app
@@ -127,8 +128,8 @@ async def _user(session: AsyncSession, name: str) -> User:
     return user
 
 
-async def _document(session: AsyncSession, user: str, id: uuid.UUID) -> Document:
-    document = await documents.find(session, await _user(session, user), id)
+async def _document(session: AsyncSession, user_name: str, id: uuid.UUID) -> Document:
+    document = await documents.find(session, await _user(session, user_name), id)
     if document is None:
-        raise HTTPException(404, "there is no such document")
+        raise HTTPException(404, "document not found")
     return document

@@ -1,7 +1,7 @@
-"""What the application does with documents: each function works in the caller's transaction.
+"""Operations on documents and their passages.
 
-None of them commits. The texts are embedded before a transaction begins, so that no connection
-waits for the model.
+Each function works in the caller's transaction and does not commit. The caller embeds the texts
+before it begins the transaction, so no connection waits for the embedding model.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from cenote.types import Float32Array
 from .embedding import MODEL
 from .models import Document, Passage, User
 
-LONGEST_PASSAGE = 400
-"""Characters that a passage has at most, if its sentences allow."""
+MAX_PASSAGE_LENGTH = 400
+"""Maximum number of characters in a passage, unless a single sentence is longer."""
 
 
 def split(text: str) -> list[str]:
-    """A text in passages of whole sentences, which do not reach over paragraphs."""
+    """Split a text into passages of whole sentences; a passage never spans two paragraphs."""
     passages = []
     for paragraph in re.split(r"\n\s*\n", text):
         passage = ""
         for sentence in re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split())):
-            if passage and len(passage) + len(sentence) >= LONGEST_PASSAGE:
+            if passage and len(passage) + len(sentence) >= MAX_PASSAGE_LENGTH:
                 passages.append(passage)
                 passage = ""
             passage = f"{passage} {sentence}".strip()
@@ -48,34 +48,39 @@ async def add(
     """Add a document and its passages.
 
     Args:
-        vectors: those of the text's passages, in their order.
+        session: Session to write in.
+        store: Store of the passages.
+        owner: User who owns the document.
+        title: Title of the document.
+        text: Text of the document.
+        vectors: Embeddings of the text's passages, in the order of `split`.
     """
     document = Document(owner=owner, team=owner.team, title=title, text=text)
     session.add(document)
-    await session.flush()  # it gets its id, which its passages point at
+    await session.flush()  # assigns the id that the passages refer to
     await store.upsert(_chunks(document, vectors), owner.team, session=session)
     return document
 
 
-async def index_again(
+async def reindex(
     session: AsyncSession,
     store: PgVectorStore[Passage],
     document: Document,
     vectors: Float32Array,
 ) -> int:
-    """Write a document's passages anew, and remove those that it no longer has.
+    """Write all passages of a document again and delete the passages that it no longer has.
 
     Returns:
-        How many it has now.
+        Number of passages the document has now.
     """
     chunks = _chunks(document, vectors)
     await store.upsert(chunks, document.team, session=session)
-    current = [embedded.chunk.id for embedded in chunks]
+    current_ids = [embedded.chunk.id for embedded in chunks]
     query = select(Passage.id).where(
-        Passage.document_key == document.id, Passage.id.not_in(current)
+        Passage.document_key == document.id, Passage.id.not_in(current_ids)
     )
-    old = await session.scalars(query)
-    await store.delete(list(old), document.team, session=session)
+    obsolete_ids = await session.scalars(query)
+    await store.delete(list(obsolete_ids), document.team, session=session)
     return len(chunks)
 
 
@@ -88,10 +93,15 @@ async def search(
     owner: str | None = None,
     limit: int = 10,
 ) -> list[tuple[Passage, float, str, str]]:
-    """The nearest passages of a team, each with its score, its document's title and owner.
+    """Return a team's nearest passages, each with its score and its document's title and owner.
 
     Args:
-        owner: look into this user's documents only.
+        session: Session to read in.
+        store: Store of the passages.
+        team: Team whose passages are searched.
+        vector: Embedding of the query.
+        owner: User whose documents are searched. None searches the documents of the whole team.
+        limit: Maximum number of passages.
     """
     where = None if owner is None else Passage.document.has(Document.owner_name == owner)
     statement = (
@@ -119,6 +129,9 @@ def _chunks(document: Document, vectors: Float32Array) -> list[EmbeddedChunk]:
 
 
 async def find(session: AsyncSession, user: User, id: uuid.UUID) -> Document | None:
-    """A document of the user's team, locked until the transaction ends."""
+    """Return a document of the user's team, and lock its row until the transaction ends.
+
+    Returns None if the team has no document with this id.
+    """
     query = select(Document).where(Document.id == id, Document.team == user.team)
     return await session.scalar(query.with_for_update())

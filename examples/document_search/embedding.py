@@ -1,7 +1,7 @@
-"""What turns texts into vectors here: a substitute for your embedding model.
+"""A small embedding function, to be replaced by your embedding model.
 
-It hashes the beginnings, middles and ends of words into as many buckets as there are dimensions
-(the hashing trick), so it knows which words look alike, and nothing of what they mean. In return it
+It hashes groups of three and four characters within words into `DIMENSIONS` buckets (the hashing
+trick). Words that are spelled alike get similar vectors; their meaning plays no role. In return, it
 needs no download and no training.
 """
 
@@ -21,7 +21,10 @@ _vectorizer = HashingVectorizer(
 
 
 def embed(texts: list[str]) -> Float32Array:
-    """One vector for each text, shape (texts, DIMENSIONS); zero for a text without words."""
+    """Return one vector for each text, shape (texts, DIMENSIONS).
+
+    A text without words gets a zero vector.
+    """
     if not texts:
         return np.zeros((0, DIMENSIONS), np.float32)
     matrix: Float32Array = _vectorizer.transform(texts).toarray().astype("float32")

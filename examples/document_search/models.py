@@ -1,4 +1,4 @@
-"""The application's tables. One of them, `Passage`, is a chunk model."""
+"""The application's models. One of them, `Passage`, is a chunk model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Base(DeclarativeBase):
 
 
 class User(Base):
-    """Somebody on a team. A team is a tenant: nobody finds what another team keeps."""
+    """A member of a team. Each team is a tenant: its members find only its own documents."""
 
     __tablename__ = "users"
 
@@ -38,12 +38,12 @@ class Document(Base):
     added_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     owner: Mapped[User] = relationship()
-    # The database deletes them, and their vectors need not be loaded for it.
+    # The foreign key's ON DELETE CASCADE deletes the passages; SQLAlchemy need not load them.
     passages: Mapped[list[Passage]] = relationship(back_populates="document", passive_deletes="all")
 
 
 class Passage(ChunkMixin, Base, dimensions=DIMENSIONS, partitions=4):
-    """A piece of a document, with its embedding. Its namespace is the team."""
+    """A part of a document, with its embedding. Its namespace is the team's name."""
 
     __tablename__ = "passages"
 

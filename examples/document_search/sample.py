@@ -1,4 +1,4 @@
-"""A few users and documents to begin with."""
+"""Sample users and documents."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ long. At full moon there are hardly any shadows, and the surface looks flat.
 }
 
 
-async def fill(engine: AsyncEngine) -> None:
-    """Add them, unless there are users already."""
+async def add_sample_documents(engine: AsyncEngine) -> None:
+    """Add the sample users and documents, unless the database has users already."""
     store = PgVectorStore(engine, model=Passage, embedding_model=MODEL)
     async with AsyncSession(engine) as session, session.begin():
         if await session.scalar(select(User).limit(1)):

@@ -1,6 +1,6 @@
-"""The sample application's page in a headless Chromium; `make browser` installs what it needs.
+"""Test of the sample application's page in a headless Chromium, which `make browser` installs.
 
-With CENOTE_SCREENSHOTS=folder, pictures of it are left there.
+Set CENOTE_SCREENSHOTS to a folder to keep screenshots of the page.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 
 @pytest.fixture
 def address(empty_dsn: str) -> Iterator[str]:
-    """The application as its one command starts it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Start the application with its command and return the address it prints."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     process = subprocess.Popen(
         [
@@ -52,7 +52,7 @@ def address(empty_dsn: str) -> Iterator[str]:
 
 @pytest.fixture(params=WIDTHS)
 def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chrome]:
-    """A browser of a desktop's and of a phone's width."""
+    """A browser with the width of a desktop, then of a phone."""
     options = ChromeOptions()
     arguments = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync"
     arguments += " disable-background-networking disable-component-update"
@@ -71,7 +71,7 @@ def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chrome]:
 
 
 class Page:
-    """What a person does on the page."""
+    """The user's actions on the page."""
 
     def __init__(self, browser: Chrome) -> None:
         self.browser = browser
@@ -80,14 +80,15 @@ class Page:
         return self.browser.find_element(By.CSS_SELECTOR, selector)
 
     def texts(self, selector: str) -> list[str]:
-        return [one.text for one in self.browser.find_elements(By.CSS_SELECTOR, selector)]
+        elements = self.browser.find_elements(By.CSS_SELECTOR, selector)
+        return [element.text for element in elements]
 
-    def until(self, condition: Any) -> None:
-        """Wait until something holds; the page may still be at it."""
+    def wait_until(self, condition: Any) -> None:
+        """Wait until the condition holds; errors while the page changes count as false."""
         WebDriverWait(self.browser, 20, ignored_exceptions=[Exception]).until(lambda _: condition())
 
-    def until_told(self, text: str) -> None:
-        self.until(lambda: text in self.find("#message").text)
+    def wait_for_message(self, text: str) -> None:
+        self.wait_until(lambda: text in self.find("#message").text)
 
     def search(self, query: str) -> None:
         self.find("#query").clear()
@@ -98,58 +99,62 @@ class Page:
         path = f"//*[@id='documents']/li[contains(., '{title}')]//button[text()='{button}']"
         self.browser.find_element(By.XPATH, path).click()
 
-    def picture(self, name: str) -> None:
+    def screenshot(self, name: str) -> None:
         if folder := os.environ.get("CENOTE_SCREENSHOTS"):
             width = self.browser.execute_script("return innerWidth")
             self.browser.save_screenshot(str(Path(folder) / f"{name}-{width}.png"))
 
 
 def test_the_page(address: str, browser: Chrome) -> None:
-    """Search, add, find, re-index, delete, and be somebody else; nothing sticks out sideways."""
+    """Users can search, add, re-index and delete; the page never scrolls sideways."""
     page = Page(browser)
     browser.get(address)
-    page.until(lambda: len(page.texts("#documents li")) == 3)
+    page.wait_until(lambda: len(page.texts("#documents li")) == 3)
 
     page.search("when is high water?")
-    page.until_told("The nearest")
+    page.wait_for_message("nearest passages")
     assert "Reading a tide table" in page.texts("#results .title")[0]
     scores = [float(score) for score in page.texts("#results .number")]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > 0.1
     meter = page.find("#results meter")
     assert float(meter.get_attribute("value")) == pytest.approx(scores[0], abs=0.006)
-    page.picture("results")
+    page.screenshot("results")
 
     hostile = "<img src=x onerror=document.title='hurt'> & a zebra"
     page.find("#title").send_keys(hostile)
     page.find("#text").send_keys("A zebra has stripes.\n\nNo two zebras have the same ones.")
     page.find("#add button").click()
-    page.until_told("is added, in 2 passages")
+    page.wait_for_message("Added")
+    assert ": 2 passages." in page.find("#message").text
     page.search("zebra stripes")
-    page.until(lambda: hostile in page.texts("#results .title")[0])
-    page.until(lambda: "A zebra has stripes." in page.texts("#results .text")[0])
+    page.wait_until(lambda: hostile in page.texts("#results .title")[0])
+    page.wait_until(lambda: "A zebra has stripes." in page.texts("#results .text")[0])
     assert browser.title == "Document search"
-    page.picture("added")
+    page.screenshot("added")
 
     page.press("zebra", "Re-index")
-    page.until_told("is indexed again, in 2 passages")
+    page.wait_for_message("Re-indexed")
+    assert ": 2 passages." in page.find("#message").text
     page.press("zebra", "Delete")
-    page.until_told("is deleted")
+    page.wait_for_message("Deleted")
     assert not any("zebra" in text for text in page.texts("#results .text"))
 
     page.find("#mine").click()
     page.search("rope")
-    page.until(lambda: {"· Ann" in title for title in page.texts("#results .title")} == {True})
+    page.wait_until(lambda: {"· Ann" in title for title in page.texts("#results .title")} == {True})
     page.find("#mine").click()
-    page.until(lambda: "Care of ropes" in page.texts("#results .title")[0])
+    page.wait_until(lambda: "Care of ropes" in page.texts("#results .title")[0])
 
     Select(page.find("#user")).select_by_value("Cleo")
-    page.until(lambda: len(page.texts("#documents li")) == 2)
+    page.wait_until(lambda: len(page.texts("#documents li")) == 2)
     page.search("the moon")
-    page.until(lambda: {"· Cleo" in title for title in page.texts("#results .title")} == {True})
-    page.picture("another-team")
+    page.wait_until(
+        lambda: {"· Cleo" in title for title in page.texts("#results .title")} == {True}
+    )
+    page.screenshot("another-team")
 
-    sideways = "return document.documentElement.scrollWidth > innerWidth"
-    assert not browser.execute_script(sideways)
+    scrolls_sideways = "return document.documentElement.scrollWidth > innerWidth"
+    assert not browser.execute_script(scrolls_sideways)
     log: Any = browser.get_log("browser")  # type: ignore[no-untyped-call]
     assert [entry for entry in log if entry["level"] == "SEVERE"] == []

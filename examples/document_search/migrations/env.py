@@ -9,8 +9,8 @@ from cenote.autogenerate import hooks
 from examples.document_search.models import Base
 
 
-def run(**where: object) -> None:
-    context.configure(target_metadata=Base.metadata, **where, **hooks())
+def run(**options: object) -> None:
+    context.configure(target_metadata=Base.metadata, **options, **hooks())
     with context.begin_transaction():
         context.run_migrations()
 
@@ -28,7 +28,9 @@ async def run_online() -> None:
 
 if context.is_offline_mode():
     run(dialect_name="postgresql", literal_binds=True)
-elif connection := context.config.attributes.get("connection"):  # of the application at its start
+elif connection := context.config.attributes.get(
+    "connection"
+):  # set by the application when it starts
     run_on(connection)
 else:
     asyncio.run(run_online())
