@@ -1,4 +1,4 @@
-"""cenote: multi-tenant vector search in the Postgres and the SQLAlchemy application you have."""
+"""Multi-tenant vector search in your Postgres database, with SQLAlchemy."""
 
 from cenote.config import SchemaConfig
 from cenote.errors import (

@@ -1,4 +1,4 @@
-"""``python -m cenote``: the console command."""
+"""Run the ``cenote`` command with ``python -m cenote``."""
 
 from cenote.cli import main
 

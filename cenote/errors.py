@@ -1,16 +1,16 @@
-"""Every error cenote raises, in one tree.
+"""Exceptions that cenote raises.
 
-No message carries content, metadata, vectors or passwords; the facts a caller may want to act on
-are attributes. An error from the database driver is the ``__cause__`` of ours.
+Messages never contain content, metadata, vectors or passwords. Facts that a caller may act on are
+attributes. If the database driver raised an error, it is the ``__cause__``.
 
     CenoteError
-    ├── ConfigurationError          a setting that cannot work
-    ├── MigrationError              the schema could not be brought to the wanted revision
-    └── VectorStoreError            a call on a store failed
-        ├── InvalidInputError       the caller's data was refused; nothing was written
+    ├── ConfigurationError          a setting is missing or invalid
+    ├── MigrationError              the schema could not be migrated
+    └── VectorStoreError            an operation of a store failed
+        ├── InvalidInputError       the caller's data is invalid; nothing was written
         │   └── DimensionMismatchError
-        └── StoreConnectionError    the database could not be reached, or hung up
-            └── StoreTimeoutError   it did not answer in time
+        └── StoreConnectionError    the database could not be reached, or closed the connection
+            └── StoreTimeoutError   the database did not answer in time
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = [
 
 
 class CenoteError(Exception):
-    """The root of cenote's errors."""
+    """Base class of all exceptions that cenote raises."""
 
 
 class ConfigurationError(CenoteError):
-    """A setting is missing or cannot work.
+    """A setting is missing or invalid.
 
     Attributes:
-        setting: the name of the setting at fault, if there is one.
+        setting: Name of the setting, or None if the error concerns no single setting.
     """
 
     def __init__(self, message: str, *, setting: str | None = None) -> None:
@@ -44,14 +44,18 @@ class ConfigurationError(CenoteError):
 
 
 class MigrationError(CenoteError):
-    """The schema could not be brought to the wanted revision; the transaction was rolled back."""
+    """The schema could not be migrated to the requested revision.
+
+    The transaction was rolled back.
+    """
 
 
 class VectorStoreError(CenoteError):
-    """A call on a store failed.
+    """An operation of a store failed.
 
     Attributes:
-        sqlstate: the five-character SQLSTATE the server gave, if it was the server that refused.
+        sqlstate: Five-character SQLSTATE of the server's error, or None if the error did not come
+            from the server.
     """
 
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
@@ -60,11 +64,11 @@ class VectorStoreError(CenoteError):
 
 
 class InvalidInputError(VectorStoreError):
-    """The caller's data was refused before anything was written.
+    """The caller's data is invalid. Nothing was written.
 
     Attributes:
-        field: the argument or field at fault, such as ``"metadata"`` or ``"limit"``.
-        chunk_id: the chunk at fault, where the data belongs to one.
+        field: Name of the invalid argument or field, for example ``"metadata"`` or ``"limit"``.
+        chunk_id: Id of the chunk that contains the invalid data, if it belongs to a chunk.
     """
 
     def __init__(
@@ -76,11 +80,11 @@ class InvalidInputError(VectorStoreError):
 
 
 class DimensionMismatchError(InvalidInputError):
-    """A vector has another number of dimensions than the store.
+    """The number of dimensions of a vector differs from that of the store.
 
     Attributes:
-        expected: the store's number of dimensions.
-        actual: the vector's.
+        expected: Number of dimensions of the store.
+        actual: Number of dimensions of the vector.
     """
 
     def __init__(
@@ -98,10 +102,10 @@ class DimensionMismatchError(InvalidInputError):
 
 
 class StoreConnectionError(VectorStoreError):
-    """The database could not be reached, refused the connection or ended it.
+    """The database could not be reached, rejected the connection or closed it.
 
     Attributes:
-        attempts: how often a connection was tried.
+        attempts: Number of connection attempts.
     """
 
     def __init__(self, message: str, *, attempts: int = 1, sqlstate: str | None = None) -> None:
@@ -112,6 +116,6 @@ class StoreConnectionError(VectorStoreError):
 class StoreTimeoutError(StoreConnectionError):
     """The database did not answer within the store's `operation_timeout`.
 
-    The connection is given up: a write may have taken effect or not, and a transaction of the
-    caller's is over.
+    The connection is closed. A write may or may not have taken effect, and a transaction of the
+    caller has ended.
     """

@@ -1,4 +1,4 @@
-"""What crosses cenote's API: plain frozen records that need no database session."""
+"""Records that stores accept and return: frozen dataclasses that need no database session."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ __all__ = ["Chunk", "EmbeddedChunk", "RetrievalResult", "SyncResult"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
-    """A piece of a document, as the caller cut it.
+    """A piece of a document.
+
+    The ``repr`` omits content and metadata, so that a chunk in a log reveals no secrets.
 
     Attributes:
-        id: unique within its namespace; at most 1,024 bytes of UTF-8.
-        document_id: the document it was cut from; at most 1,024 bytes of UTF-8.
-        content: the text.
-        position: its place in the document; any 64-bit integer, counted from 0 by custom.
-        metadata: a JSON object (see :class:`cenote.stores.VectorStore` for what survives).
-        content_hash: what tells one content from another; the SHA-256 of the content in
-            lower-case hex unless given.
-
-    The ``repr`` leaves content and metadata out, so that a chunk in a log tells nobody's secrets.
+        id: Identifier, unique within its namespace; at most 1,024 bytes of UTF-8.
+        document_id: Identifier of the document that contains the chunk; at most 1,024 bytes of
+            UTF-8.
+        content: Text of the chunk.
+        position: Position within the document: any 64-bit integer, by convention counted from 0.
+        metadata: A JSON object. :class:`cenote.stores.VectorStore` specifies which values survive
+            a round trip.
+        content_hash: Text that identifies the content; defaults to its SHA-256 in lower-case hex.
     """
 
     id: str
@@ -40,15 +41,16 @@ class Chunk:
     def __post_init__(self) -> None:
         hash_given = not isinstance(self.content_hash, str) or self.content_hash != ""
         if isinstance(self.content, str) and not hash_given:
-            # "surrogatepass": text that is no valid Unicode is the store's to refuse, by name.
+            # "surrogatepass", because the store rejects invalid Unicode with an error that names
+            # the field and the chunk.
             digest = hashlib.sha256(self.content.encode("utf-8", "surrogatepass")).hexdigest()
             object.__setattr__(self, "content_hash", digest)
 
     @staticmethod
     def make_id(document_id: str, position: int) -> str:
-        """The customary id of a document's chunk: ``"<document_id>:<position>"``.
+        """Return the conventional id of a chunk: ``"<document_id>:<position>"``.
 
-        Different pairs give different ids, and the same pair always the same one.
+        The same pair always gets the same id, and different pairs get different ids.
         """
         return f"{document_id}:{position}"
 
@@ -58,18 +60,24 @@ class EmbeddedChunk:
     """A chunk with its embedding.
 
     Attributes:
-        chunk: the chunk.
-        embedding: shape (dimensions,); a list, a tuple or a numpy array. Need not be normalised.
-        embedding_model: the name of the model that made the embedding.
-        columns: values for columns of your own, by attribute name, in a store for your model
+        chunk: The chunk.
+        embedding: A list, tuple or numpy array of shape (dimensions,). It does not have to be
+            normalised.
+        embedding_model: Name of the model that computed the embedding.
+        columns: Values for user columns, by attribute name, in a store with a user model
             (``PgVectorStore(engine, model=...)``); see `PgVectorStore.upsert`.
-            `InMemoryVectorStore`, which has no table, takes any for its filters.
+            `InMemoryVectorStore` has no table: it accepts any column for use in filters.
     """
 
     chunk: Chunk
     embedding: Vector = field(repr=False)
     embedding_model: str
     columns: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+    @property
+    def dimensions(self) -> int:
+        """Number of dimensions of the embedding."""
+        return len(self.embedding)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, EmbeddedChunk):
@@ -87,15 +95,15 @@ class EmbeddedChunk:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalResult:
-    """A chunk that a search found.
+    """A chunk found by a search, with its score.
 
     Attributes:
-        chunk: the chunk.
-        score: what it is worth, the higher the better, by the measure of what found it: of
-            ``"vector"`` the cosine similarity to the query, -1 to 1; of ``"text"`` and ``"bm25"``
-            how well its words answer, more than 0; of ``"hybrid"`` the fusion of both.
-        retriever: what found it: ``"vector"``, ``"text"`` or ``"hybrid"`` for a store's search, or
-            what a retriever says.
+        chunk: The chunk.
+        score: Relevance; higher is better. The scale depends on `retriever`: the cosine similarity
+            to the query, -1 to 1, for ``"vector"``; a text rank greater than 0 for ``"text"`` and
+            ``"bm25"``; the fused score of both rankings for ``"hybrid"``.
+        retriever: Kind of search that found the chunk: ``"vector"``, ``"text"`` or ``"hybrid"`` for
+            the searches of a store, or the name that a retriever sets.
     """
 
     chunk: Chunk
@@ -105,12 +113,12 @@ class RetrievalResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyncResult:
-    """What became of a document's chunks.
+    """Numbers of chunks that synchronising a document wrote, removed and left alone.
 
     Attributes:
-        written: how many were new or changed.
-        removed: how many were stored and are no more.
-        unchanged: how many were stored exactly so.
+        written: Number of chunks that were new or changed.
+        removed: Number of stored chunks that were deleted.
+        unchanged: Number of chunks that were already stored with the same values.
     """
 
     written: int

@@ -42,13 +42,20 @@ from cenote.ddl import CreateHashPartition, StoreInline, partition_name
 from cenote.errors import ConfigurationError
 from cenote.policies import securing
 from cenote.predicates import json_number, json_string
-from cenote.sqltypes import HalfVector, embedding_type
+from cenote.sqltypes import HalfvecType, VectorType, embedding_type
 from cenote.text_search import COLUMN as TEXT_COLUMN
 from cenote.text_search import generated
 from cenote.types import ColumnType, Float32Array, Metadata, Vector
 from cenote.validation import check_query_vector
 
-__all__ = ["NAMING_CONVENTION", "ChunkMixin", "ChunkRow", "metadata_index"]
+__all__ = [
+    "NAMING_CONVENTION",
+    "ChunkMixin",
+    "ChunkRow",
+    "HalfvecType",
+    "VectorType",
+    "metadata_index",
+]
 
 NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
@@ -220,7 +227,7 @@ class ChunkMixin:
             InvalidInputError: it holds what is no finite number.
         """
         type_: Any = cls.embedding.type
-        column_type: ColumnType = "halfvec" if isinstance(type_, HalfVector) else "vector"
+        column_type: ColumnType = "halfvec" if isinstance(type_, HalfvecType) else "vector"
         dimensions = np.size(vector) if type_.dim is None else type_.dim
         query = check_query_vector(vector, dimensions, column_type)
         distance: ColumnElement[float] = cls.embedding.cosine_distance(query)

@@ -1,14 +1,15 @@
-"""Vector columns: types that are right on every connection, and the binary codec a store installs.
+"""Vector column types that work on every connection, and the binary codec that a store installs.
 
-pgvector's stock types bind text, which costs most of the insert rate, and fail on an asyncpg
-connection that has pgvector's codec registered. A column type cannot know its connection, so:
+The column types of the package ``pgvector`` bind text, which costs most of the insert rate, and
+fail on an asyncpg connection with pgvector's own codec. A column type cannot know its connection.
+Therefore:
 
-- `Vector` and `HalfVector` bind and read ``real[]``, which every connection carries in binary, and
-  let the server cast. They need nothing of the connection.
-- On the connections that a store uses, :func:`install_codec` registers a codec that speaks
-  pgvector's binary format, and the store's statements bind `WireVector`. The codec also takes and
-  gives what the stock types and pgvector's own codec would, so that a host's other vector columns
-  keep working on those connections.
+- `VectorType` and `HalfvecType` bind and read ``real[]``, which every connection transfers in
+  binary, and the server casts. They do not depend on the codecs of the connection.
+- :func:`install_codec` registers a codec for pgvector's binary format on the connections that a
+  store uses, and the store's statements bind `WireVector`. The codec also accepts and returns the
+  values of pgvector's column types and of pgvector's own codec, so the application's other vector
+  columns keep working on these connections.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 # -- column types ----------------------------------------------------------------------------------
 
 
-class _ThroughRealArray(UserDefinedType[Any]):
-    """Binds and reads a pgvector type as ``real[]``; values come back as float32 arrays."""
+class _TransferAsRealArray(UserDefinedType[Any]):
+    """Mixin for pgvector types that are bound and read as ``real[]``; results are float32."""
 
     def bind_expression(self, bindvalue: Any) -> ColumnElement[Any]:
         return cast(cast(bindvalue, ARRAY(REAL)), self)
@@ -48,7 +49,7 @@ class _ThroughRealArray(UserDefinedType[Any]):
 
         return process
 
-    def literal_processor(self, dialect: Dialect) -> Any:  # for statements printed with literals
+    def literal_processor(self, dialect: Dialect) -> Any:  # for SQL with literal values
         def process(value: Any) -> str:
             return "'{" + ",".join(str(element) for element in _to_array(value).tolist()) + "}'"
 
@@ -61,31 +62,42 @@ class _ThroughRealArray(UserDefinedType[Any]):
         return process
 
 
-class Vector(_ThroughRealArray, VECTOR):
-    """A column of type ``vector``; takes lists, tuples and arrays, gives float32 arrays.
+class VectorType(_TransferAsRealArray, VECTOR):
+    """Column type ``vector``: accepts lists, tuples and arrays, returns float32 arrays.
 
-    It has pgvector's comparison methods (`cosine_distance`, ...).
+    Unlike `pgvector.sqlalchemy.VECTOR`, it works on every connection, with and without pgvector's
+    codec, and transfers values in binary. Columns have pgvector's comparison methods
+    (`cosine_distance`, ...).
+
+    Args:
+        dim: Number of dimensions, or None for any number.
     """
 
     cache_ok = True
 
 
-class HalfVector(_ThroughRealArray, HALFVEC):
-    """A column of type ``halfvec``, as `Vector` otherwise."""
+class HalfvecType(_TransferAsRealArray, HALFVEC):
+    """Column type ``halfvec``, with the same values and methods as `VectorType`.
+
+    Args:
+        dim: Number of dimensions, or None for any number.
+    """
 
     cache_ok = True
 
 
-def embedding_type(column_type: ColumnType, dimensions: int | None = None) -> Vector | HalfVector:
-    """The type of the embedding column."""
-    return HalfVector(dimensions) if column_type == "halfvec" else Vector(dimensions)
+def embedding_type(
+    column_type: ColumnType, dimensions: int | None = None
+) -> VectorType | HalfvecType:
+    """Return the SQLAlchemy type of the embedding column."""
+    return HalfvecType(dimensions) if column_type == "halfvec" else VectorType(dimensions)
 
 
-# -- the wire --------------------------------------------------------------------------------------
+# -- binary codec ----------------------------------------------------------------------------------
 
 
 class WireVector(UserDefinedType[bytes]):
-    """Binds what :func:`to_wire` gives, on connections that have the codec."""
+    """Type of values encoded by :func:`to_wire`, for connections with :func:`install_codec`."""
 
     cache_ok = True
     render_bind_cast = True
@@ -101,9 +113,17 @@ _WIRE_DTYPE: dict[str, str] = {"vector": ">f4", "halfvec": ">f2"}
 
 
 def to_wire(matrix: Float32Array, column_type: ColumnType) -> list[bytes]:
-    """The rows in pgvector's binary format: two 16-bit integers (the length and 0), the elements.
+    """Encode the rows of a matrix in pgvector's binary format.
 
-    Source: vector_send() in pgvector's src/vector.c; everything is big-endian.
+    A value consists of two 16-bit integers, the number of dimensions and 0, followed by the
+    elements. All numbers are big-endian. Source: vector_send() in pgvector's src/vector.c.
+
+    Args:
+        matrix: Vectors of shape (rows, dimensions).
+        column_type: Type of the column, which decides the width of the elements.
+
+    Returns:
+        One value per row, in the same order.
     """
     rows, dimensions = matrix.shape
     elements = np.ascontiguousarray(matrix.astype(_WIRE_DTYPE[column_type]))
@@ -114,23 +134,27 @@ def to_wire(matrix: Float32Array, column_type: ColumnType) -> list[bytes]:
 
 
 async def install_codec(connection: asyncpg.Connection, schema: str) -> None:
-    """Make an asyncpg connection speak binary for ``vector`` and ``halfvec``.
+    """Register the binary codec for ``vector`` and ``halfvec`` on an asyncpg connection.
 
     Args:
-        connection: the driver's connection; any codec it has for the two types is replaced.
-        schema: where the extension lives.
+        connection: The driver's connection. Its present codecs for the two types are replaced.
+        schema: Schema of the extension.
     """
-    for column_type, decode in (("vector", _decode_vector), ("halfvec", _decode_halfvec)):
+    decoders: dict[ColumnType, Callable[[bytes], Any]] = {
+        "vector": _decode_vector,
+        "halfvec": _decode_halfvec,
+    }
+    for column_type, decoder in decoders.items():
         await connection.set_type_codec(
             column_type,
             schema=schema,
             encoder=_encoder(column_type),
-            decoder=decode,
+            decoder=decoder,
             format="binary",
         )
 
 
-def _encoder(column_type: Any) -> Callable[[Any], bytes]:
+def _encoder(column_type: ColumnType) -> Callable[[Any], bytes]:
     def encode(value: Any) -> bytes:
         if isinstance(value, bytes):  # from to_wire
             return value
@@ -140,7 +164,7 @@ def _encoder(column_type: Any) -> Callable[[Any], bytes]:
 
 
 def _to_array(value: Any) -> Float32Array:
-    """A float32 array of whatever stands for a vector: pgvector's objects and text included."""
+    """Convert a vector to a float32 array; accept pgvector's objects and text too."""
     if isinstance(value, str):
         value = value.strip("[]").split(",")
     elif hasattr(value, "to_list"):
@@ -148,7 +172,7 @@ def _to_array(value: Any) -> Float32Array:
     return np.asarray(value, dtype=np.float32)
 
 
-# What pgvector's own codec decodes to, and its stock column types read, differs between versions.
+# The values that pgvector's codec returns and its column types read differ between its versions.
 if tuple(int(part) for part in version("pgvector").split(".")[:2]) >= (0, 5):
 
     def _decode_vector(wire: bytes) -> Any:

@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, BIT, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from cenote import ChunkMixin, EmbeddedChunk
-from cenote.sqltypes import Vector
+from cenote.orm import VectorType
 from cenote.testing import embedded
 
 
@@ -78,7 +78,7 @@ class Passage(ChunkMixin, Base, dimensions=4, partitions=4, hnsw_m=8, hnsw_ef_co
     page: Mapped[int | None]
     readers: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     extra: Mapped[dict[str, Any] | None] = mapped_column("extra_json", JSON(none_as_null=True))
-    summary: Mapped[Any] = mapped_column(Vector(2), nullable=True)
+    summary: Mapped[Any] = mapped_column(VectorType(2), nullable=True)
     token: Mapped[uuid.UUID] = mapped_column(default=uuid.uuid4)
     revised: Mapped[int] = mapped_column(default=0, onupdate=1)
     changed_at: Mapped[datetime | None] = mapped_column(onupdate=func.now())

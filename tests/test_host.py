@@ -328,9 +328,9 @@ def test_vector_types_render_with_their_import(
     """So that a host's own vector column needs no hand."""
     with (host / "app.py").open("a") as file:
         file.write(
-            "\n\nfrom cenote.sqltypes import Vector\n"
+            "\n\nfrom cenote.orm import VectorType\n"
             "Base.metadata.tables['documents'].append_column("
-            "__import__('sqlalchemy').Column('summary', Vector(3)))\n"
+            "__import__('sqlalchemy').Column('summary', VectorType(3)))\n"
         )
     cenote("host-revision", "-x", "dimensions=4")
     alembic("upgrade", "head")

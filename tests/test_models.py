@@ -1,4 +1,4 @@
-"""The records that cross the API, and the errors."""
+"""Records, errors and the lists of public names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PUBLIC_MODULES = [
 
 
 def test_chunks_are_built_by_keyword_and_frozen() -> None:
-    """Unknown names and positions are refused."""
+    """Unknown arguments and positional arguments raise TypeError."""
     chunk = Chunk(id="a", document_id="d", content="text", position=3, metadata={"k": 1})
     with pytest.raises(dataclasses.FrozenInstanceError):
         chunk.id = "b"  # type: ignore[misc]
@@ -50,43 +50,56 @@ def test_chunks_are_built_by_keyword_and_frozen() -> None:
 
 
 def test_content_hash_is_the_sha256_of_the_content_unless_given() -> None:
-    """In lower-case hex, of the UTF-8."""
+    """The hash is lower-case hex and covers the content's UTF-8."""
     expected = hashlib.sha256("señal".encode()).hexdigest()
     assert Chunk(id="a", document_id="d", content="señal").content_hash == expected
     assert Chunk(id="a", document_id="d", content="x", content_hash="v7").content_hash == "v7"
 
 
-def test_make_id_tells_documents_and_positions_apart() -> None:
-    """Also where a document's id ends like a position."""
+def test_make_id_differs_for_different_documents_and_positions() -> None:
+    """Even if the id of a document ends like a position."""
     pairs = [("a", 1), ("a", 11), ("a:1", 1), ("a", 0), ("", 1), ("a:", 1)]
     assert len({Chunk.make_id(*pair) for pair in pairs}) == len(pairs)
     assert Chunk.make_id("guide", 4) == "guide:4"
 
 
 def test_records_compare_hash_and_pickle() -> None:
-    """Arrays and lists of the same numbers are the same embedding."""
+    """An array equals a list with the same numbers."""
     chunk = Chunk(id="a", document_id="d", content="text", metadata={"k": [1]})
-    one = EmbeddedChunk(chunk=chunk, embedding=[1.0, 2.0], embedding_model="m")
-    two = EmbeddedChunk(chunk=chunk, embedding=np.array([1.0, 2.0]), embedding_model="m")
-    assert one == two
-    assert hash(one) == hash(two)
-    assert one != EmbeddedChunk(chunk=chunk, embedding=[1.0, 2.5], embedding_model="m")
-    assert one != "a"
-    assert pickle.loads(pickle.dumps(one)) == one  # noqa: S301
+    with_list = EmbeddedChunk(chunk=chunk, embedding=[1.0, 2.0], embedding_model="m")
+    with_array = EmbeddedChunk(chunk=chunk, embedding=np.array([1.0, 2.0]), embedding_model="m")
+    assert with_list == with_array
+    assert hash(with_list) == hash(with_array)
+    assert with_list != EmbeddedChunk(chunk=chunk, embedding=[1.0, 2.5], embedding_model="m")
+    assert with_list != "a"
+    assert pickle.loads(pickle.dumps(with_list)) == with_list  # noqa: S301
     assert RetrievalResult(chunk=chunk, score=0.5).retriever == "vector"
+
+
+@pytest.mark.parametrize("embedding", [[1.0, 2.0, 3.0], (1.0, 2.0, 3.0), np.ones(3)])
+def test_dimensions_of_an_embedded_chunk(embedding: Any) -> None:
+    """A read-only property, not an argument: the number of dimensions of the embedding."""
+    chunk = Chunk(id="a", document_id="d", content="text")
+    embedded = EmbeddedChunk(chunk=chunk, embedding=embedding, embedding_model="m")
+    assert embedded.dimensions == 3
+    with pytest.raises((AttributeError, TypeError)):  # TypeError: a flaw of slotted dataclasses
+        embedded.dimensions = 4  # type: ignore[misc]
+    fields: dict[str, Any] = {"chunk": chunk, "embedding": embedding, "embedding_model": "m"}
+    with pytest.raises(TypeError):
+        EmbeddedChunk(**fields, dimensions=3)
 
 
 @pytest.mark.parametrize("name", [name for name in cenote.__all__ if name.endswith("Error")])
 def test_errors_are_one_tree_and_survive_pickling(name: str) -> None:
-    """As processes send them to one another."""
-    kind: Any = getattr(cenote, name)
-    assert issubclass(kind, cenote.CenoteError)
-    assert getattr(errors, name) is kind
-    assert str(pickle.loads(pickle.dumps(kind("text")))) == "text"  # noqa: S301
+    """Errors derive from CenoteError and can be sent to another process."""
+    error_class: Any = getattr(cenote, name)
+    assert issubclass(error_class, cenote.CenoteError)
+    assert getattr(errors, name) is error_class
+    assert str(pickle.loads(pickle.dumps(error_class("text")))) == "text"  # noqa: S301
 
 
-def test_facts_are_attributes_that_survive_pickling() -> None:
-    """With the message."""
+def test_attributes_of_errors_survive_pickling() -> None:
+    """The attributes of a copy equal those of the original."""
     error = DimensionMismatchError("text", expected=3, actual=4, chunk_id="a", field="embedding")
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (copy.expected, copy.actual, copy.chunk_id, copy.field) == (3, 4, "a", "embedding")

@@ -93,7 +93,7 @@ asyncio.run(main())
         assert output_of(alembic("current", cwd=empty, **environ)) == "cenote_0004 (head)\n"
         assert output_of(alembic("check", cwd=empty, **environ)).startswith("No new upgrade")
         (empty / name).write_text(block.replace("dimensions = 384", "dimensions = 5"))
-        assert "VECTOR(dim=4), Vector(dim=5)" in alembic("check", cwd=empty, **environ).stdout
+        assert "VECTOR(dim=4), VectorType(dim=5)" in alembic("check", cwd=empty, **environ).stdout
         (empty / name).unlink()
     command = str(site / "bin" / "cenote")
 

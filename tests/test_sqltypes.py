@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cenote import PgVectorStore
 from cenote.connections import prepare
-from cenote.sqltypes import HalfVector, Vector
+from cenote.sqltypes import HalfvecType, VectorType
 from cenote.testing import embedded, found
 
 VALUES = [1.5, -2.0, 0.25]
@@ -26,8 +26,8 @@ ours = Table(
     "ours",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("vector", Vector(3)),
-    Column("half", HalfVector(3)),
+    Column("vector", VectorType(3)),
+    Column("half", HalfvecType(3)),
 )
 stock = Table(
     "stock",
@@ -94,7 +94,7 @@ async def test_our_types_are_right_on_every_connection(
 
 async def test_literals(host_engine: AsyncEngine) -> None:
     """As in SQL that is printed."""
-    compiled = select(literal(VALUES, Vector(3)), literal(VALUES, HalfVector(3))).compile(
+    compiled = select(literal(VALUES, VectorType(3)), literal(VALUES, HalfvecType(3))).compile(
         host_engine.sync_engine, compile_kwargs={"literal_binds": True}
     )
     async with host_engine.connect() as connection:
@@ -168,5 +168,5 @@ async def test_an_extension_in_another_schema(
 def test_arrays_of_vectors_compile() -> None:
     """The type nests in SQLAlchemy's own."""
     assert str(
-        ARRAY(Vector(3)).compile(dialect=create_async_engine("postgresql+asyncpg://").dialect)
+        ARRAY(VectorType(3)).compile(dialect=create_async_engine("postgresql+asyncpg://").dialect)
     )
