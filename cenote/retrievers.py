@@ -1,13 +1,13 @@
-"""From a text to chunks, over any `VectorStore`: by vectors, by words, or by both.
-
-A store with full text does the last in one statement, by its ``search_hybrid``.
+"""Retrievers: find chunks for a text by embedding, by words, or by both, in any `VectorStore`.
 
 ::
 
-    by_vector = VectorRetriever(store, embed)
-    by_words = BM25Retriever(store)
-    both = HybridRetriever([by_vector, by_words])
-    results = await both.retrieve("what a reader asks", "acme", 5)
+    vectors = VectorRetriever(store, embed)
+    words = BM25Retriever(store)
+    hybrid = HybridRetriever([vectors, words])
+    results = await hybrid.retrieve("how do I reset my password", "acme", 5)
+
+If the store has full-text search, its ``search_hybrid`` combines both in one statement.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ __all__ = [
 ]
 
 Embed = Callable[[str], Vector | Awaitable[Vector]]
-"""Makes the embedding of a query, at once or to be awaited."""
+"""Function that returns the embedding of a query text, or an awaitable of it."""
 
 _PAGE = 100
-"""Ids that are asked for at a time, best first, until there are enough."""
+"""Number of ranked ids read from the store at a time, until there are enough results."""
 
 
 class Retriever(Protocol):
-    """Finds the chunks of a namespace that answer a text."""
+    """Interface of an object that finds the chunks of a namespace that match a text."""
 
     async def retrieve(
         self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
@@ -52,29 +52,29 @@ class Retriever(Protocol):
         """Find chunks.
 
         Args:
-            text: what is asked.
-            namespace: where to look.
-            limit: the most results to return, 1 or more.
-            filter: what the chunks must match.
+            text: Query text.
+            namespace: Namespace to search in.
+            limit: Maximum number of results, 1 or more.
+            filter: Filter that the chunks must match.
 
         Returns:
-            At most `limit` results, the best first, whose `RetrievalResult.retriever` says how they
-            were found and so what their score means.
+            At most `limit` results, best first. `RetrievalResult.retriever` names the kind of
+            retriever, which determines the meaning of the score.
 
         Raises:
-            InvalidInputError: an argument cannot work.
-            VectorStoreError: the store failed.
+            InvalidInputError: An argument is invalid.
+            VectorStoreError: The store failed.
         """
         ...
 
 
 class VectorRetriever:
-    """By the embedding of the text; the score is the cosine similarity.
+    """Retriever that compares embeddings. The score is the cosine similarity.
 
     Args:
-        store: where to search.
-        embed: makes the embedding, by the model that embedded the chunks.
-        **options: further arguments of the store's ``search``.
+        store: Store to search.
+        embed: Embedding function. It must use the model that embedded the chunks.
+        **options: Additional arguments for the store's ``search``.
     """
 
     def __init__(self, store: VectorStore, embed: Embed, **options: Any) -> None:
@@ -94,11 +94,11 @@ class VectorRetriever:
 
 
 class TextRetriever:
-    """By the words of the text, in the store; the score is that of ``search_text``.
+    """Retriever that uses the store's full-text search. The score is that of ``search_text``.
 
     Args:
-        store: where to search, which has full text.
-        **options: further arguments of the store's ``search_text``.
+        store: Store to search, with full-text search enabled.
+        **options: Additional arguments for the store's ``search_text``.
     """
 
     def __init__(self, store: VectorStore, **options: Any) -> None:
@@ -113,20 +113,22 @@ class TextRetriever:
 
 
 class BM25Retriever:
-    """By the words of the text; the score is that of BM25, 0 or more.
+    """Retriever that ranks chunks by the words of the text. The score is BM25's, more than 0.
 
-    Needs the extra ``cenote[bm25]``. An index of a namespace's words is made in memory at the first
-    question, from ``get_all_chunks``, and holds no contents; the chunks are read from the store
-    again when they are found. What is written afterwards is found after :meth:`refresh`.
+    Needs the extra ``cenote[bm25]``. The first query in a namespace reads it with
+    ``get_all_chunks`` and builds a word index in memory. The index holds no content: matching
+    chunks are read from the store for each query. Deleted chunks disappear from the results at
+    once; new and changed text is found after :meth:`refresh`.
 
     Args:
-        store: where the chunks are.
-        tokenize: takes texts apart; `cenote.bm25.words` unless given. One that knows the language
-            finds more: ``tokenize=cenote.bm25.stems("spanish")``.
-        namespaces: how many indexes to keep; the one that was asked least recently goes first.
+        store: Store to search.
+        tokenize: Function that splits a text into words; `cenote.bm25.words` by default. A
+            tokenizer for the language finds more: ``tokenize=cenote.bm25.stems("spanish")``.
+        namespaces: Maximum number of indexes to keep. The least recently used one is dropped first.
 
     Raises:
-        ConfigurationError: namespaces is no integer of 1 or more, or the extra is missing.
+        ConfigurationError: `namespaces` is not an integer of 1 or more, or the extra is not
+            installed.
     """
 
     def __init__(
@@ -136,57 +138,57 @@ class BM25Retriever:
         imported("bm25s")
         self._store = store
         self._tokenize = tokenize
-        self._most = namespaces
+        self._max_indexes = namespaces
         self._indexes: OrderedDict[str, asyncio.Task[WordIndex]] = OrderedDict()
 
     async def refresh(self, namespace: str) -> int:
-        """Index the words of a namespace as it is now; returns how many chunks there are."""
+        """Rebuild the index of a namespace and return the number of chunks in it."""
         validation.check_namespace(namespace)
         self._indexes.pop(namespace, None)
         return len((await self._index(namespace)).ids)
 
     def forget(self, namespace: str) -> None:
-        """Drop the index of a namespace, such as one that was deleted."""
+        """Drop the index of a namespace, for example after the namespace was deleted."""
         self._indexes.pop(namespace, None)
 
     async def retrieve(
         self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
     ) -> list[RetrievalResult]:
-        """Find chunks; see `Retriever.retrieve`. All of them have a word of the text."""
+        """Find chunks that contain a word of the text; see `Retriever.retrieve`."""
         validation.check_text(text, field="text")
         validation.check_namespace(namespace)
         validation.check_limit(limit)
-        wanted = as_filter(filter)
+        condition = as_filter(filter)
         index = await self._index(namespace)
         ranked = index.ranked(self._tokenize(text))
         results: list[RetrievalResult] = []
         for start in range(0, len(ranked), _PAGE):
             scores = dict(ranked[start : start + _PAGE])
-            among = field("id").in_(list(scores))
-            condition = among if wanted is None else And((among, wanted))
-            page = await self._store.list_chunks(namespace, condition, limit=len(scores))
-            found = {chunk.id: chunk for chunk in page}
+            ranked_ids = field("id").in_(list(scores))
+            matching = ranked_ids if condition is None else And((ranked_ids, condition))
+            page = await self._store.list_chunks(namespace, matching, limit=len(scores))
+            chunks = {chunk.id: chunk for chunk in page}
             results += [
-                RetrievalResult(chunk=found[one], score=score, retriever="bm25")
-                for one, score in scores.items()
-                if one in found
+                RetrievalResult(chunk=chunks[chunk_id], score=score, retriever="bm25")
+                for chunk_id, score in scores.items()
+                if chunk_id in chunks
             ]
             if len(results) >= limit:
                 break
         return results[:limit]
 
     async def _index(self, namespace: str) -> WordIndex:
-        """The index of a namespace, which is made once, however many ask for it at a time."""
+        """Return the index of a namespace; concurrent callers share one build."""
         task = self._indexes.get(namespace)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
-            task = asyncio.create_task(self._made(namespace))
+            task = asyncio.create_task(self._build_index(namespace))
             self._indexes[namespace] = task
-            if len(self._indexes) > self._most:
+            if len(self._indexes) > self._max_indexes:
                 self._indexes.popitem(last=False)
         self._indexes.move_to_end(namespace)
         return await asyncio.shield(task)
 
-    async def _made(self, namespace: str) -> WordIndex:
+    async def _build_index(self, namespace: str) -> WordIndex:
         ids: list[str] = []
         tokens: list[list[str]] = []
         async for chunk in self._store.get_all_chunks(namespace):
@@ -196,19 +198,21 @@ class BM25Retriever:
 
 
 class HybridRetriever:
-    """By several retrievers, whose rankings are fused.
+    """Retriever that fuses the rankings of several retrievers, which run concurrently.
 
-    The score is that of reciprocal rank fusion (`cenote.ranking.reciprocal_rank_fusion`): what
-    several retrievers place high comes first, whatever their scores mean.
+    The score is that of reciprocal rank fusion (`cenote.ranking.reciprocal_rank_fusion`), which
+    uses ranks only: chunks that several retrievers rank high come first, whatever the retrievers'
+    own scores mean.
 
     Args:
-        retrievers: whom to ask, at once.
-        weights: of their rankings; 1 each when None.
-        depth: how many results of each to fuse, at least; a limit that is larger counts instead.
+        retrievers: Retrievers to combine.
+        weights: One weight per retriever, from 0 to 1e9; 1 each if None.
+        depth: Number of results of each retriever to fuse. A larger `limit` takes precedence.
 
     Raises:
-        ConfigurationError: there are no retrievers, or not as many weights, which must be from 0 to
-            1e9, and one of them more than 0; or the depth is no integer of 1 or more.
+        ConfigurationError: `retrievers` is empty or contains an object without ``retrieve``; the
+            number of weights differs from that of the retrievers, a weight is out of range or all
+            are 0; or `depth` is not an integer of 1 or more.
     """
 
     def __init__(
@@ -220,12 +224,13 @@ class HybridRetriever:
     ) -> None:
         if not isinstance(retrievers, Sequence) or not retrievers:
             raise ConfigurationError(
-                "retrievers must be a list of one retriever or more", setting="retrievers"
+                "retrievers must be a list of at least one retriever", setting="retrievers"
             )
-        for one in retrievers:
-            if not hasattr(one, "retrieve"):
+        for retriever in retrievers:
+            if not hasattr(retriever, "retrieve"):
                 raise ConfigurationError(
-                    f"retrievers holds an object of type {type(one).__name__}, which is none",
+                    f"retrievers contains an object of type {type(retriever).__name__}, which has "
+                    "no method `retrieve`",
                     setting="retrievers",
                 )
         validation.check_weights(weights, len(retrievers))
@@ -240,7 +245,7 @@ class HybridRetriever:
         """Find chunks; see `Retriever.retrieve`."""
         validation.check_limit(limit)
         depth = max(limit, self._depth)
-        answers = await asyncio.gather(
-            *(one.retrieve(text, namespace, depth, filter) for one in self._retrievers)
+        rankings = await asyncio.gather(
+            *(retriever.retrieve(text, namespace, depth, filter) for retriever in self._retrievers)
         )
-        return fused(answers, self._weights, limit)
+        return fused(rankings, self._weights, limit)

@@ -101,10 +101,10 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="postgres_version"):
         EmbeddedPostgres(tmp_path, postgres_version=9)
     for name in ("a b", "a;b", "a$HOME", "a'b", "a&b"):
-        with pytest.raises(ConfigurationError, match="blanks"), EmbeddedPostgres(tmp_path / name):
+        with pytest.raises(ConfigurationError, match="spaces"), EmbeddedPostgres(tmp_path / name):
             pass
     server = EmbeddedPostgres(tmp_path / "postgres")
-    with server, pytest.raises(ConfigurationError, match="entered already"):
+    with server, pytest.raises(ConfigurationError, match="already running"):
         server.__enter__()
     assert servers(tmp_path / "postgres") == 0
 

@@ -35,7 +35,7 @@ from cenote import (
 )
 from cenote.adapters.haystack import CenoteDocumentStore, CenoteEmbeddingRetriever
 from cenote.adapters.haystack_documents import Documents
-from cenote.adapters.haystack_filters import RESERVED, wanted
+from cenote.adapters.haystack_filters import RESERVED, translate
 
 SUITES_DIMENSIONS = 768
 
@@ -292,7 +292,7 @@ def test_filters_mean_what_they_mean_in_haystack(both: Any, several: Any, top_k:
 def test_filters_that_are_refused(filters: Any, named: str) -> None:
     """Say what is wrong with them, and not with what value."""
     with pytest.raises(FilterError, match=named) as error:
-        wanted(filters)
+        translate(filters)
     assert "secret" not in str(error.value)
 
 

@@ -1,1 +1,1 @@
-"""Other projects' interfaces over a `VectorStore`, each in a module and an extra of its own."""
+"""Adapters for other frameworks, each in its own module with its own extra."""

@@ -1,4 +1,4 @@
-"""What the adapters check of what a framework hands over, before there is a chunk for a store."""
+"""Checks for arguments that arrive through a framework's interface."""
 
 from __future__ import annotations
 
@@ -9,29 +9,43 @@ from cenote.errors import InvalidInputError
 from cenote.validation import listed, shown
 
 
-def objects(values: Any, kind: type[Any], *, field: str) -> list[Any]:
-    """A list of a framework's objects; refuses one of anything else.
+def list_of(values: Any, kind: type[Any], *, field: str) -> list[Any]:
+    """Return a list of instances of one class.
 
     Args:
-        values: the list, or another iterable.
-        kind: of which class they must be.
-        field: the argument.
+        values: List or other iterable.
+        kind: Class that every element must be an instance of.
+        field: Name of the argument, for the message.
+
+    Raises:
+        InvalidInputError: `values` is not iterable, or an element is not a `kind`.
     """
     rule = f"{field} must be a list of {kind.__name__}"
-    several = listed(values, rule, field=field, but_not=(str, bytes, Mapping, kind))
-    for one in several:
-        if not isinstance(one, kind):
-            raise InvalidInputError(f"{rule}, not of {type(one).__name__}", field=field)
-    return several
+    items = listed(values, rule, field=field, but_not=(str, bytes, Mapping, kind))
+    for item in items:
+        if not isinstance(item, kind):
+            raise InvalidInputError(
+                f"{rule}, but it contains an object of type {type(item).__name__}", field=field
+            )
+    return items
 
 
-def as_many(values: Any, count: int, *, field: str) -> list[Any]:
-    """A list of one for each text; refuses another number of them."""
-    rule = f"{field} must be a list of {count:,}, one for each text"
-    several = listed(values, rule, field=field, but_not=(str, bytes, Mapping))
-    if len(several) != count:
-        raise InvalidInputError(f"{rule}, not of {len(several):,}", field=field)
-    return several
+def list_of_length(values: Any, count: int, *, field: str) -> list[Any]:
+    """Return a list with one element per text.
+
+    Args:
+        values: List or other iterable.
+        count: Number of texts.
+        field: Name of the argument, for the message.
+
+    Raises:
+        InvalidInputError: `values` is not iterable or does not have `count` elements.
+    """
+    rule = f"{field} must be a list of {count:,} elements, one per text"
+    items = listed(values, rule, field=field, but_not=(str, bytes, Mapping))
+    if len(items) != count:
+        raise InvalidInputError(f"{rule}, but it has {len(items):,}", field=field)
+    return items
 
 
 def is_whole(value: Any, *, least: int) -> bool:
@@ -55,16 +69,16 @@ def check_share(value: Any, *, field: str) -> None:
 
 
 def document_id(metadata: Any, key: str, chunk_id: Any) -> Any:
-    """The document that metadata name: the chunk itself where there is none.
+    """Return the document id stored in metadata, or the chunk's id if there is none.
 
-    Numbers are written as texts. What cannot be an id is left for the store to refuse.
+    Converts numbers to text. Returns other values unchanged; the store rejects them.
     """
-    named = metadata.get(key) if isinstance(metadata, Mapping) else None
-    if named is None or (isinstance(named, str) and not named):
+    value = metadata.get(key) if isinstance(metadata, Mapping) else None
+    if value is None or (isinstance(value, str) and not value):
         return chunk_id
-    if isinstance(named, int | float):
+    if isinstance(value, int | float):
         try:
-            return str(named)
-        except ValueError:  # of more digits than Python writes
-            return named
-    return named
+            return str(value)
+        except ValueError:  # more digits than Python converts
+            return value
+    return value

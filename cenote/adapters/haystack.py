@@ -1,4 +1,4 @@
-"""Haystack's `DocumentStore` over a store of cenote's. Needs the extra ``cenote[haystack]``."""
+"""Haystack document store backed by a cenote store. Needs the extra ``cenote[haystack]``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from haystack.utils import Secret
 
 from cenote.adapters.checks import is_whole
 from cenote.adapters.haystack_documents import Documents
-from cenote.adapters.haystack_filters import wanted
+from cenote.adapters.haystack_filters import translate
 from cenote.adapters.loops import LoopThread
 from cenote.connections import create_engine
 from cenote.errors import ConfigurationError
@@ -24,34 +24,37 @@ __all__ = ["CenoteDocumentStore", "CenoteEmbeddingRetriever"]
 
 
 class CenoteDocumentStore:
-    """One namespace of a store, as Haystack's document store.
+    """Haystack document store for one namespace of a cenote store.
 
-    Asynchronous methods run in the caller's event loop, on the store's own engine; synchronous ones
-    in a thread with connections of its own, which `close` closes.
+    Asynchronous methods run in the caller's event loop and use the store's engine. Synchronous
+    methods run in a background thread with its own connections, which `close` closes.
 
-    Documents come back as they were written, by id ascending, but for their scores; embeddings are
-    rounded to the store's 32-bit floats (16-bit in a store for ``halfvec``), and numbers of the
-    meta are kept as `VectorStore` says. What a chunk has no place for (a content of None, a blob, a
-    sparse embedding) is in the metadata under the key ``_haystack``. Documents without an embedding
-    are stored with a zero vector, and never found by one. The chunk's ``document_id`` is the
-    ``source_id`` of the meta, where Haystack's splitters put it, else the document's id.
+    Documents are returned in ascending order of id and equal to what was written, except for their
+    scores. Embeddings are rounded to the store's 32-bit floats (16-bit in a ``halfvec`` store), and
+    numbers in the meta are stored as `VectorStore` describes. Documents without an embedding are
+    stored with a zero vector, and embedding searches never return them.
 
-    Filters mean what they mean in Haystack's own in-memory store. Those with dates are narrowed
-    down by the store and decided in Python, document by document; all others by the store alone.
-    A comparison that Haystack refuses because of what it finds in a document does not hold of that
-    document, nor does one of a date with a text of more than 1,000 characters. Filters by
-    ``embedding``, ``sparse_embedding``, ``blob``, ``score`` and ``meta`` as a whole are refused.
+    Parts of a document that a chunk has no column for (a content of None, a blob, a sparse
+    embedding) are stored in the metadata under the key ``_haystack``. The chunk's ``document_id``
+    is the meta's ``source_id``, which Haystack's splitters set, or the document's own id.
+
+    Filters mean the same as in Haystack's in-memory store. The store narrows down a filter with
+    dates, and Haystack's own code then decides about each document in Python; the store evaluates
+    all other filters alone. A comparison that raises an error in Haystack because of a document's
+    value does not match that document. A comparison of a date with a text of more than 1,000
+    characters does not match either. Filters by ``embedding``, ``sparse_embedding``, ``blob``,
+    ``score`` and ``meta`` as a whole are rejected.
 
     Args:
-        store: the store.
-        namespace: whose documents these are.
-        embedding_model: the name of what makes the embeddings, which is stored beside each chunk.
+        store: Store that holds the documents.
+        namespace: Namespace to read and write.
+        embedding_model: Name of the embedding model, stored with each chunk.
     """
 
     def __init__(
         self, store: VectorStore, namespace: str, *, embedding_model: str = "haystack"
     ) -> None:
-        self._here = Documents(store, namespace, embedding_model)
+        self._documents = Documents(store, namespace, embedding_model)
         self._thread = LoopThread(store)
         self._serialized: dict[str, Any] | None = None
 
@@ -65,19 +68,20 @@ class CenoteDocumentStore:
         embedding_model: str = "haystack",
         **settings: Any,
     ) -> Self:
-        """One on an engine of its own, which pipelines can be saved with and loaded from.
+        """Create a document store with its own engine, which can be saved in pipelines.
 
-        It connects when it is first used. The table must exist.
+        The engine connects at the first use. The table must exist.
 
         Args:
-            connection_string: as of `PgVectorStore.connect`. Only a secret from an environment
-                variable can be saved.
-            dimensions: the length of every vector.
-            namespace, embedding_model: as of the constructor.
-            **settings: further arguments of `PgVectorStore`, such as ``table_name``.
+            connection_string: Connection string as for `PgVectorStore.connect`. Only a secret from
+                an environment variable can be saved.
+            dimensions: Number of dimensions of every vector.
+            namespace: Namespace to read and write.
+            embedding_model: Name of the embedding model, stored with each chunk.
+            **settings: Additional arguments for `PgVectorStore`, such as ``table_name``.
 
         Raises:
-            ConfigurationError: an argument cannot work.
+            ConfigurationError: An argument is invalid.
         """
         if not isinstance(connection_string, Secret):
             raise ConfigurationError(
@@ -87,50 +91,52 @@ class CenoteDocumentStore:
             )
         dsn: Any = connection_string.resolve_value()
         store: PgVectorStore[Any] = PgVectorStore(create_engine(dsn), dimensions, **settings)
-        made = cls(store, namespace, embedding_model=embedding_model)
-        made._serialized = {
+        document_store = cls(store, namespace, embedding_model=embedding_model)
+        document_store._serialized = {
             "connection_string": connection_string,
             "dimensions": dimensions,
             "namespace": namespace,
             "embedding_model": embedding_model,
             **settings,
         }
-        return made
+        return document_store
 
     @property
-    def _apart(self) -> Documents:
-        """The same documents, for the thread."""
-        return Documents(self._thread.store, self._here.namespace, self._here.embedding_model)
+    def _thread_documents(self) -> Documents:
+        """The documents, for coroutines that run in the background thread."""
+        return Documents(
+            self._thread.store, self._documents.namespace, self._documents.embedding_model
+        )
 
     def close(self) -> None:
-        """Close the connections that synchronous calls opened; the store stays as it is."""
+        """Close the connections that synchronous calls opened. The store itself stays open."""
         self._thread.close()
 
     async def close_async(self) -> None:
-        """Close all connections that were opened here: not those of a store that was given."""
+        """Close all connections that this object opened, but not those of a store passed to it."""
         self._thread.close()
-        store = self._here.store
+        store = self._documents.store
         if self._serialized is not None and isinstance(store, PgVectorStore):
             await store.engine.dispose()
 
     def to_dict(self) -> dict[str, Any]:
-        """What :meth:`from_dict` takes.
+        """Return a dict for :meth:`from_dict`.
 
         Raises:
-            SerializationError: the store was given, and its engine cannot be written down.
-            ValueError: the connection string is no secret from an environment variable.
+            SerializationError: This object was created with a store, whose engine cannot be saved.
+            ValueError: The connection string is not a secret from an environment variable.
         """
         if self._serialized is None:
             raise SerializationError(
-                "this CenoteDocumentStore was made of a live store, which cannot be saved; make it "
-                "by CenoteDocumentStore.from_connection_string(Secret.from_env_var(...), ...)"
+                "a CenoteDocumentStore created with a store cannot be saved: create it with "
+                "CenoteDocumentStore.from_connection_string(Secret.from_env_var(...), ...)"
             )
         secret: Secret = self._serialized["connection_string"]
         return default_to_dict(self, **self._serialized | {"connection_string": secret.to_dict()})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The store that :meth:`to_dict` wrote down."""
+        """Create a document store from the output of :meth:`to_dict`."""
         parameters = dict(data["init_parameters"])
         secret = Secret.from_dict(parameters.pop("connection_string"))
         return cls.from_connection_string(secret, **parameters)
@@ -138,127 +144,131 @@ class CenoteDocumentStore:
     # -- Haystack's protocol
 
     def count_documents(self) -> int:
-        """How many documents there are."""
-        return self._thread.run(self._apart.count())
+        """Count the documents."""
+        return self._thread.run(self._thread_documents.count())
 
     async def count_documents_async(self) -> int:
-        """How many documents there are."""
-        return await self._here.count()
+        """Count the documents."""
+        return await self._documents.count()
 
     def filter_documents(self, filters: dict[str, Any] | None = None) -> list[Document]:
-        """The documents that match, by id ascending, with their embeddings.
+        """Return the matching documents with their embeddings, in ascending order of id.
 
         Raises:
-            FilterError: Haystack refuses the filters, or a store cannot answer them.
+            FilterError: Haystack rejects the filters, or the store does not support them.
         """
-        return self._thread.run(self._apart.read(filters))
+        return self._thread.run(self._thread_documents.read(filters))
 
     async def filter_documents_async(self, filters: dict[str, Any] | None = None) -> list[Document]:
-        """The documents that match; see :meth:`filter_documents`."""
-        return await self._here.read(filters)
+        """Return the matching documents; see :meth:`filter_documents`."""
+        return await self._documents.read(filters)
 
     def write_documents(
         self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE
     ) -> int:
-        """Write documents, all or none; returns how many.
+        """Write all documents or none, and return the number of written documents.
 
-        Whether an id is stored is looked up before the write, not within it: of two writers of
-        one new id at once, under ``FAIL`` or ``SKIP``, neither may see the other's, and the last
-        one wins.
+        ``FAIL`` and ``SKIP`` look up stored ids before the write, not in the same statement. If two
+        writers add the same new id concurrently, neither may see the other's, and the last write
+        wins.
 
         Args:
-            documents: with unique ids, or of each id ``SKIP`` takes the first and ``OVERWRITE``
-                the last.
-            policy: what to do about ids that are stored already; ``NONE`` is ``FAIL``.
+            documents: Documents to write. If an id appears more than once, ``SKIP`` keeps the first
+                document with that id and ``OVERWRITE`` the last.
+            policy: Treatment of stored ids. ``NONE`` means ``FAIL``.
 
         Raises:
-            DuplicateDocumentError: an id is stored, or appears twice, under ``FAIL``.
-            InvalidInputError: a document cannot be stored; names it.
-            ValueError: these are no documents.
+            DuplicateDocumentError: Under ``FAIL``, an id is already stored or appears twice.
+            InvalidInputError: A document cannot be stored. The error names the document.
+            ValueError: `documents` is not a list of documents.
         """
-        return self._thread.run(self._apart.write(documents, policy))
+        return self._thread.run(self._thread_documents.write(documents, policy))
 
     async def write_documents_async(
         self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE
     ) -> int:
         """Write documents; see :meth:`write_documents`."""
-        return await self._here.write(documents, policy)
+        return await self._documents.write(documents, policy)
 
     def delete_documents(self, document_ids: list[str]) -> None:
-        """Remove documents by id; those that are not there are passed over."""
-        self._thread.run(self._apart.delete(document_ids))
+        """Delete documents by id. Unknown ids are ignored."""
+        self._thread.run(self._thread_documents.delete(document_ids))
 
     async def delete_documents_async(self, document_ids: list[str]) -> None:
-        """Remove documents by id; those that are not there are passed over."""
-        await self._here.delete(document_ids)
+        """Delete documents by id. Unknown ids are ignored."""
+        await self._documents.delete(document_ids)
 
-    # -- what its integrations have besides
+    # -- methods that Haystack's other integrations share
 
     def delete_all_documents(self) -> None:
-        """Remove every document of the namespace."""
-        self._thread.run(self._apart.delete_all())
+        """Delete all documents of the namespace."""
+        self._thread.run(self._thread_documents.delete_all())
 
     async def delete_all_documents_async(self) -> None:
-        """Remove every document of the namespace."""
-        await self._here.delete_all()
+        """Delete all documents of the namespace."""
+        await self._documents.delete_all()
 
     def delete_by_filter(self, filters: dict[str, Any]) -> int:
-        """Remove the documents that match; returns how many.
+        """Delete the matching documents and return their number.
 
-        At once, or page by page where the filters have dates.
+        Deletes in one statement, or page by page if the filters contain dates.
         """
-        return self._thread.run(self._apart.delete_matching(filters))
+        return self._thread.run(self._thread_documents.delete_matching(filters))
 
     async def delete_by_filter_async(self, filters: dict[str, Any]) -> int:
-        """Remove the documents that match; see :meth:`delete_by_filter`."""
-        return await self._here.delete_matching(filters)
+        """Delete the matching documents; see :meth:`delete_by_filter`."""
+        return await self._documents.delete_matching(filters)
 
     def update_by_filter(self, filters: dict[str, Any], meta: dict[str, Any]) -> int:
-        """Set keys of the meta of the documents that match, page by page; returns how many."""
-        return self._thread.run(self._apart.update(filters, meta))
+        """Set meta keys of the matching documents, page by page, and return their number."""
+        return self._thread.run(self._thread_documents.update(filters, meta))
 
     async def update_by_filter_async(self, filters: dict[str, Any], meta: dict[str, Any]) -> int:
-        """Set keys of the meta; see :meth:`update_by_filter`."""
-        return await self._here.update(filters, meta)
+        """Set meta keys of the matching documents; see :meth:`update_by_filter`."""
+        return await self._documents.update(filters, meta)
 
     def count_documents_by_filter(self, filters: dict[str, Any]) -> int:
-        """How many documents match."""
-        return self._thread.run(self._apart.count(filters))
+        """Count the matching documents."""
+        return self._thread.run(self._thread_documents.count(filters))
 
     async def count_documents_by_filter_async(self, filters: dict[str, Any]) -> int:
-        """How many documents match."""
-        return await self._here.count(filters)
+        """Count the matching documents."""
+        return await self._documents.count(filters)
 
     def count_unique_metadata_by_filter(
         self, filters: dict[str, Any], metadata_fields: Sequence[str]
     ) -> dict[str, int]:
-        """How many different values keys of the meta have among the documents that match.
+        """Count the distinct values of meta keys among the matching documents.
 
-        As the three that follow, it reads the documents one page after another.
+        This method and the other ``*_metadata_*`` methods read all matching documents, page by
+        page.
         """
-        return self._thread.run(self._apart.count_unique(filters, metadata_fields))
+        return self._thread.run(self._thread_documents.count_unique(filters, metadata_fields))
 
     async def count_unique_metadata_by_filter_async(
         self, filters: dict[str, Any], metadata_fields: Sequence[str]
     ) -> dict[str, int]:
-        """How many different values; see :meth:`count_unique_metadata_by_filter`."""
-        return await self._here.count_unique(filters, metadata_fields)
+        """Count distinct values; see :meth:`count_unique_metadata_by_filter`."""
+        return await self._documents.count_unique(filters, metadata_fields)
 
     def get_metadata_fields_info(self) -> dict[str, dict[str, str]]:
-        """The type of each key of the meta: boolean, int, float or keyword; the last one found."""
-        return self._thread.run(self._apart.fields_info())
+        """Return the type of each meta key: boolean, int, float or keyword.
+
+        If the types differ between documents, the document with the greatest id decides.
+        """
+        return self._thread.run(self._thread_documents.fields_info())
 
     async def get_metadata_fields_info_async(self) -> dict[str, dict[str, str]]:
-        """The type of each key of the meta; see :meth:`get_metadata_fields_info`."""
-        return await self._here.fields_info()
+        """Return the type of each meta key; see :meth:`get_metadata_fields_info`."""
+        return await self._documents.fields_info()
 
     def get_metadata_field_min_max(self, metadata_field: str) -> dict[str, Any]:
-        """The least and the greatest value of a key: None if there are texts among numbers."""
-        return self._thread.run(self._apart.min_max(metadata_field))
+        """Return the minimum and maximum of a meta key; both None if it mixes texts and numbers."""
+        return self._thread.run(self._thread_documents.min_max(metadata_field))
 
     async def get_metadata_field_min_max_async(self, metadata_field: str) -> dict[str, Any]:
-        """The least and the greatest value; see :meth:`get_metadata_field_min_max`."""
-        return await self._here.min_max(metadata_field)
+        """Return minimum and maximum; see :meth:`get_metadata_field_min_max`."""
+        return await self._documents.min_max(metadata_field)
 
     def get_metadata_field_unique_values(
         self,
@@ -268,16 +278,18 @@ class CenoteDocumentStore:
         size: int = 10,
         filters: dict[str, Any] | None = None,
     ) -> tuple[list[Any], int]:
-        """A page of the different values of a key, and how many there are.
+        """Return one page of the distinct values of a meta key, and their total number.
 
         Args:
-            metadata_field: the key, with or without ``meta.``.
-            search_term: what the values must hold, in any case.
-            from_, size: the page.
-            filters: which documents to look at.
+            metadata_field: Meta key, with or without the prefix ``meta.``.
+            search_term: Text that the values must contain, ignoring case.
+            from_: Number of values to skip.
+            size: Maximum number of values to return.
+            filters: Filters that the documents must match.
         """
-        found = self._apart.unique_values(metadata_field, search_term, from_, size, filters)
-        return self._thread.run(found)
+        return self._thread.run(
+            self._thread_documents.unique_values(metadata_field, search_term, from_, size, filters)
+        )
 
     async def get_metadata_field_unique_values_async(
         self,
@@ -287,8 +299,10 @@ class CenoteDocumentStore:
         size: int = 10,
         filters: dict[str, Any] | None = None,
     ) -> tuple[list[Any], int]:
-        """A page of the different values; see :meth:`get_metadata_field_unique_values`."""
-        return await self._here.unique_values(metadata_field, search_term, from_, size, filters)
+        """Return distinct values; see :meth:`get_metadata_field_unique_values`."""
+        return await self._documents.unique_values(
+            metadata_field, search_term, from_, size, filters
+        )
 
     # -- searching
 
@@ -298,11 +312,11 @@ class CenoteDocumentStore:
         filters: dict[str, Any] | None = None,
         top_k: int = 10,
     ) -> list[Document]:
-        """The documents nearest to a vector, without their embeddings.
+        """Return the documents most similar to a vector, without their embeddings.
 
         Scores are cosine similarities, -1 to 1.
         """
-        return self._thread.run(self._apart.nearest(query_embedding, filters, top_k))
+        return self._thread.run(self._thread_documents.nearest(query_embedding, filters, top_k))
 
     async def embedding_retrieval_async(
         self,
@@ -310,25 +324,26 @@ class CenoteDocumentStore:
         filters: dict[str, Any] | None = None,
         top_k: int = 10,
     ) -> list[Document]:
-        """The documents nearest to a vector; see :meth:`embedding_retrieval`."""
-        return await self._here.nearest(query_embedding, filters, top_k)
+        """Return the documents most similar to a vector; see :meth:`embedding_retrieval`."""
+        return await self._documents.nearest(query_embedding, filters, top_k)
 
 
 @component
 class CenoteEmbeddingRetriever:
-    """Finds the documents nearest to an embedding.
+    """Component that retrieves the documents most similar to an embedding.
 
-    They come without their embeddings; their scores are cosine similarities, -1 to 1.
+    Documents are returned without their embeddings. Scores are cosine similarities, -1 to 1.
 
     Args:
-        document_store: where to search.
-        filters: what the documents must match.
-        top_k: the most documents, 1 or more.
-        filter_policy: whether filters of a run replace these, or are merged with them.
+        document_store: Document store to search.
+        filters: Filters that the documents must match.
+        top_k: Maximum number of documents, 1 or more.
+        filter_policy: Policy that replaces `filters` with the filters of a run, or merges them.
 
     Raises:
-        TypeError: this is another kind of document store.
-        ValueError: `top_k` is less than 1, or `filter_policy` is none.
+        TypeError: `document_store` is not a `CenoteDocumentStore`.
+        ValueError: `top_k` is not an integer of 1 or more, or `filter_policy` is not a
+            `FilterPolicy`.
     """
 
     def __init__(
@@ -354,7 +369,7 @@ class CenoteEmbeddingRetriever:
         self.filter_policy = filter_policy
 
     def to_dict(self) -> dict[str, Any]:
-        """What :meth:`from_dict` takes; see `CenoteDocumentStore.to_dict`."""
+        """Return a dict for :meth:`from_dict`; see `CenoteDocumentStore.to_dict`."""
         return default_to_dict(
             self,
             document_store=self.document_store.to_dict(),
@@ -365,16 +380,16 @@ class CenoteEmbeddingRetriever:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CenoteEmbeddingRetriever:
-        """The retriever that :meth:`to_dict` wrote down."""
+        """Create a retriever from the output of :meth:`to_dict`."""
         parameters = dict(data["init_parameters"])
         store = CenoteDocumentStore.from_dict(parameters["document_store"])
         parameters["document_store"] = store
         if "filter_policy" in parameters:
             parameters["filter_policy"] = FilterPolicy.from_str(parameters["filter_policy"])
-        made: CenoteEmbeddingRetriever = default_from_dict(
+        retriever: CenoteEmbeddingRetriever = default_from_dict(
             cls, data | {"init_parameters": parameters}
         )
-        return made
+        return retriever
 
     @component.output_types(documents=list[Document])
     def run(
@@ -383,19 +398,19 @@ class CenoteEmbeddingRetriever:
         filters: dict[str, Any] | None = None,
         top_k: int | None = None,
     ) -> dict[str, list[Document]]:
-        """Find documents.
+        """Retrieve documents.
 
         Args:
-            query_embedding: what to look for.
-            filters: of this run; see `filter_policy`.
-            top_k: of this run, 0 or more.
+            query_embedding: Embedding of the query.
+            filters: Filters of this run; see `filter_policy`.
+            top_k: Maximum number of documents of this run, 0 or more.
 
         Raises:
-            FilterError: Haystack refuses the filters, or a store cannot answer them.
-            ValueError: `top_k` is negative.
+            FilterError: Haystack rejects the filters, or the store does not support them.
+            ValueError: `top_k` is not an integer of 0 or more.
         """
-        search = self.document_store.embedding_retrieval
-        return {"documents": search(query_embedding, *self._asked(filters, top_k))}
+        retrieve = self.document_store.embedding_retrieval
+        return {"documents": retrieve(query_embedding, *self._run_options(filters, top_k))}
 
     @component.output_types(documents=list[Document])
     async def run_async(
@@ -404,14 +419,15 @@ class CenoteEmbeddingRetriever:
         filters: dict[str, Any] | None = None,
         top_k: int | None = None,
     ) -> dict[str, list[Document]]:
-        """Find documents; see :meth:`run`."""
-        search = self.document_store.embedding_retrieval_async
-        return {"documents": await search(query_embedding, *self._asked(filters, top_k))}
+        """Retrieve documents; see :meth:`run`."""
+        retrieve = self.document_store.embedding_retrieval_async
+        return {"documents": await retrieve(query_embedding, *self._run_options(filters, top_k))}
 
-    def _asked(
+    def _run_options(
         self, filters: dict[str, Any] | None, top_k: int | None
     ) -> tuple[dict[str, Any] | None, int]:
-        for one in (self.filters, filters):  # before Haystack looks into them
-            wanted(one)
+        """Return the filters and the `top_k` of a run."""
+        translate(self.filters)  # apply_filter_policy() assumes valid filters
+        translate(filters)
         merged = apply_filter_policy(self.filter_policy, self.filters, filters)
         return merged, self.top_k if top_k is None else top_k

@@ -1,4 +1,4 @@
-"""Haystack's documents in a store: what becomes of them, and what is done with them."""
+"""Conversion of Haystack documents to chunks, and asynchronous operations on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from haystack.document_stores.types import DuplicatePolicy
 from haystack.errors import FilterError
 
 from cenote.adapters.checks import check_whole, document_id, is_whole
-from cenote.adapters.haystack_filters import NO_CONTENT, RESERVED, is_empty, wanted
+from cenote.adapters.haystack_filters import NO_CONTENT, RESERVED, is_empty, translate
 from cenote.errors import InvalidInputError
 from cenote.models import Chunk, EmbeddedChunk
 from cenote.stores import VectorStore
@@ -23,24 +23,25 @@ from cenote.types import Vector
 from cenote.validation import check_query_vector, check_text, listed, shown
 
 PAGE_SIZE = 500
-"""Documents that are read or changed at a time."""
+"""Number of documents read or changed at a time."""
 
 _SOURCE = "source_id"
-"""Where Haystack's splitters put the id of the document that they cut."""
+"""Meta key in which Haystack's splitters store the id of the source document."""
 
 _ZERO = "zero_embedding"
-"""Says, within the reserved key, that the embedding is zero; alone, a zero vector means none."""
+"""Flag under the reserved key: the embedding is zero. Otherwise a zero vector stands for no
+embedding."""
 
 
-# -- documents and chunks --------------------------------------------------------------------------
+# -- conversion --------------------------------------------------------------------------
 
 
 def embedded_chunk(document: Document, dimensions: int, embedding_model: str) -> EmbeddedChunk:
-    """A document as it is stored.
+    """Convert a document to the chunk that is stored.
 
     Raises:
-        InvalidInputError: its metadata are no dict, or have the reserved key, or another part of it
-            is none of Haystack's.
+        InvalidInputError: The meta is not a dict or contains the reserved key, or the blob or the
+            sparse embedding is not of Haystack's class.
     """
     _check_meta(document.meta, document.id)
     extra: dict[str, Any] = {}
@@ -50,12 +51,12 @@ def embedded_chunk(document: Document, dimensions: int, embedding_model: str) ->
         extra[_ZERO] = True
     if (blob := document.blob) is not None:
         if not isinstance(blob, ByteStream) or not isinstance(blob.data, bytes | bytearray):
-            raise _bad_part(document, "blob", "a ByteStream of bytes")
+            raise _invalid_part(document, "blob", "a ByteStream of bytes")
         data = base64.b64encode(blob.data).decode()
         extra["blob"] = {"data": data, "meta": blob.meta, "mime_type": blob.mime_type}
     if (sparse := document.sparse_embedding) is not None:
         if not isinstance(sparse, SparseEmbedding):
-            raise _bad_part(document, "sparse_embedding", "a SparseEmbedding")
+            raise _invalid_part(document, "sparse_embedding", "a SparseEmbedding")
         extra["sparse_embedding"] = {"indices": sparse.indices, "values": sparse.values}
     chunk = Chunk(
         id=document.id,
@@ -70,11 +71,11 @@ def embedded_chunk(document: Document, dimensions: int, embedding_model: str) ->
 def document_of(
     chunk: Chunk, embedding: Vector | None = None, score: float | None = None
 ) -> Document:
-    """A document as it was written."""
+    """Convert a chunk back to the document that was written."""
     meta = dict(chunk.metadata)
     extra = meta.pop(RESERVED, {})
     blob, sparse = extra.get("blob"), extra.get("sparse_embedding")
-    vector = None if embedding is None else [float(one) for one in embedding]
+    vector = None if embedding is None else [float(number) for number in embedding]
     if vector is not None and not any(vector) and not extra.get(_ZERO):
         vector = None
     return Document(
@@ -89,14 +90,14 @@ def document_of(
 
 
 def _is_zero(embedding: Any, dimensions: int) -> bool:
-    """Whether an embedding is zero; what is no vector is left for the store to refuse."""
+    """Return True if an embedding is a zero vector. The store rejects invalid embeddings."""
     try:
         return not check_query_vector(embedding, dimensions, "vector").any()
     except InvalidInputError:
         return False
 
 
-def _bad_part(document: Document, name: str, kind: str) -> InvalidInputError:
+def _invalid_part(document: Document, name: str, kind: str) -> InvalidInputError:
     return InvalidInputError(
         f"the {name} of document {shown(document.id)} must be {kind}",
         field=name,
@@ -105,58 +106,62 @@ def _bad_part(document: Document, name: str, kind: str) -> InvalidInputError:
 
 
 def _check_meta(meta: Any, document_id: str | None = None) -> None:
-    of = "meta" if document_id is None else f"the meta of document {shown(document_id)}"
+    subject = "meta" if document_id is None else f"the meta of document {shown(document_id)}"
     if not isinstance(meta, dict):
         raise InvalidInputError(
-            f"{of} must be a dict, not {type(meta).__name__}", field="meta", chunk_id=document_id
+            f"{subject} must be a dict, not {type(meta).__name__}",
+            field="meta",
+            chunk_id=document_id,
         )
     if RESERVED in meta:
         raise InvalidInputError(
-            f"{of} has the key {RESERVED!r}, which cenote keeps for itself; rename it",
+            f"{subject} contains the key {RESERVED!r}, which cenote reserves: rename the key",
             field="meta",
             chunk_id=document_id,
         )
 
 
-# -- a namespace of them ---------------------------------------------------------------------------
+# -- operations ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a namespace; see `cenote.adapters.haystack.CenoteDocumentStore`."""
+    """Documents of a namespace; see `cenote.adapters.haystack.CenoteDocumentStore`."""
 
     store: VectorStore
     namespace: str
     embedding_model: str
 
     async def count(self, filters: dict[str, Any] | None = None) -> int:
-        asked = wanted(filters)
-        if asked.exact:
-            return await self.store.count(self.namespace, asked.filter)
+        translated = translate(filters)
+        if translated.exact:
+            return await self.store.count(self.namespace, translated.filter)
         return len([chunk.id async for chunk in self._chunks(filters)])
 
     async def read(self, filters: dict[str, Any] | None) -> list[Document]:
         found: list[Document] = []
         async for page in self._pages(filters):
-            vectors = await self.store.get_embeddings([one.id for one in page], self.namespace)
-            # What has gone between the two reads is gone.
-            found += [document_of(one, vectors[one.id]) for one in page if one.id in vectors]
+            vectors = await self.store.get_embeddings([chunk.id for chunk in page], self.namespace)
+            # Skips chunks that were deleted between the two reads.
+            found += [
+                document_of(chunk, vectors[chunk.id]) for chunk in page if chunk.id in vectors
+            ]
         return found
 
     async def nearest(
         self, query: list[float], filters: dict[str, Any] | None, top_k: int
     ) -> list[Document]:
-        asked = wanted(filters)
+        translated = translate(filters)
         if not is_whole(top_k, least=0):
             raise ValueError(f"top_k must be an integer of 0 or more, not {shown(top_k)}")
         if top_k == 0:
             return []
-        limit = top_k if asked.exact else 2 * top_k
+        limit = top_k if translated.exact else 2 * top_k
         while True:
-            results = await self.store.search(query, self.namespace, limit, asked.filter)
-            found = [document_of(one.chunk, score=one.score) for one in results]
-            if not asked.exact:
-                found = [one for one in found if asked.holds(one)]
+            results = await self.store.search(query, self.namespace, limit, translated.filter)
+            found = [document_of(result.chunk, score=result.score) for result in results]
+            if not translated.exact:
+                found = [document for document in found if translated.matches(document)]
             if len(found) >= top_k or len(results) < limit:
                 return found[:top_k]
             limit *= 4
@@ -165,20 +170,23 @@ class Documents:
         if not isinstance(documents, Iterable) or isinstance(documents, str):
             raise ValueError(f"documents must be a list, not {type(documents).__name__}")
         documents = list(documents)
-        for one in documents:
-            if not isinstance(one, Document):
-                raise ValueError(f"documents must be of Documents, not of {type(one).__name__}")
+        for document in documents:
+            if not isinstance(document, Document):
+                raise ValueError(
+                    "documents must be a list of Documents, but it contains an object of type "
+                    f"{type(document).__name__}"
+                )
         new = documents
         if policy is not DuplicatePolicy.OVERWRITE:
-            known = await self._stored([one.id for one in documents])  # which checks them
-            counts = Counter(one.id for one in documents)
-            twice = {one for one, count in counts.items() if count > 1}
-            if policy is not DuplicatePolicy.SKIP and (known or twice):
-                raise _duplicates(known | twice)
-            first = {one.id: one for one in reversed(documents)}
-            new = [one for one in first.values() if one.id not in known]
+            ids = [document.id for document in documents]
+            stored = await self._stored(ids)  # the store checks the ids
+            repeated = {document_id for document_id, count in Counter(ids).items() if count > 1}
+            if policy is not DuplicatePolicy.SKIP and (stored or repeated):
+                raise _duplicates(stored | repeated)
+            first = {document.id: document for document in reversed(documents)}
+            new = [document for document in first.values() if document.id not in stored]
         dimensions = self.store.dimensions
-        chunks = [embedded_chunk(one, dimensions, self.embedding_model) for one in new]
+        chunks = [embedded_chunk(document, dimensions, self.embedding_model) for document in new]
         await self.store.upsert(chunks, self.namespace)
         return len(new)
 
@@ -189,32 +197,32 @@ class Documents:
         await self.store.delete_namespace(self.namespace)
 
     async def delete_matching(self, filters: dict[str, Any]) -> int:
-        asked = wanted(_narrowing(filters))
-        if asked.exact and asked.filter is not None:
-            return await self.store.delete_matching(asked.filter, self.namespace)
+        translated = translate(_not_empty(filters))
+        if translated.exact and translated.filter is not None:
+            return await self.store.delete_matching(translated.filter, self.namespace)
         deleted = 0
         async for page in self._pages(filters):
-            await self.store.delete([one.id for one in page], self.namespace)
+            await self.store.delete([chunk.id for chunk in page], self.namespace)
             deleted += len(page)
         return deleted
 
     async def update(self, filters: dict[str, Any], meta: dict[str, Any]) -> int:
         _check_meta(meta)
         updated = 0
-        async for page in self._pages(_narrowing(filters)):
-            changes = {one.id: meta for one in page}
+        async for page in self._pages(_not_empty(filters)):
+            changes = {chunk.id: meta for chunk in page}
             await self.store.update_metadata(changes, self.namespace, merge=True)
             updated += len(page)
         return updated
 
-    # -- about the metadata
+    # -- statistics of the metadata
 
     async def count_unique(
         self, filters: dict[str, Any] | None, metadata_fields: Sequence[str]
     ) -> dict[str, int]:
-        rule = "metadata_fields must be a list of keys"
+        rule = "metadata_fields must be a list of meta keys"
         names = listed(metadata_fields, rule, field="metadata_fields")
-        seen: dict[str, set[tuple[str, str]]] = {_key(one): set() for one in names}
+        seen: dict[str, set[tuple[str, str]]] = {_key(name): set() for name in names}
         async for chunk in self._chunks(filters):
             for key, values in seen.items():
                 if chunk.metadata.get(key) is not None:
@@ -230,15 +238,20 @@ class Documents:
         return found
 
     async def min_max(self, metadata_field: str) -> dict[str, Any]:
-        key, ends = _key(metadata_field), list[Any]()
+        key = _key(metadata_field)
+        least: Any = None
+        greatest: Any = None
         async for chunk in self._chunks(None):
             value = chunk.metadata.get(key)
             if not isinstance(value, int | float | str):
                 continue
-            if ends and isinstance(value, str) is not isinstance(ends[0], str):
+            if least is None:
+                least = greatest = value
+            elif isinstance(value, str) is not isinstance(least, str):
                 return {"min": None, "max": None}
-            ends = [min([value, *ends[:1]]), max([value, *ends[1:]])]
-        return {"min": ends[0], "max": ends[1]} if ends else {"min": None, "max": None}
+            else:
+                least, greatest = min(value, least), max(value, greatest)
+        return {"min": least, "max": greatest}
 
     async def unique_values(
         self,
@@ -252,22 +265,22 @@ class Documents:
             check_text(search_term, field="search_term")
         check_whole(from_, least=0, field="from_")
         check_whole(size, least=0, field="size")
-        key, part = _key(metadata_field), (search_term or "").lower()
-        found: dict[tuple[str, str], Any] = {}
+        key, term = _key(metadata_field), (search_term or "").lower()
+        distinct: dict[tuple[str, str], Any] = {}
         async for chunk in self._chunks(filters):
             value = chunk.metadata.get(key)
-            if value is not None and part in str(value).lower():
-                found.setdefault(_token(value), value)
-        ordered = sorted(found, key=lambda token: (str(found[token]), token))
-        return [found[token] for token in ordered[from_ : from_ + size]], len(found)
+            if value is not None and term in str(value).lower():
+                distinct.setdefault(_token(value), value)
+        tokens = sorted(distinct, key=lambda token: (str(distinct[token]), token))
+        return [distinct[token] for token in tokens[from_ : from_ + size]], len(distinct)
 
-    # -- pieces
+    # -- reading
 
     async def _chunks(self, filters: dict[str, Any] | None) -> AsyncIterator[Chunk]:
-        """The chunks of matching documents, by id."""
-        asked = wanted(filters)
-        async for chunk in self.store.get_all_chunks(self.namespace, asked.filter):
-            if asked.exact or asked.holds(document_of(chunk)):
+        """Iterate over the chunks of the matching documents, in ascending order of id."""
+        translated = translate(filters)
+        async for chunk in self.store.get_all_chunks(self.namespace, translated.filter):
+            if translated.exact or translated.matches(document_of(chunk)):
                 yield chunk
 
     async def _pages(self, filters: dict[str, Any] | None) -> AsyncIterator[list[Chunk]]:
@@ -281,7 +294,7 @@ class Documents:
             yield page
 
     async def _stored(self, ids: list[str]) -> set[str]:
-        """Which ids are stored."""
+        """Return the ids that are stored."""
         found: set[str] = set()
         for start in range(0, len(ids), PAGE_SIZE):
             page = await self.store.get(ids[start : start + PAGE_SIZE], self.namespace)
@@ -290,6 +303,7 @@ class Documents:
 
 
 _TYPES = {bool: "boolean", int: "int", float: "float"}
+"""Haystack's names for the types of meta values; all others are ``keyword``."""
 
 
 def _key(metadata_field: str) -> str:
@@ -298,13 +312,16 @@ def _key(metadata_field: str) -> str:
 
 
 def _token(value: Any) -> tuple[str, str]:
-    """Tells values apart, those of different types too."""
+    """Return a hashable key that differs for distinct values, such as 1, 1.0 and True."""
     return type(value).__name__, json.dumps(value, sort_keys=True)
 
 
-def _narrowing(filters: dict[str, Any]) -> dict[str, Any]:
+def _not_empty(filters: dict[str, Any]) -> dict[str, Any]:
     if is_empty(filters):
-        raise FilterError("the filters are empty; for all documents: delete_all_documents()")
+        raise FilterError(
+            "the filters are empty: pass filters, or call delete_all_documents() to delete all "
+            "documents"
+        )
     return filters
 
 
@@ -312,6 +329,6 @@ def _duplicates(ids: set[str]) -> DuplicateDocumentError:
     some = ", ".join(map(repr, sorted(ids)[:5]))
     more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return DuplicateDocumentError(
-        f"already stored, or twice among the documents: {some}{more}; nothing was written. To "
-        "leave or to replace what is stored: DuplicatePolicy.SKIP or OVERWRITE"
+        f"ids that are already stored or appear twice: {some}{more}; nothing was written. Pass "
+        "DuplicatePolicy.SKIP to keep the stored documents, or OVERWRITE to replace them"
     )

@@ -1,4 +1,4 @@
-"""LangChain's `VectorStore` over a store of cenote's. Needs the extra ``cenote[langchain]``."""
+"""LangChain vector store backed by a cenote store. Needs the extra ``cenote[langchain]``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore as LangChainVectorStore
 from pydantic import ValidationError
 
-from cenote.adapters.checks import as_many, check_share, check_whole, document_id, objects
+from cenote.adapters.checks import check_share, check_whole, document_id, list_of, list_of_length
 from cenote.adapters.loops import LoopThread
 from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters import FilterLike
@@ -21,28 +21,29 @@ from cenote.validation import listed
 
 __all__ = ["CenoteVectorStore"]
 
-_CANDIDATES = 20
-"""What LangChain takes for ``fetch_k`` where nobody says."""
+_FETCH_K = 20
+"""LangChain's default for ``fetch_k``."""
 
 
 class CenoteVectorStore(LangChainVectorStore):
-    """One namespace of a store, as LangChain's vector store.
+    """LangChain vector store for one namespace of a cenote store.
 
-    Asynchronous methods run in the caller's event loop, on the store's own engine; synchronous ones
-    in a thread with connections of its own, which `close` closes. A document's id is the chunk's
-    id, and one is made where there is none. Scores are cosine similarities, -1 to 1. Filters are
-    cenote's: dicts or expressions.
+    Asynchronous methods run in the caller's event loop and use the store's engine. Synchronous
+    methods run in a background thread with its own connections, which `close` closes.
+
+    A document's id is the chunk's id; documents without an id get a random one. Scores are cosine
+    similarities, -1 to 1. Filters are cenote filters: dicts or expressions.
 
     Args:
-        store: the store.
-        embedding: makes the embeddings.
-        namespace: whose documents these are.
-        embedding_model: the name of what `embedding` is, which is stored beside each chunk.
-        document_id_key: the key of the metadata that names the document which a chunk was cut from;
-            it is the chunk's own id where the metadata lack it.
+        store: Store that holds the documents.
+        embedding: LangChain embeddings.
+        namespace: Namespace to read and write.
+        embedding_model: Name of the embedding model, stored with each chunk.
+        document_id_key: Metadata key with the id of the document that the chunk was cut from.
+            Without that key, the chunk's own id is used.
 
     Raises:
-        ConfigurationError: `document_id_key` is no text.
+        ConfigurationError: `document_id_key` is not a string.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class CenoteVectorStore(LangChainVectorStore):
     ) -> None:
         if not isinstance(document_id_key, str):
             raise ConfigurationError(
-                f"document_id_key must be text, not {type(document_id_key).__name__}",
+                f"document_id_key must be a string, not {type(document_id_key).__name__}",
                 setting="document_id_key",
             )
         self._store = store
@@ -68,11 +69,11 @@ class CenoteVectorStore(LangChainVectorStore):
 
     @property
     def embeddings(self) -> Embeddings:
-        """What makes the embeddings."""
+        """LangChain embeddings of this store."""
         return self._embedding
 
     def close(self) -> None:
-        """Close the connections that synchronous calls opened; the store stays as it is."""
+        """Close the connections that synchronous calls opened. The store itself stays open."""
         self._thread.close()
 
     # -- writing
@@ -85,7 +86,7 @@ class CenoteVectorStore(LangChainVectorStore):
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Write texts; returns their ids."""
+        """Write texts and return their ids."""
         return self.add_documents(_documents(texts, metadatas, ids))
 
     async def aadd_texts(
@@ -96,43 +97,46 @@ class CenoteVectorStore(LangChainVectorStore):
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Write texts; returns their ids."""
+        """Write texts and return their ids."""
         return await self.aadd_documents(_documents(texts, metadatas, ids))
 
     def add_documents(
         self, documents: list[Document], *, ids: Sequence[str | None] | None = None, **kwargs: Any
     ) -> list[str]:
-        """Write documents, replacing those whose id is stored; returns their ids."""
-        documents = objects(documents, Document, field="documents")
-        vectors = self._embedding.embed_documents([one.page_content for one in documents])
+        """Write documents, replace stored ones with the same id, and return the ids."""
+        documents = list_of(documents, Document, field="documents")
+        vectors = self._embedding.embed_documents(_contents(documents))
         chunks = self._chunks(documents, ids, vectors)
         self._thread.run(self._thread.store.upsert(chunks, self._namespace))
-        return [one.chunk.id for one in chunks]
+        return [chunk.chunk.id for chunk in chunks]
 
     async def aadd_documents(
         self, documents: list[Document], *, ids: Sequence[str | None] | None = None, **kwargs: Any
     ) -> list[str]:
-        """Write documents, replacing those whose id is stored; returns their ids."""
-        documents = objects(documents, Document, field="documents")
-        vectors = await self._embedding.aembed_documents([one.page_content for one in documents])
+        """Write documents, replace stored ones with the same id, and return the ids."""
+        documents = list_of(documents, Document, field="documents")
+        vectors = await self._embedding.aembed_documents(_contents(documents))
         chunks = self._chunks(documents, ids, vectors)
         await self._store.upsert(chunks, self._namespace)
-        return [one.chunk.id for one in chunks]
+        return [chunk.chunk.id for chunk in chunks]
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
-        """Remove documents by id; see :meth:`adelete`."""
-        return self._thread.run(self._deleted(self._thread.store, ids, **kwargs))
+        """Delete documents; see :meth:`adelete`."""
+        return self._thread.run(self._delete(self._thread.store, ids, **kwargs))
 
     async def adelete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
-        """Remove documents by id.
+        """Delete documents by id or by filter.
 
         Args:
-            ids: which; those that are not there are passed over.
-            **kwargs: ``filter``, of what to remove instead.
-        """
-        return await self._deleted(self._store, ids, **kwargs)
+            ids: Ids of the documents to delete. Unknown ids are ignored.
+            **kwargs: ``filter`` deletes the matching documents if `ids` is None.
 
-    async def _deleted(
+        Raises:
+            InvalidInputError: There are neither ids nor a filter.
+        """
+        return await self._delete(self._store, ids, **kwargs)
+
+    async def _delete(
         self, store: VectorStore, ids: list[str] | None, *, filter: Any = None, **kwargs: Any
     ) -> bool:
         if ids is None:
@@ -144,12 +148,12 @@ class CenoteVectorStore(LangChainVectorStore):
     # -- reading
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Read documents by id; those that are not there are left out."""
+        """Return documents by id, in the order of `ids`. Unknown ids are ignored."""
         chunks = self._thread.run(self._thread.store.get(ids, self._namespace))
         return [_document(chunk) for chunk in chunks]
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Read documents by id; those that are not there are left out."""
+        """Return documents by id, in the order of `ids`. Unknown ids are ignored."""
         return [_document(chunk) for chunk in await self._store.get(ids, self._namespace)]
 
     # -- searching
@@ -157,68 +161,76 @@ class CenoteVectorStore(LangChainVectorStore):
     def similarity_search(
         self, query: str, k: int = 4, filter: FilterLike = None, **kwargs: Any
     ) -> list[Document]:
-        """The documents nearest to a text."""
-        return [one for one, _ in self.similarity_search_with_score(query, k, filter, **kwargs)]
+        """Return the documents most similar to a text."""
+        found = self.similarity_search_with_score(query, k, filter, **kwargs)
+        return [document for document, _ in found]
 
     async def asimilarity_search(
         self, query: str, k: int = 4, filter: FilterLike = None, **kwargs: Any
     ) -> list[Document]:
-        """The documents nearest to a text."""
+        """Return the documents most similar to a text."""
         found = await self.asimilarity_search_with_score(query, k, filter, **kwargs)
-        return [one for one, _ in found]
+        return [document for document, _ in found]
 
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: FilterLike = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """The documents nearest to a text, with their scores; the keywords are the store's."""
+        """Return the documents most similar to a text, with their scores.
+
+        Additional keyword arguments are passed to the store's ``search``.
+        """
         vector = self._embedding.embed_query(query)
-        return self._found(vector, k, filter, **kwargs)
+        return self._search(vector, k, filter, **kwargs)
 
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, filter: FilterLike = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """The documents nearest to a text, with their scores; the keywords are the store's."""
+        """Return the documents most similar to a text, with their scores.
+
+        Additional keyword arguments are passed to the store's ``search``.
+        """
         vector = await self._embedding.aembed_query(query)
-        return await self._afound(vector, k, filter, **kwargs)
+        return await self._asearch(vector, k, filter, **kwargs)
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: FilterLike = None, **kwargs: Any
     ) -> list[Document]:
-        """The documents nearest to a vector."""
-        return [one for one, _ in self._found(embedding, k, filter, **kwargs)]
+        """Return the documents most similar to a vector."""
+        return [document for document, _ in self._search(embedding, k, filter, **kwargs)]
 
     async def asimilarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: FilterLike = None, **kwargs: Any
     ) -> list[Document]:
-        """The documents nearest to a vector."""
-        return [one for one, _ in await self._afound(embedding, k, filter, **kwargs)]
+        """Return the documents most similar to a vector."""
+        return [document for document, _ in await self._asearch(embedding, k, filter, **kwargs)]
 
-    def _found(
+    def _search(
         self, vector: list[float], k: int, filter: FilterLike, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         store = self._thread.store
-        found = self._thread.run(store.search(vector, self._namespace, k, filter, **kwargs))
-        return _scored(found)
+        results = self._thread.run(store.search(vector, self._namespace, k, filter, **kwargs))
+        return _with_scores(results)
 
-    async def _afound(
+    async def _asearch(
         self, vector: list[float], k: int, filter: FilterLike, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        return _scored(await self._store.search(vector, self._namespace, k, filter, **kwargs))
+        results = await self._store.search(vector, self._namespace, k, filter, **kwargs)
+        return _with_scores(results)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        """From -1 to 1 to LangChain's relevance, 0 to 1."""
+        """Return the function that maps a score, -1 to 1, to LangChain's relevance, 0 to 1."""
         return lambda score: (score + 1) / 2
 
     def max_marginal_relevance_search(
         self,
         query: str,
         k: int = 4,
-        fetch_k: int = _CANDIDATES,
+        fetch_k: int = _FETCH_K,
         lambda_mult: float = 0.5,
         filter: FilterLike = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Documents that are near to a text, and unlike one another."""
+        """Return documents that are similar to a text and different from each other."""
         vector = self._embedding.embed_query(query)
         return self.max_marginal_relevance_search_by_vector(
             vector, k, fetch_k, lambda_mult, filter, **kwargs
@@ -228,12 +240,12 @@ class CenoteVectorStore(LangChainVectorStore):
         self,
         query: str,
         k: int = 4,
-        fetch_k: int = _CANDIDATES,
+        fetch_k: int = _FETCH_K,
         lambda_mult: float = 0.5,
         filter: FilterLike = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Documents that are near to a text, and unlike one another."""
+        """Return documents that are similar to a text and different from each other."""
         vector = await self._embedding.aembed_query(query)
         return await self.amax_marginal_relevance_search_by_vector(
             vector, k, fetch_k, lambda_mult, filter, **kwargs
@@ -243,31 +255,32 @@ class CenoteVectorStore(LangChainVectorStore):
         self,
         embedding: list[float],
         k: int = 4,
-        fetch_k: int = _CANDIDATES,
+        fetch_k: int = _FETCH_K,
         lambda_mult: float = 0.5,
         filter: FilterLike = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Documents that are near to a vector, and unlike one another."""
+        """Return documents that are similar to a vector and different from each other."""
         store = self._thread.store
-        found = self._diverse(store, embedding, k, fetch_k, lambda_mult, filter, **kwargs)
-        return self._thread.run(found)
+        return self._thread.run(
+            self._search_diverse(store, embedding, k, fetch_k, lambda_mult, filter, **kwargs)
+        )
 
     async def amax_marginal_relevance_search_by_vector(
         self,
         embedding: list[float],
         k: int = 4,
-        fetch_k: int = _CANDIDATES,
+        fetch_k: int = _FETCH_K,
         lambda_mult: float = 0.5,
         filter: FilterLike = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Documents that are near to a vector, and unlike one another."""
-        return await self._diverse(
+        """Return documents that are similar to a vector and different from each other."""
+        return await self._search_diverse(
             self._store, embedding, k, fetch_k, lambda_mult, filter, **kwargs
         )
 
-    async def _diverse(
+    async def _search_diverse(
         self,
         store: VectorStore,
         vector: list[float],
@@ -280,7 +293,7 @@ class CenoteVectorStore(LangChainVectorStore):
         check_whole(k, least=1, field="k")
         check_whole(fetch_k, least=1, field="fetch_k")
         check_share(lambda_mult, field="lambda_mult")
-        found = await store.search_diverse(
+        results = await store.search_diverse(
             vector,
             self._namespace,
             k,
@@ -289,9 +302,9 @@ class CenoteVectorStore(LangChainVectorStore):
             candidates=max(fetch_k, k),
             **kwargs,
         )
-        return [_document(result.chunk) for result in found]
+        return [_document(result.chunk) for result in results]
 
-    # -- made of texts
+    # -- constructors
 
     @classmethod
     def from_texts(
@@ -303,10 +316,13 @@ class CenoteVectorStore(LangChainVectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Write texts into ``store=`` and its ``namespace=``."""
-        made = cls(embedding=embedding, **kwargs)
-        made.add_texts(texts, metadatas, ids=ids)
-        return made
+        """Create a vector store and write texts into it.
+
+        Keyword arguments are those of the constructor, including ``store`` and ``namespace``.
+        """
+        vector_store = cls(embedding=embedding, **kwargs)
+        vector_store.add_texts(texts, metadatas, ids=ids)
+        return vector_store
 
     @classmethod
     async def afrom_texts(
@@ -318,10 +334,13 @@ class CenoteVectorStore(LangChainVectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Write texts into ``store=`` and its ``namespace=``."""
-        made = cls(embedding=embedding, **kwargs)
-        await made.aadd_texts(texts, metadatas, ids=ids)
-        return made
+        """Create a vector store and write texts into it.
+
+        Keyword arguments are those of the constructor, including ``store`` and ``namespace``.
+        """
+        vector_store = cls(embedding=embedding, **kwargs)
+        await vector_store.aadd_texts(texts, metadatas, ids=ids)
+        return vector_store
 
     def _chunks(
         self,
@@ -330,11 +349,15 @@ class CenoteVectorStore(LangChainVectorStore):
         vectors: Sequence[list[float]],
     ) -> list[EmbeddedChunk]:
         count = len(documents)
-        chosen = [one.id for one in documents] if ids is None else as_many(ids, count, field="ids")
-        vectors = as_many(vectors, count, field="embedding")
+        given_ids = (
+            [document.id for document in documents]
+            if ids is None
+            else list_of_length(ids, count, field="ids")
+        )
+        vectors = list_of_length(vectors, count, field="embedding")
         return [
-            self._chunk(document, _id(chosen_id), vector)
-            for document, chosen_id, vector in zip(documents, chosen, vectors, strict=True)
+            self._chunk(document, _id_or_new(given_id), vector)
+            for document, given_id, vector in zip(documents, given_ids, vectors, strict=True)
         ]
 
     def _chunk(self, document: Document, chunk_id: str, vector: list[float]) -> EmbeddedChunk:
@@ -353,45 +376,54 @@ def _documents(
     ids: Sequence[str | None] | None,
 ) -> list[Document]:
     contents = listed(texts, "texts must be a list of texts", field="texts")
-    several = zip(
+    fields = zip(
         contents,
-        _each(metadatas, {}, len(contents), field="metadatas"),
-        _each(ids, None, len(contents), field="ids"),
+        _one_per_text(metadatas, {}, len(contents), field="metadatas"),
+        _one_per_text(ids, None, len(contents), field="ids"),
         strict=True,
     )
     try:
         return [
-            Document(id=one_id, page_content=content, metadata=metadata)
-            for content, metadata, one_id in several
+            Document(id=given_id, page_content=content, metadata=metadata)
+            for content, metadata, given_id in fields
         ]
     except ValidationError as error:
-        culprit = str(error.errors(include_input=False, include_context=False)[0]["loc"][0])
-    # Here, where the other error, which quotes the text, is no context of this one.
+        name = str(error.errors(include_input=False, include_context=False)[0]["loc"][0])
+    # Raised outside the except block: the pydantic error quotes the text, so it must not become
+    # the context of this one.
     raise InvalidInputError(
-        f"LangChain takes no such {culprit}: it must be {_MUST_BE[culprit]}", field=culprit
+        f"LangChain rejects the {name} of a document: it must be {_FIELD_TYPES[name]}", field=name
     )
 
 
-_MUST_BE = {"page_content": "text", "metadata": "a dict", "id": "text or None"}
-"""What a document's fields are, without lone surrogates."""
+_FIELD_TYPES = {
+    "page_content": "a string without lone surrogates",
+    "metadata": "a dict",
+    "id": "a string without lone surrogates, or None",
+}
+"""Values that a document's fields accept, by field name."""
 
 
-def _each(values: Any, otherwise: Any, count: int, *, field: str) -> list[Any]:
-    """One for each text; the same for all where nothing is given, as LangChain has it."""
+def _one_per_text(values: Any, default: Any, count: int, *, field: str) -> list[Any]:
+    """Return one value per text. Without values, repeat `default`, as LangChain does."""
     if values is None or (isinstance(values, list | tuple) and not values):
-        return [otherwise] * count
-    return as_many(values, count, field=field)
+        return [default] * count
+    return list_of_length(values, count, field=field)
 
 
-def _id(chosen: Any) -> Any:
-    """An id, made where there is none; what cannot be one is left for the store to refuse."""
-    none = chosen is None or (isinstance(chosen, str) and not chosen)
-    return str(uuid.uuid4()) if none else chosen
+def _id_or_new(given_id: Any) -> Any:
+    """Return the id, or a random one if there is none. The store rejects invalid ids."""
+    missing = given_id is None or (isinstance(given_id, str) and not given_id)
+    return str(uuid.uuid4()) if missing else given_id
+
+
+def _contents(documents: Sequence[Document]) -> list[str]:
+    return [document.page_content for document in documents]
 
 
 def _document(chunk: Chunk) -> Document:
     return Document(id=chunk.id, page_content=chunk.content, metadata=chunk.metadata)
 
 
-def _scored(found: list[RetrievalResult]) -> list[tuple[Document, float]]:
-    return [(_document(result.chunk), result.score) for result in found]
+def _with_scores(results: list[RetrievalResult]) -> list[tuple[Document, float]]:
+    return [(_document(result.chunk), result.score) for result in results]

@@ -1,25 +1,26 @@
-"""LlamaIndex's filters as cenote's.
+"""Translation of LlamaIndex filters to cenote filters.
 
-`MetadataFilters`, which may be nested, mean what LlamaIndex's `SimpleVectorStore` makes of them.
-Where that raises, or is not what LlamaIndex says of them, this holds:
+`MetadataFilters`, which may be nested, mean the same as in LlamaIndex's `SimpleVectorStore`. These
+rules apply where that store raises an error or contradicts LlamaIndex's documentation:
 
 ==========================  ==================================================================
-``EQ``, ``IN``              also of ``True`` and ``False``, by 1 and 0: LlamaIndex has no other
-                            way to ask for them
-``NE``, ``NIN``             the opposite: also where the key is missing or null
-``GT`` ... ``LTE``          numbers with numbers, texts with texts; what does not compare (also
-                            booleans) does not match
-``CONTAINS``, ``ANY``,      of lists only: a text in a text is what ``TEXT_MATCH`` is for
+``EQ``, ``IN``              1 and 0 also match ``True`` and ``False``, because LlamaIndex filters
+                            have no boolean values
+``NE``, ``NIN``             The opposite. They also match if the key is missing or null.
+``GT`` ... ``LTE``          Compare numbers with numbers and texts with texts. Other pairs and
+                            booleans do not match.
+``CONTAINS``, ``ANY``,      Match lists only. Use ``TEXT_MATCH`` to find a text in a text.
 ``ALL``
-``TEXT_MATCH``              a piece of a text; nothing in it has a special meaning
-``TEXT_MATCH_INSENSITIVE``  the same; letters beyond A to Z match as they are given, all small, all
-                            capital, or capital where words begin
-``IS_EMPTY``                the key is missing or null, or the value is ``""`` or ``[]``
-conditions                  ``NOT`` holds if none of its filters does; no filters filter nothing
-keys                        ``ref_doc_id``, ``doc_id`` and ``document_id`` are the document's id
-                            (a node's own where it has no document); no key is a path
-refused                     a value that is None (but of ``IS_EMPTY``), no list where one is
-                            needed, ``ALL`` of none
+``TEXT_MATCH``              Matches a substring, without wildcards.
+``TEXT_MATCH_INSENSITIVE``  Matches a substring and ignores the case of A to Z. Other letters match
+                            as given, in lower case, in upper case, or in title case.
+``IS_EMPTY``                Matches if the key is missing or null, or the value is ``""`` or ``[]``.
+conditions                  ``NOT`` matches if none of its filters does. An empty list of filters
+                            matches everything.
+keys                        ``ref_doc_id``, ``doc_id`` and ``document_id`` are the document's id, or
+                            the node's own id if it has no document. Keys are not paths.
+errors                      A value of None (except for ``IS_EMPTY``), a value that is not a list
+                            where a list is required, and ``ALL`` with an empty list are rejected.
 ==========================  ==================================================================
 """
 
@@ -43,29 +44,35 @@ from cenote.validation import shown
 
 
 def as_filter(filters: MetadataFilters) -> Filter:
-    """What they mean.
+    """Translate LlamaIndex filters to a cenote filter.
 
     Raises:
-        InvalidInputError: a filter cannot work; names its key.
+        InvalidInputError: A filter is invalid. The error names its key.
     """
-    return _joined(filters, 0, count())
+    return _translate_group(filters, 0, count())
 
 
 def check_filters(filters: Any) -> None:
-    """Refuse what is none of LlamaIndex's, such as a dict."""
+    """Check that an object is a `MetadataFilters`.
+
+    Raises:
+        InvalidInputError: It is another object, such as a dict.
+    """
     if not isinstance(filters, MetadataFilters) or not isinstance(filters.filters, list):
-        raise _bad(f"filters must be MetadataFilters, not {type(filters).__name__}")
+        raise _error(f"filters must be MetadataFilters, not {type(filters).__name__}")
 
 
-def _joined(filters: MetadataFilters, depth: int, number: Iterator[int]) -> Filter:
+def _translate_group(filters: MetadataFilters, depth: int, part_numbers: Iterator[int]) -> Filter:
     check_filters(filters)
     if depth > MAX_DEPTH:
-        raise _bad(f"the filters are nested more than {MAX_DEPTH} deep")
-    if next(number) >= MAX_PARTS:  # one may be in several places
-        raise _bad(f"the filters have more than {MAX_PARTS:,} parts")
+        raise _error(f"the filters are nested more than {MAX_DEPTH} levels deep")
+    if next(part_numbers) >= MAX_PARTS:  # a shared part counts each time
+        raise _error(f"the filters have more than {MAX_PARTS:,} parts")
     parts = tuple(
-        _test(one) if isinstance(one, MetadataFilter) else _joined(one, depth + 1, number)
-        for one in filters.filters
+        _translate(part)
+        if isinstance(part, MetadataFilter)
+        else _translate_group(part, depth + 1, part_numbers)
+        for part in filters.filters
     )
     if filters.condition == FilterCondition.OR and parts:
         return Or(parts)
@@ -74,44 +81,45 @@ def _joined(filters: MetadataFilters, depth: int, number: Iterator[int]) -> Filt
     return And(parts)
 
 
-def _alike(value: Any) -> list[Any]:
-    """What Python takes for equal to a value of a filter."""
+def _equal_values(value: Any) -> list[Any]:
+    """Return the JSON values that equal a filter's value in Python: 1 equals True."""
     return [value, bool(value)] if value in (0, 1) else [value]
 
 
-def _all_alike(values: Any) -> Any:
+def _all_equal_values(values: Any) -> Any:
     if not isinstance(values, list):
-        return values  # which is refused where it is used
-    return [one for value in values for one in _alike(value)]
+        return values  # in_() rejects it
+    return [equal for value in values for equal in _equal_values(value)]
 
 
-def _piece(value: Any) -> Any:
-    """A pattern for texts that have a text in them."""
+def _substring_pattern(value: Any) -> Any:
+    """Return a LIKE pattern for texts that contain a text."""
     return "%" + re.sub(r"[\\%_]", r"\\\g<0>", value) + "%" if isinstance(value, str) else value
 
 
-def _in_any_case(key: Any, value: Any) -> Filter:
+def _text_match_insensitive(key: Any, value: Any) -> Filter:
     if not isinstance(value, str) or value.isascii():
-        return key.ilike(_piece(value))  # type: ignore[no-any-return]
-    cases = {value, value.lower(), value.upper(), value.title()}
-    same = sorted(one for one in cases if one.lower() == value.lower())
-    return Or(tuple(key.ilike(_piece(one)) for one in same))
+        return key.ilike(_substring_pattern(value))  # type: ignore[no-any-return]
+    # ilike() ignores the case of A to Z only.
+    spellings = {value, value.lower(), value.upper(), value.title()}
+    reversible = sorted(text for text in spellings if text.lower() == value.lower())
+    return Or(tuple(key.ilike(_substring_pattern(text)) for text in reversible))
 
 
-_TESTS: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
-    FilterOperator.EQ: lambda key, value: key.in_(_alike(value)),
-    FilterOperator.NE: lambda key, value: key.not_in(_alike(value)),
+_PREDICATES: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
+    FilterOperator.EQ: lambda key, value: key.in_(_equal_values(value)),
+    FilterOperator.NE: lambda key, value: key.not_in(_equal_values(value)),
     FilterOperator.GT: lambda key, value: key > value,
     FilterOperator.GTE: lambda key, value: key >= value,
     FilterOperator.LT: lambda key, value: key < value,
     FilterOperator.LTE: lambda key, value: key <= value,
-    FilterOperator.IN: lambda key, value: key.in_(_all_alike(value)),
-    FilterOperator.NIN: lambda key, value: key.not_in(_all_alike(value)),
-    FilterOperator.TEXT_MATCH: lambda key, value: key.like(_piece(value)),
-    FilterOperator.TEXT_MATCH_INSENSITIVE: _in_any_case,
+    FilterOperator.IN: lambda key, value: key.in_(_all_equal_values(value)),
+    FilterOperator.NIN: lambda key, value: key.not_in(_all_equal_values(value)),
+    FilterOperator.TEXT_MATCH: lambda key, value: key.like(_substring_pattern(value)),
+    FilterOperator.TEXT_MATCH_INSENSITIVE: _text_match_insensitive,
 }
 
-_TESTS_OF_METADATA: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
+_METADATA_PREDICATES: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
     FilterOperator.CONTAINS: lambda key, value: key.contains(value),
     FilterOperator.ANY: lambda key, value: key.any_of(value),
     FilterOperator.ALL: lambda key, value: key.all_of(value),
@@ -119,20 +127,20 @@ _TESTS_OF_METADATA: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
 }
 
 
-def _test(asked: MetadataFilter) -> Filter:
-    if asked.value is None and asked.operator != FilterOperator.IS_EMPTY:
-        raise _bad(
-            f"the filter of {shown(asked.key)} has no value; IS_EMPTY asks whether there is none"
+def _translate(part: MetadataFilter) -> Filter:
+    if part.value is None and part.operator != FilterOperator.IS_EMPTY:
+        raise _error(
+            f"the filter by {shown(part.key)} has no value: use IS_EMPTY to find missing values"
         )
-    if asked.key not in ("ref_doc_id", "doc_id", "document_id"):
-        return (_TESTS | _TESTS_OF_METADATA)[asked.operator](meta(asked.key), asked.value)
-    if asked.operator not in _TESTS:
-        raise _bad(
-            f"{shown(asked.key)} is the document's id, a text, of which "
-            f"{asked.operator.name} cannot be asked"
+    if part.key not in ("ref_doc_id", "doc_id", "document_id"):
+        return (_PREDICATES | _METADATA_PREDICATES)[part.operator](meta(part.key), part.value)
+    if part.operator not in _PREDICATES:
+        raise _error(
+            f"{shown(part.key)} is the document's id, a text, which does not support the operator "
+            f"{part.operator.name}"
         )
-    return _TESTS[asked.operator](field("document_id"), asked.value)
+    return _PREDICATES[part.operator](field("document_id"), part.value)
 
 
-def _bad(message: str) -> InvalidInputError:
+def _error(message: str) -> InvalidInputError:
     return InvalidInputError(message, field="filters")

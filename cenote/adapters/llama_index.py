@@ -1,23 +1,12 @@
-"""LlamaIndex's vector store over a store of cenote's. Needs the extra ``cenote[llama-index]``."""
+"""LlamaIndex vector store backed by a cenote store. Needs the extra ``cenote[llama-index]``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NoReturn
 
-from llama_index.core.schema import (
-    BaseNode,
-    Document,
-    ImageDocument,
-    ImageNode,
-    IndexNode,
-    Node,
-    NodeRelationship,
-    RelatedNodeInfo,
-    TextNode,
-)
+from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     MetadataFilters,
@@ -26,16 +15,14 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from pydantic import Field
-from pydantic_core import to_jsonable_python
 
-from cenote.adapters.checks import check_share, objects
+from cenote.adapters.checks import check_share, list_of
 from cenote.adapters.llama_filters import as_filter, check_filters
+from cenote.adapters.llama_nodes import embedded_chunk, node_of
 from cenote.adapters.loops import LoopThread
 from cenote.errors import InvalidInputError
 from cenote.filters import And, Filter, field
-from cenote.jsonvalues import canonical_json
-from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
-from cenote.predicates import json_token
+from cenote.models import RetrievalResult
 from cenote.stores import VectorStore
 from cenote.validation import shown
 
@@ -43,29 +30,33 @@ __all__ = ["CenoteVectorStore"]
 
 
 class CenoteVectorStore(BasePydanticVectorStore):
-    """One namespace of a store, as LlamaIndex's vector store.
+    """LlamaIndex vector store for one namespace of a cenote store.
 
-    Asynchronous methods run in the caller's event loop, on the store's own engine; synchronous ones
-    in a thread with connections of its own, which `close` closes. An index with ``use_async=True``
-    in synchronous code makes an event loop for each call, for which the engine needs a `NullPool`.
-    Further keywords of a method are those of the store's, such as ``session=``.
+    Asynchronous methods run in the caller's event loop and use the store's engine. Synchronous
+    methods run in a background thread with its own connections, which `close` closes. In
+    synchronous code, an index with ``use_async=True`` creates an event loop for each call; the
+    engine then needs a `NullPool`. Methods pass additional keyword arguments, such as ``session=``,
+    to the store.
 
-    A node's id is the chunk's, its content the content, its source (``ref_doc_id``) the document,
-    or the node's own id where it has none, its ``start_char_idx`` the position. Its metadata, which
-    may be nested, are the chunk's; beside them, under ``_node_content``, is the rest of the node
-    as JSON, so that it comes back whole. LlamaIndex itself leaves the bytes of media out of that,
-    and turns dates and the like into texts. What `VectorStore.update_metadata` changes shows in
-    the nodes; with ``merge=True`` it leaves that key alone. Chunks without it, such as those that
-    were written otherwise, come as `TextNode`; a node of a class that is not LlamaIndex's comes as
-    a `TextNode` or a `Node`. None comes with its embedding.
+    The chunk of a node has the node's id, its content, its ``start_char_idx`` as position and its
+    source (``ref_doc_id``) as document id. A node without a source uses its own id as document id.
+    The chunk's metadata are the node's metadata, which may be nested, and the key
+    ``_node_content`` with the rest of the node as JSON, from which the whole node is restored.
+    LlamaIndex's JSON omits the bytes of media and converts values such as dates to text.
 
-    Similarities are cosine similarities, -1 to 1, but in the modes that look for words (see
-    `VectorStore.search_text` and `VectorStore.search_hybrid`), for which the store has full text.
+    Nodes show changes made by `VectorStore.update_metadata`; with ``merge=True`` it keeps
+    ``_node_content``. Chunks without that key, such as those written by other means, are returned
+    as `TextNode`. A node of a class that LlamaIndex does not define is returned as a `TextNode` or
+    a `Node`. Nodes are returned without their embeddings.
+
+    Similarities are cosine similarities, -1 to 1. The modes that search by words need a store with
+    full-text search and return the scores of `VectorStore.search_text` and
+    `VectorStore.search_hybrid`.
 
     Args:
-        store: the store.
-        namespace: whose nodes these are.
-        embedding_model: the name of what makes the embeddings, which is stored beside each chunk.
+        store: Store that holds the nodes.
+        namespace: Namespace to read and write.
+        embedding_model: Name of the embedding model, stored with each chunk.
     """
 
     stores_text: bool = Field(default=True, exclude=True)
@@ -85,51 +76,49 @@ class CenoteVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which LlamaIndex writes it down."""
+        """Return the class name that LlamaIndex uses in serialized data."""
         return "CenoteVectorStore"
 
     @property
     def client(self) -> VectorStore:
-        """The store, for what LlamaIndex has no word for."""
+        """Store behind the adapter, for operations that LlamaIndex does not offer."""
         return self._store
 
     def close(self) -> None:
-        """Close the connections that synchronous calls opened; the store stays as it is."""
+        """Close the connections that synchronous calls opened. The store itself stays open."""
         self._thread.close()
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(
-            "a CenoteVectorStore holds connections and cannot be pickled; take to_dict(), and "
-            "CenoteVectorStore.from_dict(data, store=store) over there"
+            "a CenoteVectorStore holds connections and cannot be pickled: send to_dict() and call "
+            "CenoteVectorStore.from_dict(data, store=store) in the other process"
         )
 
     # -- writing
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Write nodes, replacing those whose id is stored; returns their ids."""
-        return self._thread.run(self._added(self._thread.store, nodes, **kwargs))
+        """Write nodes, replace stored ones with the same id, and return the ids."""
+        return self._thread.run(self._add(self._thread.store, nodes, **kwargs))
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Write nodes, replacing those whose id is stored; returns their ids."""
-        return await self._added(self._store, nodes, **kwargs)
+        """Write nodes, replace stored ones with the same id, and return the ids."""
+        return await self._add(self._store, nodes, **kwargs)
 
-    async def _added(
-        self, store: VectorStore, nodes: Sequence[BaseNode], **kwargs: Any
-    ) -> list[str]:
-        several = objects(nodes, BaseNode, field="nodes")
-        chunks = [_embedded(node, self.embedding_model) for node in several]
+    async def _add(self, store: VectorStore, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        nodes = list_of(nodes, BaseNode, field="nodes")
+        chunks = [embedded_chunk(node, self.embedding_model) for node in nodes]
         await store.upsert(chunks, self.namespace, **kwargs)
-        return [node.node_id for node in several]
+        return [node.node_id for node in nodes]
 
-    # -- removing
+    # -- deleting
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Remove the nodes of a document."""
+        """Delete the nodes of a document."""
         store = self._thread.store
         self._thread.run(store.delete_document(ref_doc_id, self.namespace, **delete_kwargs))
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Remove the nodes of a document."""
+        """Delete the nodes of a document."""
         await self._store.delete_document(ref_doc_id, self.namespace, **delete_kwargs)
 
     def delete_nodes(
@@ -138,9 +127,9 @@ class CenoteVectorStore(BasePydanticVectorStore):
         filters: MetadataFilters | None = None,
         **delete_kwargs: Any,
     ) -> None:
-        """Remove nodes; see :meth:`adelete_nodes`."""
+        """Delete nodes; see :meth:`adelete_nodes`."""
         store = self._thread.store
-        self._thread.run(self._deleted(store, node_ids, filters, **delete_kwargs))
+        self._thread.run(self._delete_nodes(store, node_ids, filters, **delete_kwargs))
 
     async def adelete_nodes(
         self,
@@ -148,19 +137,19 @@ class CenoteVectorStore(BasePydanticVectorStore):
         filters: MetadataFilters | None = None,
         **delete_kwargs: Any,
     ) -> None:
-        """Remove nodes.
+        """Delete nodes by id, by filter, or by both.
 
         Args:
-            node_ids: which; those that are not there are passed over.
-            filters: what they must match, of these ids or of all.
-            **delete_kwargs: further arguments of the store's method.
+            node_ids: Ids of the nodes to delete; None for any id. Unknown ids are ignored.
+            filters: Filters that the nodes must match.
+            **delete_kwargs: Additional arguments for the store's method.
 
         Raises:
-            InvalidInputError: there are neither ids nor filters, or the filters match everything.
+            InvalidInputError: There are neither ids nor filters, or the filters match everything.
         """
-        await self._deleted(self._store, node_ids, filters, **delete_kwargs)
+        await self._delete_nodes(self._store, node_ids, filters, **delete_kwargs)
 
-    async def _deleted(
+    async def _delete_nodes(
         self,
         store: VectorStore,
         node_ids: list[str] | None,
@@ -170,21 +159,21 @@ class CenoteVectorStore(BasePydanticVectorStore):
         if filters is not None:
             check_filters(filters)
         if filters is not None and filters.filters:
-            await store.delete_matching(_matching(node_ids, filters), self.namespace, **kwargs)
+            await store.delete_matching(_condition(node_ids, filters), self.namespace, **kwargs)
         elif node_ids is not None:
             await store.delete(node_ids, self.namespace, **kwargs)
         else:
             raise InvalidInputError(
-                "delete_nodes() needs node_ids or filters; clear() removes everything",
+                "delete_nodes() requires node_ids or filters: to delete all nodes, call clear()",
                 field="node_ids",
             )
 
     def clear(self) -> None:
-        """Remove every node of the namespace."""
+        """Delete all nodes of the namespace."""
         self._thread.run(self._thread.store.delete_namespace(self.namespace))
 
     async def aclear(self) -> None:
-        """Remove every node of the namespace."""
+        """Delete all nodes of the namespace."""
         await self._store.delete_namespace(self.namespace)
 
     # -- reading
@@ -192,55 +181,58 @@ class CenoteVectorStore(BasePydanticVectorStore):
     def get_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
-        """Read nodes, by id ascending; see :meth:`aget_nodes`."""
-        return self._thread.run(self._nodes(self._thread.store, node_ids, filters))
+        """Return nodes in ascending order of id; see :meth:`aget_nodes`."""
+        return self._thread.run(self._get_nodes(self._thread.store, node_ids, filters))
 
     async def aget_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
-        """Read nodes, by id ascending.
+        """Return nodes in ascending order of id.
 
         Args:
-            node_ids: which, all when None; those that are not there are left out.
-            filters: what they must match.
+            node_ids: Ids of the nodes; None for all nodes. Unknown ids are ignored.
+            filters: Filters that the nodes must match.
         """
-        return await self._nodes(self._store, node_ids, filters)
+        return await self._get_nodes(self._store, node_ids, filters)
 
-    async def _nodes(
+    async def _get_nodes(
         self, store: VectorStore, node_ids: list[str] | None, filters: MetadataFilters | None
     ) -> list[BaseNode]:
-        matching = _matching(node_ids, filters)
-        return [_node(chunk) async for chunk in store.get_all_chunks(self.namespace, matching)]
+        condition = _condition(node_ids, filters)
+        return [node_of(chunk) async for chunk in store.get_all_chunks(self.namespace, condition)]
 
     # -- searching
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """The nodes nearest to an embedding; see :meth:`aquery`."""
-        return self._thread.run(self._queried(self._thread.store, query, **kwargs))
+        """Find nodes for a query; see :meth:`aquery`."""
+        return self._thread.run(self._query(self._thread.store, query, **kwargs))
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """The nodes nearest to an embedding.
+        """Find nodes for a query.
+
+        An index that contains images or `IndexNode` list_of in addition to texts passes only their
+        ids to its own retriever, which therefore finds no texts. ``VectorIndexRetriever(index)``
+        finds all nodes.
 
         Args:
-            query: in mode ``DEFAULT``, ``MMR``, ``TEXT_SEARCH`` (``SPARSE`` is the same) or
-                ``HYBRID``, whose ``alpha`` is the weight of the vectors, 0 to 1. An empty list of
-                ``node_ids``, which `VectorStoreIndex.as_retriever` gives, restricts nothing; one of
-                ``doc_ids`` matches nothing. What is about other modes is not looked at.
-            **kwargs: further arguments of the store's method; and ``mmr_threshold``, where the
-                query has none: 0 (unlike one another) to 1 (by nearness alone), 0.5 by default.
-
-        An index that holds images or `IndexNode` beside texts gives the ids of those alone to
-        its retriever, which then finds no texts; ``VectorIndexRetriever(index)`` finds all.
+            query: Query in mode ``DEFAULT``, ``MMR``, ``TEXT_SEARCH``, ``SPARSE`` (the same as
+                ``TEXT_SEARCH``) or ``HYBRID``, in which ``alpha`` is the weight of the vectors, 0
+                to 1. An empty list of ``node_ids``, which `VectorStoreIndex.as_retriever` passes,
+                does not restrict the results; an empty list of ``doc_ids`` matches nothing. Fields
+                for other modes are ignored.
+            **kwargs: Additional arguments for the store's method. ``mmr_threshold`` is the default
+                for queries without one: 0 (maximum diversity) to 1 (similarity only), 0.5 if not
+                given.
 
         Raises:
-            NotImplementedError: the mode is another one.
-            ConfigurationError: the store has no full text, and the mode needs it.
-            InvalidInputError: this is no query, or it lacks an embedding or the text, names fields,
-                or breaks another rule.
+            NotImplementedError: The mode is not supported.
+            ConfigurationError: The mode needs full-text search, which the store does not have.
+            InvalidInputError: The query is not a `VectorStoreQuery`, lacks the embedding or the
+                text that its mode needs, names fields, or has an invalid value.
         """
-        return await self._queried(self._store, query, **kwargs)
+        return await self._query(self._store, query, **kwargs)
 
-    async def _queried(
+    async def _query(
         self, store: VectorStore, query: VectorStoreQuery, **kwargs: Any
     ) -> VectorStoreQueryResult:
         if not isinstance(query, VectorStoreQuery):
@@ -248,16 +240,17 @@ class CenoteVectorStore(BasePydanticVectorStore):
                 f"query must be a VectorStoreQuery, not {type(query).__name__}", field="query"
             )
         if not isinstance(query.mode, str) or query.mode not in _MODES:
-            asked_for = query.mode.value if isinstance(query.mode, Enum) else query.mode
+            name = query.mode.value if isinstance(query.mode, Enum) else query.mode
             raise NotImplementedError(
-                f"the query mode {shown(asked_for)} is not supported; there are "
-                + ", ".join(repr(one.value) for one in _MODES)
+                f"the query mode {shown(name)} is not supported: use one of "
+                + ", ".join(repr(mode.value) for mode in _MODES)
             )
         mode = VectorStoreQueryMode(query.mode)
-        _refuse_fields(query)
-        some = None if isinstance(query.node_ids, list) and not query.node_ids else query.node_ids
-        matching = _matching(some, query.filters, query.doc_ids)
-        where = self.namespace, query.similarity_top_k, matching
+        _check_no_fields(query)
+        unrestricted = isinstance(query.node_ids, list) and not query.node_ids
+        node_ids = None if unrestricted else query.node_ids
+        condition = _condition(node_ids, query.filters, query.doc_ids)
+        where = self.namespace, query.similarity_top_k, condition
         if mode == VectorStoreQueryMode.DEFAULT:
             return _result(await store.search(_vector(query), *where, **kwargs))
         if mode == VectorStoreQueryMode.MMR:
@@ -267,10 +260,10 @@ class CenoteVectorStore(BasePydanticVectorStore):
             alpha = 0.5 if query.alpha is None else query.alpha
             check_share(alpha, field="alpha")
             kwargs |= {"vector_weight": alpha, "text_weight": 1 - alpha}
-            where = self.namespace, _limit(query, query.hybrid_top_k), matching
-            asked: tuple[Any, ...] = (_text(query), _vector(query), *where)
-            return _result(await store.search_hybrid(*asked, **kwargs))
-        where = self.namespace, _limit(query, query.sparse_top_k), matching
+            where = self.namespace, _limit(query, query.hybrid_top_k), condition
+            arguments: tuple[Any, ...] = (_text(query), _vector(query), *where)
+            return _result(await store.search_hybrid(*arguments, **kwargs))
+        where = self.namespace, _limit(query, query.sparse_top_k), condition
         return _result(await store.search_text(_text(query), *where, **kwargs))
 
 
@@ -286,11 +279,12 @@ _MODES = (
 )
 
 
-def _refuse_fields(query: VectorStoreQuery) -> None:
+def _check_no_fields(query: VectorStoreQuery) -> None:
     for name in ("embedding_field", "output_fields"):
         if getattr(query, name) is not None:
             raise InvalidInputError(
-                f"the query has {name}, but a node has one embedding and comes whole; leave it out",
+                f"the query has {name}, which cenote does not support: leave it out, because nodes "
+                "have one embedding and are returned whole",
                 field=name,
             )
 
@@ -298,7 +292,7 @@ def _refuse_fields(query: VectorStoreQuery) -> None:
 def _vector(query: VectorStoreQuery) -> list[float]:
     if query.query_embedding is None:
         raise InvalidInputError(
-            "the query has no query_embedding; embed the text first, as a retriever does",
+            "the query has no query_embedding: embed the text first, as a retriever does",
             field="query_embedding",
         )
     return query.query_embedding
@@ -307,25 +301,25 @@ def _vector(query: VectorStoreQuery) -> list[float]:
 def _text(query: VectorStoreQuery) -> str:
     if query.query_str is None:
         raise InvalidInputError(
-            "the query has no query_str, whose words this mode looks for", field="query_str"
+            "the query has no query_str: this mode searches for its words", field="query_str"
         )
     return query.query_str
 
 
-def _mmr_threshold(query: VectorStoreQuery, given: float | None) -> float:
-    threshold = query.mmr_threshold if query.mmr_threshold is not None else given
+def _mmr_threshold(query: VectorStoreQuery, default: float | None) -> float:
+    threshold = query.mmr_threshold if query.mmr_threshold is not None else default
     if threshold is None:
         return 0.5
     check_share(threshold, field="mmr_threshold")
     return threshold
 
 
-def _limit(query: VectorStoreQuery, own: int | None) -> int:
-    """How many nodes a mode is to find."""
-    return query.similarity_top_k if own is None else own
+def _limit(query: VectorStoreQuery, mode_top_k: int | None) -> int:
+    """Return the maximum number of nodes: the mode's own setting or ``similarity_top_k``."""
+    return query.similarity_top_k if mode_top_k is None else mode_top_k
 
 
-def _matching(
+def _condition(
     node_ids: list[str] | None,
     filters: MetadataFilters | None,
     doc_ids: list[str] | None = None,
@@ -340,111 +334,9 @@ def _matching(
     return And(tuple(parts))
 
 
-def _result(found: list[RetrievalResult]) -> VectorStoreQueryResult:
+def _result(results: list[RetrievalResult]) -> VectorStoreQueryResult:
     return VectorStoreQueryResult(
-        nodes=[_node(result.chunk) for result in found],
-        similarities=[result.score for result in found],
-        ids=[result.chunk.id for result in found],
+        nodes=[node_of(result.chunk) for result in results],
+        similarities=[result.score for result in results],
+        ids=[result.chunk.id for result in results],
     )
-
-
-# -- nodes -----------------------------------------------------------------------------------------
-
-_REST = "_node_content"
-"""Where LlamaIndex, too, keeps what of a node is not its metadata."""
-
-_CLASSES: dict[str, type[BaseNode]] = {
-    one.class_name(): one for one in (TextNode, ImageNode, IndexNode, Node, Document, ImageDocument)
-}
-
-
-def _embedded(node: BaseNode, embedding_model: str) -> EmbeddedChunk:
-    if node.embedding is None:
-        raise InvalidInputError(
-            f"node {shown(node.node_id)} has no embedding; embed it first, as a VectorStoreIndex "
-            "does",
-            field="embedding",
-            chunk_id=node.node_id,
-        )
-    try:
-        source = node.ref_doc_id
-    except ValueError:
-        raise InvalidInputError(
-            f"node {shown(node.node_id)} has several sources, and belongs to one document",
-            field="document_id",
-            chunk_id=node.node_id,
-        ) from None
-    chunk = Chunk(
-        id=node.node_id,
-        document_id=source or node.node_id,
-        content=node.get_content(),
-        position=getattr(node, "start_char_idx", None) or 0,
-        metadata=_metadata(node),
-    )
-    return EmbeddedChunk(chunk=chunk, embedding=node.embedding, embedding_model=embedding_model)
-
-
-def _metadata(node: BaseNode) -> dict[str, Any]:
-    """The node's metadata, and what is not in another field of the chunk.
-
-    The metadata are in both, for jsonb keeps neither the order of keys nor the form of numbers, on
-    which the node's hash and what a model reads of it depend.
-    """
-    if _REST in node.metadata:
-        raise InvalidInputError(
-            f"node {shown(node.node_id)}: the key {_REST!r} of the metadata is LlamaIndex's own; "
-            "rename it",
-            field="metadata",
-            chunk_id=node.node_id,
-        )
-    try:
-        json.dumps(node.metadata, allow_nan=False, default=_jsonable)  # model_dump makes NaN null
-        dumped = node.model_dump(mode="json", exclude={"embedding"})
-    except (TypeError, ValueError, RecursionError):  # LlamaIndex's own quotes the object
-        raise InvalidInputError(
-            f"node {shown(node.node_id)} holds what is not JSON, such as NaN or an object; "
-            "convert it first",
-            field="metadata",
-            chunk_id=node.node_id,
-        ) from None
-    if isinstance(node, TextNode):  # others hold more than a text
-        del dumped["text"]
-    return {**dumped["metadata"], _REST: json.dumps(dumped, ensure_ascii=False)}
-
-
-def _jsonable(value: Any) -> Any:
-    """What pydantic makes of a set, a date and the like, with its NaN."""
-    return to_jsonable_python(value, inf_nan_mode="constants")
-
-
-def _node(chunk: Chunk) -> BaseNode:
-    metadata = dict(chunk.metadata)
-    rest = metadata.pop(_REST, None)
-    if rest is None:
-        return _foreign(chunk)
-    node = json.loads(rest)
-    node.setdefault("text", chunk.content)
-    node["metadata"] = _current(node["metadata"], metadata)
-    otherwise = Node if "text_resource" in node else TextNode
-    return _CLASSES.get(node["class_name"], otherwise).from_dict(node)
-
-
-def _foreign(chunk: Chunk) -> TextNode:
-    """A chunk that was written by other means."""
-    source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=chunk.document_id)}
-    return TextNode(
-        id_=chunk.id,
-        text=chunk.content,
-        metadata=chunk.metadata,
-        relationships={} if chunk.document_id == chunk.id else source,
-    )
-
-
-def _current(written: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """The metadata as they were written, but for what has changed since."""
-    kept = {
-        key: value if json_token(canonical_json(value)) == json_token(stored[key]) else stored[key]
-        for key, value in written.items()
-        if key in stored
-    }
-    return kept | {key: value for key, value in stored.items() if key not in kept}

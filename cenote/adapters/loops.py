@@ -1,4 +1,4 @@
-"""Synchronous calls of an asynchronous store."""
+"""Synchronous access to an asynchronous store."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Result = TypeVar("Result")
 
 
 class LoopThread:
-    """An event loop in a thread of its own, which starts at the first call.
+    """Event loop in a background thread that starts at the first call.
 
-    asyncpg's connections belong to the loop in which they were made. So the store gets here an
-    engine of its own, with a pool like that of the other one.
+    An asyncpg connection works only in the event loop that opened it. The thread therefore uses a
+    copy of the store with its own engine and a pool of the same kind.
 
     Args:
-        store: the store, whose own engine is not touched.
+        store: Store to copy. Its engine is not used.
     """
 
     def __init__(self, store: VectorStore) -> None:
@@ -30,12 +30,12 @@ class LoopThread:
 
     @property
     def store(self) -> VectorStore:
-        """The store for coroutines that are given to :meth:`run`."""
+        """Copy of the store, for coroutines passed to :meth:`run`."""
         self._start()
         return self._store
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """The result of a coroutine, for which the calling thread waits."""
+        """Run a coroutine in the background thread and return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._start()).result()
 
     def _start(self) -> asyncio.AbstractEventLoop:
@@ -49,18 +49,18 @@ class LoopThread:
             return self._loop
 
     def close(self) -> None:
-        """Close the connections that synchronous calls opened."""
+        """Stop the thread and close the connections that synchronous calls opened."""
         with self._lock:
             if self._loop is None or self._thread is None:
                 return
-            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
             self._loop = None
 
-    async def _end(self) -> None:
-        """Cancel what other threads still wait for, and close the connections."""
+    async def _shut_down(self) -> None:
+        """Cancel the calls that other threads still wait for and close the connections."""
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()

@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cenote.config import SchemaConfig
 from cenote.errors import InvalidInputError
 from cenote.models import EmbeddedChunk
-from cenote.progress import LoadProgress, Report, tell
+from cenote.progress import LoadProgress, Report, send_report
 from cenote.stores.rows import UPSERT_BYTES, UPSERT_ROWS
 from cenote.validation import is_iterable
 
@@ -141,8 +141,8 @@ async def load(
     async for batch in batches:
         await write(batch)
         loaded += len(batch)
-        tell(report, LoadProgress(chunks=loaded))
-    tell(report, LoadProgress(chunks=loaded, done=True))
+        send_report(report, LoadProgress(chunks=loaded))
+    send_report(report, LoadProgress(chunks=loaded, done=True))
     return loaded
 
 

@@ -1,0 +1,134 @@
+"""Conversion of LlamaIndex nodes to chunks and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    ImageDocument,
+    ImageNode,
+    IndexNode,
+    Node,
+    NodeRelationship,
+    RelatedNodeInfo,
+    TextNode,
+)
+from pydantic_core import to_jsonable_python
+
+from cenote.errors import InvalidInputError
+from cenote.jsonvalues import canonical_json
+from cenote.models import Chunk, EmbeddedChunk
+from cenote.predicates import json_token
+from cenote.validation import shown
+
+_NODE_CONTENT = "_node_content"
+"""Metadata key for the rest of the node. LlamaIndex's own stores use the same key."""
+
+_CLASSES: dict[str, type[BaseNode]] = {
+    node_class.class_name(): node_class
+    for node_class in (TextNode, ImageNode, IndexNode, Node, Document, ImageDocument)
+}
+
+
+def embedded_chunk(node: BaseNode, embedding_model: str) -> EmbeddedChunk:
+    """Convert a node to the chunk that is stored.
+
+    Raises:
+        InvalidInputError: The node has no embedding, several sources, the reserved metadata key, or
+            a value that is not JSON.
+    """
+    if node.embedding is None:
+        raise InvalidInputError(
+            f"node {shown(node.node_id)} has no embedding: embed it first, as a VectorStoreIndex "
+            "does",
+            field="embedding",
+            chunk_id=node.node_id,
+        )
+    try:
+        source = node.ref_doc_id
+    except ValueError:
+        raise InvalidInputError(
+            f"node {shown(node.node_id)} has several sources: a node must belong to one document",
+            field="document_id",
+            chunk_id=node.node_id,
+        ) from None
+    chunk = Chunk(
+        id=node.node_id,
+        document_id=source or node.node_id,
+        content=node.get_content(),
+        position=getattr(node, "start_char_idx", None) or 0,
+        metadata=_metadata(node),
+    )
+    return EmbeddedChunk(chunk=chunk, embedding=node.embedding, embedding_model=embedding_model)
+
+
+def _metadata(node: BaseNode) -> dict[str, Any]:
+    """Return the chunk's metadata: the node's metadata, and the rest of the node as JSON.
+
+    The JSON repeats the metadata because jsonb keeps neither the order of keys nor the notation of
+    numbers. The node's hash and the text that a model reads depend on both.
+    """
+    if _NODE_CONTENT in node.metadata:
+        raise InvalidInputError(
+            f"node {shown(node.node_id)}: the metadata key {_NODE_CONTENT!r} is reserved for "
+            "LlamaIndex: rename it",
+            field="metadata",
+            chunk_id=node.node_id,
+        )
+    try:
+        json.dumps(
+            node.metadata, allow_nan=False, default=_jsonable
+        )  # model_dump() converts NaN to null
+        dumped = node.model_dump(mode="json", exclude={"embedding"})
+    except (TypeError, ValueError, RecursionError):  # their messages quote the object
+        raise InvalidInputError(
+            f"node {shown(node.node_id)} contains a value that is not JSON, such as NaN or an "
+            "object: convert it first",
+            field="metadata",
+            chunk_id=node.node_id,
+        ) from None
+    if isinstance(node, TextNode):  # other classes hold more than a text
+        del dumped["text"]
+    return {**dumped["metadata"], _NODE_CONTENT: json.dumps(dumped, ensure_ascii=False)}
+
+
+def _jsonable(value: Any) -> Any:
+    """Convert a set, a date and so on as pydantic does, but keep NaN."""
+    return to_jsonable_python(value, inf_nan_mode="constants")
+
+
+def node_of(chunk: Chunk) -> BaseNode:
+    """Convert a chunk back to the node that was written, without its embedding."""
+    metadata = dict(chunk.metadata)
+    node_content = metadata.pop(_NODE_CONTENT, None)
+    if node_content is None:
+        return _text_node(chunk)
+    node = json.loads(node_content)
+    node.setdefault("text", chunk.content)
+    node["metadata"] = _current_metadata(node["metadata"], metadata)
+    default = Node if "text_resource" in node else TextNode
+    return _CLASSES.get(node["class_name"], default).from_dict(node)
+
+
+def _text_node(chunk: Chunk) -> TextNode:
+    """Convert a chunk that was not written by this adapter."""
+    source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=chunk.document_id)}
+    return TextNode(
+        id_=chunk.id,
+        text=chunk.content,
+        metadata=chunk.metadata,
+        relationships={} if chunk.document_id == chunk.id else source,
+    )
+
+
+def _current_metadata(written: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata as written, updated with later changes."""
+    kept = {
+        key: value if json_token(canonical_json(value)) == json_token(stored[key]) else stored[key]
+        for key, value in written.items()
+        if key in stored
+    }
+    return kept | {key: value for key, value in stored.items() if key not in kept}
