@@ -1,20 +1,22 @@
-"""What each test of a filter means, in Python and in SQL, side by side.
+"""The predicates that filters are built from, each defined in Python and in SQL, side by side.
 
-A test is of one value: of the metadata, found by keys, or of a column. It holds or it does not;
-where there is no value, or one of another kind than the test is about, it does not:
+A predicate compares one value: a value of the metadata, found by a path of keys, or a column. It is
+either true or false. If there is no value, or its type is one that the predicate does not handle,
+the predicate is false:
 
 =================  =======================================================================
-``==``, ``in_``    JSON equality: ``1`` equals ``1.0``, ``True`` does not equal ``1``, ``None``
-                   equals a null that is there, lists and objects are compared as a whole
-``<`` and so on,   numbers with numbers by value, texts with texts in code-point order; other
-``between``        values do not compare, booleans neither
-``like``, ...      texts only; ``ilike`` folds A to Z alone, as the "C" collation does
-``contains``, ...  lists only, whose elements are compared as by ``==``
-``exists``         whether the key is there, be it with a null
+``==``, ``in_``    JSON equality: ``1`` equals ``1.0``; ``True`` does not equal ``1``; ``None``
+                   equals an explicit null; lists and objects compare as a whole
+``<`` and so on,   numbers compare with numbers by value, strings with strings in code-point
+``between``        order; other types, including booleans, do not compare
+``like``, ...      strings only; ``ilike`` ignores the case of A to Z alone, as the "C" collation
+                   does
+``contains``, ...  lists only; their elements compare as with ``==``
+``exists``         true if the key is present, even if its value is null
 =================  =======================================================================
 
-All comparisons of text are made under the "C" collation, so that a database's locale changes no
-answer. Keys and values are bound.
+Strings always compare under the "C" collation, so the database's locale cannot change an answer.
+Keys and values are bound as parameters.
 """
 
 from __future__ import annotations
@@ -50,40 +52,44 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
 from cenote.errors import InvalidInputError
-from cenote.jsonvalues import json_text, unstorable
+from cenote.jsonvalues import NotJSONError, canonical_json, json_text, unstorable
 
 Columns: TypeAlias = Any
 """The columns of a chunk table, by name: ``table.c``."""
 
-Next: TypeAlias = Callable[[TypeEngine[Any]], ColumnElement[Any]]
-"""Gives a parameter of a type for the next one of a test's :attr:`Predicate.values`."""
+NextParameter: TypeAlias = Callable[[TypeEngine[Any]], ColumnElement[Any]]
+"""Function that creates the parameter for the next of a predicate's `values`, given its type."""
 
 MISSING = object()
-"""Where there is no value."""
+"""Marker for a value that does not exist."""
 
 
 class Row(Protocol):
-    """A chunk, as the meaning in Python takes it."""
+    """A chunk as predicates read it in Python."""
 
     @property
-    def metadata(self) -> Mapping[str, Any]: ...
+    def metadata(self) -> Mapping[str, Any]:
+        """The chunk's metadata."""
+        ...
 
     @property
-    def fields(self) -> Mapping[str, Any]: ...
+    def fields(self) -> Mapping[str, Any]:
+        """The values of the chunk's columns, by name."""
+        ...
 
 
-# -- equality --------------------------------------------------------------------------------------
+# -- JSON values -----------------------------------------------------------------------------------
 
-_OWN_TOKENS = frozenset((str, int, float, type(None)))
+_PLAIN_TYPES = frozenset((str, int, float, type(None)))
 
 
 def json_token(value: Any) -> Hashable:
-    """A hashable substitute for a JSON value: two tokens are equal where the values are JSON-equal.
+    """Return a hashable token for a JSON value. Tokens are equal if the values are JSON-equal.
 
-    Numbers compare by value, as jsonb's do, and apart from booleans, which Python takes for
-    numbers. Containers compare whole, objects regardless of the order of their keys.
+    Numbers compare by value, as in jsonb. They never equal booleans, which Python treats as
+    numbers. Lists and objects compare as a whole, objects regardless of the order of their keys.
     """
-    if type(value) in _OWN_TOKENS:  # most values are, and matching takes its time
+    if type(value) in _PLAIN_TYPES:  # a shortcut for most values: `match` is slow
         return value  # type: ignore[no-any-return]
     match value:
         case bool():
@@ -92,11 +98,27 @@ def json_token(value: Any) -> Hashable:
             return ("array", tuple(json_token(item) for item in value))
         case dict():
             return ("object", frozenset((key, json_token(item)) for key, item in value.items()))
-        case _:  # None, a number or a text, which Python never takes for one another
+        case _:  # None, a number or a string: Python never considers them equal to each other
             return value  # type: ignore[no-any-return]
 
 
-# -- what is tested --------------------------------------------------------------------------------
+def json_string(value: ColumnElement[Any]) -> ColumnElement[str]:
+    """Return a jsonb string as text under the "C" collation; NULL for other values."""
+    text: ColumnElement[str] = value.op("#>>", return_type=Text())(literal_column("'{}'"))
+    return collate(case((has_json_type(value, "string"), text)), "C")
+
+
+def json_number(value: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a jsonb number as NUMERIC; NULL for other values."""
+    return case((has_json_type(value, "number"), cast(value, Numeric)))
+
+
+def has_json_type(value: ColumnElement[Any], kind: str) -> ColumnElement[bool]:
+    """Return the condition that a jsonb value is of a type, such as ``"string"``."""
+    return func.jsonb_typeof(value) == literal_column("'" + kind + "'")
+
+
+# -- operands --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,44 +126,61 @@ class MetadataOperand:
     """A value of the metadata.
 
     Attributes:
-        path: its key, and the keys of the objects that it is in, from the outside.
+        path: Keys that lead to the value, outermost first.
     """
 
     path: tuple[str, ...]
 
-    ordered_kinds = "a number or a text"
+    ordered_kinds = "a number or a string"
+    """The types that order comparisons accept, for error messages."""
 
     def __str__(self) -> str:
         return "meta(" + ", ".join(map(repr, self.path)) + ")"
 
     @property
     def shape(self) -> Hashable:
+        """Cache key of the SQL."""
         return len(self.path)
 
+    def checked(self, value: Any) -> Any:
+        """Return a value to compare with, in canonical form.
+
+        Raises:
+            InvalidInputError: the value is not JSON.
+        """
+        try:
+            canonical = canonical_json(value)
+            json_text(canonical)
+        except NotJSONError as error:
+            raise InvalidInputError(f"the value of {self} {error}", field="filter") from None
+        return canonical
+
     def orders(self, value: Any) -> bool:
+        """Return whether values can be ordered relative to `value`."""
         return isinstance(value, str | int | float) and not isinstance(value, bool)
 
-    def of(self, row: Row) -> Any:
+    def value_in(self, row: Row) -> Any:
+        """Return the row's value, or `MISSING`."""
         return self.within(row.metadata, self.path)
 
     @staticmethod
     def within(value: Any, path: tuple[str, ...]) -> Any:
-        """The value that keys lead to, from another one."""
+        """Return the value at a path of keys inside another value, or `MISSING`."""
         for key in path:
             if not isinstance(value, Mapping) or key not in value:
                 return MISSING
             value = value[key]
         return value
 
-    def sql(self, columns: Columns, following: Next) -> ColumnElement[Any]:
-        """The jsonb value, or NULL; takes as many parameters as there are keys."""
+    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[Any]:
+        """Return the jsonb value, or NULL. Consumes one parameter for each key."""
         value: ColumnElement[Any] = columns.metadata
-        for _ in self.path:  # by "->" with a text, which enters objects and no lists
-            value = value.op("->", return_type=JSONB())(following(Text()))
+        for _ in self.path:  # "->" with text enters objects but not lists
+            value = value.op("->", return_type=JSONB())(next_parameter(Text()))
         return value
 
-    def document(self, value: Any) -> str:
-        """The least metadata that have this value, as JSON."""
+    def smallest_metadata(self, value: Any) -> str:
+        """Return the smallest metadata with `value` at this path, as JSON text."""
         for key in reversed(self.path):
             value = {key: value}
         return json_text(value)
@@ -156,12 +195,12 @@ _KINDS: dict[str, type] = {
     "embedding_model": str,
     "created_at": datetime,
 }
-"""The chunk's columns that can be tested, and what they hold."""
+"""The chunk's columns that filters may use, and the types of their values."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnOperand:
-    """A column of the chunk, or of the host's."""
+    """A column of the chunk, or of the user model."""
 
     name: str
 
@@ -170,104 +209,110 @@ class ColumnOperand:
 
     @property
     def shape(self) -> Hashable:
+        """Cache key of the SQL."""
         return self.name
 
     @property
     def ordered_kinds(self) -> str:
+        """The types that order comparisons accept, for error messages."""
         kind = _KINDS.get(self.name)
         return "a value" if kind is None else f"a value of type {kind.__name__}"
 
     def checked(self, value: Any) -> Any:
-        """The value.
+        """Return a value to compare with.
 
         Raises:
-            InvalidInputError: the column cannot hold it.
+            InvalidInputError: the column cannot hold the value.
         """
         kind = _KINDS.get(self.name, object)
-        right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-        if value is not None and not right:
+        fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        if value is not None and not fits:
             raise InvalidInputError(
-                f"{self} takes {self.ordered_kinds}, not {type(value).__name__}", field="filter"
+                f"{self} requires {self.ordered_kinds}, not {type(value).__name__}", field="filter"
             )
         if isinstance(value, str) and (reason := unstorable(value)):
             raise InvalidInputError(f"the value of {self} {reason}", field="filter")
         if kind is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise InvalidInputError(f"{self} takes a 64-bit integer", field="filter")
+            raise InvalidInputError(f"{self} requires a 64-bit integer", field="filter")
         if isinstance(value, datetime) and self.name in _KINDS and value.tzinfo is None:
-            raise InvalidInputError(f"{self} takes a datetime with a time zone", field="filter")
+            raise InvalidInputError(f"{self} requires a datetime with a time zone", field="filter")
         return value
 
     def orders(self, value: Any) -> bool:
+        """Return whether values can be ordered relative to `value`."""
         return value is not None
 
-    def of(self, row: Row) -> Any:
+    def value_in(self, row: Row) -> Any:
+        """Return the row's value, or `MISSING` for NULL."""
         value = row.fields.get(self.name)
         return MISSING if value is None else value
 
     def sql(self, columns: Columns) -> Column[Any]:
-        """The column.
+        """Return the column.
 
         Raises:
-            InvalidInputError: the table has none of this name.
+            InvalidInputError: filters cannot use a column of this name.
         """
         hidden = ("namespace", "metadata", "embedding")
         names = [name for name in columns.keys() if name not in hidden]  # noqa: SIM118
         if self.name not in names:
             known = ", ".join(names)
-            raise InvalidInputError(f"{self}: there is no such column; {known}", field="filter")
+            raise InvalidInputError(
+                f"{self}: no such column; filters can use {known}", field="filter"
+            )
         column: Column[Any] = columns[self.name]
         return column
 
     def text(self, column: Column[Any]) -> ColumnElement[str]:
-        """The column for a comparison of texts.
+        """Return the column under the "C" collation, for comparing strings.
 
         Raises:
-            InvalidInputError: it holds none.
+            InvalidInputError: the column does not hold text.
         """
         if not isinstance(column.type, String):
-            raise InvalidInputError(f"{self} is no column of texts", field="filter")
+            raise InvalidInputError(f"{self} is not a text column", field="filter")
         return collate(column, "C")
 
 
 Operand: TypeAlias = MetadataOperand | ColumnOperand
 
 
-# -- tests -----------------------------------------------------------------------------------------
+# -- predicates ------------------------------------------------------------------------------------
 
 
 class Predicate(Protocol):
-    """A test of one value."""
+    """A comparison of one value that is either true or false."""
 
     @property
     def operand(self) -> Operand:
-        """What is tested."""
+        """The value to compare."""
         ...
 
     @property
     def shape(self) -> Hashable:
-        """What the SQL depends on, the values aside."""
+        """Cache key of the SQL: everything that the SQL depends on, without the values."""
         ...
 
     @property
     def values(self) -> list[Any]:
-        """The values to bind, in the order in which the SQL takes them."""
+        """The values to bind, in the order of the SQL's parameters."""
         ...
 
     def holds(self, row: Row) -> bool:
-        """The meaning in Python."""
+        """Return whether the predicate is true for a row."""
         ...
 
-    def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
-        """The meaning in SQL, where NULL counts as false."""
+    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
+        """Return the SQL condition, in which NULL counts as false."""
         ...
 
 
 @dataclass(frozen=True)
 class Match:
-    """The plain dict: every key is there, with an equal value.
+    """Every key of a plain dict is present, with an equal value.
 
-    ``@>`` alone means equality for scalars, and is what the GIN index serves. For lists and
-    objects it only means containment, so each of those is compared as a whole, too.
+    The GIN index serves ``@>``, which means equality for scalars. For lists and objects it only
+    means containment, so each of those is also compared as a whole.
     """
 
     wanted: dict[str, Any] = field(repr=False)
@@ -278,6 +323,7 @@ class Match:
 
     @cached_property
     def tokens(self) -> frozenset[tuple[str, Hashable]]:
+        """The keys and the tokens of their values; see :func:`json_token`."""
         return frozenset((key, json_token(value)) for key, value in self.wanted.items())
 
     @cached_property
@@ -299,56 +345,63 @@ class Match:
             key in metadata and json_token(metadata[key]) == token for key, token in self.tokens
         )
 
-    def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
-        holds = _has(columns.metadata, following)
+    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
+        contained = _contains(columns.metadata, next_parameter)
         if not self._containers:
-            return holds
-        wanted = func.jsonb_each(_jsonb(following)).table_valued("key", "value")
+            return contained
+        wanted = func.jsonb_each(_jsonb(next_parameter)).table_valued("key", "value")
         same = columns.metadata.op("->")(wanted.c.key) == wanted.c.value
-        return holds & ~exists().select_from(wanted).where(same.is_not(true()))
+        return contained & ~exists().select_from(wanted).where(same.is_not(true()))
 
 
 @dataclass(frozen=True, slots=True)
 class Equals:
+    """The value equals another one. Equality with None means a JSON null or SQL NULL."""
+
     operand: Operand
     value: Any = field(repr=False)
 
     @property
     def shape(self) -> Hashable:
-        kind = self._container if isinstance(self.operand, MetadataOperand) else self.value is None
-        return ("equals", self.operand.shape, kind)
+        if isinstance(self.operand, ColumnOperand):
+            return ("equals", self.operand.shape, self.value is None)
+        return ("equals", self.operand.shape, self._is_container)
 
     @property
-    def _container(self) -> bool:
+    def _is_container(self) -> bool:
         return isinstance(self.value, dict | list)
 
     @property
     def values(self) -> list[Any]:
         if isinstance(self.operand, ColumnOperand):
             return [] if self.value is None else [self.value]
-        least = [self.operand.document(self.value)]
-        return [*least, *self.operand.path, json_text(self.value)] if self._container else least
+        smallest = self.operand.smallest_metadata(self.value)
+        if not self._is_container:
+            return [smallest]
+        return [smallest, *self.operand.path, json_text(self.value)]
 
     def holds(self, row: Row) -> bool:
-        value = self.operand.of(row)
+        value = self.operand.value_in(row)
         if isinstance(self.operand, ColumnOperand):
             return value is MISSING if self.value is None else bool(value == self.value)
         return value is not MISSING and json_token(value) == json_token(self.value)
 
-    def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
+    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         if isinstance(self.operand, ColumnOperand):
             column = self.operand.sql(columns)
-            return column.is_(None) if self.value is None else column == following(_bound(column))
-        holds = _has(columns.metadata, following)
-        if not self._container:
-            return holds
-        value = self.operand.sql(columns, following)
-        return holds & value.is_not_distinct_from(_jsonb(following))
+            if self.value is None:
+                return column.is_(None)
+            return column == next_parameter(_parameter_type(column))
+        contained = _contains(columns.metadata, next_parameter)
+        if not self._is_container:
+            return contained
+        value = self.operand.sql(columns, next_parameter)
+        return contained & value.is_not_distinct_from(_jsonb(next_parameter))
 
 
 @dataclass(frozen=True, slots=True)
 class IsOneOf:
-    """Equality with any of many values. Few are compared one by one, by the index."""
+    """The value equals any of many values. For a few, `Equals` is better: the index serves it."""
 
     operand: Operand
     wanted: list[Any] = field(repr=False)
@@ -364,18 +417,18 @@ class IsOneOf:
         return [*self.operand.path, json_text(self.wanted)]
 
     def holds(self, row: Row) -> bool:
-        value = self.operand.of(row)
+        value = self.operand.value_in(row)
         if isinstance(self.operand, ColumnOperand):
             return value in self.wanted
         token = json_token(value)
-        return value is not MISSING and any(json_token(one) == token for one in self.wanted)
+        return value is not MISSING and any(json_token(wanted) == token for wanted in self.wanted)
 
-    def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
+    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         if isinstance(self.operand, ColumnOperand):
             column = self.operand.sql(columns)
-            return column == any_(following(ARRAY(_bound(column))))
-        value = self.operand.sql(columns, following)
-        wanted = select(func.jsonb_array_elements(_jsonb(following))).scalar_subquery()
+            return column == any_(next_parameter(ARRAY(_parameter_type(column))))
+        value = self.operand.sql(columns, next_parameter)
+        wanted = select(func.jsonb_array_elements(_jsonb(next_parameter))).scalar_subquery()
         return value == any_(func.array(wanted))
 
 
@@ -389,69 +442,75 @@ _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
+    """The value is less or greater than another one."""
+
     operand: Operand
     operator: str
     value: Any = field(repr=False)
 
     @property
     def shape(self) -> Hashable:
-        return ("ordered", self.operand.shape, self.operator, self._of_texts)
+        return ("ordered", self.operand.shape, self.operator, self._compares_strings)
 
     @property
-    def _of_texts(self) -> bool:
+    def _compares_strings(self) -> bool:
         return isinstance(self.value, str)
 
     @property
     def values(self) -> list[Any]:
         if isinstance(self.operand, ColumnOperand):
             return [self.value]
-        return [*self.operand.path, self.value if self._of_texts else json_text(self.value)]
+        return [*self.operand.path, self.value if self._compares_strings else json_text(self.value)]
 
     def holds(self, row: Row) -> bool:
-        value = self.operand.of(row)
+        value = self.operand.value_in(row)
         if isinstance(self.operand, ColumnOperand):
             try:
                 return value is not MISSING and bool(_ORDERS[self.operator](value, self.value))
-            except TypeError:  # a host's own values, of kinds that do not compare
+            except TypeError:  # values of user columns may have types that do not compare
                 return False
-        kind = str if self._of_texts else (int, float)
+        kind = str if self._compares_strings else (int, float)
         comparable = isinstance(value, kind) and not isinstance(value, bool)
         return comparable and bool(_ORDERS[self.operator](value, self.value))
 
-    def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
+    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         compare: Callable[[Any, Any], ColumnElement[bool]] = _ORDERS[self.operator]
         if isinstance(self.operand, ColumnOperand):
             column = self.operand.sql(columns)
-            compared = self.operand.text(column) if self._of_texts else column
-            return compare(compared, following(_bound(column)))
-        value = self.operand.sql(columns, following)
-        if self._of_texts:
-            return compare(json_string(value), following(Text()))
-        return compare(json_number(value), cast(following(Text()), Numeric))
+            compared = self.operand.text(column) if self._compares_strings else column
+            return compare(compared, next_parameter(_parameter_type(column)))
+        value = self.operand.sql(columns, next_parameter)
+        if self._compares_strings:
+            return compare(json_string(value), next_parameter(Text()))
+        return compare(json_number(value), cast(next_parameter(Text()), Numeric))
 
 
-class _OfText:
-    """What tests of texts have in common."""
+class _StringPredicate:
+    """Helpers of the predicates on strings."""
 
     __slots__ = ()
     operand: Operand
 
-    def _of_text(
+    def _string_sql(
         self,
         columns: Columns,
-        following: Next,
-        test: Callable[[ColumnElement[str], ColumnElement[str]], ColumnElement[bool]],
+        next_parameter: NextParameter,
+        compare: Callable[[ColumnElement[str], ColumnElement[str]], ColumnElement[bool]],
     ) -> ColumnElement[bool]:
         if isinstance(self.operand, ColumnOperand):
-            return test(self.operand.text(self.operand.sql(columns)), following(Text()))
-        return test(json_string(self.operand.sql(columns, following)), following(Text()))
+            return compare(self.operand.text(self.operand.sql(columns)), next_parameter(Text()))
+        return compare(
+            json_string(self.operand.sql(columns, next_parameter)), next_parameter(Text())
+        )
 
     def _values(self, text: str) -> list[Any]:
         return [text] if isinstance(self.operand, ColumnOperand) else [*self.operand.path, text]
 
 
 @dataclass(frozen=True, slots=True)
-class Like(_OfText):
+class Like(_StringPredicate):
+    """The value is a string that matches a LIKE pattern."""
+
     operand: Operand
     pattern: str = field(repr=False)
     ignore_case: bool
@@ -465,23 +524,25 @@ class Like(_OfText):
         return self._values(self.pattern)
 
     def holds(self, row: Row) -> bool:
-        value = self.operand.of(row)
+        value = self.operand.value_in(row)
         if not isinstance(value, str):
             return False
         if not self.ignore_case:
-            return _expression(self.pattern).fullmatch(value) is not None
-        return _expression(_folded(self.pattern)).fullmatch(_folded(value)) is not None
+            return _like_regex(self.pattern).fullmatch(value) is not None
+        return _like_regex(_lower_ascii(self.pattern)).fullmatch(_lower_ascii(value)) is not None
 
-    def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
-        return self._of_text(
+    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
+        return self._string_sql(
             columns,
-            following,
+            next_parameter,
             lambda text, pattern: text.ilike(pattern) if self.ignore_case else text.like(pattern),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class StartsWith(_OfText):
+class StartsWith(_StringPredicate):
+    """The value is a string that starts with a prefix."""
+
     operand: Operand
     prefix: str = field(repr=False)
 
@@ -494,52 +555,60 @@ class StartsWith(_OfText):
         return self._values(self.prefix)
 
     def holds(self, row: Row) -> bool:
-        value = self.operand.of(row)
+        value = self.operand.value_in(row)
         return isinstance(value, str) and value.startswith(self.prefix)
 
-    def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
-        return self._of_text(columns, following, func.starts_with)
+    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
+        return self._string_sql(columns, next_parameter, func.starts_with)
 
 
 @dataclass(frozen=True, slots=True)
 class Contains:
-    """A list with an element equal to the value; ``@>`` is more than that for lists and objects."""
+    """The value is a list with an equal element.
+
+    For lists and objects ``@>`` only means containment, so each of those is also compared as a
+    whole.
+    """
 
     operand: MetadataOperand
     value: Any = field(repr=False)
 
     @property
     def shape(self) -> Hashable:
-        return ("contains", self.operand.shape, self._container)
+        return ("contains", self.operand.shape, self._is_container)
 
     @property
-    def _container(self) -> bool:
+    def _is_container(self) -> bool:
         return isinstance(self.value, dict | list)
 
     @property
     def values(self) -> list[Any]:
-        least = [self.operand.document([self.value])]
-        return [*least, *self.operand.path, json_text(self.value)] if self._container else least
+        smallest = self.operand.smallest_metadata([self.value])
+        if not self._is_container:
+            return [smallest]
+        return [smallest, *self.operand.path, json_text(self.value)]
 
     def holds(self, row: Row) -> bool:
-        value = self.operand.of(row)
+        value = self.operand.value_in(row)
         token = json_token(self.value)
-        return isinstance(value, list) and any(json_token(one) == token for one in value)
+        return isinstance(value, list) and any(json_token(element) == token for element in value)
 
-    def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
-        holds = _has(columns.metadata, following)
-        if not self._container:
-            return holds
-        value = self.operand.sql(columns, following)
+    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
+        contained = _contains(columns.metadata, next_parameter)
+        if not self._is_container:
+            return contained
+        value = self.operand.sql(columns, next_parameter)
         empty = cast(literal_column("'[]'"), JSONB)
-        values = case((_is(value, "array"), value), else_=empty)
+        values = case((has_json_type(value, "array"), value), else_=empty)
         element = func.jsonb_array_elements(values).table_valued("value")
-        same = element.c.value == _jsonb(following)
-        return holds & exists().select_from(element).where(same)
+        same = element.c.value == _jsonb(next_parameter)
+        return contained & exists().select_from(element).where(same)
 
 
 @dataclass(frozen=True, slots=True)
 class Exists:
+    """The key is present, even if its value is null."""
+
     operand: MetadataOperand
 
     @property
@@ -551,42 +620,30 @@ class Exists:
         return [*self.operand.path]
 
     def holds(self, row: Row) -> bool:
-        return self.operand.of(row) is not MISSING
+        return self.operand.value_in(row) is not MISSING
 
-    def sql(self, columns: Columns, following: Next) -> ColumnElement[bool]:
-        return self.operand.sql(columns, following).is_not(None)
-
-
-# -- pieces ----------------------------------------------------------------------------------------
+    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
+        return self.operand.sql(columns, next_parameter).is_not(None)
 
 
-def _jsonb(following: Next) -> ColumnElement[Any]:
-    """A parameter that takes JSON text, so that a host engine's own serializer has no say."""
-    return cast(following(Text()), JSONB)
+# -- SQL expressions -------------------------------------------------------------------------------
 
 
-def _has(metadata: ColumnElement[Any], following: Next) -> ColumnElement[bool]:
-    """Whether the metadata have the next value in them, by the index of the metadata."""
-    return metadata.op("@>", is_comparison=True)(_jsonb(following))
+def _jsonb(next_parameter: NextParameter) -> ColumnElement[Any]:
+    """Return a jsonb parameter that is bound as text.
+
+    The application's engine may have its own JSON serializer, which does not apply to text.
+    """
+    return cast(next_parameter(Text()), JSONB)
 
 
-def json_string(value: ColumnElement[Any]) -> ColumnElement[str]:
-    """The text of a jsonb string, in the "C" collation; NULL of other values."""
-    text: ColumnElement[str] = value.op("#>>", return_type=Text())(literal_column("'{}'"))
-    return collate(case((_is(value, "string"), text)), "C")
+def _contains(metadata: ColumnElement[Any], next_parameter: NextParameter) -> ColumnElement[bool]:
+    """Return the condition that the metadata contains the next value. The GIN index serves it."""
+    return metadata.op("@>", is_comparison=True)(_jsonb(next_parameter))
 
 
-def json_number(value: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The number of a jsonb number; NULL of other values."""
-    return case((_is(value, "number"), cast(value, Numeric)))
-
-
-def _is(value: ColumnElement[Any], kind: str) -> ColumnElement[bool]:
-    return func.jsonb_typeof(value) == literal_column("'" + kind + "'")
-
-
-def _bound(column: Column[Any]) -> TypeEngine[Any]:
-    """The type of a parameter for a column, which takes its collation from the column."""
+def _parameter_type(column: Column[Any]) -> TypeEngine[Any]:
+    """Return the parameter type for a column, without a collation: the column's own applies."""
     type_: TypeEngine[Any] = column.type
     return Text() if type(type_) in (String, Text, VARCHAR, TEXT) else type_
 
@@ -594,15 +651,16 @@ def _bound(column: Column[Any]) -> TypeEngine[Any]:
 _ASCII_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
 
-def _folded(text: str) -> str:
+def _lower_ascii(text: str) -> str:
     return text.translate(_ASCII_LOWER)
 
 
 @lru_cache(maxsize=256)
-def _expression(pattern: str) -> re.Pattern[str]:
-    """A LIKE pattern as a regular expression that takes time in proportion to the text.
+def _like_regex(pattern: str) -> re.Pattern[str]:
+    """Return a LIKE pattern as a regular expression that runs in time linear in the text.
 
-    Between two ``%``, the leftmost match of a piece is as good as any, so that none is tried again.
+    For a piece between two ``%`` the leftmost match is as good as any other, so the expression
+    never backtracks to try another one.
     """
     pieces: list[list[str]] = [[]]
     characters = iter(pattern)

@@ -1,4 +1,4 @@
-"""Filters in Postgres: which indexes serve them, a host's columns, and what is kept of them."""
+"""Filters in Postgres: the indexes that serve them, user columns, and long chains."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cenote.orm import metadata_index
 from cenote.testing import embedded, stored
 
 
-async def plan(store: PgVectorStore, filter: Any) -> str:
-    """Of counting what matches, after some executions."""
+async def explain_count(store: PgVectorStore, filter: Any) -> str:
+    """Return the plan of a count with this filter, after several executions."""
     conditions = Conditions(as_filter(filter))
     statement = store._reads.count(conditions)
     parameters = {"namespace": "n", **conditions.parameters}
@@ -29,7 +29,7 @@ async def plan(store: PgVectorStore, filter: Any) -> str:
 
 @pytest.fixture
 async def indexed(store: PgVectorStore, engine: AsyncEngine) -> PgVectorStore:
-    """A store with a hot key."""
+    """A store with indexes on some keys of the metadata."""
     chunks = [
         embedded(
             f"{n:05}",
@@ -46,7 +46,9 @@ async def indexed(store: PgVectorStore, engine: AsyncEngine) -> PgVectorStore:
             await connection.execute(CreateIndex(index))
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(VacuumAnalyze("cenote_chunks", None))  # GIN's pending list, too
+        await connection.execute(
+            VacuumAnalyze("cenote_chunks", None)
+        )  # also merges GIN's pending list
     return store
 
 
@@ -69,31 +71,31 @@ async def indexed(store: PgVectorStore, engine: AsyncEngine) -> PgVectorStore:
     ids=str,
 )
 async def test_an_index_serves(indexed: PgVectorStore, filter: Any, index: str) -> None:
-    """Whatever can be served, in the one partition of the namespace."""
-    executed = await plan(indexed, filter)
-    assert re.search(index, executed)
-    assert executed.count("_p0") + executed.count("_p1") >= 1
-    assert len({word for word in executed.split() if word.startswith("cenote_chunks_p")}) <= 3
+    """An index serves the filter, and only the namespace's partition is read."""
+    plan = await explain_count(indexed, filter)
+    assert re.search(index, plan)
+    assert plan.count("_p0") + plan.count("_p1") >= 1
+    assert len({word for word in plan.split() if word.startswith("cenote_chunks_p")}) <= 3
 
 
-async def test_hot_keys_mean_the_same(indexed: PgVectorStore) -> None:
-    """With the index as without it."""
+async def test_indexed_keys_give_the_same_answers(indexed: PgVectorStore) -> None:
+    """Postgres with the indexes agrees with the in-memory store."""
     memory = InMemoryVectorStore(4)
-    everything = [
-        embedded(one.id, document_id=one.document_id, metadata=one.metadata)
-        for one in await stored(indexed, "n")
+    copies = [
+        embedded(chunk.id, document_id=chunk.document_id, metadata=chunk.metadata)
+        for chunk in await stored(indexed, "n")
     ]
-    await memory.upsert(everything, "n")
+    await memory.upsert(copies, "n")
     for filter in (meta("n") > 5990, meta("name").between("name 00010", "name 00019")):
-        theirs, ours = [
-            [one.id for one in await stored(store, "n", filter)] for store in (indexed, memory)
+        in_postgres, in_memory = [
+            [chunk.id for chunk in await stored(store, "n", filter)] for store in (indexed, memory)
         ]
-        assert theirs == ours
-        assert len(ours) in (9, 10)
+        assert in_postgres == in_memory
+        assert len(in_memory) in (9, 10)
 
 
-async def test_columns_of_the_hosts(library: AsyncEngine) -> None:
-    """By their names, NULL where there is no value; others are named in the error."""
+async def test_user_columns(library: AsyncEngine) -> None:
+    """Filters find user columns by name; the error for an unknown name lists the known ones."""
     sessions = async_sessionmaker(library)
     store = PgVectorStore(sessions, model=Passage)
     async with sessions.begin() as session:
@@ -107,24 +109,24 @@ async def test_columns_of_the_hosts(library: AsyncEngine) -> None:
     assert await stored(store, "t", field("doc_id").is_null()) == []
     assert await store.count("t", field("doc_id") != doc_id) == 0
     for bad in (field("nothing") == 1, field("namespace") == "t", field("metadata").is_null()):
-        with pytest.raises(InvalidInputError, match="there is no such column; id, "):
+        with pytest.raises(InvalidInputError, match="no such column; filters can use id, "):
             await store.search([1, 0, 0, 0], "t", filter=bad)
         with pytest.raises(InvalidInputError):
             store.get_all_chunks("t", bad)
 
 
-def test_filters_are_no_truth_values() -> None:
-    """Or `and` would silently take the last one."""
+def test_filters_have_no_truth_value() -> None:
+    """Otherwise `a and b` would silently mean `b`."""
     with pytest.raises(TypeError, match=r"&, \| and ~"):
         bool(meta("a") == 1)
     assert repr(meta("a", "b")) == "meta('a', 'b')"
 
 
 def test_long_chains_are_not_nested() -> None:
-    """A thousand tests in a row."""
+    """A chain of a thousand predicates is accepted, and one more is rejected."""
     chain = meta("a") == 0
     for number in range(1, 1000):
         chain |= meta("a") == number
     assert as_filter(chain) is chain
-    with pytest.raises(InvalidInputError, match="1,000 tests"):
+    with pytest.raises(InvalidInputError, match="1,000 predicates"):
         as_filter(chain | (meta("a") == 1000))
