@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from cenote import drift
 from cenote.catalog import LiveTable, read_table
 from cenote.config import SchemaConfig
-from cenote.ddl import LockTable, RenameIndex, StoreInline, qualified
+from cenote.ddl import lock_table, qualified, rename_index, store_inline
 from cenote.operations import RefusedRevisionError
 
 _TABLE = "cenote_chunks"
@@ -51,7 +51,7 @@ def adopt(config: SchemaConfig) -> bool:
     live = read_table(connection, config.table_name, config.schema)
     if live is None:
         return False
-    op.execute(LockTable(live.name, live.schema))
+    op.execute(lock_table(live.name, live.schema))
     live = read_table(connection, config.table_name, config.schema)
     assert live is not None
     version = _version(connection, live)
@@ -120,8 +120,8 @@ def _bring_up(live: LiveTable, version: int) -> None:
     if version == 1:
         op.create_primary_key("pk_cenote_chunks", live.name, ["namespace", "id"], schema=schema)
     else:
-        op.execute(RenameIndex(pkey, "pk_cenote_chunks", schema))
-    op.execute(StoreInline(live.name, schema))  # for rows that are written from now on
+        op.execute(rename_index(pkey, "pk_cenote_chunks", schema))
+    op.execute(store_inline(live.name, schema))  # for rows that are written from now on
     op.alter_column(
         live.name, "metadata", server_default=None, existing_type=JSONB(), schema=schema
     )
@@ -129,7 +129,7 @@ def _bring_up(live: LiveTable, version: int) -> None:
         ("cenote_chunks_namespace_doc_idx", "ix_cenote_chunks_namespace_document_id"),
         ("cenote_chunks_embedding_hnsw_idx", "ix_cenote_chunks_embedding"),
     ):
-        op.execute(RenameIndex(old, new, schema, if_exists=True))
+        op.execute(rename_index(old, new, schema, if_exists=True))
     op.drop_index("cenote_chunks_metadata_gin_idx", live.name, schema=schema, if_exists=True)
     op.create_index(
         "ix_cenote_chunks_metadata",

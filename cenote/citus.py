@@ -120,7 +120,7 @@ def read_shards(connection: Connection, name: str, schema: str) -> list[Shard]:
     ]
 
 
-def creating(config: SchemaConfig) -> Iterator[Executable]:
+def distribute_statements(config: SchemaConfig) -> Iterator[Executable]:
     """The statements that distribute a plain table by namespace, with its rows."""
     # One connection to each node for the rest of the transaction: what follows in it, such as a
     # foreign key, is refused after statements that ran on several.
@@ -137,13 +137,13 @@ def creating(config: SchemaConfig) -> Iterator[Executable]:
     )
 
 
-def clearing(config: SchemaConfig) -> Select[None]:
+def truncate_local_data_statement(config: SchemaConfig) -> Select[None]:
     """The statement that removes what distributing leaves of the rows on the coordinator."""
     which = _regclass(config.table_name, config.schema)
     return select(func.truncate_local_data_after_distributing_table(which))
 
 
-def undoing(config: SchemaConfig) -> Select[None]:
+def undistribute_statement(config: SchemaConfig) -> Select[None]:
     """The statement that brings all rows back to the coordinator."""
     return select(func.undistribute_table(_regclass(config.table_name, config.schema)))
 

@@ -1,4 +1,8 @@
-"""DDL for which SQLAlchemy has no construct, compiled with the dialect's identifier preparer."""
+"""DDL that SQLAlchemy has no construct for: functions that return statements.
+
+Every statement is a `DDLTemplate`. The dialect's identifier preparer quotes the names in it when
+the statement is compiled.
+"""
 
 from __future__ import annotations
 
@@ -9,212 +13,10 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateIndex, ExecutableDDLElement
 
+# With this paramstyle, unlike the default one, "%" is not doubled.
+_DIALECT = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]
 
-def table_of(name: str, schema: str | None) -> Table:
-    """A table of which only the name is known."""
-    return Table(name, MetaData(), schema=schema)
-
-
-def qualified(name: str, schema: str | None) -> str:
-    """A table's name as SQL writes it."""
-    preparer = PGDialect().identifier_preparer  # type: ignore[no-untyped-call]
-    text: str = preparer.format_table(table_of(name, schema))
-    return text
-
-
-def partition_name(table_name: str, remainder: int) -> str:
-    """The name of a hash partition."""
-    return f"{table_name}_p{remainder:02d}"
-
-
-class CreateExtension(ExecutableDDLElement):
-    """``CREATE EXTENSION IF NOT EXISTS vector [SCHEMA ...]``."""
-
-    def __init__(self, schema: str | None = None) -> None:
-        self.schema = schema
-
-
-class CreateHashPartition(ExecutableDDLElement):
-    """``CREATE TABLE ... PARTITION OF ...``: one of the hash partitions of a table.
-
-    Args:
-        table_name: the partitioned table.
-        schema: its schema.
-        modulus: how many partitions there are.
-        remainder: which one this is, from 0.
-    """
-
-    def __init__(self, table_name: str, schema: str | None, modulus: int, remainder: int) -> None:
-        self.parent = table_of(table_name, schema)
-        self.partition = table_of(partition_name(table_name, remainder), schema)
-        self.modulus = modulus
-        self.remainder = remainder
-
-
-class StoreInline(ExecutableDDLElement):
-    """``ALTER TABLE ... SET STORAGE MAIN``: of a chunk, only the content may leave its row.
-
-    pgvector's types are EXTERNAL, so that a row of more than 2 kB, as one with 384 dimensions and a
-    page of text is, has its embedding in the TOAST table, and an exact comparison looks up several
-    pieces of each. Measured over 3,000 rows with UUIDs, some metadata and 1.4 kB of text on
-    PostgreSQL 18: with EXTERNAL an exact search took 3.2 times as long at 384 dimensions, 2.2 times
-    at 768 and 1,536, and the table was up to 1.4 times as large; the ANN search took as long. With
-    MAIN for the embedding alone, ids and metadata leave in its place, and a filter, which then
-    looks those up, took up to 4 times as long. MAIN and not PLAIN: a row that does not fit into a
-    page must go somewhere.
-
-    Args:
-        table: the chunk table; partitions that exist follow, later ones inherit it.
-        schema: its schema.
-    """
-
-    def __init__(self, table: str, schema: str | None) -> None:
-        self.table = table_of(table, schema)
-
-
-class AttachPartition(ExecutableDDLElement):
-    """``ALTER TABLE ... ATTACH PARTITION ...``, by the name that `CreateHashPartition` gave it."""
-
-    def __init__(self, table_name: str, schema: str | None, modulus: int, remainder: int) -> None:
-        self.parent = table_of(table_name, schema)
-        self.partition = table_of(partition_name(table_name, remainder), schema)
-        self.modulus = modulus
-        self.remainder = remainder
-
-
-class RenameIndex(ExecutableDDLElement):
-    """``ALTER INDEX ... RENAME TO ...``; the constraint of the index is renamed with it."""
-
-    def __init__(self, old: str, new: str, schema: str | None, *, if_exists: bool = False) -> None:
-        self.old = table_of(old, schema)
-        self.new = new
-        self.if_exists = if_exists
-
-
-class CreateIndexOnOnly(ExecutableDDLElement):
-    """``CREATE INDEX ... ON ONLY ...``: the index of a partitioned table without its parts."""
-
-    def __init__(self, index: Index) -> None:
-        self.index = index
-
-
-class AttachIndex(ExecutableDDLElement):
-    """``ALTER INDEX ... ATTACH PARTITION ...``."""
-
-    def __init__(self, parent: str, part: str, schema: str | None) -> None:
-        self.parent = table_of(parent, schema)
-        self.part = table_of(part, schema)
-
-
-class LockTable(ExecutableDDLElement):
-    """``LOCK TABLE ... IN ACCESS EXCLUSIVE MODE``, its partitions included."""
-
-    def __init__(self, name: str, schema: str | None) -> None:
-        self.table = table_of(name, schema)
-
-
-class CreateTableLike(ExecutableDDLElement):
-    """``CREATE TABLE ... (LIKE ... INCLUDING ALL EXCLUDING INDEXES)``, for hash partitions or not.
-
-    Args:
-        name: the new table.
-        like: the one it takes columns, defaults, checks, comments and storage from.
-        schema: the schema of both.
-        partitioned: whether it is to have hash partitions by namespace.
-    """
-
-    def __init__(self, name: str, like: str, schema: str | None, *, partitioned: bool) -> None:
-        self.table = table_of(name, schema)
-        self.like = table_of(like, schema)
-        self.partitioned = partitioned
-
-
-class AddConstraintAs(ExecutableDDLElement):
-    """``ALTER TABLE ... ADD CONSTRAINT ...`` with a definition as the catalogue writes it."""
-
-    def __init__(self, table: str, schema: str | None, name: str, definition: str) -> None:
-        self.table = table_of(table, schema)
-        self.name = name
-        self.definition = definition
-
-
-class AsTheServerSaid(ExecutableDDLElement):
-    """A statement that the server's own catalogue gave, such as ``pg_get_indexdef`` does."""
-
-    def __init__(self, statement: str) -> None:
-        self.statement = statement
-
-
-class Grant(ExecutableDDLElement):
-    """``GRANT ... ON ... TO ...``; to everybody where the role is None."""
-
-    def __init__(
-        self, privilege: str, table: str, schema: str | None, role: str | None, *, grantable: bool
-    ) -> None:
-        self.privilege = privilege
-        self.table = table_of(table, schema)
-        self.role = role
-        self.grantable = grantable
-
-
-class Revoke(ExecutableDDLElement):
-    """``REVOKE ALL ON ... FROM ...``; from everybody where the role is None."""
-
-    def __init__(self, table: str, schema: str | None, role: str | None) -> None:
-        self.table = table_of(table, schema)
-        self.role = role
-
-
-class ChangeOwner(ExecutableDDLElement):
-    """``ALTER TABLE ... OWNER TO ...``."""
-
-    def __init__(self, table: str, schema: str | None, role: str) -> None:
-        self.table = table_of(table, schema)
-        self.role = role
-
-
-class Analyze(ExecutableDDLElement):
-    """``ANALYZE ...``."""
-
-    def __init__(self, table: str, schema: str | None) -> None:
-        self.table = table_of(table, schema)
-
-
-class VacuumAnalyze(ExecutableDDLElement):
-    """``VACUUM (ANALYZE) ...``, which runs outside a transaction."""
-
-    def __init__(self, table: str, schema: str | None) -> None:
-        self.table = table_of(table, schema)
-
-
-@compiles(VacuumAnalyze, "postgresql")
-def _vacuum_analyze(element: VacuumAnalyze, compiler: Any, **kw: Any) -> str:
-    return " ".join(["VACUUM (ANALYZE)", compiler.preparer.format_table(element.table)])
-
-
-@compiles(CreateExtension, "postgresql")
-def _create_extension(element: CreateExtension, compiler: Any, **kw: Any) -> str:
-    sql = "CREATE EXTENSION IF NOT EXISTS vector"
-    if element.schema is not None:
-        sql += " SCHEMA " + compiler.preparer.quote_schema(element.schema)
-    return sql
-
-
-@compiles(CreateHashPartition, "postgresql")
-def _create_hash_partition(element: CreateHashPartition, compiler: Any, **kw: Any) -> str:
-    format_table = compiler.preparer.format_table
-    return " ".join(
-        [
-            "CREATE TABLE",
-            format_table(element.partition),
-            "PARTITION OF",
-            format_table(element.parent),
-            _for_values(element),
-        ]
-    )
-
-
-_INLINE = (
+_INLINE_COLUMNS = (
     "namespace",
     "id",
     "document_id",
@@ -223,145 +25,253 @@ _INLINE = (
     "embedding",
     "embedding_model",
 )
+"""Columns that `store_inline` keeps in the row: all that vary in length, except the content."""
+
+_HASH_BOUND = "FOR VALUES WITH (MODULUS {modulus}, REMAINDER {remainder})"
 
 
-@compiles(StoreInline, "postgresql")
-def _store_inline(element: StoreInline, compiler: Any, **kw: Any) -> str:
-    table = compiler.preparer.format_table(element.table)
-    columns = ["ALTER COLUMN " + name + " SET STORAGE MAIN" for name in _INLINE]
-    return " ".join(["ALTER TABLE", table, ", ".join(columns)])
+class RawSQL(str):
+    """SQL that a `DDLTemplate` copies as it is: a keyword, or text from the server's catalogue."""
+
+    __slots__ = ()
 
 
-@compiles(AttachPartition, "postgresql")
-def _attach_partition(element: AttachPartition, compiler: Any, **kw: Any) -> str:
-    format_table = compiler.preparer.format_table
-    return " ".join(
-        [
-            "ALTER TABLE",
-            format_table(element.parent),
-            "ATTACH PARTITION",
-            format_table(element.partition),
-            _for_values(element),
-        ]
-    )
+class DDLTemplate(ExecutableDDLElement):
+    """A statement with a ``{field}`` for each part.
+
+    Args:
+        template: SQL with fields, as for :meth:`str.format`.
+        parts: Value of each field. The compiler writes a `Table` as its qualified name, a string as
+            a quoted identifier, and an integer or `RawSQL` as it is.
+    """
+
+    def __init__(self, template: str, **parts: Table | RawSQL | str | int) -> None:
+        self.template = template
+        self.parts = parts
 
 
-def _for_values(element: CreateHashPartition | AttachPartition) -> str:
-    numbers = {"MODULUS": element.modulus, "REMAINDER": element.remainder}
-    parts = [" ".join([word, str(int(number))]) for word, number in numbers.items()]
-    return "FOR VALUES WITH (" + ", ".join(parts) + ")"
-
-
-@compiles(RenameIndex, "postgresql")
-def _rename_index(element: RenameIndex, compiler: Any, **kw: Any) -> str:
+@compiles(DDLTemplate, "postgresql")
+def _compile_template(element: DDLTemplate, compiler: Any, **kw: Any) -> str:
     preparer = compiler.preparer
-    words = ["ALTER INDEX", "IF EXISTS"] if element.if_exists else ["ALTER INDEX"]
-    return " ".join(
-        [*words, preparer.format_table(element.old), "RENAME TO", preparer.quote(element.new)]
+
+    def render(part: Table | RawSQL | str | int) -> str:
+        if isinstance(part, Table):
+            sql: str = preparer.format_table(part)
+        elif isinstance(part, str) and not isinstance(part, RawSQL):
+            sql = preparer.quote(part)
+        else:
+            sql = str(part)
+        return sql
+
+    return element.template.format_map(
+        {field: render(part) for field, part in element.parts.items()}
     )
 
 
-@compiles(CreateIndexOnOnly, "postgresql")
-def _create_index_on_only(element: CreateIndexOnOnly, compiler: Any, **kw: Any) -> str:
-    sql: str = compiler.process(CreateIndex(element.index), **kw)
-    return sql.replace(" ON ", " ON ONLY ", 1)
+# -- names -----------------------------------------------------------------------------------------
 
 
-@compiles(AttachIndex, "postgresql")
-def _attach_index(element: AttachIndex, compiler: Any, **kw: Any) -> str:
-    format_table = compiler.preparer.format_table
-    return " ".join(
-        [
-            "ALTER INDEX",
-            format_table(element.parent),
-            "ATTACH PARTITION",
-            format_table(element.part),
-        ]
+def table_of(name: str, schema: str | None) -> Table:
+    """Return a table without columns, to stand for its name in a statement."""
+    return Table(name, MetaData(), schema=schema)
+
+
+def qualified(name: str, schema: str | None) -> str:
+    """Return a table's name, with its schema if there is one, quoted as SQL needs it."""
+    text: str = _DIALECT.identifier_preparer.format_table(table_of(name, schema))
+    return text
+
+
+def partition_name(table_name: str, remainder: int) -> str:
+    """Return the name of a hash partition."""
+    return f"{table_name}_p{remainder:02d}"
+
+
+# -- extension -------------------------------------------------------------------------------------
+
+
+def create_extension(schema: str | None = None) -> DDLTemplate:
+    """Return ``CREATE EXTENSION IF NOT EXISTS vector [SCHEMA ...]``."""
+    create = "CREATE EXTENSION IF NOT EXISTS vector"
+    if schema is None:
+        return DDLTemplate(create)
+    return DDLTemplate(create + " SCHEMA {schema}", schema=schema)
+
+
+# -- tables and partitions -------------------------------------------------------------------------
+
+
+def create_table_like(
+    name: str, like: str, schema: str | None, *, partitioned: bool
+) -> DDLTemplate:
+    """Return ``CREATE TABLE ... (LIKE ... INCLUDING ALL EXCLUDING INDEXES)``.
+
+    Args:
+        name: New table.
+        like: Table whose columns, defaults, checks, comments and storage are copied.
+        schema: Schema of both tables.
+        partitioned: True for a table that is partitioned by the hash of the namespace.
+    """
+    create = "CREATE TABLE {table} (LIKE {like} INCLUDING ALL EXCLUDING INDEXES)"
+    if partitioned:
+        create += " PARTITION BY HASH (namespace)"
+    return DDLTemplate(create, table=table_of(name, schema), like=table_of(like, schema))
+
+
+def create_hash_partition(
+    table_name: str, schema: str | None, modulus: int, remainder: int
+) -> DDLTemplate:
+    """Return ``CREATE TABLE ... PARTITION OF ...``.
+
+    Args:
+        table_name: Partitioned table.
+        schema: Schema of the table and its partition.
+        modulus: Number of partitions.
+        remainder: Number of this partition, from 0.
+    """
+    return DDLTemplate(
+        "CREATE TABLE {partition} PARTITION OF {table} " + _HASH_BOUND,
+        partition=table_of(partition_name(table_name, remainder), schema),
+        table=table_of(table_name, schema),
+        modulus=modulus,
+        remainder=remainder,
     )
 
 
-@compiles(LockTable, "postgresql")
-def _lock_table(element: LockTable, compiler: Any, **kw: Any) -> str:
-    return " ".join(
-        ["LOCK TABLE", compiler.preparer.format_table(element.table), "IN ACCESS EXCLUSIVE MODE"]
+def attach_partition(
+    table_name: str, schema: str | None, modulus: int, remainder: int
+) -> DDLTemplate:
+    """Return ``ALTER TABLE ... ATTACH PARTITION ...`` for the partition of the default name."""
+    return DDLTemplate(
+        "ALTER TABLE {table} ATTACH PARTITION {partition} " + _HASH_BOUND,
+        table=table_of(table_name, schema),
+        partition=table_of(partition_name(table_name, remainder), schema),
+        modulus=modulus,
+        remainder=remainder,
     )
 
 
-@compiles(CreateTableLike, "postgresql")
-def _create_table_like(element: CreateTableLike, compiler: Any, **kw: Any) -> str:
-    format_table = compiler.preparer.format_table
-    words = [
-        "CREATE TABLE",
-        format_table(element.table),
-        "(LIKE",
-        format_table(element.like),
-        "INCLUDING ALL EXCLUDING INDEXES)",
-    ]
-    if element.partitioned:
-        words.append("PARTITION BY HASH (namespace)")
-    return " ".join(words)
+def store_inline(table_name: str, schema: str | None) -> DDLTemplate:
+    """Return ``ALTER TABLE ... SET STORAGE MAIN``: only a chunk's content may leave its row.
+
+    pgvector's types have the storage EXTERNAL. A row of more than 2 kB, for example one with 384
+    dimensions and a page of text, then has its embedding in the TOAST table, and an exact
+    comparison fetches several pieces of each embedding. Measured over 3,000 rows with UUIDs, some
+    metadata and 1.4 kB of text on PostgreSQL 18: with EXTERNAL an exact search took 3.2 times as
+    long at 384 dimensions and 2.2 times as long at 768 and 1,536, and the table was up to 1.4 times
+    as large. An ANN search took as long with either.
+
+    With MAIN for the embedding alone, ids and metadata leave the row in its place. A filter then
+    has to fetch them, and took up to 4 times as long. The storage is MAIN and not PLAIN, because a
+    row that does not fit into a page must go somewhere.
+
+    Args:
+        table_name: Chunk table. Existing partitions change with it; later ones inherit the storage.
+        schema: Schema of the table.
+    """
+    columns = ", ".join(f"ALTER COLUMN {column} SET STORAGE MAIN" for column in _INLINE_COLUMNS)
+    return DDLTemplate("ALTER TABLE {table} " + columns, table=table_of(table_name, schema))
 
 
-@compiles(AddConstraintAs, "postgresql")
-def _add_constraint_as(element: AddConstraintAs, compiler: Any, **kw: Any) -> str:
-    preparer = compiler.preparer
-    return " ".join(
-        [
-            "ALTER TABLE",
-            preparer.format_table(element.table),
-            "ADD CONSTRAINT",
-            preparer.quote(element.name),
-            element.definition,
-        ]
+def add_constraint(table_name: str, schema: str | None, name: str, definition: str) -> DDLTemplate:
+    """Return ``ALTER TABLE ... ADD CONSTRAINT ...``.
+
+    Args:
+        table_name: Table that gets the constraint.
+        schema: Schema of the table.
+        name: Name of the constraint.
+        definition: SQL of the constraint, as ``pg_get_constraintdef`` returns it.
+    """
+    return DDLTemplate(
+        "ALTER TABLE {table} ADD CONSTRAINT {name} {definition}",
+        table=table_of(table_name, schema),
+        name=name,
+        definition=RawSQL(definition),
     )
 
 
-@compiles(AsTheServerSaid, "postgresql")
-def _as_the_server_said(element: AsTheServerSaid, compiler: Any, **kw: Any) -> str:
-    statement: str = element.statement
-    return statement
-
-
-@compiles(Grant, "postgresql")
-def _grant(element: Grant, compiler: Any, **kw: Any) -> str:
-    preparer = compiler.preparer
-    words = [
-        "GRANT",
-        element.privilege,
-        "ON",
-        preparer.format_table(element.table),
-        "TO",
-        "PUBLIC" if element.role is None else preparer.quote(element.role),
-    ]
-    return " ".join([*words, "WITH GRANT OPTION"] if element.grantable else words)
-
-
-@compiles(Revoke, "postgresql")
-def _revoke(element: Revoke, compiler: Any, **kw: Any) -> str:
-    preparer = compiler.preparer
-    return " ".join(
-        [
-            "REVOKE ALL ON",
-            preparer.format_table(element.table),
-            "FROM",
-            "PUBLIC" if element.role is None else preparer.quote(element.role),
-        ]
+def lock_table(table_name: str, schema: str | None) -> DDLTemplate:
+    """Return ``LOCK TABLE ... IN ACCESS EXCLUSIVE MODE``, which locks the partitions too."""
+    return DDLTemplate(
+        "LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE", table=table_of(table_name, schema)
     )
 
 
-@compiles(ChangeOwner, "postgresql")
-def _change_owner(element: ChangeOwner, compiler: Any, **kw: Any) -> str:
-    preparer = compiler.preparer
-    return " ".join(
-        [
-            "ALTER TABLE",
-            preparer.format_table(element.table),
-            "OWNER TO",
-            preparer.quote(element.role),
-        ]
+def analyze(table_name: str, schema: str | None) -> DDLTemplate:
+    """Return ``ANALYZE ...``."""
+    return DDLTemplate("ANALYZE {table}", table=table_of(table_name, schema))
+
+
+def vacuum_analyze(table_name: str, schema: str | None) -> DDLTemplate:
+    """Return ``VACUUM (ANALYZE) ...``, which has to run outside a transaction."""
+    return DDLTemplate("VACUUM (ANALYZE) {table}", table=table_of(table_name, schema))
+
+
+# -- indexes ---------------------------------------------------------------------------------------
+
+
+def create_index_on_only(index: Index) -> DDLTemplate:
+    """Return ``CREATE INDEX ... ON ONLY ...``: an index on a partitioned table alone."""
+    create = str(CreateIndex(index).compile(dialect=_DIALECT))
+    return DDLTemplate("{create}", create=RawSQL(create.replace(" ON ", " ON ONLY ", 1)))
+
+
+def attach_index(index: str, partition_index: str, schema: str | None) -> DDLTemplate:
+    """Return ``ALTER INDEX ... ATTACH PARTITION ...``."""
+    return DDLTemplate(
+        "ALTER INDEX {index} ATTACH PARTITION {partition_index}",
+        index=table_of(index, schema),
+        partition_index=table_of(partition_index, schema),
     )
 
 
-@compiles(Analyze, "postgresql")
-def _analyze(element: Analyze, compiler: Any, **kw: Any) -> str:
-    return " ".join(["ANALYZE", compiler.preparer.format_table(element.table)])
+def rename_index(old: str, new: str, schema: str | None, *, if_exists: bool = False) -> DDLTemplate:
+    """Return ``ALTER INDEX ... RENAME TO ...``, which renames the index's constraint too."""
+    alter = "ALTER INDEX IF EXISTS" if if_exists else "ALTER INDEX"
+    return DDLTemplate(alter + " {old} RENAME TO {new}", old=table_of(old, schema), new=new)
+
+
+def server_definition(definition: str) -> DDLTemplate:
+    """Return a statement that the server's catalogue gave, for example by ``pg_get_indexdef``."""
+    return DDLTemplate("{definition}", definition=RawSQL(definition))
+
+
+# -- owner and privileges --------------------------------------------------------------------------
+
+
+def set_owner(table_name: str, schema: str | None, role: str) -> DDLTemplate:
+    """Return ``ALTER TABLE ... OWNER TO ...``."""
+    return DDLTemplate(
+        "ALTER TABLE {table} OWNER TO {role}", table=table_of(table_name, schema), role=role
+    )
+
+
+def grant(
+    privilege: str, table_name: str, schema: str | None, role: str | None, *, grantable: bool
+) -> DDLTemplate:
+    """Return ``GRANT ... ON ... TO ...``.
+
+    Args:
+        privilege: Name of the privilege, as the server's catalogue writes it.
+        table_name: Table that the privilege is for.
+        schema: Schema of the table.
+        role: Role that gets the privilege; everybody if None.
+        grantable: True if the role may grant the privilege to others.
+    """
+    return DDLTemplate(
+        "GRANT {privilege} ON {table} TO {role}" + (" WITH GRANT OPTION" if grantable else ""),
+        privilege=RawSQL(privilege),
+        table=table_of(table_name, schema),
+        role=_role(role),
+    )
+
+
+def revoke_all(table_name: str, schema: str | None, role: str | None) -> DDLTemplate:
+    """Return ``REVOKE ALL ON ... FROM ...``; from everybody if the role is None."""
+    return DDLTemplate(
+        "REVOKE ALL ON {table} FROM {role}", table=table_of(table_name, schema), role=_role(role)
+    )
+
+
+def _role(role: str | None) -> str:
+    return RawSQL("PUBLIC") if role is None else role

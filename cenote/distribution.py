@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.builds import read_chunk_table
-from cenote.citus import clearing, creating
+from cenote.citus import distribute_statements, truncate_local_data_statement
 from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.locks import migration_lock, with_short_waits
@@ -64,7 +64,10 @@ def _distribute(connection: Connection, config: SchemaConfig, memory: str | None
         def change() -> None:
             if live.partitioned:
                 rewrite(connection, config, memory)
-            for statement in (*creating(config), clearing(config)):
+            for statement in (
+                *distribute_statements(config),
+                truncate_local_data_statement(config),
+            ):
                 connection.execute(statement)
 
         with_short_waits(connection, config.table_name, change)

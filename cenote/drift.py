@@ -28,8 +28,8 @@ from cenote.cures import (
     upgrade_command,
 )
 from cenote.ddl import (
-    AddConstraintAs,
-    AttachPartition,
+    add_constraint,
+    attach_partition,
     qualified,
     table_of,
 )
@@ -341,7 +341,7 @@ def _attach(live: LiveTable) -> Iterator[str]:
     modulus = max(modulus for modulus, _ in live.bounds.values())
     there = {remainder for _, remainder in live.bounds.values()}
     for remainder in sorted(set(range(modulus)) - there):
-        yield _sql(AttachPartition(live.name, live.schema, modulus, remainder))
+        yield _sql(attach_partition(live.name, live.schema, modulus, remainder))
 
 
 def _columns_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
@@ -379,7 +379,7 @@ def _key_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding
     name, schema = config.table_name, config.schema
     columns = ", ".join(KEY)
     cure: list[ExecutableDDLElement] = [
-        AddConstraintAs(name, schema, "pk_" + name, "PRIMARY KEY (" + columns + ")")
+        add_constraint(name, schema, "pk_" + name, "PRIMARY KEY (" + columns + ")")
     ]
     if live.key_name is not None:
         old = PrimaryKeyConstraint(name=live.key_name)

@@ -85,7 +85,7 @@ def _is_so(live: LiveTable, config: SchemaConfig) -> bool:
 def _change(connection: Connection, config: SchemaConfig, memory: str | None) -> None:
     ops = Operations(MigrationContext.configure(connection))
     live = read_chunk_table(connection, config)
-    ops.execute(ddl.LockTable(live.name, live.schema))
+    ops.execute(ddl.lock_table(live.name, live.schema))
     if COLUMN in live.columns:
         _refuse_what_would_be_lost(connection, live)
         ops.drop_column(live.name, COLUMN, schema=live.schema)
@@ -102,7 +102,7 @@ def _change(connection: Connection, config: SchemaConfig, memory: str | None) ->
         schema=live.schema,
         postgresql_using="gin",
     )
-    ops.execute(ddl.Analyze(live.name, live.schema))
+    ops.execute(ddl.analyze(live.name, live.schema))
 
 
 def _refuse_what_would_be_lost(connection: Connection, live: LiveTable) -> None:

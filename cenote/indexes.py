@@ -31,12 +31,12 @@ from cenote.builds import (
 from cenote.catalog import LiveTable, is_owner
 from cenote.config import SchemaConfig
 from cenote.ddl import (
-    AttachIndex,
-    CreateIndexOnOnly,
-    LockTable,
-    RenameIndex,
-    VacuumAnalyze,
+    attach_index,
+    create_index_on_only,
+    lock_table,
+    rename_index,
     table_of,
+    vacuum_analyze,
 )
 from cenote.drift import (
     NEW,
@@ -154,7 +154,7 @@ async def build_after_load(
         index = live.index(ann_index_name(live.name))
         if index is None or not index.valid:
             await connection.run_sync(set_build_memory, live, config, memory, workers)
-            await connection.execute(VacuumAnalyze(live.name, live.schema))
+            await connection.execute(vacuum_analyze(live.name, live.schema))
             await _build(engine, connection, live, config, progress)
 
 
@@ -228,7 +228,7 @@ def _drop(connection: Connection, config: SchemaConfig, *, if_empty: bool) -> bo
 
     def drop() -> None:
         nonlocal dropped
-        connection.execute(LockTable(live.name, live.schema))
+        connection.execute(lock_table(live.name, live.schema))
         dropped = not if_empty or is_empty(connection, live.name, live.schema)
         if dropped:
             connection.execute(_drop_statement(name, live, concurrently=False))
@@ -257,21 +257,23 @@ def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
     if not live.partitions:
         plan.build[name + NEW] = CreateIndex(ann_index(name + NEW, live, live.name, config))
         if there:
-            plan.swap.append(RenameIndex(name, name + OLD, live.schema))
+            plan.swap.append(rename_index(name, name + OLD, live.schema))
             plan.finish.append(_drop_statement(name + OLD, live))
-        plan.swap.append(RenameIndex(name + NEW, name, live.schema))
+        plan.swap.append(rename_index(name + NEW, name, live.schema))
         return plan
     _refuse_taken_names(live, config)
     parts = {partition: part_name(partition) + NEW for partition in live.partitions}
     for partition, part in parts.items():
         plan.build[part] = CreateIndex(ann_index(part, live, partition, config))
     parent = ann_index(name + NEW, live, live.name, config, concurrently=False)
-    plan.swap += [LockTable(live.name, live.schema), CreateIndexOnOnly(parent)]
-    plan.swap += [AttachIndex(name + NEW, part, live.schema) for part in parts.values()]
+    plan.swap += [lock_table(live.name, live.schema), create_index_on_only(parent)]
+    plan.swap += [attach_index(name + NEW, part, live.schema) for part in parts.values()]
     if there:
         plan.swap.append(_drop_statement(name, live, concurrently=False))
-    plan.swap.append(RenameIndex(name + NEW, name, live.schema))
-    plan.swap += [RenameIndex(part, part.removesuffix(NEW), live.schema) for part in parts.values()]
+    plan.swap.append(rename_index(name + NEW, name, live.schema))
+    plan.swap += [
+        rename_index(part, part.removesuffix(NEW), live.schema) for part in parts.values()
+    ]
     return plan
 
 

@@ -37,21 +37,23 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, column, exists, func, inspect, literal, select, table
 from sqlalchemy.schema import CreateSchema
 
-from cenote import drift
+from cenote import ddl, drift
 from cenote.catalog import read_table
-from cenote.citus import clearing, creating, is_installed, undoing
+from cenote.citus import (
+    distribute_statements,
+    is_installed,
+    truncate_local_data_statement,
+    undistribute_statement,
+)
 from cenote.config import SchemaConfig
 from cenote.connections import EXTENSION_QUERY, OLDEST_PGVECTOR, parse_version, too_old
 from cenote.ddl import (
-    CreateExtension,
-    CreateHashPartition,
-    StoreInline,
     partition_name,
     qualified,
     table_of,
 )
 from cenote.errors import ConfigurationError, MigrationError
-from cenote.policies import opening, securing
+from cenote.policies import disable_row_security_statements, enable_row_security_statements
 from cenote.settings import HOW_TO_SET_DIMENSIONS, given_in_code
 
 __all__ = [
@@ -203,20 +205,20 @@ def ensure_extension(schema: str | None = None) -> None:
 def _create_extension(schema: str | None) -> None:
     if schema is not None:
         op.execute(CreateSchema(schema, if_not_exists=True))
-    op.execute(CreateExtension(schema))
+    op.execute(ddl.create_extension(schema))
 
 
 def store_inline(table_name: str, *, schema: str | None = None) -> None:
     """Keep the embeddings, ids and metadata of a chunk table in its rows, not in the TOAST table.
 
-    An exact search is several times as fast for it; see `cenote.ddl.StoreInline`. Rows that are
+    An exact search is several times as fast for it; see `cenote.ddl.store_inline`. Rows that are
     there already stay as they are until they are written again.
 
     Args:
         table_name: the table; its partitions, if it has some already, follow.
         schema: the schema of the table.
     """
-    op.execute(StoreInline(table_name, schema))
+    op.execute(ddl.store_inline(table_name, schema))
 
 
 def create_partitions(table_name: str, partitions: int, *, schema: str | None = None) -> None:
@@ -230,7 +232,7 @@ def create_partitions(table_name: str, partitions: int, *, schema: str | None = 
         schema: the schema of the table.
     """
     for remainder in range(partitions):
-        op.execute(CreateHashPartition(table_name, schema, partitions, remainder))
+        op.execute(ddl.create_hash_partition(table_name, schema, partitions, remainder))
 
 
 def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) -> None:
@@ -250,7 +252,7 @@ def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) 
         if live is not None:
             drift.refuse_to_secure(live)
             tables = [live.name, *live.partitions]
-    for statement in securing(tables, schema):
+    for statement in enable_row_security_statements(tables, schema):
         op.execute(statement)
 
 
@@ -260,7 +262,9 @@ def open_rows(table_name: str, partitions: int, *, schema: str | None = None) ->
     Args:
         table_name, partitions, schema: as of :func:`secure_rows`.
     """
-    for statement in opening(_with_partitions(table_name, partitions), schema):
+    for statement in disable_row_security_statements(
+        _with_partitions(table_name, partitions), schema
+    ):
         op.execute(statement)
 
 
@@ -302,8 +306,10 @@ def distribute(config: SchemaConfig) -> None:
         if live is not None and live.shards is not None:
             return
         filled = exists(select(literal(1)).select_from(table_of(config.table_name, config.schema)))
-        clear = [clearing(config)] if op.get_bind().scalar(select(filled)) else []
-    for statement in (*creating(config), *clear):
+        clear = (
+            [truncate_local_data_statement(config)] if op.get_bind().scalar(select(filled)) else []
+        )
+    for statement in (*distribute_statements(config), *clear):
         op.execute(statement)
 
 
@@ -319,7 +325,7 @@ def undistribute(config: SchemaConfig) -> None:
         live = read_table(op.get_bind(), config.table_name, config.schema)
         if live is None or live.shards is None:
             return
-    op.execute(undoing(config))
+    op.execute(undistribute_statement(config))
 
 
 def _with_partitions(table_name: str, partitions: int) -> list[str]:

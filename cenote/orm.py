@@ -38,9 +38,9 @@ from sqlalchemy.sql.elements import Grouping
 
 from cenote import config as defaults
 from cenote.config import SchemaConfig, check_text_search, languages
-from cenote.ddl import CreateHashPartition, StoreInline, partition_name
+from cenote.ddl import create_hash_partition, partition_name, store_inline
 from cenote.errors import ConfigurationError
-from cenote.policies import securing
+from cenote.policies import enable_row_security_statements
 from cenote.predicates import json_number, json_string
 from cenote.sqltypes import HalfvecType, VectorType, embedding_type
 from cenote.text_search import COLUMN as TEXT_COLUMN
@@ -396,18 +396,18 @@ def unknown_dimensions(table_name: str) -> str:
 
 
 def _store_inline(table: Table, connection: Connection, **_: Any) -> None:
-    connection.execute(StoreInline(table.name, table.schema))
+    connection.execute(store_inline(table.name, table.schema))
 
 
 def _create_partitions(table: Table, connection: Connection, **_: Any) -> None:
     partitions = table.info[PARTITIONS]
     for remainder in range(partitions):
-        connection.execute(CreateHashPartition(table.name, table.schema, partitions, remainder))
+        connection.execute(create_hash_partition(table.name, table.schema, partitions, remainder))
 
 
 def _secure(table: Table, connection: Connection, **_: Any) -> None:
     names = [partition_name(table.name, n) for n in range(table.info.get(PARTITIONS, 0))]
-    for statement in securing([table.name, *names], table.schema):
+    for statement in enable_row_security_statements([table.name, *names], table.schema):
         connection.execute(statement)
 
 

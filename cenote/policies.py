@@ -1,122 +1,97 @@
-"""Row-level security of a chunk table: what lets a transaction see one tenant's rows and no others.
+"""Row-level security of a chunk table: a transaction sees the rows of one tenant only.
 
-The tenant is a setting of the transaction, `SETTING`, that stores make; without it there are no
-rows. There are two policies, on the table and on each partition: one permits everything, since
-restrictive ones alone permit nothing, and the other restricts that to the tenant. So no permissive
-policy that a host adds can let anybody in. Both are forced on the owner.
+Stores put the tenant into `SETTING`, a setting of the transaction. Without it no rows are visible.
+The table and each of its partitions have two policies. One permits everything, since restrictive
+policies alone permit nothing; the other restricts the rows to the tenant. Because the second one is
+restrictive, a permissive policy that the application adds cannot let anybody in. Row-level security
+is forced, so that the policies apply to the table's owner too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from sqlalchemy import ColumnElement, column, func, literal_column, true
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy import ColumnElement, literal_column
 
-from cenote.ddl import table_of
+from cenote.ddl import DDLTemplate, table_of
 
 SETTING = "cenote.namespace"
-"""The setting that holds the tenant."""
+"""Setting that holds the tenant."""
 
 PERMITS = "cenote_permits"
+"""Name of the policy that permits everything."""
+
 RESTRICTS = "cenote_restricts"
-"""The names of the policies."""
+"""Name of the policy that restricts the rows to the tenant."""
 
 NAME: ColumnElement[str] = literal_column("'" + SETTING + "'")
-"""The setting's name, in SQL."""
+"""Name of the setting, as a SQL literal."""
 
-_CONDITIONS: dict[str, ColumnElement[bool]] = {
-    PERMITS: true(),
-    # Where it was once set in a session, the setting is '' outside of transactions that set it.
-    RESTRICTS: column("namespace")
-    == func.nullif(func.current_setting(NAME, true()), literal_column("''")),
+# Once a session has set the setting, it is '' in transactions that do not set it.
+_POLICIES = {
+    PERMITS: "AS PERMISSIVE USING (true)",
+    RESTRICTS: "AS RESTRICTIVE"
+    " USING (namespace = nullif(current_setting('" + SETTING + "', true), ''))",
 }
 
 RESTRICTION = "(namespace = NULLIF(current_setting('cenote.namespace'::text, true), ''::text))"
-"""The condition as Postgres prints it."""
+"""Condition of the restrictive policy, as Postgres prints it."""
 
 
-class CreatePolicy(ExecutableDDLElement):
-    """``CREATE POLICY ...``, by its name."""
+def enable_row_security_statements(
+    tables: Sequence[str], schema: str | None
+) -> Iterator[DDLTemplate]:
+    """Yield the statements that create the policies of tables, and enable row-level security.
 
-    def __init__(self, table: str, schema: str | None, name: str) -> None:
-        self.table = table_of(table, schema)
-        self.name = name
-
-
-class DropPolicy(ExecutableDDLElement):
-    """``DROP POLICY IF EXISTS ...``."""
-
-    def __init__(self, table: str, schema: str | None, name: str) -> None:
-        self.table = table_of(table, schema)
-        self.name = name
+    Existing policies of the same names are replaced.
+    """
+    for table_name in tables:
+        for policy in _POLICIES:
+            yield _drop_policy(table_name, schema, policy)
+            yield _create_policy(table_name, schema, policy)
+        yield alter_row_security(table_name, schema, enabled=True, forced=True)
 
 
-class AlterRowSecurity(ExecutableDDLElement):
-    """``ALTER TABLE ... ENABLE`` or ``DISABLE``, and ``FORCE`` or ``NO FORCE``.
+def disable_row_security_statements(
+    tables: Sequence[str], schema: str | None
+) -> Iterator[DDLTemplate]:
+    """Yield the statements that disable row-level security and drop the policies."""
+    for table_name in tables:
+        yield alter_row_security(table_name, schema, enabled=False, forced=False)
+        for policy in _POLICIES:
+            yield _drop_policy(table_name, schema, policy)
+
+
+def alter_row_security(
+    table_name: str, schema: str | None, *, enabled: bool, forced: bool
+) -> DDLTemplate:
+    """Return ``ALTER TABLE ... ENABLE`` or ``DISABLE`` and ``FORCE`` or ``NO FORCE``.
 
     Args:
-        table: the table.
-        schema: its schema.
-        enabled: whether there is row-level security.
-        forced: whether it holds for the owner, too.
+        table_name: Table or partition.
+        schema: Schema of the table.
+        enabled: True to enable row-level security.
+        forced: True to apply row-level security to the table's owner too.
     """
-
-    def __init__(self, table: str, schema: str | None, *, enabled: bool, forced: bool) -> None:
-        self.table = table_of(table, schema)
-        self.enabled = enabled
-        self.forced = forced
-
-
-def securing(tables: Sequence[str], schema: str | None) -> Iterator[ExecutableDDLElement]:
-    """The statements that give tables the policies, again if need be, and turn them on."""
-    for name in tables:
-        for policy in _CONDITIONS:
-            yield DropPolicy(name, schema, policy)
-            yield CreatePolicy(name, schema, policy)
-        yield AlterRowSecurity(name, schema, enabled=True, forced=True)
-
-
-def opening(tables: Sequence[str], schema: str | None) -> Iterator[ExecutableDDLElement]:
-    """The statements that turn row-level security off and drop the policies."""
-    for name in tables:
-        yield AlterRowSecurity(name, schema, enabled=False, forced=False)
-        for policy in _CONDITIONS:
-            yield DropPolicy(name, schema, policy)
-
-
-@compiles(CreatePolicy, "postgresql")
-def _create_policy(element: CreatePolicy, compiler: Any, **kw: Any) -> str:
-    condition = compiler.sql_compiler.process(_CONDITIONS[element.name], literal_binds=True)
-    return " ".join(
-        [
-            "CREATE POLICY",
-            compiler.preparer.quote(element.name),
-            "ON",
-            compiler.preparer.format_table(element.table),
-            "AS RESTRICTIVE" if element.name == RESTRICTS else "AS PERMISSIVE",
-            "USING (" + condition + ")",
-        ]
+    enable = "ENABLE" if enabled else "DISABLE"
+    force = "FORCE" if forced else "NO FORCE"
+    return DDLTemplate(
+        f"ALTER TABLE {{table}} {enable} ROW LEVEL SECURITY, {force} ROW LEVEL SECURITY",
+        table=table_of(table_name, schema),
     )
 
 
-@compiles(DropPolicy, "postgresql")
-def _drop_policy(element: DropPolicy, compiler: Any, **kw: Any) -> str:
-    table = compiler.preparer.format_table(element.table)
-    return " ".join(["DROP POLICY IF EXISTS", compiler.preparer.quote(element.name), "ON", table])
+def _create_policy(table_name: str, schema: str | None, policy: str) -> DDLTemplate:
+    return DDLTemplate(
+        "CREATE POLICY {policy} ON {table} " + _POLICIES[policy],
+        policy=policy,
+        table=table_of(table_name, schema),
+    )
 
 
-@compiles(AlterRowSecurity, "postgresql")
-def _alter_row_security(element: AlterRowSecurity, compiler: Any, **kw: Any) -> str:
-    return " ".join(
-        [
-            "ALTER TABLE",
-            compiler.preparer.format_table(element.table),
-            "ENABLE" if element.enabled else "DISABLE",
-            "ROW LEVEL SECURITY,",
-            "FORCE" if element.forced else "NO FORCE",
-            "ROW LEVEL SECURITY",
-        ]
+def _drop_policy(table_name: str, schema: str | None, policy: str) -> DDLTemplate:
+    return DDLTemplate(
+        "DROP POLICY IF EXISTS {policy} ON {table}",
+        policy=policy,
+        table=table_of(table_name, schema),
     )

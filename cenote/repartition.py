@@ -45,7 +45,7 @@ from cenote.dependents import (
 )
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.locks import migration_lock, with_short_waits
-from cenote.policies import AlterRowSecurity, securing
+from cenote.policies import alter_row_security, enable_row_security_statements
 from cenote.schema import own_connection
 
 _NEW = "_new"
@@ -109,9 +109,9 @@ def rewrite(connection: Connection, config: SchemaConfig, memory: str | None) ->
     # is held, its holder may wait for ours: give way before the server's deadlock_timeout of 1 s
     # looks for a victim.
     for referenced in connection.execute(referenced_tables(live.oid)).all():
-        ops.execute(ddl.LockTable(referenced.relname, referenced.nspname))
+        ops.execute(ddl.lock_table(referenced.relname, referenced.nspname))
         connection.execute(_SHORT_WAITS)
-    ops.execute(ddl.LockTable(live.name, live.schema))
+    ops.execute(ddl.lock_table(live.name, live.schema))
     connection.execute(_SHORT_WAITS)
     live = read_chunk_table(connection, config)  # again, for nobody can change it any more
     refuse_what_would_be_lost(connection, live, live.name + _NEW)
@@ -125,20 +125,20 @@ def rewrite(connection: Connection, config: SchemaConfig, memory: str | None) ->
     set_build_memory(connection, live, config, memory, None, local=True)
     if live.row_security:  # which would hide the rows from the owner, too
         for name in (live.name, *live.partitions):
-            ops.execute(AlterRowSecurity(name, live.schema, enabled=True, forced=False))
+            ops.execute(alter_row_security(name, live.schema, enabled=True, forced=False))
     _copy(connection, ops, live, config.new_partitions)
     _logger.info("table %s: building keys and indexes", live.name)
     for constraint in constraints:
-        ops.execute(_constraint_again(constraint))
+        ops.execute(_add_constraint(constraint))
     for definition in indexes:
-        ops.execute(ddl.AsTheServerSaid(_for_all_parts(definition, live)))
+        ops.execute(ddl.server_definition(_for_all_parts(definition, live)))
     for key in incoming:
-        ops.execute(_constraint_again(key))
+        ops.execute(_add_constraint(key))
     _give_back(connection, ops, live, config.new_partitions, facts, grants)
-    ops.execute(ddl.Analyze(live.name, live.schema))
+    ops.execute(ddl.analyze(live.name, live.schema))
     if live.row_security:
         parts = (partition_name(live.name, number) for number in range(config.new_partitions))
-        for statement in securing([live.name, *parts], live.schema):
+        for statement in enable_row_security_statements([live.name, *parts], live.schema):
             ops.execute(statement)
 
 
@@ -154,12 +154,12 @@ def _copy(connection: Connection, ops: Operations, live: LiveTable, partitions: 
     new, schema = live.name + _NEW, live.schema
     _logger.info("table %s: copying all rows", live.name)
     columns = inspect(connection).get_columns(live.name, schema=schema)
-    ops.execute(ddl.CreateTableLike(new, live.name, schema, partitioned=bool(partitions)))
+    ops.execute(ddl.create_table_like(new, live.name, schema, partitioned=bool(partitions)))
     types = {found["name"]: found["type"] for found in columns}
     if not isinstance(types["position"], BigInteger):  # an adopted table's
         ops.alter_column(new, "position", type_=BigInteger(), schema=schema)
     for remainder in range(partitions):
-        ops.execute(ddl.CreateHashPartition(new, schema, partitions, remainder))
+        ops.execute(ddl.create_hash_partition(new, schema, partitions, remainder))
     names = [found["name"] for found in columns if "computed" not in found]
     old_rows, new_rows = (
         table(name, *(column(name) for name in names), schema=schema) for name in (live.name, new)
@@ -185,15 +185,15 @@ def _give_back(
     names = [live.name, *(partition_name(live.name, number) for number in range(partitions))]
     for name in names:
         if facts.owner != facts.me:
-            ops.execute(ddl.ChangeOwner(name, live.schema, facts.owner))
+            ops.execute(ddl.set_owner(name, live.schema, facts.owner))
         for role in connection.scalars(grantees(name, live.schema)).all():
             if role != facts.owner:
-                ops.execute(ddl.Revoke(name, live.schema, role))
+                ops.execute(ddl.revoke_all(name, live.schema, role))
     if grants:
-        ops.execute(ddl.Revoke(live.name, live.schema, facts.owner))
+        ops.execute(ddl.revoke_all(live.name, live.schema, facts.owner))
     for grant in grants:
         ops.execute(
-            ddl.Grant(
+            ddl.grant(
                 grant.privilege_type,
                 live.name,
                 live.schema,
@@ -205,5 +205,5 @@ def _give_back(
         ops.create_table_comment(live.name, facts.comment, schema=live.schema)
 
 
-def _constraint_again(row: Row[Any]) -> ddl.AddConstraintAs:
-    return ddl.AddConstraintAs(row.relname, row.nspname, row.conname, row.definition)
+def _add_constraint(row: Row[Any]) -> ddl.DDLTemplate:
+    return ddl.add_constraint(row.relname, row.nspname, row.conname, row.definition)

@@ -11,10 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.builds import read_chunk_table
 from cenote.config import SchemaConfig
-from cenote.ddl import LockTable
+from cenote.ddl import lock_table
 from cenote.drift import refuse_to_secure
 from cenote.locks import migration_lock, with_short_waits
-from cenote.policies import opening, securing
+from cenote.policies import disable_row_security_statements, enable_row_security_statements
 from cenote.schema import own_connection
 
 
@@ -45,10 +45,10 @@ def _set(connection: Connection, config: SchemaConfig, on: bool) -> bool:
             return False
 
         def change() -> None:
-            connection.execute(LockTable(config.table_name, config.schema))
+            connection.execute(lock_table(config.table_name, config.schema))
             live = read_chunk_table(connection, config)  # as it is now, and stays
             refuse_to_secure(live)
-            statements = securing if on else opening
+            statements = enable_row_security_statements if on else disable_row_security_statements
             for statement in statements([live.name, *live.partitions], live.schema):
                 connection.execute(statement)
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.schema import CreateIndex
 
 from cenote import InMemoryVectorStore, InvalidInputError, PgVectorStore, field, meta
-from cenote.ddl import VacuumAnalyze
+from cenote.ddl import vacuum_analyze
 from cenote.filters import Conditions, as_filter
 from cenote.orm import metadata_index
 from cenote.testing import embedded, stored
@@ -47,7 +47,7 @@ async def indexed(store: PgVectorStore, engine: AsyncEngine) -> PgVectorStore:
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(
-            VacuumAnalyze("cenote_chunks", None)
+            vacuum_analyze("cenote_chunks", None)
         )  # also merges GIN's pending list
     return store
 

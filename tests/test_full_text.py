@@ -27,7 +27,7 @@ from cenote import (
     schema,
 )
 from cenote.bm25 import stems
-from cenote.ddl import VacuumAnalyze
+from cenote.ddl import vacuum_analyze
 from cenote.filters import Conditions
 from cenote.full_text import set_text_search
 from cenote.repartition import repartition
@@ -279,7 +279,7 @@ async def test_plans(engine: AsyncEngine, worded: PgVectorStore) -> None:
     await worded.upsert(rows[:20], "small")
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(VacuumAnalyze("cenote_chunks", None))
+        await connection.execute(vacuum_analyze("cenote_chunks", None))
         values = {"namespace": "large", "text": "word17 word18", "limit": 10}
         by_words, _ = worded._searches.text_search(Conditions(None), None, values)
         for namespace, by_index in (("large", True), ("small", False)):

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from cenote import operations
 from cenote.adoption import adopt
-from cenote.ddl import CreateHashPartition, StoreInline
+from cenote.ddl import create_hash_partition, store_inline
 
 revision = "cenote_0001"
 down_revision = None
@@ -56,9 +56,9 @@ def upgrade() -> None:
         schema=config.schema,
         postgresql_partition_by="HASH (namespace)" if partitions else None,
     )
-    op.execute(StoreInline(table, config.schema))
+    op.execute(store_inline(table, config.schema))
     for remainder in range(partitions):
-        op.execute(CreateHashPartition(table, config.schema, partitions, remainder))
+        op.execute(create_hash_partition(table, config.schema, partitions, remainder))
     op.create_index(
         "ix_" + table + "_namespace_document_id",
         table,
