@@ -1,4 +1,5 @@
-"""Python's standard library, searched by meaning: cenote's main job on real text.
+"""Semantic search over the docstrings of Python's standard library.
 
-``python -m examples.stdlib_search`` from the repository's root; ``make demo`` installs first.
+Run it with ``python -m examples.stdlib_search`` from the root of the repository, or with
+``make demo``, which also installs its dependencies.
 """

@@ -1,4 +1,4 @@
-"""The command line, and the steps of the demo in their order."""
+"""The command line, and the steps of the demo in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,9 +30,9 @@ from .report import Report
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 CLOSING = """\
-Scores are cosine similarities. Times are those of the search; the first of
-its kind also prepares the statement.
-Ask your own: make demo QUERY="parse a date"
+Scores are cosine similarities. Times are the duration of the search alone;
+the first search of each kind also prepares its statement.
+Ask your own question: make demo QUERY="parse a date"
 """
 
 
@@ -47,12 +46,12 @@ def main() -> None:
         console.print(Text.assemble((f"{type(error).__name__}: ", "bold red"), str(error)))
         sys.exit(1)
     except KeyboardInterrupt:
-        console.print("Stopped; the next run goes on from here.")
+        console.print("Stopped. The next run continues from here.")
         sys.exit(130)
 
 
 def run(arguments: argparse.Namespace, report: Report) -> None:
-    report.title(f"The standard library of Python {platform.python_version()}, searched by meaning")
+    report.title(f"Semantic search in the standard library of Python {platform.python_version()}")
     passages = _read(report)
     embedder = _prepare_embedder(arguments.model, passages[PUBLIC], arguments.folder, report)
     with _database(arguments.database_url, arguments.folder, report) as dsn:
@@ -64,9 +63,11 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.stdlib_search",
-        description="Search the documentation strings of Python's standard library by meaning.",
+        description="Semantic search over the docstrings of Python's standard library.",
     )
-    parser.add_argument("--query", metavar="TEXT", help="ask this instead of the demo's questions")
+    parser.add_argument(
+        "--query", metavar="TEXT", help="ask this question instead of the demo's questions"
+    )
     parser.add_argument(
         "--model",
         metavar="NAME",
@@ -76,13 +77,13 @@ def _parse_arguments() -> argparse.Namespace:
         "--folder",
         type=Path,
         default=REPOSITORY / ".demo",
-        help="where the database and the fitted model are kept (.demo in the repository)",
+        help="folder of the database and the fitted model (default: .demo in the repository)",
     )
     parser.add_argument(
         "--database-url",
         metavar="URL",
         default=os.environ.get("CENOTE_DATABASE_URL"),
-        help="use this Postgres instead of the embedded one (CENOTE_DATABASE_URL)",
+        help="Postgres to use instead of the embedded one (default: CENOTE_DATABASE_URL)",
     )
     return parser.parse_args()
 
@@ -106,7 +107,8 @@ def _prepare_embedder(
         if model:
             embedder = SentenceTransformerModel(model)
         else:
-            # From the public ones alone: what a tenant keeps private teaches nobody else's model.
+            # Learn from the public passages alone: a tenant's private texts must not influence a
+            # model that other tenants share.
             texts = [f"{passage.text}\n{passage.surroundings}" for passage in passages]
             embedder = LatentSemanticAnalysis(texts, folder)
         step.outcome = f"{embedder.description}, {embedder.dimensions} dimensions"
@@ -121,7 +123,7 @@ def _database(url: str | None, folder: Path, report: Report) -> Iterator[str]:
     with ExitStack() as stack:
         with report.step("Postgres") as step:
             server = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
-            step.outcome = f"embedded, its data in {escape(_short(folder / 'postgres'))}"
+            step.outcome = f"embedded, data in {escape(_relative(folder / 'postgres'))}"
         yield server.dsn
 
 
@@ -130,18 +132,20 @@ def _migrate(dsn: str, embedder: Embedder, report: Report) -> None:
     if embedder.table_name != DEFAULT_TABLE_NAME:
         arguments += ["-x", f"table_name={embedder.table_name}"]
     arguments += ["upgrade", "head"]
-    environment = {name: v for name, v in os.environ.items() if not name.startswith("CENOTE_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("CENOTE_")
+    }
     with report.step("Migrate") as step:
-        alembic = subprocess.run(  # noqa: S603 - our own command
+        result = subprocess.run(  # noqa: S603 - a fixed command
             [sys.executable, "-m", "alembic", *arguments],
             cwd=REPOSITORY,
             env=environment | {"CENOTE_DATABASE_URL": dsn},
             capture_output=True,
             text=True,
         )
-        if alembic.returncode:
-            raise MigrationError(f"alembic failed:\n{alembic.stderr}")
-        revisions = re.findall(r"Running upgrade .*-> (\w+)", alembic.stderr)
+        if result.returncode:
+            raise MigrationError(f"alembic failed:\n{result.stderr}")
+        revisions = re.findall(r"Running upgrade .*-> (\w+)", result.stderr)
         outcome = f"ran {', '.join(revisions)}" if revisions else "nothing to do"
         step.outcome = f"[cyan]alembic {' '.join(arguments)}[/]: {outcome}"
 
@@ -156,9 +160,8 @@ async def _load_and_ask(
     async with await PgVectorStore.connect(
         dsn, embedder.dimensions, table_name=embedder.table_name, embedding_model=embedder.name
     ) as store:
-        row = store.model
-        await _load(store, row, passages, embedder, report)
-        asker = Asker(store, row, embedder, report)
+        await _load(store, passages, embedder, report)
+        asker = Asker(store, embedder, report)
         if query:
             await asker.ask(query)
         else:
@@ -167,30 +170,31 @@ async def _load_and_ask(
 
 async def _load(
     store: PgVectorStore,
-    row: Any,
     passages: dict[str, list[Passage]],
     embedder: Embedder,
     report: Report,
 ) -> None:
-    """Make the store hold the passages, and nothing else in their namespaces."""
+    """Update the namespaces so that they hold exactly these passages."""
     with report.step("Compare") as step:
         differences = [
-            await find_changes(store, row, namespace, wanted, embedder.name)
-            for namespace, wanted in passages.items()
+            await find_changes(store, namespace, expected, embedder.name)
+            for namespace, expected in passages.items()
         ]
         new = sum(len(changes.new) for changes in differences)
         changed = sum(len(changes.changed) for changes in differences)
-        gone = sum(len(changes.gone) for changes in differences)
-        step.outcome = f"with what is stored: {new:,} new, {changed:,} changed, {gone:,} gone"
-    if new + changed + gone:
-        with report.progress("Load", new + changed + gone) as advance:
+        removed = sum(len(changes.removed_ids) for changes in differences)
+        step.outcome = (
+            f"with the stored chunks: {new:,} new, {changed:,} changed, {removed:,} removed"
+        )
+    if new + changed + removed:
+        with report.progress("Load", new + changed + removed) as advance:
             for changes in differences:
                 await apply_changes(store, changes, embedder, advance)
             await analyze(store)
 
 
-def _short(path: Path) -> str:
-    """A path as the reader would write it, from where she is."""
+def _relative(path: Path) -> str:
+    """Return the path relative to the working directory if it is inside it."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 

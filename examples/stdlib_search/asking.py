@@ -1,4 +1,4 @@
-"""Questions, what answers them, and an ORM query over what was found."""
+"""The demo's questions, the searches that answer them, and an ORM query over the results."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .report import Report
 BY_MODULE = f"""\
 module = ChunkRow.metadata_["module"].astext
 select(module, func.count())
-    .where(ChunkRow.namespace == "{PUBLIC}", ChunkRow.id.in_(found))
+    .where(ChunkRow.namespace == "{PUBLIC}", ChunkRow.id.in_(ids))
     .group_by(module)
     .order_by(func.count().desc(), module)
     .limit(10)"""
-"""The query of `Asker.count_by_module`, as the reader would write it."""
+"""Source of the query in `Asker.count_by_module`, as a user would write it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked, and of whom.
+    """A question and the arguments of the search that answers it.
 
     Attributes:
-        text: the question.
-        remark: what the reader should notice.
-        namespace, filter, limit: the arguments of the search.
+        text: Text of the question.
+        remark: Remark to print beside the question.
+        namespace, filter, limit: Arguments of the search.
     """
 
     text: str
@@ -43,20 +43,18 @@ class Question:
 
     @property
     def call(self) -> str:
-        """The call that answers it, as the reader would write it."""
-        filtered = f", filter={self.filter}" if self.filter else ""
-        return f'store.search(vector, "{self.namespace}", limit={self.limit}{filtered})'
+        """Source of the search that answers the question, as a user would write it."""
+        filter = f", filter={self.filter}" if self.filter else ""
+        return f'store.search(vector, "{self.namespace}", limit={self.limit}{filter})'
 
 
 QUESTIONS = [
     Question(text="split a string into words"),
     Question(text="start a process and wait for it"),
     Question(text="compress a file"),
-    Question(
-        text="compress a file", remark="the same, functions only", filter={"kind": "function"}
-    ),
+    Question(text="compress a file", remark="functions only", filter={"kind": "function"}),
     Question(text="round a number"),
-    Question(text="round a number", remark="the same, of another tenant", namespace=PRIVATE),
+    Question(text="round a number", remark="in another tenant", namespace=PRIVATE),
 ]
 
 QUESTION_TO_COUNT = Question(text="read and write compressed archives", limit=40)
@@ -64,55 +62,54 @@ QUESTION_TO_COUNT = Question(text="read and write compressed archives", limit=40
 
 @dataclass(frozen=True)
 class Asker:
-    """Asks the store and reports the answers.
+    """Searches the store for questions and reports the results.
 
     Attributes:
-        store: the store.
-        row: the mapped class of its table.
-        embedder: what embeds the questions.
-        report: where the answers go.
+        store: Store to search in.
+        embedder: Model that embeds the questions.
+        report: Report that prints the results.
     """
 
     store: PgVectorStore
-    row: Any
     embedder: Embedder
     report: Report
 
     async def ask_all(self) -> None:
-        """Ask the demo's own questions."""
+        """Ask the demo's questions."""
         for question in QUESTIONS:
             self.report.answers(await self._ask(question))
-        found = await self._ask(QUESTION_TO_COUNT)
-        await self._report_modules(found)
+        results = await self._ask(QUESTION_TO_COUNT)
+        await self._report_modules(results)
 
     async def ask(self, text: str) -> None:
-        """Ask one question, and show more of what was found."""
-        found = await self._ask(Question(text=text, limit=30))
-        self.report.answers(found[:6], lines=6)
-        if found:
-            await self._report_modules(found)
+        """Ask one question and show more lines of each result."""
+        results = await self._ask(Question(text=text, limit=30))
+        self.report.answers(results[:6], lines=6)
+        if results:
+            await self._report_modules(results)
 
     async def _ask(self, question: Question) -> list[RetrievalResult]:
         vector = self.embedder.embed_question(question.text)
         started = time.perf_counter()
-        found = await self.store.search(
+        results = await self.store.search(
             vector, question.namespace, limit=question.limit, filter=question.filter
         )
         seconds = time.perf_counter() - started
         self.report.question(question.text, question.remark, question.call, seconds)
-        return found
+        return results
 
-    async def _report_modules(self, found: list[RetrievalResult]) -> None:
-        self.report.text(f"The {len(found)} found, by module:")
+    async def _report_modules(self, results: list[RetrievalResult]) -> None:
+        self.report.text(f"The {len(results)} results by module:")
         self.report.code(BY_MODULE)
-        self.report.counts(await self.count_by_module([result.chunk.id for result in found]))
+        self.report.counts(await self.count_by_module([result.chunk.id for result in results]))
 
     async def count_by_module(self, ids: list[str]) -> list[tuple[str, int]]:
-        """How many of these chunks each module has: an ORM query on the store's table."""
-        module = self.row.metadata_["module"].astext
+        """Count these chunks by module, with an ORM query on the store's table."""
+        row: Any = self.store.model
+        module = row.metadata_["module"].astext
         query = (
             select(module, func.count())
-            .where(self.row.namespace == PUBLIC, self.row.id.in_(ids))
+            .where(row.namespace == PUBLIC, row.id.in_(ids))
             .group_by(module)
             .order_by(func.count().desc(), module)
             .limit(10)

@@ -1,7 +1,7 @@
-"""The documentation strings of the Python that runs this: thousands of texts every machine has.
+"""Read the docstrings of the standard library of the running Python.
 
-Modules written in Python are parsed and never imported, since importing some of them does things.
-What is written in C has no source to parse: those modules are imported and asked.
+Modules written in Python are parsed, not imported, because importing some of them has side effects.
+Modules written in C have no source to parse, so they are imported and inspected.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import TypeAlias
 from cenote.models import Chunk
 
 PUBLIC, PRIVATE = "stdlib", "stdlib-private"
-"""The two namespaces: what the library offers, and what is named with a leading underscore."""
+"""The two namespaces: public names, and names with a leading underscore."""
 
 MAX_CHUNK_CHARACTERS = 1600
-"""Longer docstrings are cut at paragraphs, so that each chunk is about one thing."""
+"""Length above which docstrings are split at paragraphs, which keeps each chunk on one subject."""
 
 _PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -43,8 +43,8 @@ _SKIPPED = {
 }
 _SKIPPED |= {"test", "tests", "turtledemo", "posixpath" if sys.platform == "win32" else "ntpath"}
 _NOT_IMPORTED = {"readline"}  # may write to the terminal when it is imported
-_NICER_NAMES = {"ntpath": "os.path", "posixpath": "os.path", "genericpath": "os.path"}
-_NICER_NAMES |= {"_collections_abc": "collections.abc"}
+_DOCUMENTED_NAMES = {"ntpath": "os.path", "posixpath": "os.path", "genericpath": "os.path"}
+_DOCUMENTED_NAMES |= {"_collections_abc": "collections.abc"}
 
 _C_MEMBERS = (
     types.BuiltinFunctionType,
@@ -60,13 +60,13 @@ _Definition: TypeAlias = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, slots=True)
 class Docstring:
-    """One docstring, and what it documents.
+    """A docstring and the name of the object it documents.
 
     Attributes:
-        name: the qualified name, such as ``"datetime.datetime.strptime"``.
-        module: the module to import it from.
+        name: Qualified name, e.g. ``"datetime.datetime.strptime"``.
+        module: Module to import the object from.
         kind: ``"module"``, ``"class"``, ``"function"``, ``"method"`` or ``"property"``.
-        text: the docstring, without its indentation.
+        text: The docstring without its indentation.
     """
 
     name: str
@@ -80,18 +80,18 @@ class Docstring:
 
     @property
     def summary(self) -> str:
-        """The first paragraph."""
+        """First paragraph of the docstring."""
         return _PARAGRAPH_BREAK.split(self.text, maxsplit=1)[0]
 
     def chunks(self) -> Iterator[Chunk]:
-        """One chunk; several for a long docstring."""
+        """Yield one chunk, or several for a long docstring."""
         metadata = {
             "package": self.module.partition(".")[0],
             "module": self.module,
             "kind": self.kind,
             "name": self.name,
         }
-        for position, part in enumerate(_cut(self.text)):
+        for position, part in enumerate(_split(self.text)):
             yield Chunk(
                 id=Chunk.make_id(self.name, position),
                 document_id=self.name,
@@ -103,13 +103,13 @@ class Docstring:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A chunk as it is embedded.
+    """A chunk and the texts that its embedding is made from.
 
     Attributes:
-        chunk: what is stored.
-        text: what its embedding is made from: the content and the qualified name.
-        surroundings: the summaries of its class and its module, for a model that learns which
-            words belong together.
+        chunk: Chunk to store.
+        text: Text to embed: the qualified name, the summary and the content.
+        surroundings: Summaries of the class and the module, for a model that learns which words
+            occur together.
     """
 
     chunk: Chunk
@@ -119,12 +119,12 @@ class Passage:
 
 @dataclass(slots=True)
 class _Source:
-    """A module that was parsed.
+    """A parsed module.
 
     Attributes:
-        docstrings: its own and those of all it defines.
-        imports: the modules it imports names from, with the names; ``"*"`` for all.
-        exported: its ``__all__`` where that is a plain list; None otherwise.
+        docstrings: Docstrings of the module and of everything it defines.
+        imports: Modules it imports from, each with the imported names; ``"*"`` stands for all.
+        exported: Its ``__all__`` if that is a literal list; None otherwise.
     """
 
     docstrings: list[Docstring] = field(default_factory=list)
@@ -133,19 +133,19 @@ class _Source:
 
 
 def read_standard_library() -> list[Docstring]:
-    """Every docstring of the standard library, each name once, by name."""
+    """Return all docstrings of the standard library, sorted by name and each name once."""
     with _no_garbage_collection():
         sources = {name: _parse(name, path) for name, path in _source_files()}
-    found: dict[str, Docstring] = {}
-    for docstring in _under_public_names(sources):
-        found.setdefault(docstring.name, docstring)
-    for docstring in _written_in_c(sources):
-        found.setdefault(docstring.name, docstring)
-    return sorted(found.values(), key=lambda docstring: docstring.name)
+    by_name: dict[str, Docstring] = {}
+    for docstring in _with_public_names(sources):
+        by_name.setdefault(docstring.name, docstring)
+    for docstring in _docstrings_of_c_modules(sources):
+        by_name.setdefault(docstring.name, docstring)
+    return sorted(by_name.values(), key=lambda docstring: docstring.name)
 
 
 def passages_by_namespace(docstrings: list[Docstring]) -> dict[str, list[Passage]]:
-    """What the store is to hold, ordered by the docstrings' names."""
+    """Return the passages to store in each namespace, in the order of the docstrings."""
     summaries = {docstring.name: docstring.summary for docstring in docstrings}
     passages: dict[str, list[Passage]] = {PUBLIC: [], PRIVATE: []}
     for docstring in docstrings:
@@ -153,14 +153,14 @@ def passages_by_namespace(docstrings: list[Docstring]) -> dict[str, list[Passage
         parents = {docstring.module, docstring.name.rpartition(".")[0]} - {docstring.name}
         surroundings = "\n".join(summaries.get(parent, "") for parent in sorted(parents))
         for chunk in docstring.chunks():
-            # Name and summary say most, so they come twice.
+            # The name and the summary say most about the object, so both occur twice in the text.
             parts = [docstring.name, name_in_words, docstring.summary, chunk.content]
             passages[docstring.namespace].append(Passage(chunk, "\n".join(parts), surroundings))
     return passages
 
 
 def split_words(text: str) -> list[str]:
-    """Words, those of snake_case and CamelCase one by one."""
+    """Return the words of a text; snake_case and CamelCase names are split into their words."""
     return _WORD.findall(text)
 
 
@@ -168,8 +168,8 @@ def _is_private(name: str) -> bool:
     return any(part.startswith("_") for part in name.split("."))
 
 
-def _cut(text: str) -> Iterator[str]:
-    """Join paragraphs up to `MAX_CHUNK_CHARACTERS`; a longer paragraph stays whole."""
+def _split(text: str) -> Iterator[str]:
+    """Split into parts of up to `MAX_CHUNK_CHARACTERS`; a longer paragraph is one part."""
     part = ""
     for paragraph in _PARAGRAPH_BREAK.split(text):
         if part and len(part) + len(paragraph) > MAX_CHUNK_CHARACTERS:
@@ -211,7 +211,7 @@ def _parse(module: str, path: Path) -> _Source:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements of a body, and of its ``if`` and ``try`` blocks."""
+    """Yield the statements of a body, including those in its ``if`` and ``try`` blocks."""
     for node in body:
         yield node
         if isinstance(node, ast.If | ast.Try):
@@ -258,56 +258,56 @@ def _literal_names(node: ast.expr) -> list[str] | None:
         return None
 
 
-# The names people import things by
+# Public names
 
 
-def _under_public_names(sources: dict[str, _Source]) -> Iterator[Docstring]:
-    """Call each thing what its users call it: ``asyncio.gather``, not ``asyncio.tasks.gather``."""
+def _with_public_names(sources: dict[str, _Source]) -> Iterator[Docstring]:
+    """Rename objects to their public names: ``asyncio.gather``, not ``asyncio.tasks.gather``."""
     public_names = _public_names(sources)
     for module, source in sources.items():
         for docstring in source.docstrings:
             top, dot, rest = docstring.name.removeprefix(f"{module}.").partition(".")
-            if face := public_names.get((module, top)):
-                yield replace(docstring, name=f"{face}.{top}{dot}{rest}", module=face)
-            elif nicer := _NICER_NAMES.get(module):
-                name = nicer + docstring.name.removeprefix(module)
-                yield replace(docstring, name=name, module=nicer)
+            if public := public_names.get((module, top)):
+                yield replace(docstring, name=f"{public}.{top}{dot}{rest}", module=public)
+            elif documented := _DOCUMENTED_NAMES.get(module):
+                name = documented + docstring.name.removeprefix(module)
+                yield replace(docstring, name=name, module=documented)
             else:
                 yield docstring
 
 
 def _public_names(sources: dict[str, _Source]) -> dict[tuple[str, str], str]:
-    """For (module, name): the public module that offers it instead.
+    """Map (module, name) to the public module that re-exports the name.
 
-    That is one which imports the name from a private module, or from a submodule of its own.
+    A public module re-exports what it imports from a private module or one of its submodules.
     """
-    faces: dict[tuple[str, str], str] = {}
-    for face, source in sources.items():
-        if _is_private(face):
+    public_modules: dict[tuple[str, str], str] = {}
+    for module, source in sources.items():
+        if _is_private(module):
             continue
         for origin, names in source.imports:
-            if origin in sources and (_is_private(origin) or origin.startswith(f"{face}.")):
-                for name in _offered(source, sources[origin], names):
-                    faces.setdefault((origin, name), face)
-    return faces
+            if origin in sources and (_is_private(origin) or origin.startswith(f"{module}.")):
+                for name in _reexported(source, sources[origin], names):
+                    public_modules.setdefault((origin, name), module)
+    return public_modules
 
 
-def _offered(face: _Source, origin: _Source, imported: list[str]) -> Iterator[str]:
+def _reexported(module: _Source, origin: _Source, imported: list[str]) -> Iterator[str]:
     if imported == ["*"]:
         imported = origin.exported or [
             docstring.name.removeprefix(f"{docstring.module}.").partition(".")[0]
             for docstring in origin.docstrings
         ]
     for name in imported:
-        if not name.startswith("_") and (face.exported is None or name in face.exported):
+        if not name.startswith("_") and (module.exported is None or name in module.exported):
             yield name
 
 
 # Modules written in C
 
 
-def _written_in_c(sources: dict[str, _Source]) -> Iterator[Docstring]:
-    seen: set[int] = set()
+def _docstrings_of_c_modules(sources: dict[str, _Source]) -> Iterator[Docstring]:
+    visited_ids: set[int] = set()
     for name in _modules_to_import(sources):
         module = _import(name)
         if module is None:
@@ -316,43 +316,43 @@ def _written_in_c(sources: dict[str, _Source]) -> Iterator[Docstring]:
             yield Docstring(name, name, "module", text)
         for attribute in getattr(module, "__all__", dir(module)):
             value = getattr(module, attribute, None)
-            if attribute.startswith("_") or id(value) in seen:
+            if attribute.startswith("_") or id(value) in visited_ids:
                 continue
-            seen.add(id(value))
-            if _is_c(value, name, sources):
-                # Nobody writes builtins.round.
+            visited_ids.add(id(value))
+            if _is_compiled(value, name, sources):
+                # People write round, not builtins.round.
                 qualified = attribute if name == "builtins" else f"{name}.{attribute}"
                 yield from _members(value, qualified, name)
 
 
 def _modules_to_import(sources: dict[str, _Source]) -> list[str]:
-    """Public modules without a source, and those that offer what a module without one holds."""
+    """Return the public compiled modules, and the public modules that re-export private ones."""
     compiled = {name for name in sys.stdlib_module_names - _SKIPPED if name not in sources}
-    hidden = {name for name in compiled if _is_private(name)} | {"nt", "posix"}
-    faces = {"re"}  # its classes come from no import
+    private = {name for name in compiled if _is_private(name)} | {"nt", "posix"}
+    reexporting = {"re"}  # its compiled classes come from no import
     for name, source in sources.items():
-        if any(origin in hidden for origin, _ in source.imports):
-            faces.add(name)
-    faces |= {face.rpartition(".")[0] for face in faces} & sources.keys()
-    wanted = {name for name in compiled | faces if not _is_private(name)} - hidden
-    return ["builtins", *sorted(wanted - _NOT_IMPORTED - {"builtins"})]
+        if any(origin in private for origin, _ in source.imports):
+            reexporting.add(name)
+    reexporting |= {name.rpartition(".")[0] for name in reexporting} & sources.keys()
+    names = {name for name in compiled | reexporting if not _is_private(name)} - private
+    return ["builtins", *sorted(names - _NOT_IMPORTED - {"builtins"})]
 
 
 def _import(name: str) -> types.ModuleType | None:
-    """The module; None where this platform or this build of Python lacks it."""
+    """Import a module; return None if this platform or this build of Python lacks it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some are deprecated
+        warnings.simplefilter("ignore")  # some modules are deprecated
         try:
             return importlib.import_module(name)
         except ImportError:
             return None
 
 
-def _is_c(value: object, module: str, sources: dict[str, _Source]) -> bool:
-    """Whether a module's member is compiled, and not borrowed from a module with a source."""
-    home = getattr(value, "__module__", None)
-    is_borrowed = home in sources and home != module
-    return isinstance(value, type | types.BuiltinFunctionType) and not is_borrowed
+def _is_compiled(value: object, module: str, sources: dict[str, _Source]) -> bool:
+    """Return True for a compiled member that was not imported from a module with a source."""
+    defined_in = getattr(value, "__module__", None)
+    is_imported = defined_in in sources and defined_in != module
+    return isinstance(value, type | types.BuiltinFunctionType) and not is_imported
 
 
 def _members(value: object, name: str, module: str) -> Iterator[Docstring]:
@@ -379,7 +379,10 @@ def _own_docstring(value: object) -> str | None:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Parsing makes millions of objects and no garbage: half the time would go to looking."""
+    """Disable garbage collection, which would take half of the time of parsing.
+
+    Parsing creates millions of objects and no garbage.
+    """
     gc.disable()
     try:
         yield

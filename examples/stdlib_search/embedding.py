@@ -1,4 +1,4 @@
-"""What turns texts into vectors: latent semantic analysis, or a sentence-transformers model."""
+"""Embedding models: latent semantic analysis, or a sentence-transformers model."""
 
 from __future__ import annotations
 
@@ -22,22 +22,28 @@ from cenote.types import Float32Array
 from .corpus import split_words
 
 DIMENSIONS = 384
-"""Of the latent semantic analysis. Of 60 questions with known answers, 256 dimensions answered 82 %
-among the first three results, 384 and 512 both 85 %. With 512, Postgres keeps the vectors out of
-line, and an exact search took almost three times as long."""
+"""Number of dimensions of the latent semantic analysis.
 
-LEAST_WEIGHT_KEPT = 0.02
-"""A word that the decomposition dropped altogether must not outweigh all others."""
+Out of 60 questions with known answers, 256 dimensions had the answer among the first three results
+for 82 %, 384 and 512 dimensions both for 85 %. With 512 dimensions, Postgres stores the vectors out
+of line, and an exact search took almost three times as long.
+"""
+
+MIN_RETAINED_WEIGHT = 0.02
+"""Lower bound for a word's retained weight.
+
+It prevents a word that the decomposition dropped altogether from outweighing all others.
+"""
 
 
 class Embedder(Protocol):
-    """What the demo needs of an embedding model.
+    """An embedding model, as the demo uses it.
 
     Attributes:
-        name: what is stored as the chunks' ``embedding_model``.
-        description: what it is, for the reader.
-        dimensions: the length of its vectors.
-        table_name: its table, since one table holds the vectors of one model.
+        name: Name to store as the chunks' ``embedding_model``.
+        description: Description for the demo's output.
+        dimensions: Length of its vectors.
+        table_name: Name of its table: a table holds the vectors of one model.
     """
 
     name: str
@@ -46,24 +52,24 @@ class Embedder(Protocol):
     table_name: str
 
     def embed(self, texts: list[str]) -> Float32Array:
-        """One vector for each text to be searched, shape (texts, dimensions)."""
+        """Return one vector for each text, shape (texts, dimensions)."""
         ...
 
     def embed_question(self, question: str) -> Float32Array:
-        """The vector of a question, shape (dimensions,); zero if no word of it is known."""
+        """Return the vector of a question, shape (dimensions,); zero if all words are unknown."""
         ...
 
 
 class LatentSemanticAnalysis:
-    """TF-IDF and a singular value decomposition, learnt from the texts that are to be searched.
+    """TF-IDF and a singular value decomposition, fitted to the texts that will be searched.
 
-    Words that occur in the same texts come to lie close together. It knows nothing else about
+    Words that occur in the same texts get similar vectors. The model knows nothing else about
     language, and needs no download and no GPU.
 
     Args:
-        texts: what to learn from.
-        folder: where the fitted model is kept. Other texts, another Python or scikit-learn, or
-            another version of this file make another model, of another name.
+        texts: Texts to fit the model to.
+        folder: Folder of the fitted model. Its name changes with the texts, the versions of
+            Python, scikit-learn and numpy, and the contents of this file.
     """
 
     dimensions = DIMENSIONS
@@ -74,23 +80,23 @@ class LatentSemanticAnalysis:
         file = folder / f"{self.name}.joblib"
         if file.is_file():
             self._tfidf, self._svd = joblib.load(file)
-            self.description = "latent semantic analysis as kept"
+            self.description = "latent semantic analysis (cached)"
         else:
             self._tfidf, self._svd = _fit(texts)
-            _keep((self._tfidf, self._svd), file)
+            _save((self._tfidf, self._svd), file)
             self.description = "latent semantic analysis"
 
     def embed(self, texts: list[str]) -> Float32Array:
         return self._project(self._tfidf.transform(texts))
 
     def embed_question(self, question: str) -> Float32Array:
-        """As `embed`, with more weight for rare words, most of which the decomposition drops.
+        """Embed a question, with more weight for rare words, most of which the decomposition drops.
 
-        In a text they are details; in a question of three words, one of them is the point.
+        In a text, rare words are details. In a question of three words, one of them is the point.
         """
         weighted = self._tfidf.transform([question])
-        kept = np.linalg.norm(self._svd.components_, axis=0)[weighted.indices]
-        weighted.data /= np.sqrt(np.maximum(kept, LEAST_WEIGHT_KEPT))
+        retained = np.linalg.norm(self._svd.components_, axis=0)[weighted.indices]
+        weighted.data /= np.sqrt(np.maximum(retained, MIN_RETAINED_WEIGHT))
         vector: Float32Array = self._project(weighted)[0]
         return vector
 
@@ -100,13 +106,13 @@ class LatentSemanticAnalysis:
 
 
 class SentenceTransformerModel:
-    """A model of the sentence-transformers library, if that is installed.
+    """A model of the sentence-transformers library.
 
     Args:
-        name: as ``SentenceTransformer`` takes it; downloaded if it is not on this machine.
+        name: Name to pass to ``SentenceTransformer``, which downloads the model if necessary.
 
     Raises:
-        ConfigurationError: the library is not installed.
+        ConfigurationError: The library is not installed.
     """
 
     def __init__(self, name: str) -> None:
@@ -114,7 +120,7 @@ class SentenceTransformerModel:
             from sentence_transformers import SentenceTransformer
         except ModuleNotFoundError as error:
             raise ConfigurationError(
-                "--model needs another package: pip install sentence-transformers"
+                "--model needs sentence-transformers: pip install sentence-transformers"
             ) from error
 
         self._model: Any = SentenceTransformer(name)
@@ -134,13 +140,16 @@ class SentenceTransformerModel:
 
 
 def words(text: str) -> list[str]:
-    """The words that count, each as a stem: "parses", "parsed" and "parsing" are all "pars"."""
-    found = (word.lower() for word in split_words(text))
-    return [_stem(word) for word in found if len(word) > 1 and word not in ENGLISH_STOP_WORDS]
+    """Return the stems of the words: "parses", "parsed" and "parsing" all become "pars".
+
+    Stop words and single characters are left out.
+    """
+    lowercase = (word.lower() for word in split_words(text))
+    return [_stem(word) for word in lowercase if len(word) > 1 and word not in ENGLISH_STOP_WORDS]
 
 
 def _stem(word: str) -> str:
-    """Strip English endings. Crude, and docstrings are short: with it, far more is found."""
+    """Strip English endings. This is crude, but docstrings are short: it finds far more."""
     word = re.sub(r"(?<=..[^s])s$", "", word)
     word = re.sub(r"(?<=...)(?:ation|ion|ing|er|or|ed|ly|al)$", "", word)
     return re.sub(r"(?<=...)(?:e|ie|y|i)$", "", word)
@@ -153,8 +162,8 @@ def _fit(texts: list[str]) -> tuple[Any, Any]:
     return tfidf, svd
 
 
-def _keep(model: Any, file: Path) -> None:
-    """Write the model in place of the ones before it; an interrupted write leaves none behind."""
+def _save(model: Any, file: Path) -> None:
+    """Save the model and delete earlier ones; an interrupted write leaves no incomplete model."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished")
     joblib.dump(model, unfinished)

@@ -1,10 +1,9 @@
-"""Bringing the store to what the standard library says now, writing no more than has changed."""
+"""Bring the store up to date with the installed standard library, writing only the changes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import select, text
 
@@ -14,34 +13,40 @@ from .corpus import Passage
 from .embedding import Embedder
 
 BATCH_SIZE = 250
-"""Chunks that are embedded and written at a time: each batch is one transaction."""
+"""Number of chunks to embed and write at a time. Each batch is one transaction."""
 
 
 @dataclass(slots=True)
 class Changes:
-    """How a namespace of the store differs from what it should hold."""
+    """Differences between a namespace of the store and the passages it should hold.
+
+    Attributes:
+        namespace: Namespace that was compared.
+        new: Passages that are not stored yet.
+        changed: Passages that are stored with another content or embedding model.
+        removed_ids: Ids of stored chunks that no passage has any more.
+    """
 
     namespace: str
     new: list[Passage] = field(default_factory=list)
     changed: list[Passage] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
+    removed_ids: list[str] = field(default_factory=list)
 
 
 async def find_changes(
-    store: PgVectorStore, row: Any, namespace: str, passages: list[Passage], embedding_model: str
+    store: PgVectorStore, namespace: str, passages: list[Passage], embedding_model: str
 ) -> Changes:
-    """Compare a namespace with the passages.
+    """Compare a namespace with the passages it should hold.
 
     Args:
-        store: what holds the chunks.
-        row: the mapped class of the store's table.
-        namespace: what to compare.
-        passages: what it should hold.
-        embedding_model: what its embeddings should be made by; all others count as changed.
+        store: Store that holds the chunks.
+        namespace: Namespace to compare.
+        passages: Passages that the namespace should hold.
+        embedding_model: Model of the embeddings. Chunks embedded by any other count as changed.
     """
     stored = {chunk.id: chunk.content_hash async for chunk in store.get_all_chunks(namespace)}
-    for chunk_id in await _embedded_by_others(store, row, namespace, embedding_model):
-        stored[chunk_id] = ""
+    for chunk_id in await _embedded_by_other_models(store, namespace, embedding_model):
+        stored[chunk_id] = ""  # equals no passage's hash
     changes = Changes(namespace)
     for passage in passages:
         content_hash = stored.pop(passage.chunk.id, None)
@@ -49,13 +54,14 @@ async def find_changes(
             changes.new.append(passage)
         elif content_hash != passage.chunk.content_hash:
             changes.changed.append(passage)
-    changes.gone.extend(stored)
+    changes.removed_ids.extend(stored)
     return changes
 
 
-async def _embedded_by_others(
-    store: PgVectorStore, row: Any, namespace: str, embedding_model: str
+async def _embedded_by_other_models(
+    store: PgVectorStore, namespace: str, embedding_model: str
 ) -> list[str]:
+    row = store.model
     query = select(row.id).where(row.namespace == namespace, row.embedding_model != embedding_model)
     async with store.engine.connect() as connection:
         return list(await connection.scalars(query))
@@ -64,18 +70,18 @@ async def _embedded_by_others(
 async def apply_changes(
     store: PgVectorStore, changes: Changes, embedder: Embedder, advance: Callable[[int], None]
 ) -> None:
-    """Delete what is gone, embed and write what is new or changed.
+    """Delete the removed chunks, then embed and write the new and changed passages.
 
-    An interrupted run loses at most one batch: the next run finds the rest still to do.
+    An interrupted run loses at most one batch; the next run finds and writes what is missing.
 
     Args:
-        store: where to write.
-        changes: what to write.
-        embedder: what makes the embeddings.
-        advance: is told the number of chunks after each batch.
+        store: Store to write to.
+        changes: Changes to write.
+        embedder: Model that embeds the passages.
+        advance: Function to call with the number of chunks after each batch.
     """
-    await store.delete(changes.gone, changes.namespace)
-    advance(len(changes.gone))
+    await store.delete(changes.removed_ids, changes.namespace)
+    advance(len(changes.removed_ids))
     passages = changes.new + changes.changed
     for start in range(0, len(passages), BATCH_SIZE):
         batch = passages[start : start + BATCH_SIZE]
@@ -89,10 +95,10 @@ async def apply_changes(
 
 
 async def analyze(store: PgVectorStore) -> None:
-    """Tell Postgres' planner what the table holds now.
+    """Update the statistics that Postgres' planner keeps about the table.
 
-    Autovacuum does it within a minute or so. Until then the planner expects few rows, and may
-    compare them all where the ANN index would be faster.
+    Autovacuum would do it within a minute or so. Until then the planner expects few rows, and may
+    compare them all although the ANN index would be faster.
     """
     async with store.engine.begin() as connection:
         await connection.execute(text(f"ANALYZE {store.config.table_name}"))

@@ -1,4 +1,4 @@
-"""What the reader sees: steps with their timings, a progress bar, answers."""
+"""Terminal output: steps with their timings, a progress bar and search results."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 
 @dataclass(slots=True)
 class Step:
-    """A step under way; its outcome is set by whoever does it."""
+    """A step of the demo. The code that performs it sets `outcome`."""
 
     outcome: str = ""
 
 
 class Report:
-    """Prints the demo's story.
+    """Prints the steps and results of the demo.
 
     Args:
-        console: where to; a console that is no terminal gets the same text without the motion.
+        console: Console to print to. If it is not a terminal, spinners and bars do not move.
     """
 
     def __init__(self, console: Console) -> None:
@@ -49,7 +49,7 @@ class Report:
 
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
-        """Spin while a step is under way, then print what came of it and how long it took."""
+        """Show a spinner while a step runs, then print its outcome and duration."""
         step = Step()
         started = time.perf_counter()
         with self._console.status(title, spinner_style=_CODE_STYLE):
@@ -63,7 +63,7 @@ class Report:
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show a progress bar; what is yielded moves it on."""
+        """Show a progress bar and yield a function that advances it by a number of chunks."""
         columns = (
             TextColumn(f"  [bold]{title:<{_TITLE_WIDTH + 1}}"),
             BarColumn(bar_width=None),
@@ -76,7 +76,7 @@ class Report:
             yield partial(progress.advance, task)
 
     def question(self, question: str, remark: str, call: str, seconds: float) -> None:
-        """A question, the call that answers it, and how long that took."""
+        """Print a question, the call that answers it and the duration of the call."""
         head = Text.assemble("\n", ("? ", "bold green"), (question, "bold"))
         if remark:
             head.append(f"  {remark}", _QUIET)
@@ -88,9 +88,9 @@ class Report:
         self._console.print(Padding(line, (0, 0, 0, 2)))
 
     def answers(self, results: Sequence[RetrievalResult], *, lines: int = 1) -> None:
-        """What was found, with the beginning of its text."""
+        """Print the results, each with the first lines of its text."""
         if not results:
-            self._console.print("  Nothing: no word of it occurs in these docstrings.")
+            self._console.print("  No results: none of its words occurs in these docstrings.")
         for result in results:
             metadata, position = result.chunk.metadata, result.chunk.position
             kind = metadata["kind"] + (f", part {position + 1}" if position else "")
@@ -109,14 +109,14 @@ class Report:
         self._console.print(Padding(Text(code, _CODE_STYLE), (0, 0, 0, 2), expand=False))
 
     def counts(self, rows: Sequence[tuple[str, int]]) -> None:
-        """A bar for each name."""
-        most = max((count for _, count in rows), default=1)
+        """Print each name with its count and a bar."""
+        highest = max((count for _, count in rows), default=1)
         table = Table.grid(padding=(0, 2))
         table.add_column()
         table.add_column(justify="right", style="yellow")
         table.add_column(width=24)
         for name, count in rows:
-            table.add_row(Text(name, "bold"), str(count), Bar(most, 0, count, color=_CODE_STYLE))
+            table.add_row(Text(name, "bold"), str(count), Bar(highest, 0, count, color=_CODE_STYLE))
         self._console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
     def text(self, text: str) -> None:
@@ -126,7 +126,7 @@ class Report:
     def end(self, text: str) -> None:
         elapsed = time.perf_counter() - self._started
         self._console.print()
-        for line in (*text.splitlines(), f"{elapsed:.1f} seconds in all."):
+        for line in (*text.splitlines(), f"Total time: {elapsed:.1f} seconds."):
             self._console.print(Padding(Text(line, _QUIET), (0, 0, 0, 2), expand=False))
 
 
@@ -135,9 +135,9 @@ def _seconds(seconds: float) -> Text:
 
 
 def _beginning(chunk: Chunk, lines: int) -> list[str]:
-    """The first sentence in one line, or that many lines of the text."""
+    """Return the first sentence if `lines` is 1, otherwise up to this many lines of the text."""
     text = chunk.content.strip()
     if lines == 1:
         return [_SENTENCE_END.split(" ".join(text.split("\n\n")[0].split()), maxsplit=1)[0]]
-    shown = [line for line in text.splitlines() if line.strip()]
-    return shown if len(shown) <= lines else [*shown[: lines - 1], "..."]
+    nonblank = [line for line in text.splitlines() if line.strip()]
+    return nonblank if len(nonblank) <= lines else [*nonblank[: lines - 1], "..."]
