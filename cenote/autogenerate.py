@@ -35,7 +35,7 @@ from cenote.orm import (
     LANGUAGES,
     PARTITIONS,
     ROW_SECURITY,
-    unknown_dimensions,
+    missing_dimensions_message,
 )
 
 __all__ = ["compare_type", "hooks", "include_object", "render_item"]
@@ -165,7 +165,7 @@ class CreateChunkTableOp(ops.CreateTableOp):
         ]
         if getattr(embedding.type, "dim", None) is None:
             raise UnconfiguredRevisionError(
-                unknown_dimensions(str(operation.table_name)), setting="dimensions"
+                missing_dimensions_message(str(operation.table_name)), setting="dimensions"
             )
         return ours
 

@@ -1,4 +1,4 @@
-"""From settings to chunk models, and back."""
+"""Create chunk models from settings, and read the settings of a chunk model."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ _CLASS_ARGUMENTS = (
 
 
 def chunk_model(base: type[DeclarativeBase], class_name: str, config: SchemaConfig) -> type[Any]:
-    """Make a chunk model of settings that are known at run time only; else write a class.
+    """Create a chunk model from settings that are known only at run time.
+
+    If the settings are known when the code is written, write a class with `ChunkMixin` instead.
 
     Args:
-        base: the declarative base, which takes one model for a table.
-        class_name: the name of the class.
-        config: the settings.
+        base: Declarative base. It can have one model per table.
+        class_name: Name of the class.
+        config: Settings of the table.
     """
     settings = {name: getattr(config, name) for name in _CLASS_ARGUMENTS}
     attributes = {
@@ -46,8 +48,8 @@ def chunk_model(base: type[DeclarativeBase], class_name: str, config: SchemaConf
 
 
 @lru_cache(maxsize=64)
-def _model_of(config: SchemaConfig) -> type[Any]:
-    """A chunk model, on a base of its own, for the table that a configuration describes."""
+def _create_model(config: SchemaConfig) -> type[Any]:
+    """Create a chunk model for the configured table, on a separate base; cached."""
 
     class _Base(DeclarativeBase):
         pass
@@ -55,57 +57,59 @@ def _model_of(config: SchemaConfig) -> type[Any]:
     return chunk_model(_Base, "ChunkRow", config)
 
 
-def model_of(config: SchemaConfig) -> type[Any]:
-    """The mapped class of the table that a configuration describes: `ChunkRow`, if it is that."""
-    names = (config.table_name, config.schema, config.column_type)
-    return ChunkRow if names == (ChunkRow.__tablename__, None, "vector") else _model_of(config)
+def model_for_config(config: SchemaConfig) -> type[Any]:
+    """Return a mapped class for the configured table: `ChunkRow` for the default table."""
+    table = (config.table_name, config.schema, config.column_type)
+    return ChunkRow if table == (ChunkRow.__tablename__, None, "vector") else _create_model(config)
 
 
 def chunk_table(config: SchemaConfig) -> Table:
-    """The chunk table that a configuration describes."""
-    table: Table = _model_of(config).__table__
+    """Return the configured chunk table."""
+    table: Table = _create_model(config).__table__
     return table
 
 
-def config_of(model: type[Any], given: Mapping[str, Any]) -> SchemaConfig:
-    """The settings that a chunk model was made with.
+def config_from_model(model: type[Any], arguments: Mapping[str, Any]) -> SchemaConfig:
+    """Return the settings of a chunk model.
 
     Args:
-        model: the chunk model.
-        given: the same settings, where the caller has any; the dimensions of a model without.
+        model: The chunk model.
+        arguments: Settings that the caller passed in addition to the model. They must agree with
+            the model. They supply `dimensions` if the model does not have it.
 
     Raises:
-        ConfigurationError: this is no chunk model, its dimensions are not known, or it was made
-            with other settings.
+        ConfigurationError: `model` is not a chunk model, its dimensions are unknown, or it has
+            other settings than `arguments`.
     """
     mapper = inspect(model, raiseerr=False) if isinstance(model, type) else None
     table = mapper.local_table if isinstance(mapper, Mapper) else None
     if not isinstance(table, Table) or not issubclass(model, ChunkMixin):
         name = getattr(model, "__name__", type(model).__name__)
         raise ConfigurationError(
-            f"model must be a mapped class made with ChunkMixin, not {name}",
+            f"model must be a mapped class with ChunkMixin, not {name}",
             setting="model",
         )
     if mapper is not None and mapper.inherits is not None:
         raise ConfigurationError(
-            f"model must be the class that has the table, {mapper.base_mapper.class_.__name__}, "
-            f"not {model.__name__}, which inherits from it",
+            f"model must be {mapper.base_mapper.class_.__name__}, the class that defines the "
+            f"table, not its subclass {model.__name__}",
             setting="model",
         )
     settings = model._cenote_settings | {"table_name": table.name, "schema": table.schema}
-    settings.setdefault("dimensions", given.get("dimensions"))
+    settings.setdefault("dimensions", arguments.get("dimensions"))
     if settings["dimensions"] is None:
         raise ConfigurationError(
-            f"how many dimensions has {model.__name__}? Say so where it is made: "
-            f"class {model.__name__}(ChunkMixin, ..., dimensions=384)",
+            f"{model.__name__} has no `dimensions`: pass it as a class argument, e.g. "
+            f"class {model.__name__}(ChunkMixin, Base, dimensions=384)",
             setting="dimensions",
         )
     config = SchemaConfig(**settings)
     for field in fields(config):
-        value = given.get(field.name)
+        value = arguments.get(field.name)
         if value not in (None, field.default, getattr(config, field.name)):
             raise ConfigurationError(
-                f"{field.name} is that of {model.__name__}: leave it out, or change the model",
+                f"{field.name} differs from the setting of {model.__name__}: omit the argument, or "
+                "change the model",
                 setting=field.name,
             )
     return config

@@ -1,4 +1,4 @@
-"""The chunk table as a mapped class: `ChunkMixin`, its default instance `ChunkRow`, its indexes."""
+"""Map the chunk table: `ChunkMixin` for user models, `ChunkRow` for the default table."""
 
 from __future__ import annotations
 
@@ -64,24 +64,26 @@ NAMING_CONVENTION = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
 }
-"""How cenote names constraints and indexes. The chunk table's own are spelled out by these
-patterns, since a host's metadata may follow another convention."""
+"""Naming convention of cenote's constraints and indexes.
+
+The chunk table sets these names explicitly, because the metadata of an application may have another
+convention.
+"""
 
 KEY = ("namespace", "id")
-"""The primary key's columns."""
+"""Columns of the primary key."""
 
 OPERATOR_CLASS: dict[str, str] = {"vector": "vector_cosine_ops", "halfvec": "halfvec_cosine_ops"}
-"""The operator class of the ANN index, by column type. Both serve ``<=>``, cosine distance."""
-
+"""Operator class of the ANN index, by column type. Both serve ``<=>``, the cosine distance."""
 
 PARTITIONS = "cenote_partitions"
-"""The key in a chunk table's `Table.info` where the number of its partitions stands."""
+"""Key in a chunk table's `Table.info` for the number of partitions."""
 
 LANGUAGES = "cenote_languages"
-"""The key there for its text search configurations."""
+"""Key in a chunk table's `Table.info` for the text search configurations."""
 
 ROW_SECURITY = "cenote_row_security"
-"""The key there that says that it has row-level security."""
+"""Key in a chunk table's `Table.info` for row-level security: True if it is enabled."""
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -101,14 +103,14 @@ _COLUMNS: dict[str, tuple[Any, Callable[..., MappedColumn[Any]]]] = {
         partial(mapped_column, DateTime(timezone=True), server_default=func.now()),
     ),
 }
-"""The attributes of every chunk model: annotation, and what makes the column."""
+"""Annotation and column factory of the attributes of every chunk model."""
 
-_SAID_OTHERWISE = {
-    "table_name": '__tablename__ = "passages"',
-    "schema": '__table_args__ = {"schema": "search"}',
-    "extension_schema": "it in the revision: ensure_extension()",
+_NOT_CLASS_ARGUMENTS = {
+    "table_name": 'set __tablename__ = "passages" instead',
+    "schema": 'set __table_args__ = {"schema": "search"} instead',
+    "extension_schema": "pass it to ensure_extension() in the revision instead",
 }
-"""Settings that are no class arguments, and what a class says instead."""
+"""Settings of `SchemaConfig` that are not class arguments, and what to do instead."""
 
 _DATACLASS_OPTIONS: dict[str, dict[str, Any]] = {
     "content": {"repr": False},
@@ -119,7 +121,7 @@ _DATACLASS_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class ChunkMixin:
-    """Makes a mapped class a chunk model: on your own base, beside columns of your own.
+    """Mixin that turns a mapped class into a chunk model, on your base and with your columns.
 
     ::
 
@@ -131,35 +133,36 @@ class ChunkMixin:
             )
             document: Mapped[Document] = relationship(back_populates="passages")
 
-    The class gets the columns below, the primary key (namespace, id), the indexes that cenote
-    relies on, and, when its metadata creates the table, the partitions. A column that the class
-    defines itself, say to give ``document_id`` a foreign key, must keep its type. Bases made of
-    `MappedAsDataclass` will do; the chunk's columns are keyword-only in their ``__init__``.
+    The class gets the columns below, the primary key (namespace, id) and the indexes that cenote
+    relies on. If its metadata creates the table, it also creates the partitions. A class may
+    define one of these columns itself, for example to add a foreign key to ``document_id``; the
+    type must stay the same. Bases with `MappedAsDataclass` are supported: the chunk's columns are
+    keyword-only in their ``__init__``.
 
-    Give the mixin first among the bases. The class takes these arguments beside those of its base:
+    The mixin must be the first base. The class takes the following arguments in addition to those
+    of its base.
 
     Args:
-        dimensions: the length of every vector. Without it the model serves for queries, and its
-            table can only be created by cenote's revisions, which know it.
+        dimensions: Number of dimensions of every vector. A model without it can be queried, but
+            only cenote's revisions, which know the number, can create its table.
         column_type, hnsw_m, hnsw_ef_construction, partitions, text_search, row_security: see
             `SchemaConfig`.
 
     Raises:
-        ConfigurationError: a setting cannot work, the name of the table is no identifier of at
-            most 38 bytes, or a column of the chunk's has another type.
+        ConfigurationError: A setting is invalid, the name of the table is not an identifier of at
+            most 38 bytes, or a column of the chunk has another type.
 
     Attributes:
-        namespace: the tenant; with `id` the primary key. The key columns and `document_id` use the
-            "C" collation, so that Postgres orders them by code point as Python does. Comparing them
-            with a column of another collation cannot use an index: give that column the "C"
-            collation too, or compare with ``.collate("C")``.
-        id, document_id, content, position, content_hash: those of `Chunk`.
-        metadata_: the column ``metadata``, whose plain name is SQLAlchemy's.
-        embedding: deferred: loaded when it is asked for (``undefer(Passage.embedding)``).
-        embedding_model: the name of the model that made the embedding.
-        created_at: when the row was inserted.
-        content_tsv: with `text_search` only: the words of the content, which Postgres generates;
-            deferred.
+        namespace: Tenant; together with `id` the primary key. The key columns and `document_id`
+            use the "C" collation, so that Postgres orders them by code point as Python does.
+            Comparisons with a column of another collation cannot use an index: give that column
+            the "C" collation too, or compare with ``.collate("C")``.
+        id, document_id, content, position, content_hash: The attributes of `Chunk`.
+        metadata_: The column ``metadata``. SQLAlchemy reserves the attribute ``metadata``.
+        embedding: Deferred: loaded on access, or with ``undefer(Passage.embedding)``.
+        embedding_model: Name of the model that computed the embedding.
+        created_at: Time when the row was inserted.
+        content_tsv: Words of the content, generated by Postgres; deferred. Only with `text_search`.
     """
 
     if TYPE_CHECKING:
@@ -189,7 +192,7 @@ class ChunkMixin:
         row_security: bool | None = None,
         **base_arguments: Any,
     ) -> None:
-        given = {
+        arguments = {
             "dimensions": dimensions,
             "column_type": column_type,
             "hnsw_m": hnsw_m,
@@ -198,18 +201,21 @@ class ChunkMixin:
             "text_search": text_search,
             "row_security": row_security,
         }
-        for name in base_arguments.keys() & _SAID_OTHERWISE.keys():
+        for name in base_arguments.keys() & _NOT_CLASS_ARGUMENTS.keys():
             raise ConfigurationError(
-                f"class {cls.__name__}: say {_SAID_OTHERWISE[name]}, not {name}=", setting=name
+                f"class {cls.__name__}: {name} is not a class argument; "
+                f"{_NOT_CLASS_ARGUMENTS[name]}",
+                setting=name,
             )
         for name in base_arguments:
-            for meant in get_close_matches(name, given, n=1, cutoff=0.8):
+            for similar in get_close_matches(name, arguments, n=1, cutoff=0.8):
                 raise ConfigurationError(
-                    f"class {cls.__name__}: there is no {name}=; is {meant}= meant?", setting=name
+                    f"class {cls.__name__}: unknown class argument {name}; did you mean {similar}?",
+                    setting=name,
                 )
-        # An abstract class passes its settings on.
+        # Subclasses inherit the settings of an abstract class.
         cls._cenote_settings = cls._cenote_settings | {
-            name: value for name, value in given.items() if value is not None
+            name: value for name, value in arguments.items() if value is not None
         }
         if not cls.__dict__.get("__abstract__", False) and not hasattr(cls, "__mapper__"):
             _add_columns(cls)
@@ -217,14 +223,15 @@ class ChunkMixin:
 
     @classmethod
     def distance_to(cls, vector: Vector) -> ColumnElement[float]:
-        """The cosine distance to a vector, 0 to 2: to order by, which is what the ANN index serves.
+        """Return the cosine distance to a vector, 0 to 2, as an expression to order by.
 
-        A query of your own with ``order_by(Passage.distance_to(v)).limit(n)`` may come back with
-        fewer rows than there are; `PgVectorStore.search_statement` does not.
+        The ANN index serves this order. A query with ``order_by(Passage.distance_to(v)).limit(n)``
+        may return fewer than n rows although more match; `PgVectorStore.search_statement` returns
+        all of them.
 
         Raises:
-            DimensionMismatchError: the vector has another number of dimensions than the model.
-            InvalidInputError: it holds what is no finite number.
+            DimensionMismatchError: The vector has another number of dimensions than the model.
+            InvalidInputError: The vector contains values that are not finite numbers.
         """
         type_: Any = cls.embedding.type
         column_type: ColumnType = "halfvec" if isinstance(type_, HalfvecType) else "vector"
@@ -235,29 +242,32 @@ class ChunkMixin:
 
     @classmethod
     def similarity_to(cls, vector: Vector) -> ColumnElement[float]:
-        """The cosine similarity to a vector, -1 to 1: to select, and to compare with a threshold.
+        """Return the cosine similarity to a vector, -1 to 1, as an expression to select or compare.
 
-        Ordering by it uses no index: order by :meth:`distance_to`. NaN for zero vectors.
+        It is NaN for zero vectors. No index serves an order by it: order by :meth:`distance_to`.
 
         Raises:
-            DimensionMismatchError, InvalidInputError: as `distance_to`.
+            DimensionMismatchError: The vector has another number of dimensions than the model.
+            InvalidInputError: The vector contains values that are not finite numbers.
         """
         return 1 - cls.distance_to(vector)
 
 
 def _add_columns(cls: type[ChunkMixin]) -> None:
-    """Give a class the chunk's columns as its own: a plain mixin's are not for dataclasses."""
-    before = [vars(base) for base in cls.__mro__[: cls.__mro__.index(ChunkMixin)]]
-    taken = {name for own in before for name in (*own, *own.get("__annotations__", {}))}
-    added = [name for name in _COLUMNS if name not in taken]
-    cls.__annotations__ = {name: _COLUMNS[name][0] for name in added} | vars(cls).get(
+    """Set the chunk's columns on the class itself: dataclasses ignore those of a plain mixin."""
+    classes = cls.__mro__[: cls.__mro__.index(ChunkMixin)]
+    defined = {
+        name for base in classes for name in (*vars(base), *vars(base).get("__annotations__", {}))
+    }
+    missing = [name for name in _COLUMNS if name not in defined]
+    cls.__annotations__ = {name: _COLUMNS[name][0] for name in missing} | vars(cls).get(
         "__annotations__", {}
     )
-    dataclass = issubclass(cls, MappedAsDataclass)
+    is_dataclass = issubclass(cls, MappedAsDataclass)
     settings = cls._cenote_settings
-    for name in added:
+    for name in missing:
         options: dict[str, Any] = {"sort_order": list(_COLUMNS).index(name) - len(_COLUMNS)}
-        if dataclass:
+        if is_dataclass:
             options |= {"kw_only": True, **_DATACLASS_OPTIONS.get(name, {})}
         arguments = (
             [embedding_type(settings.get("column_type", "vector"), settings.get("dimensions"))]
@@ -265,50 +275,54 @@ def _add_columns(cls: type[ChunkMixin]) -> None:
             else []
         )
         setattr(cls, name, _COLUMNS[name][1](*arguments, **options))
-    check_text_search(settings.get("text_search"))
-    if (given := languages(settings.get("text_search"))) and TEXT_COLUMN not in taken:
-        options = {"init": False, "repr": False, "compare": False} if dataclass else {}
-        column = mapped_column(TSVECTOR, generated(given), nullable=False, deferred=True, **options)
+    text_search = settings.get("text_search")
+    check_text_search(text_search)
+    configurations = languages(text_search)
+    if configurations and TEXT_COLUMN not in defined:
+        options = {"init": False, "repr": False, "compare": False} if is_dataclass else {}
+        column = mapped_column(
+            TSVECTOR, generated(configurations), nullable=False, deferred=True, **options
+        )
         cls.__annotations__[TEXT_COLUMN] = Mapped[str]
         setattr(cls, TEXT_COLUMN, column)
 
 
 @event.listens_for(ChunkMixin, "after_mapper_constructed", propagate=True)
 def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
-    """Name the key of a new model's table, and give it its indexes, storage and partitions."""
+    """Check the columns of a new model's table, name its key, and add indexes and partitions."""
     table = mapper.local_table
     if mapper.inherits is not None or not isinstance(table, Table):
         return
     config = SchemaConfig(
         **{"dimensions": 1, **cls._cenote_settings}, table_name=table.name, schema=table.schema
     )
-    _refuse_other_columns(table, config)
+    _check_columns(table, config)
     table.primary_key.name = "pk_" + table.name
     table.info[LANGUAGES] = config.languages
     _add_indexes(table, config)
     if "dimensions" not in cls._cenote_settings:
-        event.listen(table, "before_create", _refuse_to_create)
-    event.listen(table, "after_create", _store_inline)
+        event.listen(table, "before_create", _reject_missing_dimensions)
+    event.listen(table, "after_create", _set_storage)
     if config.new_partitions:
         table.info[PARTITIONS] = config.new_partitions
         table.dialect_kwargs["postgresql_partition_by"] = "HASH (namespace)"
         event.listen(table, "after_create", _create_partitions)
     if config.row_security:
         table.info[ROW_SECURITY] = True
-        event.listen(table, "after_create", _secure)
+        event.listen(table, "after_create", _enable_row_security)
 
 
-def _refuse_other_columns(table: Table, config: SchemaConfig) -> None:
-    """Refuse a class that defines a column of the chunk's with another type of its own."""
-    for name, (_, make) in _COLUMNS.items():
-        expected = make().column
+def _check_columns(table: Table, config: SchemaConfig) -> None:
+    """Check that the chunk's columns and the primary key have the expected types and columns."""
+    for name, (_, make_column) in _COLUMNS.items():
+        expected = make_column().column
         if name == "embedding":
             expected.type = embedding_type(config.column_type)
         actual = table.columns.get(expected.name or name)
-        if actual is None or (sql_type(actual), actual.nullable) != (sql_type(expected), False):
+        if actual is None or (_sql_type(actual), actual.nullable) != (_sql_type(expected), False):
             raise ConfigurationError(
                 f"table {table.name!r}: the column {expected.name or name} of a chunk model must "
-                f"be {sql_type(expected)} NOT NULL",
+                f"be {_sql_type(expected)} NOT NULL",
                 setting=name,
             )
     key = tuple(column.name for column in table.primary_key)
@@ -320,8 +334,8 @@ def _refuse_other_columns(table: Table, config: SchemaConfig) -> None:
         )
 
 
-def sql_type(column: Column[Any]) -> str:
-    """A column's type as SQL has it; that of an embedding without its dimensions."""
+def _sql_type(column: Column[Any]) -> str:
+    """Return the type of a column as SQL; for an embedding without the number of dimensions."""
     sql = str(column.type.compile(dialect=PGDialect()))  # type: ignore[no-untyped-call]
     return sql.partition("(")[0] if sql.startswith(("VECTOR", "HALFVEC")) else sql
 
@@ -348,29 +362,29 @@ def _add_indexes(table: Table, config: SchemaConfig) -> None:
 
 
 def ann_index_name(table_name: str) -> str:
-    """The name of the HNSW index of a chunk table."""
+    """Return the name of a chunk table's HNSW index."""
     return "ix_" + table_name + "_embedding"
 
 
 def text_index_name(table_name: str) -> str:
-    """The name of the full text index of a chunk table."""
+    """Return the name of a chunk table's full text index."""
     return "_".join(("ix", table_name, TEXT_COLUMN))
 
 
 def metadata_index(
     table: Table | str, *path: str, kind: Literal["number", "text"], schema: str | None = None
 ) -> Index:
-    """An index for comparing one value of the metadata: for a key that filters often.
+    """Create an index for a metadata key that filters often compare.
 
-    It serves ``<``, ``<=``, ``>``, ``>=`` and ``between``. Equality needs none: the index of all
-    metadata serves it.
+    It serves ``<``, ``<=``, ``>``, ``>=`` and ``between``. Equality does not need it: the index of
+    the whole metadata serves equality.
 
     Args:
-        table: the table of a model of yours, whose index it becomes, for autogenerate to find; or
+        table: Table of a user model, to which the index is added so that autogenerate finds it; or
             the name of a table, for a revision: ``op.execute(CreateIndex(metadata_index(...)))``.
-        *path: the key, or the keys that lead to the value.
-        kind: what the values are.
-        schema: of the table, if that is a name.
+        *path: The key, or the keys that lead to a nested value.
+        kind: Type of the values.
+        schema: Schema of the table, if `table` is a name.
     """
     if isinstance(table, str):
         columns = (Column("namespace", Text), Column("metadata", JSONB))
@@ -383,19 +397,19 @@ def metadata_index(
     return Index(name, table.c.namespace, Grouping(compared))
 
 
-def _refuse_to_create(table: Table, connection: Connection, **_: Any) -> None:
-    raise ConfigurationError(unknown_dimensions(table.name), setting="dimensions")
+def _reject_missing_dimensions(table: Table, connection: Connection, **_: Any) -> None:
+    raise ConfigurationError(missing_dimensions_message(table.name), setting="dimensions")
 
 
-def unknown_dimensions(table_name: str) -> str:
-    """What to say of a table that is to be created without knowing the dimensions."""
+def missing_dimensions_message(table_name: str) -> str:
+    """Return the error message for creating the table of a model without dimensions."""
     return (
-        f"table {table_name!r}: how many dimensions have the vectors? Say so where the model is "
-        "made: class ...(ChunkMixin, ..., dimensions=384)"
+        f"table {table_name!r}: `dimensions` is required to create the table; pass it as a class "
+        "argument of the model, e.g. class Passage(ChunkMixin, Base, dimensions=384)"
     )
 
 
-def _store_inline(table: Table, connection: Connection, **_: Any) -> None:
+def _set_storage(table: Table, connection: Connection, **_: Any) -> None:
     connection.execute(store_inline(table.name, table.schema))
 
 
@@ -405,26 +419,26 @@ def _create_partitions(table: Table, connection: Connection, **_: Any) -> None:
         connection.execute(create_hash_partition(table.name, table.schema, partitions, remainder))
 
 
-def _secure(table: Table, connection: Connection, **_: Any) -> None:
+def _enable_row_security(table: Table, connection: Connection, **_: Any) -> None:
     names = [partition_name(table.name, n) for n in range(table.info.get(PARTITIONS, 0))]
     for statement in enable_row_security_statements([table.name, *names], table.schema):
         connection.execute(statement)
 
 
-# -- cenote's own ----------------------------------------------------------------------------------
+# -- default model ---------------------------------------------------------------------------------
 
 
 class Base(DeclarativeBase):
-    """The base of `ChunkRow`."""
+    """Declarative base of `ChunkRow`."""
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 
 class ChunkRow(ChunkMixin, Base):
-    """A stored chunk, for ORM queries on the table of the default name; see `ChunkMixin`."""
+    """Stored chunk in the table with the default name, for ORM queries; see `ChunkMixin`."""
 
     __tablename__ = defaults.DEFAULT_TABLE_NAME
 
 
 CHUNK_COLUMNS = frozenset(ChunkRow.__table__.columns.keys())
-"""The names of the columns that every chunk table has."""
+"""Names of the columns that every chunk table has."""

@@ -84,9 +84,10 @@ def test_dimensions_of_an_embedded_chunk(embedding: Any) -> None:
     assert embedded.dimensions == 3
     with pytest.raises((AttributeError, TypeError)):  # TypeError: a flaw of slotted dataclasses
         embedded.dimensions = 4  # type: ignore[misc]
-    fields: dict[str, Any] = {"chunk": chunk, "embedding": embedding, "embedding_model": "m"}
+    arguments: dict[str, Any] = {"chunk": chunk, "embedding": embedding, "embedding_model": "m"}
+    arguments["dimensions"] = 3
     with pytest.raises(TypeError):
-        EmbeddedChunk(**fields, dimensions=3)
+        EmbeddedChunk(**arguments)
 
 
 @pytest.mark.parametrize("name", [name for name in cenote.__all__ if name.endswith("Error")])

@@ -1,4 +1,4 @@
-"""Chunk models on a host's own base."""
+"""User models: chunk models on the base of an application."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ from cenote.testing import embedded, found
 
 
 def ddl(base: type[DeclarativeBase]) -> str:
-    """What create_all would run."""
+    """Return the statements that create_all would execute."""
     statements: list[str] = []
 
-    def note(element: Any, *_: Any, **__: Any) -> None:
+    def record(element: Any, *_: Any, **__: Any) -> None:
         statements.append(str(element.compile(dialect=PGDialect())))  # type: ignore[no-untyped-call]
 
-    engine = create_mock_engine("postgresql+asyncpg://", note)
+    engine = create_mock_engine("postgresql+asyncpg://", record)
     base.metadata.create_all(engine, checkfirst=False)
     return re.sub(r"\s+", " ", "; ".join(statements))
 
 
-def test_settings_are_given_in_one_place() -> None:
-    """As arguments of the class, for column, index and partitions."""
+def test_class_arguments_configure_the_table() -> None:
+    """They set the column, the index and the partitions, and the store reads them."""
 
     class Base(DeclarativeBase):
         metadata = MetaData(schema="search", naming_convention={"pk": "%(table_name)s_key"})
@@ -98,15 +98,15 @@ def test_settings_are_given_in_one_place() -> None:
     )
 
 
-def test_a_plain_table_and_arguments_of_the_hosts() -> None:
-    """partitions=0; __table_args__ stay the host's."""
+def test_a_plain_table_with_table_args_of_the_application() -> None:
+    """partitions=0 creates no partitions, and __table_args__ keep their effect."""
 
     class Base(DeclarativeBase):
         pass
 
     class Note(ChunkMixin, Base, dimensions=3, partitions=0):
         __tablename__ = "notes"
-        __table_args__ = (UniqueConstraint("namespace", "number"), {"comment": "ours"})
+        __table_args__ = (UniqueConstraint("namespace", "number"), {"comment": "notes of users"})
         number: Mapped[int]
 
     sql = ddl(Base)
@@ -116,39 +116,39 @@ def test_a_plain_table_and_arguments_of_the_hosts() -> None:
     assert list(Note.__table__.columns.keys())[-2:] == ["created_at", "number"]
 
 
-def test_the_default_instance_and_a_model_of_settings() -> None:
-    """ChunkRow, and what chunk_model makes, are the table that the revisions make."""
+def test_chunk_row_and_chunk_model() -> None:
+    """ChunkRow and the results of chunk_model map the table that the revisions create."""
 
     class Base(DeclarativeBase):
         pass
 
     config = SchemaConfig(dimensions=4, partitions=16)
-    made: Any = chunk_model(Base, "Row", config)
-    default: Any = ChunkRow
-    assert made.__name__ == "Row"
-    for table in (default.__table__, chunk_table(config)):
-        assert table.columns.keys() == made.__table__.columns.keys()
+    model: Any = chunk_model(Base, "Row", config)
+    default_model: Any = ChunkRow
+    assert model.__name__ == "Row"
+    for table in (default_model.__table__, chunk_table(config)):
+        assert table.columns.keys() == model.__table__.columns.keys()
         assert {index.name for index in table.indexes} == {
-            index.name for index in made.__table__.indexes
+            index.name for index in model.__table__.indexes
         }
     assert PgVectorStore(_engine(), 4).model is ChunkRow
     assert PgVectorStore(_engine(), 4, table_name="x").model.__tablename__ == "x"
 
 
-def test_abstract_classes_pass_their_settings_on() -> None:
-    """And columns of theirs."""
+def test_subclasses_inherit_from_abstract_classes() -> None:
+    """They inherit settings and columns, and may override a setting."""
 
     class Base(DeclarativeBase):
         pass
 
-    class Ours(ChunkMixin, Base, dimensions=8, partitions=2):
+    class Sourced(ChunkMixin, Base, dimensions=8, partitions=2):
         __abstract__ = True
         source: Mapped[str]
 
-    class One(Ours):
+    class One(Sourced):
         __tablename__ = "one"
 
-    class Two(Ours, dimensions=16):
+    class Two(Sourced, dimensions=16):
         __tablename__ = "two"
 
     sql = ddl(Base)
@@ -156,12 +156,12 @@ def test_abstract_classes_pass_their_settings_on() -> None:
     assert "VECTOR(16)" in sql
     assert sql.count("source VARCHAR NOT NULL") == 2
     assert sql.count("PARTITION OF one") == sql.count("PARTITION OF two") == 2
-    assert issubclass(One, Ours)
-    assert issubclass(Two, Ours)
+    assert issubclass(One, Sourced)
+    assert issubclass(Two, Sourced)
 
 
-def test_a_subclass_by_single_table_inheritance() -> None:
-    """Shares the table, and its indexes are not made again."""
+def test_single_table_inheritance() -> None:
+    """A subclass shares the table and adds no indexes; a store needs the base class."""
 
     class Base(DeclarativeBase):
         pass
@@ -175,15 +175,15 @@ def test_a_subclass_by_single_table_inheritance() -> None:
         __mapper_args__ = {"polymorphic_identity": "memo"}  # noqa: RUF012
         urgent: Mapped[bool | None]
 
-    with pytest.raises(ConfigurationError, match="the class that has the table, Note, not Memo"):
+    with pytest.raises(ConfigurationError, match="not its subclass Memo"):
         PgVectorStore(_engine(), model=Memo)
     assert Memo.__table__ is Note.__table__
     table: Any = Note.__table__
     assert len(table.indexes) == 3
 
 
-def test_columns_of_the_chunks_may_be_defined_anew_with_their_type() -> None:
-    """So that document_id can have a foreign key; another type is refused by name."""
+def test_a_class_may_redefine_columns_of_the_chunk() -> None:
+    """document_id may get a foreign key; another type raises an error that names the column."""
 
     class Base(DeclarativeBase):
         pass
@@ -234,8 +234,8 @@ def test_columns_of_the_chunks_may_be_defined_anew_with_their_type() -> None:
         ({"dimension": 3}, "dimension"),
     ],
 )
-def test_settings_that_cannot_work(arguments: Any, setting: str) -> None:
-    """Are refused when the class is made, by name."""
+def test_invalid_settings(arguments: Any, setting: str) -> None:
+    """The definition of the class raises an error that names the setting."""
 
     class Base(DeclarativeBase):
         pass
@@ -245,19 +245,38 @@ def test_settings_that_cannot_work(arguments: Any, setting: str) -> None:
     assert error.value.setting == setting
 
 
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("table_name", 'set __tablename__ = "passages"'),
+        ("schema", "set __table_args__ ="),
+        ("extension_schema", r"pass it to ensure_extension\(\)"),
+        ("dimension", "did you mean dimensions"),
+    ],
+)
+def test_unknown_class_arguments(argument: str, hint: str) -> None:
+    """The message says what to write instead."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    with pytest.raises(ConfigurationError, match=hint):
+        type("Note", (ChunkMixin, Base), {"__tablename__": "notes"}, **{argument: "x"})
+
+
 def test_a_table_without_dimensions_cannot_be_created() -> None:
-    """Since its index could not; the message says where to give them."""
+    """The index requires them. The message says where to pass them."""
 
     class Base(DeclarativeBase):
         pass
 
     type("Note", (ChunkMixin, Base), {"__tablename__": "notes"})
-    with pytest.raises(ConfigurationError, match="table 'notes': how many dimensions"):
+    with pytest.raises(ConfigurationError, match="table 'notes': `dimensions` is required"):
         ddl(Base)
 
 
-def test_a_table_name_that_is_too_long() -> None:
-    """Its indexes' names would be."""
+def test_a_long_table_name() -> None:
+    """A name of more than 38 bytes is rejected, because the names of its indexes would not fit."""
 
     class Base(DeclarativeBase):
         pass
@@ -290,7 +309,7 @@ class Quote(ChunkMixin, DataBase, dimensions=4, partitions=2):
 
 
 async def test_a_dataclass_base(empty_engine: AsyncEngine) -> None:
-    """MappedAsDataclass: rows made by hand, upserted and searched."""
+    """Rows of a MappedAsDataclass base can be constructed, upserted and searched."""
     async with empty_engine.begin() as connection:
         await connection.execute(text("CREATE EXTENSION vector"))
         await connection.run_sync(DataBase.metadata.create_all)
@@ -299,7 +318,7 @@ async def test_a_dataclass_base(empty_engine: AsyncEngine) -> None:
         author = Author("Ada")
         columns: dict[str, Any] = {
             "namespace": "t",
-            "id": "by hand",
+            "id": "constructed",
             "document_id": "d",
             "content": "secret",
             "position": 0,
@@ -320,67 +339,69 @@ async def test_a_dataclass_base(empty_engine: AsyncEngine) -> None:
         rows = (await session.execute(query)).all()
         assert [(row.Quote.id, row.score, row.name) for row in rows] == [
             ("a", 1.0, "Ada"),
-            ("by hand", 1.0, "Ada"),
+            ("constructed", 1.0, "Ada"),
         ]
         assert rows[0].Quote.lang == "en"
         assert rows[0].Quote.created_at is not None
         await session.commit()
 
 
-# -- building blocks
+# -- query expressions
 
 
-async def test_a_query_by_hand_is_a_line(library: AsyncEngine) -> None:
-    """distance_to to order by, similarity_to to select; of a model and of an alias of it."""
+async def test_queries_with_distance_to_and_similarity_to(library: AsyncEngine) -> None:
+    """A select of a model or its alias can order by distance and filter by similarity."""
     store = PgVectorStore(library, model=Passage)
     await store.upsert([passage(None, n) for n in range(5)], "t")
-    near = [1, 0, 0, 0]
+    query_vector = [1, 0, 0, 0]
     async with AsyncSession(library) as session:
         for model in (Passage, aliased(Passage)):
             query = (
-                select(model.id, model.similarity_to(near).label("score"))
-                .where(model.namespace == "t", model.similarity_to(near) > 0.9)
-                .order_by(model.distance_to(near))
+                select(model.id, model.similarity_to(query_vector).label("score"))
+                .where(model.namespace == "t", model.similarity_to(query_vector) > 0.9)
+                .order_by(model.distance_to(query_vector))
                 .limit(3)
             )
             rows = (await session.execute(query)).all()
             assert [row.id for row in rows] == ["?:0", "?:1", "?:2"]
-            expected = [result.score for result in await store.search(near, "t", 3)]
+            expected = [result.score for result in await store.search(query_vector, "t", 3)]
             assert [row.score for row in rows] == pytest.approx(expected, abs=1e-6)
-    for wrong in ([1, 0, 0], [1, 0, 0, float("nan")]):
+    for invalid_vector in ([1, 0, 0], [1, 0, 0, float("nan")]):
         with pytest.raises(VectorStoreError):
-            Passage.distance_to(wrong)
+            Passage.distance_to(invalid_vector)
     with pytest.raises(DimensionMismatchError):
         Passage.similarity_to([1])
-    ChunkRow.distance_to([1, 2, 3])  # whose dimensions only the database knows
+    ChunkRow.distance_to([1, 2, 3])  # only the database knows its dimensions
 
 
-# -- a store for a model
+# -- stores with a user model
 
 
-async def test_a_store_takes_everything_from_the_model(empty_engine: AsyncEngine) -> None:
-    """And refuses settings that contradict it."""
+async def test_a_store_reads_its_settings_from_the_model(empty_engine: AsyncEngine) -> None:
+    """Arguments that contradict the model raise an error that names the setting."""
     store = PgVectorStore(empty_engine, model=Passage)
     assert store.model is Passage
     assert (store.config.dimensions, store.config.table_name) == (4, "passages")
     assert repr(store) == "PgVectorStore(table='passages', dimensions=4)"
     settings: dict[str, Any]
     for settings in ({"dimensions": 5}, {"table_name": "x"}, {"hnsw_m": 24}, {"partitions": 8}):
-        with pytest.raises(ConfigurationError, match="is that of Passage: leave it out") as error:
+        with pytest.raises(
+            ConfigurationError, match="differs from the setting of Passage"
+        ) as error:
             PgVectorStore(empty_engine, model=Passage, **settings)
         assert error.value.setting == next(iter(settings))
     PgVectorStore(empty_engine, 4, model=Passage, hnsw_m=8)  # type: ignore[call-overload]
-    with pytest.raises(ConfigurationError, match="how many dimensions has ChunkRow"):
+    with pytest.raises(ConfigurationError, match="ChunkRow has no `dimensions`"):
         PgVectorStore(empty_engine, model=ChunkRow)
-    wrong: Any
-    for wrong in (Document, int, "Passage", ChunkMixin):
-        with pytest.raises(ConfigurationError, match="made with ChunkMixin, not") as error:
-            PgVectorStore(empty_engine, model=wrong)
+    invalid_model: Any
+    for invalid_model in (Document, int, "Passage", ChunkMixin):
+        with pytest.raises(ConfigurationError, match="mapped class with ChunkMixin, not") as error:
+            PgVectorStore(empty_engine, model=invalid_model)
         assert error.value.setting == "model"
 
 
-async def test_metadata_of_a_type_of_the_hosts(empty_engine: AsyncEngine) -> None:
-    """Whatever it makes of JSON, a store reads the text."""
+async def test_metadata_with_another_sqlalchemy_type(empty_engine: AsyncEngine) -> None:
+    """A store reads metadata correctly if the model declares another type for jsonb."""
 
     class Base(DeclarativeBase):
         pass
@@ -401,8 +422,10 @@ async def test_metadata_of_a_type_of_the_hosts(empty_engine: AsyncEngine) -> Non
     assert [chunk.metadata async for chunk in store.get_all_chunks("n")] == [{"k": [1]}]
 
 
-async def test_the_tables_migrations_are_the_hosts(empty_engine: AsyncEngine) -> None:
-    """The store refuses them, and names the host's commands wherever the table is wrong."""
+async def test_the_application_migrates_the_table_of_a_user_model(
+    empty_engine: AsyncEngine,
+) -> None:
+    """The store does not migrate it; errors and findings name the application's commands."""
     store = PgVectorStore(empty_engine, model=Passage)
     with pytest.raises(MigrationError, match="alembic revision --autogenerate"):
         await store.apply_migrations()
@@ -421,8 +444,8 @@ async def test_the_tables_migrations_are_the_hosts(empty_engine: AsyncEngine) ->
         await store.upsert([passage(None, 0, page=1)], "t")
 
 
-def test_the_mapping_is_ordinary() -> None:
-    """The embedding is deferred; the host's own come after the chunk's."""
+def test_deferred_embedding_and_order_of_columns() -> None:
+    """The embedding is deferred, and user columns come after those of the chunk."""
     mapper = inspect(Passage)
     assert mapper.attrs.embedding.deferred
     names = list(Passage.__table__.columns.keys())

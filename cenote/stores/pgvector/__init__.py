@@ -23,7 +23,7 @@ from cenote import connections
 from cenote.config import SchemaConfig
 from cenote.cures import HOSTS_COMMANDS
 from cenote.errors import InvalidInputError, MigrationError
-from cenote.mapping import config_of, model_of
+from cenote.mapping import config_from_model, model_for_config
 from cenote.orm import ChunkRow
 from cenote.stores.columns import OwnColumns
 from cenote.stores.pgvector.base import Model
@@ -171,8 +171,8 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             "row_security": row_security,
         }
         self._hosts_own = model is not None
-        self._config = SchemaConfig(**given) if model is None else config_of(model, given)
-        self._model = model_of(self._config) if model is None else model
+        self._config = SchemaConfig(**given) if model is None else config_from_model(model, given)
+        self._model = model_for_config(self._config) if model is None else model
         self._engine = connections.asyncpg_engine(engine)
         self._translated = "schema_translate_map" in self._engine.get_execution_options()
         self._owns_engine = False
