@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Column, Connection, Index, Row, cast, column, func, literal, select, table
+from sqlalchemy import Column, Connection, Index, Row, cast, func, literal, select
 from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -21,6 +21,7 @@ from cenote.drift import embedding_finding, partitions_finding, subject_of
 from cenote.errors import MigrationError
 from cenote.locks import migration_lock, with_short_waits
 from cenote.orm import OPERATOR_CLASS
+from cenote.pg_catalog import pg_settings, pg_stat_progress_create_index
 from cenote.progress import IndexProgress, Report, send_report
 from cenote.schema import own_connection
 from cenote.sqltypes import embedding_type
@@ -38,15 +39,6 @@ _TIMEOUTS = ("statement_timeout", "lock_timeout", "transaction_timeout")
 _INVALID_VALUE = "22023"
 """The SQLSTATE of a setting that the server refuses."""
 
-_settings = table("pg_settings", column("name"), column("setting"))
-_progress = table(
-    "pg_stat_progress_create_index",
-    column("pid"),
-    column("phase"),
-    column("blocks_total"),
-    column("blocks_done"),
-    column("current_locker_pid"),
-)
 
 _logger = logging.getLogger(__name__)
 
@@ -168,8 +160,8 @@ def set_for_build(
 
 
 def _lift_timeouts(connection: Connection, *, local: bool = False) -> None:
-    no_timeout = select(func.set_config(_settings.c.name, "0", local))
-    connection.execute(no_timeout.where(_settings.c.name.in_(_TIMEOUTS)))
+    no_timeout = select(func.set_config(pg_settings.c.name, "0", local))
+    connection.execute(no_timeout.where(pg_settings.c.name.in_(_TIMEOUTS)))
 
 
 def _graph_kilobytes(connection: Connection, live: LiveTable, config: SchemaConfig) -> int:
@@ -187,8 +179,8 @@ def _graph_kilobytes(connection: Connection, live: LiveTable, config: SchemaConf
 
 
 def _kilobytes_set(connection: Connection) -> int:
-    where = _settings.c.name == "maintenance_work_mem"
-    return int(connection.scalar(select(_settings.c.setting).where(where)) or 0)
+    where = pg_settings.c.name == "maintenance_work_mem"
+    return int(connection.scalar(select(pg_settings.c.setting).where(where)) or 0)
 
 
 # -- its progress ----------------------------------------------------------------------------------
@@ -227,7 +219,7 @@ async def _watch(
     engine: AsyncEngine, pid: int, index: str, state: Callable[[str, float], None]
 ) -> None:
     """Ask for a session's progress until cancelled; a build goes on where that cannot be told."""
-    query = select(_progress).where(_progress.c.pid == pid)
+    query = select(pg_stat_progress_create_index).where(pg_stat_progress_create_index.c.pid == pid)
     waits_for = None
     try:
         async with engine.connect() as connection:

@@ -13,15 +13,12 @@ from fractions import Fraction
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Connection,
     Executable,
-    Integer,
     Row,
     and_,
     case,
-    column,
     exists,
     func,
     literal,
@@ -29,67 +26,28 @@ from sqlalchemy import (
     not_,
     or_,
     select,
-    table,
 )
 
 from cenote.citus import METADATA, shard_count
 from cenote.ddl import qualified
 from cenote.orm import OPERATOR_CLASS, ann_index_name
+from cenote.pg_catalog import (
+    pg_am,
+    pg_attrdef,
+    pg_attribute,
+    pg_class,
+    pg_collation,
+    pg_index,
+    pg_inherits,
+    pg_namespace,
+    pg_opclass,
+    pg_policy,
+    pg_ts_config,
+    pg_type,
+)
 from cenote.policies import PERMITS, RESTRICTION, RESTRICTS
 from cenote.text_search import COLUMN as TEXT_COLUMN
 from cenote.text_search import languages_of
-
-_class = table(
-    "pg_class",
-    column("oid"),
-    column("relname"),
-    column("relnamespace"),
-    column("relkind"),
-    column("relam"),
-    column("reloptions"),
-    column("relpartbound"),
-    column("relowner"),
-    column("relrowsecurity"),
-    column("relforcerowsecurity"),
-)
-_namespace = table("pg_namespace", column("oid"), column("nspname"))
-_attribute = table(
-    "pg_attribute",
-    column("attrelid"),
-    column("attname"),
-    column("atttypid"),
-    column("atttypmod", Integer),
-    column("attisdropped"),
-    column("attnum"),
-    column("attnotnull"),
-    column("attcollation"),
-)
-_configuration = table("pg_ts_config", column("oid"), column("cfgname"), column("cfgnamespace"))
-_policy = table(
-    "pg_policy",
-    column("polname"),
-    column("polrelid"),
-    column("polpermissive"),
-    column("polcmd"),
-    column("polroles"),
-    column("polqual"),
-    column("polwithcheck"),
-)
-_default = table("pg_attrdef", column("adrelid"), column("adnum"), column("adbin"))
-_type = table("pg_type", column("oid"), column("typname"), column("typcollation"))
-_collation = table("pg_collation", column("oid"), column("collname"))
-_inherits = table("pg_inherits", column("inhrelid"), column("inhparent"))
-_index = table(
-    "pg_index",
-    column("indexrelid"),
-    column("indrelid"),
-    column("indisvalid"),
-    column("indisprimary"),
-    column("indnkeyatts"),
-    column("indclass", ARRAY(Integer)),
-)
-_access_method = table("pg_am", column("oid"), column("amname"))
-_operator_class = table("pg_opclass", column("oid"), column("opcname"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,48 +180,49 @@ def shape_query(name: str, schema: str | None) -> Executable:
     embedding column of a type that is ours.
     """
     embedding = and_(
-        _attribute.c.attrelid == _class.c.oid,
-        _attribute.c.attname == "embedding",
-        _attribute.c.attisdropped.is_(False),
-        _class.c.relkind.in_(["r", "p"]),
+        pg_attribute.c.attrelid == pg_class.c.oid,
+        pg_attribute.c.attname == "embedding",
+        pg_attribute.c.attisdropped.is_(False),
+        pg_class.c.relkind.in_(["r", "p"]),
     )
-    ours = and_(_type.c.oid == _attribute.c.atttypid, _type.c.typname.in_(OPERATOR_CLASS))
-    words = _attribute.alias("words")
+    ours = and_(pg_type.c.oid == pg_attribute.c.atttypid, pg_type.c.typname.in_(OPERATOR_CLASS))
+    words = pg_attribute.alias("words")
     generates_words = (
-        select(func.pg_get_expr(_default.c.adbin, _default.c.adrelid))
+        select(func.pg_get_expr(pg_attrdef.c.adbin, pg_attrdef.c.adrelid))
         .join(
-            words, and_(words.c.attrelid == _default.c.adrelid, words.c.attnum == _default.c.adnum)
+            words,
+            and_(words.c.attrelid == pg_attrdef.c.adrelid, words.c.attnum == pg_attrdef.c.adnum),
         )
-        .where(words.c.attrelid == _class.c.oid, words.c.attname == TEXT_COLUMN)
-        .correlate(_class)
+        .where(words.c.attrelid == pg_class.c.oid, words.c.attname == TEXT_COLUMN)
+        .correlate(pg_class)
         .scalar_subquery()
     )
     return (
         select(
-            _class.c.oid,
-            _class.c.relname.label("name"),
-            (_class.c.relkind == "p").label("partitioned"),
-            _namespace.c.nspname.label("schema"),
-            _type.c.typname.label("column_type"),
-            func.nullif(_attribute.c.atttypmod, -1).label("dimensions"),
+            pg_class.c.oid,
+            pg_class.c.relname.label("name"),
+            (pg_class.c.relkind == "p").label("partitioned"),
+            pg_namespace.c.nspname.label("schema"),
+            pg_type.c.typname.label("column_type"),
+            func.nullif(pg_attribute.c.atttypmod, -1).label("dimensions"),
             generates_words.label("generates_words"),
-            _class.c.relrowsecurity.label("row_security"),
-            func.row_security_active(_class.c.oid).label("row_security_active"),
+            pg_class.c.relrowsecurity.label("row_security"),
+            func.row_security_active(pg_class.c.oid).label("row_security_active"),
             METADATA.is_not(None).label("has_citus"),
         )
-        .select_from(_class)
-        .join(_namespace, _namespace.c.oid == _class.c.relnamespace)
-        .outerjoin(_attribute, embedding)
-        .outerjoin(_type, ours)
-        .where(_class.c.oid == func.to_regclass(qualified(name, schema)))
+        .select_from(pg_class)
+        .join(pg_namespace, pg_namespace.c.oid == pg_class.c.relnamespace)
+        .outerjoin(pg_attribute, embedding)
+        .outerjoin(pg_type, ours)
+        .where(pg_class.c.oid == func.to_regclass(qualified(name, schema)))
     )
 
 
 CONFIGURATIONS = select(
-    _namespace.c.nspname,
-    _configuration.c.cfgname,
-    func.pg_ts_config_is_visible(_configuration.c.oid).label("visible"),
-).join(_namespace, _namespace.c.oid == _configuration.c.cfgnamespace)
+    pg_namespace.c.nspname,
+    pg_ts_config.c.cfgname,
+    func.pg_ts_config_is_visible(pg_ts_config.c.oid).label("visible"),
+).join(pg_namespace, pg_namespace.c.oid == pg_ts_config.c.cfgnamespace)
 """A query for the text search configurations of a database."""
 
 
@@ -281,10 +240,10 @@ def configurations_of(rows: Iterable[Any]) -> dict[str, str]:
 def schemas_with(connection: Connection, name: str) -> list[str]:
     """The schemas that have a table of this name."""
     query = (
-        select(_namespace.c.nspname)
-        .join(_class, _class.c.relnamespace == _namespace.c.oid)
-        .where(_class.c.relname == name, _class.c.relkind.in_(["r", "p"]))
-        .order_by(_namespace.c.nspname)
+        select(pg_namespace.c.nspname)
+        .join(pg_class, pg_class.c.relnamespace == pg_namespace.c.oid)
+        .where(pg_class.c.relname == name, pg_class.c.relkind.in_(["r", "p"]))
+        .order_by(pg_namespace.c.nspname)
     )
     return [*connection.scalars(query)]
 
@@ -323,8 +282,8 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
 
 def is_owner(oid: int) -> Executable:
     """Whether the current role has the rights of a table's owner."""
-    owns = func.pg_has_role(_class.c.relowner, "USAGE")
-    return select(owns).where(_class.c.oid == oid)
+    owns = func.pg_has_role(pg_class.c.relowner, "USAGE")
+    return select(owns).where(pg_class.c.oid == oid)
 
 
 def _live_index(row: Row[Any]) -> LiveIndex:
@@ -349,21 +308,21 @@ def _bound(sql: str | None) -> tuple[int, int]:
 def _columns_query(oid: int) -> Executable:
     collation = case(
         (
-            _attribute.c.attcollation != _type.c.typcollation,
-            func.concat(" collate ", func.quote_ident(_collation.c.collname)),
+            pg_attribute.c.attcollation != pg_type.c.typcollation,
+            func.concat(" collate ", func.quote_ident(pg_collation.c.collname)),
         ),
         else_="",
     )
-    not_null = case((_attribute.c.attnotnull, " not null"), else_="")
-    type_ = func.format_type(_attribute.c.atttypid, _attribute.c.atttypmod)
+    not_null = case((pg_attribute.c.attnotnull, " not null"), else_="")
+    type_ = func.format_type(pg_attribute.c.atttypid, pg_attribute.c.atttypmod)
     return (
-        select(_attribute.c.attname, func.concat(type_, collation, not_null).label("sql"))
-        .join(_type, _type.c.oid == _attribute.c.atttypid)
-        .outerjoin(_collation, _collation.c.oid == _attribute.c.attcollation)
+        select(pg_attribute.c.attname, func.concat(type_, collation, not_null).label("sql"))
+        .join(pg_type, pg_type.c.oid == pg_attribute.c.atttypid)
+        .outerjoin(pg_collation, pg_collation.c.oid == pg_attribute.c.attcollation)
         .where(
-            _attribute.c.attrelid == oid,
-            _attribute.c.attnum > 0,
-            _attribute.c.attisdropped.is_(False),
+            pg_attribute.c.attrelid == oid,
+            pg_attribute.c.attnum > 0,
+            pg_attribute.c.attisdropped.is_(False),
         )
     )
 
@@ -373,82 +332,82 @@ def _security_query(oid: int) -> Executable:
 
     def has(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
         return exists().where(
-            _policy.c.polrelid == _class.c.oid,
-            _policy.c.polcmd == "*",
-            _policy.c.polroles == literal_column("'{0}'::oid[]"),
-            _policy.c.polwithcheck.is_(None),
+            pg_policy.c.polrelid == pg_class.c.oid,
+            pg_policy.c.polcmd == "*",
+            pg_policy.c.polroles == literal_column("'{0}'::oid[]"),
+            pg_policy.c.polwithcheck.is_(None),
             *conditions,
         )
 
-    condition = func.pg_get_expr(_policy.c.polqual, _policy.c.polrelid)
+    condition = func.pg_get_expr(pg_policy.c.polqual, pg_policy.c.polrelid)
     restricts = condition == literal(RESTRICTION)
-    partitions = select(_inherits.c.inhrelid).where(_inherits.c.inhparent == oid)
+    partitions = select(pg_inherits.c.inhrelid).where(pg_inherits.c.inhparent == oid)
     return (
         select(
-            _class.c.relname,
+            pg_class.c.relname,
             and_(
-                _class.c.relrowsecurity,
-                _class.c.relforcerowsecurity,
-                has(_policy.c.polname == RESTRICTS, not_(_policy.c.polpermissive), restricts),
-                has(_policy.c.polname == PERMITS, condition == "true"),
+                pg_class.c.relrowsecurity,
+                pg_class.c.relforcerowsecurity,
+                has(pg_policy.c.polname == RESTRICTS, not_(pg_policy.c.polpermissive), restricts),
+                has(pg_policy.c.polname == PERMITS, condition == "true"),
             ).label("secured"),
             or_(
                 exists().where(
-                    _policy.c.polrelid == _class.c.oid,
-                    _policy.c.polname.not_in([PERMITS, RESTRICTS]),
+                    pg_policy.c.polrelid == pg_class.c.oid,
+                    pg_policy.c.polname.not_in([PERMITS, RESTRICTS]),
                 ),
                 and_(
-                    _class.c.relrowsecurity,
-                    not_(exists().where(_policy.c.polrelid == _class.c.oid)),
+                    pg_class.c.relrowsecurity,
+                    not_(exists().where(pg_policy.c.polrelid == pg_class.c.oid)),
                 ),
             ).label("others"),
         )
-        .where(or_(_class.c.oid == oid, _class.c.oid.in_(partitions)))
-        .order_by(_class.c.relname)
+        .where(or_(pg_class.c.oid == oid, pg_class.c.oid.in_(partitions)))
+        .order_by(pg_class.c.relname)
     )
 
 
 def _partitions_query(oid: int) -> Executable:
     return (
         select(
-            _class.c.relname,
-            func.pg_get_expr(_class.c.relpartbound, _class.c.oid).label("bound"),
+            pg_class.c.relname,
+            func.pg_get_expr(pg_class.c.relpartbound, pg_class.c.oid).label("bound"),
         )
-        .join(_inherits, _inherits.c.inhrelid == _class.c.oid)
-        .where(_inherits.c.inhparent == oid)
-        .order_by(_class.c.relname)
+        .join(pg_inherits, pg_inherits.c.inhrelid == pg_class.c.oid)
+        .where(pg_inherits.c.inhparent == oid)
+        .order_by(pg_class.c.relname)
     )
 
 
 def _indexes_query(oid: int) -> Executable:
-    owner = _class.alias("owner")
-    position = func.generate_series(1, _index.c.indnkeyatts).table_valued("n").render_derived()
-    columns = select(func.pg_get_indexdef(_index.c.indexrelid, position.c.n, True))
-    operator_classes = select(_operator_class.c.opcname).where(
-        _operator_class.c.oid == _index.c.indclass[position.c.n - 1]
+    owner = pg_class.alias("owner")
+    position = func.generate_series(1, pg_index.c.indnkeyatts).table_valued("n").render_derived()
+    columns = select(func.pg_get_indexdef(pg_index.c.indexrelid, position.c.n, True))
+    operator_classes = select(pg_opclass.c.opcname).where(
+        pg_opclass.c.oid == pg_index.c.indclass[position.c.n - 1]
     )
     in_order = [
         func.array(
-            query.select_from(position).order_by(position.c.n).correlate(_index).scalar_subquery()
+            query.select_from(position).order_by(position.c.n).correlate(pg_index).scalar_subquery()
         )
         for query in (columns, operator_classes)
     ]
-    partitions = select(_inherits.c.inhrelid).where(_inherits.c.inhparent == oid)
+    partitions = select(pg_inherits.c.inhrelid).where(pg_inherits.c.inhparent == oid)
     return (
         select(
-            _class.c.relname.label("name"),
+            pg_class.c.relname.label("name"),
             owner.c.relname.label("on_table"),
-            _access_method.c.amname,
-            _class.c.reloptions,
-            _index.c.indisvalid,
-            _index.c.indisprimary,
+            pg_am.c.amname,
+            pg_class.c.reloptions,
+            pg_index.c.indisvalid,
+            pg_index.c.indisprimary,
             in_order[0].label("columns"),
             in_order[1].label("operator_classes"),
         )
-        .select_from(_index)
-        .join(_class, _class.c.oid == _index.c.indexrelid)
-        .join(owner, owner.c.oid == _index.c.indrelid)
-        .join(_access_method, _access_method.c.oid == _class.c.relam)
-        .where(or_(_index.c.indrelid == oid, _index.c.indrelid.in_(partitions)))
-        .order_by(owner.c.relname, _class.c.relname)
+        .select_from(pg_index)
+        .join(pg_class, pg_class.c.oid == pg_index.c.indexrelid)
+        .join(owner, owner.c.oid == pg_index.c.indrelid)
+        .join(pg_am, pg_am.c.oid == pg_class.c.relam)
+        .where(or_(pg_index.c.indrelid == oid, pg_index.c.indrelid.in_(partitions)))
+        .order_by(owner.c.relname, pg_class.c.relname)
     )

@@ -34,8 +34,8 @@ from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
 from cenote.config import SchemaConfig
 from cenote.ddl import qualified
+from cenote.pg_catalog import pg_extension
 
-_extension = table("pg_extension", column("extname"))
 _partition = table("pg_dist_partition", column("logicalrelid", OID), column("partmethod"))
 _shard = table("pg_dist_shard", column("logicalrelid", OID), column("shardid"))
 _shards = table(
@@ -72,7 +72,7 @@ class Shard:
 
 def is_installed(connection: Connection) -> bool:
     """Whether the database has the extension."""
-    there = exists().where(_extension.c.extname == "citus")
+    there = exists().where(pg_extension.c.extname == "citus")
     return bool(connection.scalar(select(there)))
 
 

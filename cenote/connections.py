@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import NullPool, Pool, QueuePool, column, select, table
+from sqlalchemy import NullPool, Pool, QueuePool, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import (
@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from cenote.errors import ConfigurationError, StoreConnectionError, VectorStoreError
+from cenote.pg_catalog import pg_extension, pg_namespace
 from cenote.sqltypes import install_codec
 
 OLDEST_PGVECTOR = (0, 8)
@@ -67,12 +68,10 @@ _logger = logging.getLogger(__name__)
 
 _PREPARED = "cenote_prepared"
 
-_extension = table("pg_extension", column("extname"), column("extversion"), column("extnamespace"))
-_namespace = table("pg_namespace", column("oid"), column("nspname"))
 EXTENSION_QUERY = (
-    select(_extension.c.extversion, _namespace.c.nspname)
-    .join(_namespace, _namespace.c.oid == _extension.c.extnamespace)
-    .where(_extension.c.extname == "vector")
+    select(pg_extension.c.extversion, pg_namespace.c.nspname)
+    .join(pg_namespace, pg_namespace.c.oid == pg_extension.c.extnamespace)
+    .where(pg_extension.c.extname == "vector")
 )
 
 

@@ -13,13 +13,14 @@ from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
-from sqlalchemy import Connection, Engine, cast, column, func, select, table
+from sqlalchemy import Connection, Engine, cast, func, select
 from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cenote.connections import database_errors, describe, driver_error
 from cenote.errors import MigrationError
+from cenote.pg_catalog import pg_database, pg_locks
 
 LOCK_TIMEOUT_SECONDS = 300.0
 """How long a change of the schema waits for another one of the same database."""
@@ -49,25 +50,15 @@ the server's deadlock_timeout of 1 s, after which an autovacuum in the way gives
 NOT_NOW = {"55P03", "40P01"}
 """SQLSTATE: lock not available, deadlock detected."""
 
-_locks = table(
-    "pg_locks",
-    column("pid"),
-    column("locktype"),
-    column("database"),
-    column("classid"),
-    column("objid"),
-    column("granted"),
-)
-_database = table("pg_database", column("oid"), column("datname"))
 _HOLDER = (
-    select(_locks.c.pid)
-    .join(_database, _database.c.oid == _locks.c.database)
+    select(pg_locks.c.pid)
+    .join(pg_database, pg_database.c.oid == pg_locks.c.database)
     .where(
-        _database.c.datname == func.current_database(),
-        _locks.c.locktype == "advisory",
-        _locks.c.classid == cast((LOCK_KEY >> 32) & 0xFFFFFFFF, OID),
-        _locks.c.objid == cast(LOCK_KEY & 0xFFFFFFFF, OID),
-        _locks.c.granted,
+        pg_database.c.datname == func.current_database(),
+        pg_locks.c.locktype == "advisory",
+        pg_locks.c.classid == cast((LOCK_KEY >> 32) & 0xFFFFFFFF, OID),
+        pg_locks.c.objid == cast(LOCK_KEY & 0xFFFFFFFF, OID),
+        pg_locks.c.granted,
     )
 )
 

@@ -46,9 +46,8 @@ async def indexed(store: PgVectorStore, engine: AsyncEngine) -> PgVectorStore:
             await connection.execute(CreateIndex(index))
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(
-            vacuum_analyze("cenote_chunks", None)
-        )  # also merges GIN's pending list
+        # VACUUM also merges GIN's pending list.
+        await connection.execute(vacuum_analyze("cenote_chunks", None))
     return store
 
 
