@@ -1,6 +1,6 @@
-"""Searching by words in memory: BM25 over texts that are taken apart.
+"""Full-text search in memory: tokenising, stemming and BM25.
 
-Needs the extra ``cenote[bm25]``.
+Requires the extra ``cenote[bm25]``.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 from cenote.errors import ConfigurationError
 
 Tokenize = Callable[[str], Sequence[str]]
-"""Takes a text apart into the words that are to be found in it."""
+"""Function that splits a text into searchable words."""
 
 _STEMS = 100_000
-"""Words of which the stems are kept, for each language."""
+"""Number of words per language whose stems are cached."""
 
 
 class _Separators(dict[int, str]):
-    """For `str.translate`: a blank for whatever is no part of a word."""
+    """A table for `str.translate` that replaces every character outside words by a space."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
-        # A mark belongs to the letter before it, as most vowels of Hindi do.
-        part = character.isalnum() or unicodedata.category(character).startswith("M")
-        self[code] = character if part else " "
+        # A mark belongs to the letter before it; most vowels of Hindi are marks.
+        in_word = character.isalnum() or unicodedata.category(character).startswith("M")
+        self[code] = character if in_word else " "
         return self[code]
 
 
@@ -38,48 +38,50 @@ _separators = _Separators()
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case."""
+    """Split a text into words, in lower case."""
     return text.casefold().translate(_separators).split()
 
 
 @cache
 def stems(language: str) -> Tokenize:
-    """A function that takes a text apart into the stems of its words, by Snowball's algorithms.
+    """Return a function that splits a text into the stems of its words, by Snowball algorithms.
 
-    Those are what Postgres' text search configurations use; its lists of stop words are not here.
+    Postgres' text search configurations use the same algorithms. They also ignore stop words, which
+    this function does not.
 
     Args:
-        language: its English name, such as ``"spanish"``; ``"simple"`` for words as they are.
+        language: English name of the language, such as ``"spanish"``, or ``"simple"`` for words
+            without stemming.
 
     Raises:
-        ConfigurationError: there is no such algorithm, or no snowballstemmer.
+        ConfigurationError: the language has no algorithm, or snowballstemmer is not installed.
     """
     if language == "simple":
         return words
     snowball = imported("snowballstemmer")
     if language not in snowball.algorithms():
         raise ConfigurationError(
-            f"there are no stems for {language!r}; there are simple, "
+            f"text_search {language!r} is not available in memory; available are simple, "
             + ", ".join(sorted(snowball.algorithms())),
             setting="text_search",
         )
     stemmer = snowball.stemmer(language)
-    lock = Lock()  # a stemmer has the word in hand as its state
+    lock = Lock()  # a stemmer keeps the current word as state
 
     @lru_cache(_STEMS)
     def stem(word: str) -> str:
         with lock:
-            found: str = stemmer.stemWord(word)
-        return found
+            stemmed: str = stemmer.stemWord(word)
+        return stemmed
 
     return lambda text: [stem(word) for word in words(text)]
 
 
 def imported(module: str) -> Any:
-    """A module of the extra.
+    """Import and return a module of the extra.
 
     Raises:
-        ConfigurationError: it is not installed.
+        ConfigurationError: the module is not installed.
     """
     from importlib import import_module
 
@@ -87,18 +89,18 @@ def imported(module: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"searching by words in memory needs {module}: pip install 'cenote[bm25]'",
+            f"full-text search in memory requires {module}: pip install 'cenote[bm25]'",
             setting="bm25",
         ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class WordIndex:
-    """The words of a namespace's chunks.
+    """A BM25 index over the words of a namespace's chunks.
 
     Attributes:
-        ids: of the chunks, in ascending order.
-        bm25: scores of their words; None where there are none.
+        ids: Chunk ids in ascending order.
+        bm25: The `bm25s.BM25` index, or None if no chunk has any words.
     """
 
     ids: list[str]
@@ -106,7 +108,7 @@ class WordIndex:
 
     @classmethod
     def of(cls, ids: list[str], tokens: list[list[str]]) -> WordIndex:
-        """An index of texts that are taken apart, of which each has an id."""
+        """Build an index of chunks from their ids and words, in the same order."""
         if not any(tokens):
             return cls(ids, None)
         bm25 = imported("bm25s").BM25()
@@ -114,9 +116,13 @@ class WordIndex:
         return cls(ids, bm25)
 
     def ranked(self, tokens: Sequence[str]) -> list[tuple[str, float]]:
-        """Ids and scores of the chunks that have one of the words, the best first, ties by id."""
+        """Return ids and scores of the chunks with any of the words, best first, ties by id."""
         if self.bm25 is None or not tokens:
             return []
         scores = self.bm25.get_scores(list(tokens))
         order = np.argsort(-scores, kind="stable")
-        return [(self.ids[n], float(scores[n])) for n in order if scores[n] > 0]
+        return [
+            (self.ids[position], float(scores[position]))
+            for position in order
+            if scores[position] > 0
+        ]

@@ -1,4 +1,4 @@
-"""The contract every store obeys. ``cenote.testing`` holds the tests that prove it."""
+"""The specification of every vector store. The tests in `cenote.testing` prove it for a store."""
 
 from __future__ import annotations
 
@@ -14,66 +14,80 @@ from cenote.validation import check_limit, check_namespace, listed
 
 @runtime_checkable
 class VectorStore(Protocol):
-    """Chunks with their embeddings, kept apart by namespace and searched by cosine similarity.
+    """A store of chunks and embeddings, separated by namespace, searched by cosine similarity.
 
-    **Namespaces.** Every call names one: non-empty text, typically a tenant. A chunk's id is unique
-    within its namespace, and no call reads or changes another namespace.
+    The rules below hold for every method. Each method states what it adds to them.
 
-    **Text.** Namespaces, ids and document ids are at most 1,024 bytes of UTF-8, so that an index
-    entry can hold them; a content, and metadata as JSON, at most 128 MiB. No text may hold a NUL
-    character or a lone surrogate, which Postgres cannot store.
+    **Namespaces.** A namespace is a non-empty string, typically the name of a tenant. The id of a
+    chunk is unique within its namespace. A call never reads or changes a namespace other than
+    the one it names.
 
-    **Vectors** have the store's number of dimensions and hold finite numbers; they are kept as
-    32-bit floats (16-bit in a store for ``halfvec``) and need not be normalised. A vector so small
-    or so large that its squared norm leaves the range of a 32-bit float is refused, because its
-    similarities would be wrong. A zero vector has no direction: it is stored and iterated, and
-    never found; a search for a zero vector finds nothing.
+    **Strings.** Namespaces, chunk ids and document ids have at most 1,024 bytes of UTF-8, because
+    an index entry must hold them. The content of a chunk, and its metadata as JSON, have at most
+    128 MiB each. A string with a NUL character or a lone surrogate is an error, because Postgres
+    cannot store it.
 
-    **Metadata** is a JSON object: ``str`` keys; ``str``, ``int``, ``float``, ``bool``, ``None``,
-    ``list`` and ``dict`` values, nested at most 200 deep. It comes back equal, numbers by value, as
-    jsonb keeps them: a float of 1e16 or more comes back as the integer its shortest decimal form
-    spells (``1e23`` as ``10**23``, which is not the same number as the float), and ``-0.0`` as
-    ``0.0``; whether ``1`` rewritten as ``1.0`` comes back as the one or the other is open. Tuples,
-    NaN, infinities and anything else that JSON lacks are refused.
+    **Vectors** have the store's number of dimensions and finite values. They are stored as 32-bit
+    floats (16-bit floats in a store with ``halfvec``) and do not have to be normalised. A vector
+    whose squared norm underflows or overflows a 32-bit float is an error, because its similarities
+    would be wrong. So is a value outside the range of a 16-bit float in a store with ``halfvec``.
+    A zero vector has no direction: it can be stored and iterated over, but no search returns it,
+    and a search for it returns nothing.
 
-    **Filters** are dicts: a chunk matches when its metadata has every key of the filter with a
-    JSON-equal value. ``1`` equals ``1.0``; ``True`` does not equal ``1``; ``None`` matches an
-    explicit null and not a missing key; lists and objects match whole. ``{}`` and ``None`` filter
-    nothing. Values may be operators (``{"year": {"$gte": 2020}}``), and expressions say the same
-    (``meta("year") >= 2020``), also of columns (``field("document_id")``): see `cenote.filters` for
-    the language and `cenote.predicates` for what each test means.
+    **Metadata** is a JSON object: keys are ``str``; values are ``str``, ``int``, ``float``,
+    ``bool``, ``None``, ``list`` or ``dict``, nested at most 200 levels deep. Tuples, NaN,
+    infinities and other values that JSON lacks are an error. Metadata comes back equal, with
+    numbers equal by value, as jsonb stores them:
 
-    **Writes are whole.** Bad input anywhere in a batch is refused before anything is written,
-    with an error that names the chunk; a failure during the write leaves nothing of the batch.
+    - A float of 1e16 or more comes back as the integer that its shortest decimal form spells:
+      ``1e23`` comes back as ``10**23``, which is not the same number as the float.
+    - ``-0.0`` comes back as ``0.0``.
+    - If ``1`` is overwritten with ``1.0``, or the reverse, either may come back.
+
+    **Filters** are dicts. A chunk matches if its metadata has every key of the filter with a
+    JSON-equal value: ``1`` equals ``1.0``; ``True`` does not equal ``1``; ``None`` matches an
+    explicit null, but not a missing key; lists and objects compare as a whole. ``{}`` and ``None``
+    match every chunk. A value can also be an object of operators (``{"year": {"$gte": 2020}}``).
+    Expressions are an alternative to dicts (``meta("year") >= 2020``) and can also compare columns
+    (``field("document_id") == "a"``). `cenote.filters` describes the language; `cenote.predicates`
+    defines each predicate.
+
+    **Writes are atomic.** Invalid input anywhere in a batch raises an error that names the chunk,
+    before anything is written. If a write fails, nothing of the batch is stored.
+
+    **Deletions are final.** After a deletion returns, the chunks stay deleted until they are
+    written again. Deleting something that does not exist is not an error.
 
     **Objects are not shared.** Changing a chunk after `upsert`, or a result after `search`, never
     changes the store.
 
-    **Errors** are of cenote's tree (:mod:`cenote.errors`), the driver's error as ``__cause__``;
-    an error is never an empty result. Their messages hold no content, metadata or vectors.
+    **Errors** are instances of `CenoteError` (see :mod:`cenote.errors`), with the driver's error as
+    ``__cause__``. A failure never looks like an empty result. Error messages contain no content,
+    metadata or vectors. Each method raises `InvalidInputError` if an argument breaks one of these
+    rules; the error names the argument in its attribute ``field``.
 
-    A store may be used by many tasks of one event loop at once.
+    Many tasks of one event loop can use a store at the same time.
     """
 
     @property
     def dimensions(self) -> int:
-        """The length of every vector."""
+        """The number of dimensions of every vector."""
         ...
 
     async def upsert(self, embedded_chunks: list[EmbeddedChunk], namespace: str) -> None:
-        """Write chunks, replacing those whose id the namespace already holds.
+        """Write chunks. A chunk replaces the stored chunk with the same id.
 
-        Where one id appears twice in the batch, the last one wins. A chunk that is already stored
-        exactly so is not rewritten.
+        If a batch contains an id more than once, the last chunk wins. A chunk that equals the
+        stored one is not rewritten.
 
         Args:
-            embedded_chunks: the batch, of any length, in any order.
-            namespace: where to write.
+            embedded_chunks: Batch of any length, in any order.
+            namespace: Tenant to write to.
 
         Raises:
-            DimensionMismatchError: an embedding has another number of dimensions than the store.
-            InvalidInputError: a chunk breaks another rule above, or comes from another embedding
-                model than the one the store was told to insist on.
+            DimensionMismatchError: an embedding does not have the store's number of dimensions.
+            InvalidInputError: a chunk breaks another rule of the class, or its embedding model is
+                not the one that the store requires.
             VectorStoreError: the write failed; nothing of the batch is stored.
         """
         ...
@@ -91,70 +105,71 @@ class VectorStore(Protocol):
         """Find the chunks nearest to a vector.
 
         Args:
-            query_vector: shape (dimensions,).
-            namespace: where to look.
-            limit: the most results to return, 1 or more.
-            filter: what the chunks must match.
-            min_score: the least score, -1 to 1; what is below it does not match.
-            per_document: the most chunks of one document, 1 or more: its nearest ones match, and
-                others do not.
+            query_vector: Vector of shape (dimensions,).
+            namespace: Tenant to search in.
+            limit: Maximum number of results, 1 or more.
+            filter: Condition that the chunks must match.
+            min_score: Minimum score, from -1 to 1. Chunks with a lower score do not match.
+            per_document: Maximum number of chunks per document, 1 or more. The document's nearest
+                chunks match and its other chunks do not.
 
         Returns:
-            Exactly ``min(limit, matching chunks)`` results (zero vectors do not match), by score
-            descending; equal scores by id ascending in code-point order. Scores are cosine
-            similarities, -1 to 1, correct to 1e-6; identical vectors score identically.
+            Exactly ``min(limit, matching chunks)`` results; zero vectors never match. The order is
+            by score descending, then by id ascending in code-point order. Scores are cosine
+            similarities from -1 to 1 (higher is nearer), accurate to 1e-6. Identical vectors have
+            identical scores.
 
         Raises:
-            DimensionMismatchError: the query has another number of dimensions than the store.
-            InvalidInputError: another argument breaks a rule above.
+            DimensionMismatchError: the query does not have the store's number of dimensions.
+            InvalidInputError: another argument is invalid.
             VectorStoreError: the search failed.
         """
         ...
 
     async def delete(self, chunk_ids: list[str], namespace: str) -> None:
-        """Remove chunks. Ids that the namespace does not hold are passed over.
+        """Delete chunks by id. Ids that do not exist in the namespace are ignored.
 
         Raises:
-            InvalidInputError: an argument breaks a rule above.
-            VectorStoreError: the deletion failed; nothing was removed.
+            InvalidInputError: an argument is invalid.
+            VectorStoreError: the deletion failed; nothing was deleted.
         """
         ...
 
     async def delete_namespace(self, namespace: str) -> None:
-        """Remove every chunk of a namespace, which may be empty already.
+        """Delete all chunks of a namespace.
 
         Raises:
-            InvalidInputError: the namespace breaks a rule above.
-            VectorStoreError: the deletion failed; nothing was removed.
+            InvalidInputError: the namespace is invalid.
+            VectorStoreError: the deletion failed; nothing was deleted.
         """
         ...
 
     def get_all_chunks(self, namespace: str, filter: FilterLike = None) -> AsyncIterator[Chunk]:
-        """Iterate over a namespace's chunks, by id ascending in code-point order.
+        """Iterate over the chunks of a namespace, by id ascending in code-point order.
 
-        Memory stays flat however large the namespace is, and nothing (no connection, no
-        transaction) is held while the caller works on a chunk. The iteration is no snapshot: a
-        chunk that is stored throughout is seen exactly once, one that comes or goes meanwhile may
-        be seen or not.
+        Memory use does not grow with the namespace. No connection or transaction is held while the
+        caller processes a chunk. The iteration is not a snapshot: a chunk that is stored throughout
+        appears exactly once, while a chunk that is added or deleted meanwhile may or may not
+        appear.
 
         Args:
-            namespace: what to iterate.
-            filter: what the chunks' metadata must hold.
+            namespace: Tenant to read from.
+            filter: Condition that the chunks must match.
 
         Raises:
-            InvalidInputError: at the call itself, when an argument breaks a rule above.
-            VectorStoreError: during the iteration, when a read fails.
+            InvalidInputError: an argument is invalid. The call itself raises, not the iteration.
+            VectorStoreError: a read failed during the iteration.
         """
         ...
 
     async def get(self, chunk_ids: Sequence[str], namespace: str) -> list[Chunk]:
-        """Read chunks by their ids.
+        """Read chunks by id.
 
         Returns:
-            Those that the namespace holds, each once, in the order of `chunk_ids`.
+            The chunks that exist in the namespace, each once, in the order of `chunk_ids`.
 
         Raises:
-            InvalidInputError: an argument breaks a rule above.
+            InvalidInputError: an argument is invalid.
             VectorStoreError: the read failed.
         """
         ...
@@ -162,14 +177,14 @@ class VectorStore(Protocol):
     async def get_embeddings(
         self, chunk_ids: Sequence[str], namespace: str
     ) -> dict[str, Float32Array]:
-        """Read embeddings by the ids of their chunks.
+        """Read embeddings by chunk id.
 
         Returns:
-            Those of the chunks that the namespace holds, by id, each of shape (dimensions,): as
-            they are stored, correct to 1e-6 of their length.
+            The embeddings of the chunks that exist in the namespace, by id. Each has the shape
+            (dimensions,) and equals the stored vector to within 1e-6 of its length.
 
         Raises:
-            InvalidInputError: an argument breaks a rule above.
+            InvalidInputError: an argument is invalid.
             VectorStoreError: the read failed.
         """
         ...
@@ -185,22 +200,22 @@ class VectorStore(Protocol):
         """Read one page of a namespace's chunks, by id ascending in code-point order.
 
         Args:
-            namespace: where to look.
-            filter: what the chunks must match.
-            after: the last id of the page before; None for the first page.
-            limit: the most chunks to return, 1 or more; fewer come on the last page only.
+            namespace: Tenant to read from.
+            filter: Condition that the chunks must match.
+            after: Last id of the previous page, or None for the first page.
+            limit: Maximum number of chunks, 1 or more. Only the last page has fewer.
 
         Raises:
-            InvalidInputError: an argument breaks a rule above.
+            InvalidInputError: an argument is invalid.
             VectorStoreError: the read failed.
         """
         ...
 
     async def count(self, namespace: str, filter: FilterLike = None) -> int:
-        """Count a namespace's chunks, or those that match a filter.
+        """Count the chunks of a namespace that match a filter, or all of them.
 
         Raises:
-            InvalidInputError: an argument breaks a rule above.
+            InvalidInputError: an argument is invalid.
             VectorStoreError: the read failed.
         """
         ...
@@ -208,8 +223,9 @@ class VectorStore(Protocol):
     async def list_namespaces(self) -> dict[str, int]:
         """Count the chunks of every namespace that has any, by name in code-point order.
 
-        The one method that looks at all of them: it is for the operator, not for a tenant. Of a
-        table that is distributed over a cluster it asks every node; the others ask one.
+        This is the only method that reads all namespaces. It is meant for operators, not for
+        tenants. In a table that is distributed over a cluster, it queries every node; the other
+        methods query one.
 
         Raises:
             VectorStoreError: the read failed.
@@ -219,75 +235,84 @@ class VectorStore(Protocol):
     async def neighbours(
         self, chunk_id: str, namespace: str, *, before: int = 1, after: int = 1
     ) -> list[Chunk]:
-        """Read a chunk with those around it in its document, by position and id ascending.
+        """Read a chunk together with the chunks before and after it in its document.
 
         Args:
-            chunk_id: the chunk.
-            namespace: where it is.
-            before, after: how many chunks of the same document to read on either side, if there
-                are so many.
+            chunk_id: Id of the chunk.
+            namespace: Tenant to read from.
+            before, after: Maximum number of chunks to read before and after the chunk, 0 or more.
 
         Returns:
-            The chunk among its neighbours; empty if the namespace does not hold it.
+            The chunk and its neighbours, by position ascending, then by id ascending; an empty list
+            if the chunk does not exist in the namespace.
 
         Raises:
-            InvalidInputError: an argument breaks a rule above.
+            InvalidInputError: an argument is invalid.
             VectorStoreError: the read failed.
         """
         ...
 
     async def delete_document(self, document_id: str, namespace: str) -> int:
-        """Remove a document's chunks; returns how many there were.
+        """Delete all chunks of a document.
+
+        Returns:
+            The number of deleted chunks.
 
         Raises:
-            InvalidInputError: an argument breaks a rule above.
-            VectorStoreError: the deletion failed; nothing was removed.
+            InvalidInputError: an argument is invalid.
+            VectorStoreError: the deletion failed; nothing was deleted.
         """
         ...
 
     async def delete_matching(self, filter: Filter | Mapping[str, Any], namespace: str) -> int:
-        """Remove the chunks that a filter matches; returns how many there were.
+        """Delete the chunks that match a filter.
+
+        Returns:
+            The number of deleted chunks.
 
         Raises:
-            InvalidInputError: an argument breaks a rule above, or the filter is one that matches
-                everything; that is what `delete_namespace` is for.
-            VectorStoreError: the deletion failed; nothing was removed.
+            InvalidInputError: an argument is invalid, or the filter matches every chunk; to delete
+                every chunk, use `delete_namespace`.
+            VectorStoreError: the deletion failed; nothing was deleted.
         """
         ...
 
     async def update_metadata(
         self, metadata: Mapping[str, dict[str, Any]], namespace: str, *, merge: bool = False
     ) -> int:
-        """Change the metadata of stored chunks and nothing else of them.
+        """Change the metadata of stored chunks without changing anything else.
 
         Args:
-            metadata: the new metadata by chunk id. Ids that the namespace does not hold are passed
-                over.
-            namespace: where the chunks are.
-            merge: keep the keys that the new metadata lack, instead of replacing all of them.
+            metadata: New metadata by chunk id. Ids that do not exist in the namespace are ignored.
+            namespace: Tenant to write to.
+            merge: Keep the existing keys that the new metadata lacks, instead of replacing the
+                metadata as a whole.
 
         Returns:
-            How many chunks have other metadata now.
+            The number of chunks whose metadata changed.
 
         Raises:
-            InvalidInputError: an argument breaks a rule above; nothing is changed.
-            VectorStoreError: the write failed; nothing is changed.
+            InvalidInputError: an argument is invalid; nothing was changed.
+            VectorStoreError: the write failed; nothing was changed.
         """
         ...
 
     async def missing(self, chunks: Sequence[Chunk], namespace: str) -> list[Chunk]:
-        """Which chunks have to be embedded, before that is paid for.
+        """Return the chunks that still have to be embedded.
+
+        A chunk does not have to be embedded if it is stored under its id with the same
+        `Chunk.content_hash`, and with the embedding model that the store requires, if it requires
+        one.
 
         Args:
-            chunks: the chunks as they are to be stored.
-            namespace: where.
+            chunks: Chunks to store.
+            namespace: Tenant to read from.
 
         Returns:
-            Those that are not stored under their id with the same `Chunk.content_hash`, by the
-            embedding model that the store insists on, if it does; in their order.
+            The chunks to embed, in the order of `chunks`.
 
         Raises:
-            InvalidInputError: an argument breaks a rule above.
+            InvalidInputError: an argument is invalid.
             VectorStoreError: the read failed.
         """
         ...
@@ -295,25 +320,25 @@ class VectorStore(Protocol):
     async def sync_document(
         self, document_id: str, chunks: Sequence[EmbeddedChunk | Chunk], namespace: str
     ) -> SyncResult:
-        """Make a document's stored chunks these: write what changed, remove what is gone.
+        """Make a document consist of exactly these chunks: write changes, delete all other chunks.
 
-        All at once or not at all. Of two at once on one document, the one that is last decides;
-        there is never a mixture.
+        The change is atomic. If two calls for the same document run at the same time, the document
+        ends in the state of the one that finishes last, never in a mixture.
 
         Args:
-            document_id: the document; the chunks' own.
-            chunks: all of its chunks, each id once, in any order. Those that :meth:`missing` does
-                not name may come as a `Chunk`, and keep the embedding that is stored.
-            namespace: where.
+            document_id: Id of the document. Every chunk must belong to it.
+            chunks: All chunks of the document, each id once, in any order. A chunk that
+                :meth:`missing` does not return may be a `Chunk`, which keeps its stored embedding.
+            namespace: Tenant to write to.
 
         Returns:
-            How many chunks were written, removed, and left alone.
+            The numbers of written, deleted and unchanged chunks.
 
         Raises:
-            DimensionMismatchError, InvalidInputError: as `upsert` does; or a chunk belongs to
-                another document, appears twice, or has no embedding and is not stored with this
-                content.
-            VectorStoreError: the write failed; nothing is changed.
+            DimensionMismatchError: an embedding does not have the store's number of dimensions.
+            InvalidInputError: as for `upsert`; or a chunk belongs to another document, appears
+                twice, or has no embedding and is not stored with this content.
+            VectorStoreError: the write failed; nothing was changed.
         """
         ...
 
@@ -329,14 +354,14 @@ class VectorStore(Protocol):
         """Search for several vectors at once.
 
         Args:
-            query_vectors: shape (n, dimensions), n of 0 or more.
-            namespace, limit, filter, min_score: of each search, as of :meth:`search`.
+            query_vectors: Vectors of shape (n, dimensions), n of 0 or more.
+            namespace, limit, filter, min_score: As for :meth:`search`, applied to each vector.
 
         Returns:
-            What :meth:`search` returns for each vector, in their order.
+            The result of :meth:`search` for each vector, in the order of `query_vectors`.
 
         Raises:
-            DimensionMismatchError, InvalidInputError, VectorStoreError: as :meth:`search`.
+            DimensionMismatchError, InvalidInputError, VectorStoreError: as for :meth:`search`.
         """
         ...
 
@@ -350,46 +375,47 @@ class VectorStore(Protocol):
         diversity: float = 0.5,
         candidates: int | None = None,
     ) -> list[RetrievalResult]:
-        """Find chunks that are near to a vector and unlike one another.
+        """Find chunks that are near to a vector but differ from one another.
 
-        By maximal marginal relevance among the nearest; see
+        The chunks are chosen from the nearest ones by maximal marginal relevance; see
         `cenote.ranking.maximal_marginal_relevance`.
 
         Args:
-            query_vector, namespace, limit, filter: as of :meth:`search`.
-            diversity: 0 (by nearness alone) to 1.
-            candidates: how many of the nearest to choose from; four times the limit when None.
+            query_vector, namespace, limit, filter: As for :meth:`search`.
+            diversity: Weight of the differences, from 0 (only nearness counts) to 1.
+            candidates: Number of nearest chunks to choose from, `limit` or more; None means four
+                times `limit`.
 
         Returns:
-            ``min(limit, matching chunks)`` results in the order in which they were chosen, each
-            with its score.
+            ``min(limit, matching chunks)`` results with their scores, in the order in which they
+            were chosen.
 
         Raises:
-            DimensionMismatchError, InvalidInputError, VectorStoreError: as :meth:`search`.
+            DimensionMismatchError, InvalidInputError, VectorStoreError: as for :meth:`search`.
         """
         ...
 
     async def search_text(
         self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
     ) -> list[RetrievalResult]:
-        """Find the chunks that have words of a text, in a store with full text.
+        """Find the chunks that contain words of a text. Requires a store with full-text search.
 
-        Words are compared by their stems, in the language of the store. Of a content the first
-        130,000 characters count, of the text the first 2,000.
+        Words are compared by their stems in the store's language. The first 130,000 characters of a
+        content and the first 2,000 characters of `text` count.
 
         Args:
-            text: what is asked, in plain language: a chunk that has any of its words matches.
-            namespace, limit, filter: as of :meth:`search`.
+            text: Question in natural language. A chunk that contains any of its words matches.
+            namespace, limit, filter: As for :meth:`search`.
 
         Returns:
-            At most `limit` results, by score descending, equal scores by id ascending in
-            code-point order; none for a text without words. Scores are more than 0, and of a
-            measure of the store's own: they order the answers to one question, and say nothing
-            across questions.
+            At most `limit` results, by score descending, then by id ascending in code-point order.
+            A text without words returns an empty list. Scores are positive. Each store has its own
+            measure: scores rank the results of one question and cannot be compared between
+            questions.
 
         Raises:
-            ConfigurationError: the store has no full text.
-            InvalidInputError: an argument breaks a rule above.
+            ConfigurationError: the store has no full-text search.
+            InvalidInputError: an argument is invalid.
             VectorStoreError: the search failed.
         """
         ...
@@ -406,25 +432,26 @@ class VectorStore(Protocol):
         text_weight: float = 1.0,
         depth: int = DEPTH,
     ) -> list[RetrievalResult]:
-        """Find the chunks that are best by :meth:`search` and :meth:`search_text` together.
+        """Find the chunks that rank best in :meth:`search` and :meth:`search_text` combined.
 
-        By reciprocal rank fusion of both; see `cenote.ranking.reciprocal_rank_fusion`.
+        The two rankings are combined by reciprocal rank fusion; see
+        `cenote.ranking.reciprocal_rank_fusion`.
 
         Args:
-            text, namespace, limit, filter: as of :meth:`search_text`.
-            query_vector: as of :meth:`search`; typically the text's embedding.
-            vector_weight, text_weight: of the two rankings, each from 1e-9 to 1e9, or 0, which
-                leaves the ranking out; not both 0.
-            depth: how many results of each to fuse, at least; a limit that is larger counts
-                instead.
+            text, namespace, limit, filter: As for :meth:`search_text`.
+            query_vector: As for :meth:`search`; typically the embedding of `text`.
+            vector_weight, text_weight: Weights of the two rankings, each from 1e-9 to 1e9, or 0 to
+                leave the ranking out. At least one must be positive.
+            depth: Number of results of each ranking to combine, 1 or more; `limit` if that is
+                larger.
 
         Returns:
-            At most `limit` results, by score descending, equal scores by id ascending in
-            code-point order. The score of a chunk is the sum of ``weight / (60 + place)``.
+            At most `limit` results, by score descending, then by id ascending in code-point order.
+            The score of a chunk is the sum of ``weight / (60 + rank)`` over the rankings.
 
         Raises:
-            ConfigurationError, DimensionMismatchError, InvalidInputError, VectorStoreError: as
-                both.
+            ConfigurationError, DimensionMismatchError, InvalidInputError, VectorStoreError: as for
+                :meth:`search` and :meth:`search_text`.
         """
         ...
 
@@ -436,20 +463,18 @@ class VectorStore(Protocol):
         filter: FilterLike = None,
         **options: Any,
     ) -> list[tuple[str, RetrievalResult]]:
-        """Search several namespaces, each of which the caller names.
-
-        A search in each, one after another, and the best of all.
+        """Search several namespaces, one after another, and return the best results of all.
 
         Args:
-            query_vector, limit, filter: as of :meth:`search`.
-            namespaces: where to look; each once.
-            **options: further arguments of :meth:`search`.
+            query_vector, limit, filter: As for :meth:`search`.
+            namespaces: Tenants to search in. Duplicates are ignored.
+            **options: Further arguments of :meth:`search`.
 
         Returns:
-            Namespaces and results, by score descending; equal scores by namespace, then by id.
+            Pairs of namespace and result, by score descending, then by namespace, then by id.
 
         Raises:
-            DimensionMismatchError, InvalidInputError, VectorStoreError: as :meth:`search`.
+            DimensionMismatchError, InvalidInputError, VectorStoreError: as for :meth:`search`.
         """
         namespaces = listed(
             namespaces, "namespaces must be a list of namespaces", field="namespaces"
@@ -457,10 +482,10 @@ class VectorStore(Protocol):
         for namespace in namespaces:
             check_namespace(namespace)
         check_limit(limit)
-        found = [
+        results = [
             (namespace, result)
             for namespace in dict.fromkeys(namespaces)
             for result in await self.search(query_vector, namespace, limit, filter, **options)
         ]
-        found.sort(key=lambda pair: (-pair[1].score, pair[0], pair[1].chunk.id))
-        return found[:limit]
+        results.sort(key=lambda pair: (-pair[1].score, pair[0], pair[1].chunk.id))
+        return results[:limit]

@@ -1,4 +1,4 @@
-"""The store for unit tests and small collections: numpy in the process's own memory."""
+"""The in-memory store, for unit tests and small collections."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from cenote.text_search import ASKED_CHARACTERS
 from cenote.types import ColumnType, Float32Array, Vector
 
 PAGE_SIZE = 500
-"""Chunks that `get_all_chunks` reads at a time."""
+"""Number of chunks that `get_all_chunks` reads at a time."""
 
 
 @observed
 class InMemoryVectorStore(VectorStore):
-    """A `VectorStore` that keeps everything in memory and answers as `PgVectorStore` does.
+    """A `VectorStore` that keeps its chunks in memory and gives the answers of `PgVectorStore`.
 
-    A search is exact: one matrix product over the namespace, and a partial sort.
+    Every search is exact: one matrix product over the namespace, followed by a partial sort.
 
     Args:
-        dimensions: the length of every vector.
+        dimensions: Number of dimensions of every vector.
         column_type: ``"halfvec"`` rounds vectors to 16 bits, as a table of that type does.
-        embedding_model: refuse chunks that another model embedded.
-        text_search: the language of full text, or several, as of `PgVectorStore`; the words are
-            `cenote.bm25.stems`. Needs the extra ``cenote[bm25]``.
+        embedding_model: Reject chunks with the embedding of another model.
+        text_search: One or more languages of the full-text search, as for `PgVectorStore`. Words
+            are stemmed by `cenote.bm25.stems`. Requires the extra ``cenote[bm25]``.
         namespaces_in_telemetry: ``"hashed"`` or ``"plain"``; see `cenote.telemetry`.
 
     Raises:
-        ConfigurationError: dimensions is no integer of 1 or more, or there is no such column type
-            or language.
+        ConfigurationError: `dimensions` is not a positive integer, or the column type or a language
+            is unknown.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class InMemoryVectorStore(VectorStore):
         return self._dimensions
 
     async def apply_migrations(self) -> None:
-        """There is no schema; here so that a test can put this store in `PgVectorStore`'s place."""
+        """Do nothing: this store has no schema. Lets tests replace `PgVectorStore` with it."""
 
     async def close(self) -> None:
-        """There is nothing to close; here for the same reason."""
+        """Do nothing: there is nothing to close. Lets tests replace `PgVectorStore` with it."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,18 +111,18 @@ class InMemoryVectorStore(VectorStore):
         """Find the chunks nearest to a vector; see `VectorStore.search`.
 
         Args:
-            exact, ef_search: taken for the sake of `PgVectorStore`'s arguments; every search here
-                is exact.
+            exact, ef_search: Accepted for compatibility with `PgVectorStore`; every search of this
+                store is exact.
         """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
         validation.check_switch(exact, field="exact")
         validation.check_ef_search(ef_search)
         query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
-        wanted = as_filter(filter)
+        condition = as_filter(filter)
         validation.check_min_score(min_score)
         validation.check_per_document(per_document)
-        found = self._nearest(query, namespace, limit, wanted, per_document)
+        found = self._nearest(query, namespace, limit, condition, per_document)
         note(path="exact")
         return at_least(min_score, found)
 
@@ -131,13 +131,13 @@ class InMemoryVectorStore(VectorStore):
         query: Float32Array,
         namespace: str,
         limit: int,
-        wanted: Filter | None,
+        filter: Filter | None,
         per_document: int | None = None,
     ) -> list[RetrievalResult]:
         stored = self._namespaces.get(namespace)
         if stored is None or not query.any():
             return []
-        return stored.search(query, limit, wanted, per_document)
+        return stored.search(query, limit, filter, per_document)
 
     async def search_many(
         self,
@@ -150,10 +150,10 @@ class InMemoryVectorStore(VectorStore):
         exact: bool = True,
         ef_search: int | None = None,
     ) -> list[list[RetrievalResult]]:
-        """Search for several vectors; see `VectorStore.search_many`.
+        """Search for several vectors at once; see `VectorStore.search_many`.
 
         Args:
-            exact, ef_search: as of :meth:`search`.
+            exact, ef_search: As for :meth:`search`.
         """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
@@ -161,9 +161,10 @@ class InMemoryVectorStore(VectorStore):
         validation.check_ef_search(ef_search)
         validation.check_min_score(min_score)
         queries = validation.check_query_vectors(query_vectors, self._dimensions, self._column_type)
-        wanted = as_filter(filter)
+        condition = as_filter(filter)
         return [
-            at_least(min_score, self._nearest(query, namespace, limit, wanted)) for query in queries
+            at_least(min_score, self._nearest(query, namespace, limit, condition))
+            for query in queries
         ]
 
     async def search_diverse(
@@ -179,34 +180,34 @@ class InMemoryVectorStore(VectorStore):
         candidates = validation.check_diversity(diversity, candidates, limit)
         found = await self.search(query_vector, namespace, candidates, filter)
         stored = self._namespaces.get(namespace)
-        vectors = {} if stored is None else stored.units(one.chunk.id for one in found)
+        vectors = {} if stored is None else stored.unit_vectors(result.chunk.id for result in found)
         return diverse(query_vector, found, vectors, limit, diversity)
 
     async def search_text(
         self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
     ) -> list[RetrievalResult]:
-        """Find the chunks that have words of a text, by BM25; see `VectorStore.search_text`.
+        """Find the chunks that contain words of a text, by BM25; see `VectorStore.search_text`.
 
-        The index of a namespace's words is made anew after each change of it.
+        The word index of a namespace is rebuilt by the first search after a change.
         """
-        wanted = self._checked_text(text, namespace, limit, filter)
-        return self._by_words(text, namespace, limit, wanted)
+        condition = self._check_text_search(text, namespace, limit, filter)
+        return self._rank_by_words(text, namespace, limit, condition)
 
-    def _checked_text(
+    def _check_text_search(
         self, text: str, namespace: str, limit: int, filter: FilterLike
     ) -> Filter | None:
-        """The filter of a search by words, whose arguments are all checked."""
+        """Check the arguments of a full-text search and return its filter."""
         validation.check_full_text(self._languages)
         validation.check_text(text, field="text")
         validation.check_namespace(namespace)
         validation.check_limit(limit)
         return as_filter(filter)
 
-    def _by_words(
-        self, text: str, namespace: str, limit: int, wanted: Filter | None
+    def _rank_by_words(
+        self, text: str, namespace: str, limit: int, filter: Filter | None
     ) -> list[RetrievalResult]:
-        asked = text[:ASKED_CHARACTERS]
-        return self._of(namespace).search_text(asked, limit, wanted, self._languages)
+        question = text[:ASKED_CHARACTERS]
+        return self._chunks_in(namespace).search_text(question, limit, filter, self._languages)
 
     async def search_hybrid(
         self,
@@ -222,11 +223,11 @@ class InMemoryVectorStore(VectorStore):
     ) -> list[RetrievalResult]:
         validation.check_fusion(vector_weight, text_weight, depth)
         query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
-        wanted = self._checked_text(text, namespace, limit, filter)
+        condition = self._check_text_search(text, namespace, limit, filter)
         depth = max(depth, limit)
         rankings = (
-            self._nearest(query, namespace, depth, wanted),
-            self._by_words(text, namespace, depth, wanted),
+            self._nearest(query, namespace, depth, condition),
+            self._rank_by_words(text, namespace, depth, condition),
         )
         return fused(rankings, (vector_weight, text_weight), limit)
 
@@ -243,8 +244,8 @@ class InMemoryVectorStore(VectorStore):
         """Write any number of chunks; see `PgVectorStore.bulk_load`.
 
         Args:
-            embedded_chunks, namespace, progress: the same.
-            ann_index, memory, workers: taken for the sake of that method; there is no index here.
+            embedded_chunks, namespace, progress: As for `PgVectorStore.bulk_load`.
+            ann_index, memory, workers: Accepted for compatibility; this store has no ANN index.
         """
         validation.check_namespace(namespace)
         bulk.check_stream(embedded_chunks)
@@ -261,7 +262,7 @@ class InMemoryVectorStore(VectorStore):
         workers: int | None = None,
         progress: Report | None = None,
     ) -> AsyncIterator[None]:
-        """There is no index; here for the sake of `PgVectorStore.deferred_ann_index`."""
+        """Do nothing: this store has no ANN index. See `PgVectorStore.deferred_ann_index`."""
         yield
 
     async def delete(self, chunk_ids: list[str], namespace: str) -> None:
@@ -284,7 +285,7 @@ class InMemoryVectorStore(VectorStore):
         return self._delete_matching(narrowing_filter(filter), namespace)
 
     def _delete_matching(self, filter: Filter | None, namespace: str) -> int:
-        stored = self._of(namespace)
+        stored = self._chunks_in(namespace)
         ids = [chunk.id for chunk in stored.matching(filter)]
         stored.delete(ids)
         return len(ids)
@@ -295,7 +296,7 @@ class InMemoryVectorStore(VectorStore):
         validation.check_namespace(namespace)
         validation.check_switch(merge, field="merge")
         new = validation.check_metadata_by_id(metadata)
-        return self._of(namespace).update_metadata(new, merge=merge)
+        return self._chunks_in(namespace).update_metadata(new, merge=merge)
 
     async def sync_document(
         self, document_id: str, chunks: Sequence[EmbeddedChunk | Chunk], namespace: str
@@ -305,41 +306,41 @@ class InMemoryVectorStore(VectorStore):
         batch = validation.check_batch(
             embedded, self._dimensions, self._column_type, self._embedding_model
         )
-        keep = validation.check_kept(kept, self._dimensions)
+        unembedded = validation.check_kept(kept, self._dimensions)
         stored = self._namespaces.setdefault(namespace, Namespace(self._dimensions))
-        validation.refuse_unembedded(keep.chunks, stored.hashes(), self._embedding_model)
-        ids = {chunk.id for chunk in (*batch.chunks, *keep.chunks)}
+        validation.refuse_unembedded(unembedded.chunks, stored.hashes(), self._embedding_model)
+        ids = {chunk.id for chunk in (*batch.chunks, *unembedded.chunks)}
         before = stored.matching(as_filter(field("document_id") == document_id))
-        gone = [chunk.id for chunk in before if chunk.id not in ids]
-        stored.delete(gone)
-        written = stored.keep(keep) + stored.upsert(batch)
-        return SyncResult(written=written, removed=len(gone), unchanged=len(ids) - written)
+        obsolete = [chunk.id for chunk in before if chunk.id not in ids]
+        stored.delete(obsolete)
+        written = stored.keep_embeddings(unembedded) + stored.upsert(batch)
+        return SyncResult(written=written, removed=len(obsolete), unchanged=len(ids) - written)
 
     async def get(self, chunk_ids: Sequence[str], namespace: str) -> list[Chunk]:
         validation.check_namespace(namespace)
-        return self._of(namespace).get(validation.check_ids_in_order(chunk_ids))
+        return self._chunks_in(namespace).get(validation.check_ids_in_order(chunk_ids))
 
     async def get_embeddings(
         self, chunk_ids: Sequence[str], namespace: str
     ) -> dict[str, Float32Array]:
         validation.check_namespace(namespace)
-        return self._of(namespace).embeddings(validation.check_ids(chunk_ids))
+        return self._chunks_in(namespace).embeddings(validation.check_ids(chunk_ids))
 
     async def count(self, namespace: str, filter: FilterLike = None) -> int:
         validation.check_namespace(namespace)
-        return self._of(namespace).count(as_filter(filter))
+        return self._chunks_in(namespace).count(as_filter(filter))
 
     async def list_namespaces(self) -> dict[str, int]:
-        found = sorted(self._namespaces.items())
-        return {name: stored.count(None) for name, stored in found if stored}
+        namespaces = sorted(self._namespaces.items())
+        return {name: stored.count(None) for name, stored in namespaces if stored}
 
     async def missing(self, chunks: Sequence[Chunk], namespace: str) -> list[Chunk]:
         validation.check_namespace(namespace)
-        asked = validation.check_chunks(chunks)
-        hashes = self._of(namespace).hashes()
+        checked = validation.check_chunks(chunks)
+        hashes = self._chunks_in(namespace).hashes()
         return [
             chunk
-            for chunk in asked
+            for chunk in checked
             if not validation.is_embedded(chunk, hashes, self._embedding_model)
         ]
 
@@ -353,10 +354,10 @@ class InMemoryVectorStore(VectorStore):
     ) -> list[Chunk]:
         validation.check_namespace(namespace)
         validation.check_limit(limit)
-        wanted = as_filter(filter)
+        condition = as_filter(filter)
         if after is not None:
             validation.check_text(after, field="after")
-        return self._of(namespace).page(after, wanted, limit)
+        return self._chunks_in(namespace).page(after, condition, limit)
 
     async def neighbours(
         self, chunk_id: str, namespace: str, *, before: int = 1, after: int = 1
@@ -364,17 +365,17 @@ class InMemoryVectorStore(VectorStore):
         validation.check_namespace(namespace)
         validation.check_chunk_id(chunk_id)
         validation.check_neighbours(before, after)
-        stored = self._of(namespace)
-        own = stored.get([chunk_id])
-        if not own:
+        stored = self._chunks_in(namespace)
+        chunks = stored.get([chunk_id])
+        if not chunks:
             return []
-        document = stored.matching(as_filter(field("document_id") == own[0].document_id))
+        document = stored.matching(as_filter(field("document_id") == chunks[0].document_id))
         document.sort(key=lambda chunk: (chunk.position, chunk.id))
         place = [chunk.id for chunk in document].index(chunk_id)
         return document[max(place - before, 0) : place + after + 1]
 
-    def _of(self, namespace: str) -> Namespace:
-        """The chunks of a namespace, which may have none."""
+    def _chunks_in(self, namespace: str) -> Namespace:
+        """Return the chunks of a namespace, which may be empty."""
         return self._namespaces.get(namespace) or Namespace(self._dimensions)
 
     def get_all_chunks(self, namespace: str, filter: FilterLike = None) -> AsyncIterator[Chunk]:

@@ -26,9 +26,9 @@ from cenote.types import Float32Array
 
 @dataclass(slots=True)
 class _Row:
-    """One stored chunk, its metadata as JSON text: what leaves the store is always a fresh copy.
+    """A stored chunk, with its metadata as JSON text so that every result is a fresh copy.
 
-    The chunk's own metadata are the caller's, who may change them, and are never looked at.
+    `chunk.metadata` is the caller's dict, which the caller may change, so it is never read.
     """
 
     chunk: Chunk
@@ -40,13 +40,13 @@ class _Row:
     words: Sequence[str] | None = None
 
     def same_words(self, other: _Row) -> bool:
-        """Whether a search by words cannot tell them apart."""
-        said, other_said = self.metadata.get(LANGUAGE_KEY), other.metadata.get(LANGUAGE_KEY)
-        return self.chunk.content == other.chunk.content and said == other_said
+        """Return whether both rows have the same words: equal contents in the same language."""
+        language, other_language = (row.metadata.get(LANGUAGE_KEY) for row in (self, other))
+        return self.chunk.content == other.chunk.content and language == other_language
 
     def same(self, other: _Row) -> bool:
-        """Whether all but the embedding is equal."""
-        mine, others = (
+        """Return whether both rows are equal except for their embeddings."""
+        values, other_values = (
             (
                 replace(row.chunk, metadata={}),
                 row.embedding_model,
@@ -55,9 +55,10 @@ class _Row:
             )
             for row in (self, other)
         )
-        return bool(mine == others)
+        return bool(values == other_values)
 
     def copy(self) -> Chunk:
+        """Return the chunk with a fresh copy of its metadata."""
         return replace(self.chunk, metadata=self.metadata)
 
     @property
@@ -67,7 +68,7 @@ class _Row:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The columns, for filters."""
+        """The values of the columns, for filters."""
         chunk = self.chunk
         return {
             **self.columns,
@@ -82,9 +83,9 @@ class _Row:
 
 
 class Namespace:
-    """The chunks of one namespace: a matrix of unit vectors with a row for each chunk.
+    """The chunks of one namespace, with a matrix that holds one unit vector per chunk.
 
-    Rows of deleted chunks are used again.
+    Chunks are addressed by row number. Numbers of deleted chunks are reused.
     """
 
     def __init__(self, dimensions: int) -> None:
@@ -105,7 +106,7 @@ class Namespace:
     # -- writing
 
     def upsert(self, batch: validation.Batch) -> int:
-        """Write a batch; returns how many chunks are new or differ from what was stored."""
+        """Write a batch and return how many chunks are new or differ from the stored ones."""
         self._reserve(sum(chunk.id not in self._row_of for chunk in batch.chunks))
         rows = [self._place(chunk.id) for chunk in batch.chunks]
         units, norms = _unit_rows(batch.embeddings)
@@ -131,7 +132,7 @@ class Namespace:
         return written
 
     def _put(self, number: int, row: _Row, metadata: dict[str, Any], *, same_vector: bool) -> bool:
-        """Put a row in its place; whether it differs from what was there."""
+        """Store a row under its number and return whether it differs from the old one."""
         old = self._rows[number]
         if old is not None:
             row.created_at = old.created_at
@@ -146,8 +147,8 @@ class Namespace:
         self._rows[number] = row
         return True
 
-    def keep(self, batch: validation.Batch) -> int:
-        """Write all but the embeddings of chunks that are stored; returns how many differ."""
+    def keep_embeddings(self, batch: validation.Batch) -> int:
+        """Update stored chunks except for their embeddings and return how many changed."""
         written = 0
         for chunk, metadata, text in zip(
             batch.chunks, batch.metadata, batch.metadata_texts, strict=True
@@ -158,7 +159,7 @@ class Namespace:
         return written
 
     def update_metadata(self, new: Mapping[str, tuple[dict[str, Any], str]], *, merge: bool) -> int:
-        """Change rows' metadata; returns how many differ."""
+        """Change the metadata of stored chunks and return how many changed."""
         changed = 0
         for chunk_id, (metadata, _) in new.items():
             if (number := self._row_of.get(chunk_id)) is not None:
@@ -170,6 +171,7 @@ class Namespace:
         return changed
 
     def delete(self, ids: list[str]) -> None:
+        """Delete chunks by id. Unknown ids are ignored."""
         for chunk_id in ids:
             number = self._row_of.pop(chunk_id, None)
             if number is not None:
@@ -182,7 +184,7 @@ class Namespace:
                 self._words = None
 
     def _place(self, chunk_id: str) -> int:
-        """The chunk's row, or a free one."""
+        """Return the row number of a chunk; for a new chunk, assign one."""
         number = self._row_of.get(chunk_id)
         if number is None:
             if self._free:
@@ -195,11 +197,11 @@ class Namespace:
         return number
 
     def _reserve(self, new: int) -> None:
-        """Make room for new chunks, and as many again as there are, so that growing stays cheap."""
+        """Make room for new chunks. Capacity at least doubles, so that growing stays cheap."""
         needed = len(self._rows) + new - len(self._free)
-        have = len(self._matrix)
-        if needed > have:
-            more = max(needed, 2 * have) - have
+        capacity = len(self._matrix)
+        if needed > capacity:
+            more = max(needed, 2 * capacity) - capacity
             dimensions = self._matrix.shape[1]
             self._matrix = np.concatenate(
                 [self._matrix, np.zeros((more, dimensions), dtype=np.float32)]
@@ -218,45 +220,44 @@ class Namespace:
         filter: Filter | None,
         per_document: int | None,
     ) -> list[RetrievalResult]:
+        """Return the chunks nearest to a query vector, exactly."""
         unit = _unit_rows(query[np.newaxis])[0][0]
         rows, scores = self._scored(unit, filter)
-        wanted = limit if per_document is None else len(rows)
-        candidates = rows[_contenders(scores, wanted, len(unit))]
-        # A matrix product may score identical rows differently; a sum row by row does not.
+        depth = limit if per_document is None else len(rows)
+        candidates = rows[_contenders(scores, depth, len(unit))]
+        # A matrix product may give identical rows different scores; a sum per row does not.
         exact = (self._matrix[candidates].astype(np.float64) * unit.astype(np.float64)).sum(axis=1)
         exact = exact.clip(-1.0, 1.0)
-        found = [
-            (-score, self._row(number)) for score, number in zip(exact, candidates, strict=True)
+        ranking = [
+            (float(score), self._row(number))
+            for score, number in zip(exact, candidates, strict=True)
         ]
-        found.sort(key=lambda item: (item[0], item[1].chunk.id))
+        ranking.sort(key=lambda item: (-item[0], item[1].chunk.id))
         if per_document is not None:
-            found = _best_of_documents(found, per_document)
-        return [
-            RetrievalResult(chunk=row.copy(), score=float(-negative))
-            for negative, row in found[:limit]
-        ]
+            ranking = _best_of_documents(ranking, per_document)
+        return [RetrievalResult(chunk=row.copy(), score=score) for score, row in ranking[:limit]]
 
     def search_text(
         self, text: str, limit: int, filter: Filter | None, languages: tuple[str, ...]
     ) -> list[RetrievalResult]:
-        """The chunks that have one of the words, by BM25."""
-        asked = {word: None for one in languages for word in stems(one)(text)}
-        ranked = self._word_index(languages).ranked([*asked])
+        """Return the chunks that contain any word of a text, ranked by BM25."""
+        words = {word: None for language in languages for word in stems(language)(text)}
+        ranking = self._word_index(languages).ranked([*words])
         if filter is not None:
             rows = set(self._find(filter).tolist())
-            ranked = [found for found in ranked if self._row_of[found[0]] in rows]
+            ranking = [
+                (chunk_id, score) for chunk_id, score in ranking if self._row_of[chunk_id] in rows
+            ]
         return [
-            RetrievalResult(
-                chunk=self._row(self._row_of[one]).copy(), score=score, retriever="text"
-            )
-            for one, score in ranked[:limit]
+            RetrievalResult(chunk=self._stored(chunk_id).copy(), score=score, retriever="text")
+            for chunk_id, score in ranking[:limit]
         ]
 
     def _word_index(self, languages: tuple[str, ...]) -> WordIndex:
         if self._words is None:
             ids = [*self._ids_after(None)]
             tokens = []
-            for row in (self._row(self._row_of[one]) for one in ids):
+            for row in map(self._stored, ids):
                 if row.words is None:
                     row.words = _words_of(row, languages)
                 tokens.append([*row.words])
@@ -264,41 +265,43 @@ class Namespace:
         return self._words
 
     def page(self, after: str | None, filter: Filter | None, limit: int) -> list[Chunk]:
-        """The next chunks by id."""
+        """Return the first chunks by id that match a filter and come after an id."""
         page: list[Chunk] = []
         for chunk_id in self._ids_after(after):
-            row = self._row(self._row_of[chunk_id])
+            row = self._stored(chunk_id)
             if holds(filter, row):
                 page.append(row.copy())
                 if len(page) == limit:
                     break
         return page
 
-    def units(self, ids: Iterable[str]) -> dict[str, Float32Array]:
-        """The unit vectors by id."""
-        return {one: self._matrix[self._row_of[one]] for one in ids}
+    def unit_vectors(self, ids: Iterable[str]) -> dict[str, Float32Array]:
+        """Return the unit vectors of stored chunks, by id."""
+        return {chunk_id: self._matrix[self._row_of[chunk_id]] for chunk_id in ids}
 
     def embeddings(self, ids: Iterable[str]) -> dict[str, Float32Array]:
-        """The embeddings of those that are stored, by id."""
-        rows = {one: self._row_of[one] for one in ids if one in self._row_of}
+        """Return the embeddings of the chunks that exist, by id."""
+        rows = {chunk_id: self._row_of[chunk_id] for chunk_id in ids if chunk_id in self._row_of}
         return {
-            one: (self._matrix[row] * self._norms[row]).astype(np.float32)
-            for one, row in rows.items()
+            chunk_id: (self._matrix[row] * self._norms[row]).astype(np.float32)
+            for chunk_id, row in rows.items()
         }
 
     def get(self, ids: Iterable[str]) -> list[Chunk]:
-        return [self._row(self._row_of[one]).copy() for one in ids if one in self._row_of]
+        """Return the chunks that exist, in the order of `ids`."""
+        return [self._stored(chunk_id).copy() for chunk_id in ids if chunk_id in self._row_of]
 
     def count(self, filter: Filter | None) -> int:
+        """Return the number of chunks that match a filter."""
         return len(self._row_of) if filter is None else len(self._find(filter))
 
     def matching(self, filter: Filter | None) -> list[Chunk]:
-        """The chunks of which a filter holds, in no order."""
+        """Return the chunks that match a filter, in no particular order."""
         numbers = self._row_of.values() if filter is None else self._find(filter)
         return [self._row(number).copy() for number in numbers]
 
     def hashes(self) -> dict[str, tuple[str, str]]:
-        """Content hash and embedding model by id."""
+        """Return the content hash and the embedding model of every chunk, by id."""
         rows = {chunk_id: self._row(number) for chunk_id, number in self._row_of.items()}
         return {
             chunk_id: (row.chunk.content_hash, row.embedding_model)
@@ -308,6 +311,9 @@ class Namespace:
     def _find(self, filter: Filter) -> NDArray[np.intp]:
         used = len(self._rows)
         return self._index.find(filter, self._present[:used], self._rows)
+
+    def _stored(self, chunk_id: str) -> _Row:
+        return self._row(self._row_of[chunk_id])
 
     def _row(self, number: int) -> _Row:
         row = self._rows[number]
@@ -324,13 +330,13 @@ class Namespace:
     def _scored(
         self, unit: Float32Array, filter: Filter | None
     ) -> tuple[NDArray[np.intp], Float32Array]:
-        """The rows that a search may find, and their scores to the precision of float32."""
+        """Return the rows that a search may return and their scores, in float32 precision."""
         used = len(self._rows)
         searchable = self._searchable[:used]
         if filter is not None:
             rows = self._find(filter)
             rows = rows[searchable[rows]]
-            if len(rows) < used // 8:  # gathering the rows costs less than the whole product
+            if len(rows) < used // 8:  # copying the rows is cheaper than the whole product
                 return rows, self._matrix[rows] @ unit
             return rows, (self._matrix[:used] @ unit)[rows]
         scores = self._matrix[:used] @ unit
@@ -341,41 +347,42 @@ class Namespace:
 
 
 def _words_of(row: _Row, languages: tuple[str, ...]) -> Sequence[str]:
-    """The words of a chunk, in the language that its metadata name or the first one."""
+    """Return a chunk's words, in the language named by its metadata or else the first language."""
     language = languages[0]
-    named = row.metadata.get(LANGUAGE_KEY)
-    if len(languages) > 1 and isinstance(named, str) and named.lower() in languages:
-        language = named.lower()
+    own_language = row.metadata.get(LANGUAGE_KEY)
+    if len(languages) > 1 and isinstance(own_language, str) and own_language.lower() in languages:
+        language = own_language.lower()
     return stems(language)(row.chunk.content[:SEARCHED_CHARACTERS])
 
 
-def _best_of_documents(found: list[tuple[Any, _Row]], most: int) -> list[tuple[Any, _Row]]:
-    """Of a ranking, what remains if no document has more than so many places."""
-    seen: Counter[str] = Counter()
-    kept = []
-    for item in found:
-        document_id = item[1].chunk.document_id
-        seen[document_id] += 1
-        if seen[document_id] <= most:
-            kept.append(item)
-    return kept
+def _best_of_documents(
+    ranking: list[tuple[float, _Row]], per_document: int
+) -> list[tuple[float, _Row]]:
+    """Return a ranking without the chunks beyond the best `per_document` of each document."""
+    counts: Counter[str] = Counter()
+    best = []
+    for score, row in ranking:
+        counts[row.chunk.document_id] += 1
+        if counts[row.chunk.document_id] <= per_document:
+            best.append((score, row))
+    return best
 
 
 def _unit_rows(matrix: Float32Array) -> tuple[Float32Array, NDArray[np.float64]]:
-    """The rows at length 1, and the lengths that they had."""
+    """Return the rows scaled to length 1 and their original lengths. Zero rows stay zero."""
     norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
     divisors = np.where(norms > 0, norms, 1.0)[:, np.newaxis]
     units = np.empty_like(matrix)
-    np.divide(matrix, divisors, out=units, casting="same_kind")  # in 64 bits inside
+    np.divide(matrix, divisors, out=units, casting="same_kind")  # computed in float64
     return units, norms
 
 
 def _contenders(scores: Float32Array, limit: int, dimensions: int) -> NDArray[np.intp]:
-    """Positions of all scores that may belong to the best `limit`, rounding considered."""
+    """Return the positions of all scores that may be among the best `limit`, despite rounding."""
     if limit >= len(scores):
         return _numbers(len(scores))
     worst = np.partition(scores, len(scores) - limit)[len(scores) - limit]
-    # Two float32 products of unit vectors are each off by at most dimensions * 2**-24.
+    # Each of two float32 products of unit vectors is off by at most dimensions * 2**-24.
     slack = 2 * dimensions * 2.0**-24
     return np.flatnonzero(scores >= worst - slack)
 

@@ -1,7 +1,7 @@
-"""The in-memory store's index of the metadata: for each key and value, the rows that have it.
+"""The metadata index of the in-memory store: for each key and value, the rows that have it.
 
-A filter costs what the index has of the keys that it names, and not what is stored; only tests of
-columns look at every row.
+The cost of a filter depends on the index entries of the keys that it names, not on the number of
+stored chunks. Only predicates on columns check every row.
 """
 
 from __future__ import annotations
@@ -20,53 +20,58 @@ from cenote.predicates import ColumnOperand, Match, Predicate, Row, json_token
 Rows: TypeAlias = NDArray[np.intp]
 Mask: TypeAlias = NDArray[np.bool_]
 Posting: TypeAlias = tuple[str, Hashable]
-"""A metadata key and the token of its value."""
+"""A metadata key and the token of its value; see `cenote.predicates.json_token`."""
 
-_EMPTY: Mapping[str, Any] = {}
+_NO_FIELDS: Mapping[str, Any] = {}
 
 
 def postings(metadata: Mapping[str, Any]) -> frozenset[Posting]:
-    """What the index has of a row."""
+    """Return the index entries of a row."""
     return frozenset((key, json_token(value)) for key, value in metadata.items())
 
 
 @dataclass(slots=True)
 class _Entry:
-    """The rows that have one value of a key. It is a row itself, of that value alone."""
+    """The rows that have one value under a key.
+
+    An entry can be used as a `Row` whose metadata is just that key and value, so a predicate is
+    evaluated once per distinct value.
+    """
 
     metadata: Mapping[str, Any]
     rows: set[int] = field(default_factory=set)
     array: Rows | None = None
 
-    fields = _EMPTY
+    fields = _NO_FIELDS
 
     def as_array(self) -> Rows:
+        """Return the row numbers as an array, in no particular order."""
         if self.array is None:
             self.array = np.fromiter(self.rows, dtype=np.intp, count=len(self.rows))
         return self.array
 
 
 class PostingIndex:
-    """Rows by their numbers, found by filters."""
+    """An index that finds row numbers by filter."""
 
     def __init__(self) -> None:
         self._keys: defaultdict[str, dict[Hashable, _Entry]] = defaultdict(dict)
 
     def add(self, number: int, metadata: Mapping[str, Any]) -> frozenset[Posting]:
-        """Take a row up; what it returns is what :meth:`remove` needs."""
-        added = postings(metadata)
-        for key, token in added:
+        """Add a row and return its index entries, which :meth:`remove` requires."""
+        entries_added = postings(metadata)
+        for key, token in entries_added:
             entries = self._keys[key]
             entry = entries.get(token)
             if entry is None:
                 entry = entries[token] = _Entry({key: metadata[key]})
             entry.rows.add(number)
             entry.array = None
-        return added
+        return entries_added
 
-    def remove(self, number: int, added: frozenset[Posting]) -> None:
-        """Take a row out."""
-        for key, token in added:
+    def remove(self, number: int, entries_added: frozenset[Posting]) -> None:
+        """Remove a row, given the index entries that :meth:`add` returned for it."""
+        for key, token in entries_added:
             entry = self._keys[key][token]
             entry.rows.discard(number)
             entry.array = None
@@ -76,12 +81,12 @@ class PostingIndex:
                     del self._keys[key]
 
     def find(self, filter: Filter, present: Mask, rows: Sequence[Row | None]) -> Rows:
-        """The numbers of the rows of which a filter holds, ascending or not.
+        """Return the numbers of the rows that match a filter, in no particular order.
 
         Args:
-            filter: the filter.
-            present: which numbers are taken.
-            rows: by number.
+            filter: Filter to apply.
+            present: Mask of the row numbers that are in use.
+            rows: Rows by number.
         """
         if isinstance(filter, Leaf) and isinstance(filter.predicate, Match):
             return self._matching(filter.predicate, len(present))
@@ -91,7 +96,7 @@ class PostingIndex:
         match filter:
             case Leaf(predicate):
                 mask = np.zeros(len(present), dtype=np.bool_)
-                for numbers in self._holding(predicate, present, rows):
+                for numbers in self._rows_where(predicate, present, rows):
                     mask[numbers] = True
                 return mask
             case And(parts):
@@ -108,10 +113,10 @@ class PostingIndex:
                 return ~self._mask(part, present, rows)
         raise TypeError(type(filter).__name__)
 
-    def _holding(
+    def _rows_where(
         self, predicate: Predicate, present: Mask, rows: Sequence[Row | None]
     ) -> Iterator[Rows | list[int]]:
-        """The rows of which a test holds, in parts."""
+        """Return an iterator over groups of rows for which a predicate is true."""
         if isinstance(predicate, Match):
             yield self._matching(predicate, len(present))
         elif isinstance(predicate.operand, ColumnOperand):
@@ -122,6 +127,7 @@ class PostingIndex:
                     yield entry.as_array()
 
     def _matching(self, predicate: Match, count: int) -> Rows:
+        """Intersect the rows of all entries, starting with the shortest list."""
         found = [self._keys.get(key, {}).get(token) for key, token in predicate.tokens]
         if any(entry is None for entry in found):
             return np.empty(0, dtype=np.intp)
