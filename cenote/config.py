@@ -1,4 +1,4 @@
-"""SchemaConfig: everything that shapes the chunk table, validated once."""
+"""`SchemaConfig`: validated settings of the chunk table."""
 
 from __future__ import annotations
 
@@ -14,60 +14,66 @@ DEFAULT_HNSW_M = 16
 DEFAULT_HNSW_EF_CONSTRUCTION = 64
 
 DEFAULT_PARTITIONS = 16
-"""Hash partitions by namespace, each with an HNSW index of its own.
+"""Number of hash partitions by namespace. Each partition has its own HNSW index.
 
-One index over all tenants loses a small tenant's results among everybody else's rows. Measured on
-50,000 abstracts in 7 tenants (384 dimensions, ef_search 100, iterative scan), 16 partitions raised
-the lowest recall from 0.83 to 0.96 and lowered the slowest median search from 38 to 1.3 ms, since
-each graph holds fewer rows of other tenants. More partitions mean more relations to plan over
-and to migrate (each has five).
+With one index for all tenants, the rows of other tenants crowd out the results of a small tenant.
+Measured on 50,000 abstracts in 7 tenants (384 dimensions, ef_search 100, iterative scan): 16
+partitions raised the lowest recall from 0.83 to 0.96 and lowered the slowest median search from 38
+to 1.3 ms, because each graph holds fewer rows of other tenants. More partitions mean more relations
+to plan and migrate (five per partition).
 """
 
 MAX_DIMENSIONS: dict[str, int] = {"vector": 2000, "halfvec": 4000}
-"""What pgvector's HNSW can index: an index page of 8 kB must hold one vector."""
+"""Maximum number of dimensions that pgvector's HNSW can index, by column type.
+
+An index page of 8 kB must hold a vector.
+"""
 
 _MAX_SHARDS = 64_000
-"""Of Citus' ``citus.shard_count``."""
+"""Maximum of Citus' setting ``citus.shard_count``."""
 
 _MAX_IDENTIFIER_BYTES = 63
-_LONGEST_AFFIX = "ix__namespace_document_id"  # of the names that cenote.orm derives
+_LONGEST_AFFIX = "ix__namespace_document_id"  # of the index names that cenote.orm derives
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchemaConfig:
-    """What the chunk table looks like. The revisions and the stores read it.
+    """Settings of the chunk table, for the revisions, the commands and the stores.
+
+    For an existing table, None as `partitions`, `text_search`, `row_security` or `distribution`
+    means the value that the table has. Below is what None means for a new table.
 
     Attributes:
-        dimensions: length of every vector, 1 to 2,000 (``vector``) or 4,000 (``halfvec``).
-        column_type: ``"vector"`` keeps 32 bits for each dimension, ``"halfvec"`` 16.
-        table_name: a Python identifier of at most 38 bytes, so that the names of its indexes fit
-            Postgres' 63.
-        schema: the schema of the table; the connection's default one when None.
-        hnsw_m: links of a node in the HNSW graph, 2 to 100.
-        hnsw_ef_construction: candidates considered while building it, 4 to 1,000 and at least
-            2 * hnsw_m.
-        partitions: hash partitions by namespace, 2 to 1,024, or 0 for a plain table. None means
-            `DEFAULT_PARTITIONS` for a table that is made, and whatever one has that is there.
-        extension_schema: where the revision creates the ``vector`` extension if it is missing; it
-            must be on the search_path. Postgres' own choice when None.
-        text_search: for full text, the text search configuration of the contents, such as
-            ``"spanish"`` or one of your own; several, as ``"spanish, english"``, for a table in
-            which a chunk's metadata may name one by the key ``language`` (the first where they do
-            not). None means no full text for a table that is made, and for commands whatever one
-            has that is there; a store searches by words only if it is told.
-        row_security: whether the database itself keeps tenants apart, by row-level security. None
-            means no for a table that is made, and whatever one has that is there.
-        distribution: ``"citus"`` distributes the table, a plain one, by namespace over the nodes of
-            a Citus cluster, so that every namespace is whole on one of them. None means one machine
-            for a table that is made, and whatever one has that is there.
-        shard_count: in how many shards a distributed table is made, 1 to 64,000; the cluster's
-            ``citus.shard_count`` when None.
-        colocate_with: the table, with its schema if need be, whose shards those of a distributed
-            table shall be beside: one of your own that is distributed by the tenant's name as text,
-            so that joins and foreign keys stay on one node. Citus' own choice when None.
+        dimensions: Number of dimensions of every vector, 1 to 2,000 (``vector``) or 4,000
+            (``halfvec``).
+        column_type: ``"vector"`` stores 32 bits per dimension, ``"halfvec"`` 16.
+        table_name: A Python identifier of at most 38 bytes, because the names of its indexes must
+            fit into Postgres' limit of 63 bytes.
+        schema: Schema of the table. None means the default schema of the connection.
+        hnsw_m: Number of links per node of the HNSW graph, 2 to 100.
+        hnsw_ef_construction: Number of candidates considered while the graph is built, 4 to 1,000
+            and at least 2 * hnsw_m.
+        partitions: Number of hash partitions by namespace, 2 to 1,024, or 0 for a plain table. None
+            means `DEFAULT_PARTITIONS`, or 0 if the table is distributed.
+        extension_schema: Schema in which the revision creates the ``vector`` extension if it is
+            missing. It must be on the search_path. None lets Postgres choose.
+        text_search: Text search configuration of the contents for full text search, for example
+            ``"spanish"`` or a custom one. For a table with several languages, list several:
+            ``"spanish, english"``. A chunk then selects one of them with the metadata key
+            ``language``; the first applies to chunks that select none. None means no full text. A
+            store searches by text only if this is set, whatever the table has.
+        row_security: True if row-level security in the database separates the tenants. None means
+            False.
+        distribution: ``"citus"`` distributes a plain table by namespace over the nodes of a Citus
+            cluster, with each namespace entirely on one node. None means a single server.
+        shard_count: Number of shards of a distributed table, 1 to 64,000. None means the cluster's
+            ``citus.shard_count``.
+        colocate_with: Table to co-locate the shards with, optionally with its schema. It must be
+            distributed by the name of the tenant as text. Joins and foreign keys between both
+            tables then stay on one node. None lets Citus choose.
 
     Raises:
-        ConfigurationError: a value cannot work; the error names the setting.
+        ConfigurationError: A value is invalid. The error names the setting.
     """
 
     dimensions: int
@@ -107,48 +113,48 @@ class SchemaConfig:
 
     @property
     def new_partitions(self) -> int:
-        """The partitions of a table that is made with these settings."""
+        """Number of partitions of a new table with these settings."""
         if self.partitions is None:
             return 0 if self.distribution else DEFAULT_PARTITIONS
         return self.partitions
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The text search configurations; none without full text."""
+        """Text search configurations; empty without full text."""
         return languages(self.text_search)
 
     def _check_dimensions(self) -> None:
         check_column_type(self.column_type)
         most = MAX_DIMENSIONS[self.column_type]
         if self.column_type == "vector":
-            cure = "column_type='halfvec' takes up to 4,000"
+            hint = "column_type='halfvec' supports up to 4,000"
         else:
-            cure = "pgvector's HNSW cannot index more; shorten the vectors"
-        _check_integer("dimensions", self.dimensions, 1, most, or_else=cure)
+            hint = "pgvector's HNSW cannot index more; shorten the vectors"
+        _check_integer("dimensions", self.dimensions, 1, most, or_else=hint)
 
     def _check_distribution(self) -> None:
         if self.distribution not in (None, "citus"):
             raise ConfigurationError(
-                f"distribution must be 'citus', or left out, not {shown(self.distribution)}",
+                f"distribution must be 'citus' or None, not {shown(self.distribution)}",
                 setting="distribution",
             )
         if self.distribution is None:
             for setting in ("shard_count", "colocate_with"):
                 if getattr(self, setting) is not None:
                     raise ConfigurationError(
-                        f"{setting} is about a distributed table: say distribution='citus', too",
+                        f"{setting} requires a distributed table: set distribution='citus' as well",
                         setting=setting,
                     )
             return
         if self.partitions:
             raise ConfigurationError(
-                "a distributed table has shards instead of partitions: leave partitions out",
+                "a distributed table has shards instead of partitions: omit `partitions`",
                 setting="partitions",
             )
         if self.row_security:
             raise ConfigurationError(
-                "row_security needs a setting of the transaction, which Citus does not hand on to "
-                "the nodes with the rows; leave out one of row_security and distribution",
+                "row_security depends on a setting of the transaction, which Citus does not pass "
+                "on to the nodes with the rows; omit `row_security` or `distribution`",
                 setting="row_security",
             )
         if self.shard_count is not None:
@@ -159,15 +165,15 @@ class SchemaConfig:
     def _check_colocation(self) -> None:
         if not isinstance(self.colocate_with, str):
             raise ConfigurationError(
-                f"colocate_with must name a table, not {shown(self.colocate_with)}",
+                f"colocate_with must be the name of a table, not {shown(self.colocate_with)}",
                 setting="colocate_with",
             )
         for part in self.colocate_with.split(".", 1):
             check_identifier("colocate_with", part, _MAX_IDENTIFIER_BYTES)
         if self.shard_count is not None:
             raise ConfigurationError(
-                "a table beside another one has as many shards as that: leave out shard_count or "
-                "colocate_with",
+                "a co-located table has the same number of shards as the other table: omit "
+                "`shard_count` or `colocate_with`",
                 setting="shard_count",
             )
 
@@ -180,46 +186,61 @@ class SchemaConfig:
                 check_identifier(setting, name, _MAX_IDENTIFIER_BYTES)
                 if name.startswith("pg_"):
                     raise ConfigurationError(
-                        f"{setting} {name!r}: names with pg_ belong to Postgres", setting=setting
+                        f"{setting} must not start with pg_, which Postgres reserves; it is "
+                        f"{name!r}",
+                        setting=setting,
                     )
 
 
 def languages(text_search: str | None) -> tuple[str, ...]:
-    """The text search configurations that a setting names, of which each counts once.
+    """Split a `text_search` setting into its text search configurations, without duplicates.
 
-    In lower case, to which Postgres folds them.
+    The names are in lower case, because Postgres folds them.
     """
-    named = (text_search or "").lower().split(",")
-    return tuple(dict.fromkeys(name.strip() for name in named if name.strip()))
+    names = (text_search or "").lower().split(",")
+    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 def check_text_search(text_search: Any) -> None:
-    """Refuse what names no text search configurations, with or without their schemas."""
+    """Check that a value lists text search configurations, with or without their schemas.
+
+    Raises:
+        ConfigurationError: It lists none, or a name is not an identifier.
+    """
     if text_search is None:
         return
     if not isinstance(text_search, str) or not languages(text_search):
         raise ConfigurationError(
-            "text_search must name a text search configuration, such as 'spanish', or several, "
-            f"not {shown(text_search)}",
+            "text_search must name one or more text search configurations, for example 'spanish' "
+            f"or 'spanish, english', not {shown(text_search)}",
             setting="text_search",
         )
     for name in languages(text_search):
-        schema, _, own = name.rpartition(".")
-        for part in (schema, own) if schema else (own,):
+        schema, _, configuration = name.rpartition(".")
+        for part in (schema, configuration) if schema else (configuration,):
             check_identifier("text_search", part, _MAX_IDENTIFIER_BYTES)
 
 
 def check_identifier(setting: str, name: Any, most_bytes: int) -> None:
-    """Refuse what is no plain identifier: letters, digits and underscores, no digit first."""
+    """Check that a name is an identifier: letters, digits and underscores, no digit first.
+
+    Args:
+        setting: Name of the setting, for the error.
+        name: The name to check.
+        most_bytes: Maximum number of bytes in UTF-8.
+
+    Raises:
+        ConfigurationError: It is not an identifier, or it is too long.
+    """
     if not isinstance(name, str) or not name.isidentifier():
         raise ConfigurationError(
-            f"{setting} must be letters, digits and underscores, not starting with a digit; "
-            f"it is {shown(name)}",
+            f"{setting} must consist of letters, digits and underscores and not start with a "
+            f"digit; it is {shown(name)}",
             setting=setting,
         )
     if len(name.encode()) > most_bytes:
         raise ConfigurationError(
-            f"{setting} has {len(name.encode())} bytes; at most {most_bytes} fit",
+            f"{setting} must have at most {most_bytes} bytes; it has {len(name.encode())}",
             setting=setting,
         )
 

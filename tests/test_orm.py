@@ -281,7 +281,7 @@ def test_a_long_table_name() -> None:
     class Base(DeclarativeBase):
         pass
 
-    with pytest.raises(ConfigurationError, match="at most 38 fit"):
+    with pytest.raises(ConfigurationError, match="table_name must have at most 38 bytes"):
         type("Note", (ChunkMixin, Base), {"__tablename__": "n" * 39}, dimensions=3)
 
 
