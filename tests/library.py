@@ -1,4 +1,4 @@
-"""The models of a host that has documents of its own: a library."""
+"""Models of an application that has its own documents: a library."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Mood(enum.Enum):
 
 
 class CommaSeparated(TypeDecorator[list[str]]):
-    """Lists in a text column."""
+    """A list of strings in a text column."""
 
     impl = Text
     cache_ok = True
@@ -54,7 +54,7 @@ class CommaSeparated(TypeDecorator[list[str]]):
 
 
 class Document(Base):
-    """A document: a UUID key, and no namespace."""
+    """A document with a UUID key and without a namespace."""
 
     __tablename__ = "documents"
 
@@ -66,7 +66,7 @@ class Document(Base):
 
 
 class Passage(ChunkMixin, Base, dimensions=4, partitions=4, hnsw_m=8, hnsw_ef_construction=32):
-    """A chunk with columns of the host's, of all kinds."""
+    """A chunk model with user columns of many types."""
 
     __tablename__ = "passages"
 
@@ -99,7 +99,7 @@ class Passage(ChunkMixin, Base, dimensions=4, partitions=4, hnsw_m=8, hnsw_ef_co
 
 
 class Bookmark(Base):
-    """A row that points at a chunk."""
+    """A row with a foreign key to a chunk."""
 
     __tablename__ = "bookmarks"
     __table_args__ = (
@@ -120,7 +120,7 @@ class Bookmark(Base):
 def passage(
     document: Document | None, position: int, vector: Any = None, **columns: Any
 ) -> EmbeddedChunk:
-    """A chunk of a document."""
+    """Return an embedded chunk of a document."""
     id = f"{document.title if document else '?'}:{position}"
     if document is not None:
         columns = {"doc_id": document.id, **columns}

@@ -1,4 +1,4 @@
-"""Both stores obey the contract."""
+"""Both stores pass the contract suite, `PgVectorStore` in several configurations."""
 
 from __future__ import annotations
 
@@ -34,46 +34,46 @@ class TestInMemoryHalfvec(VectorStoreContract):
 
 
 @pytest.fixture(scope="class")
-def made() -> set[str]:
-    """The tables that are there; asking the database takes longer than most tests."""
+def existing_tables() -> set[str]:
+    """Names of the tables that exist. Asking the database would take longer than most tests."""
     return set()
 
 
-async def _there(store: PgVectorStore, made: set[str]) -> PgVectorStore:
-    if store.config.table_name not in made:
+async def _ensure_table(store: PgVectorStore, existing_tables: set[str]) -> PgVectorStore:
+    if store.config.table_name not in existing_tables:
         await store.apply_migrations()
-        made.add(store.config.table_name)
+        existing_tables.add(store.config.table_name)
     return store
 
 
-async def _emptied(store: PgVectorStore) -> PgVectorStore:
+async def _empty(store: PgVectorStore) -> PgVectorStore:
     async with store.engine.begin() as connection:
         await connection.execute(delete(chunk_table(store.config)))
     return store
 
 
-def _table(name: str, options: dict[str, Any]) -> str:
-    """A table for each kind of full text."""
+def _table_name(name: str, options: dict[str, Any]) -> str:
+    """Return a table name for each full-text configuration."""
     languages = options.get("text_search", "").split(", ")
     return "_".join(filter(None, (name, *languages)))
 
 
 class TestPgVector(VectorStoreContract):
     @pytest.fixture
-    def make_store(self, class_engine: AsyncEngine, made: set[str]) -> MakeStore:
+    def make_store(self, class_engine: AsyncEngine, existing_tables: set[str]) -> MakeStore:
         async def make(dimensions: int, **options: Any) -> PgVectorStore:
-            options |= {"table_name": _table("cenote_chunks", options)}
+            options |= {"table_name": _table_name("cenote_chunks", options)}
             store = PgVectorStore(class_engine, dimensions, **options)
-            return await _emptied(await _there(store, made))
+            return await _empty(await _ensure_table(store, existing_tables))
 
         return make
 
 
 class TestPgVectorHalfvec(VectorStoreContract):
-    """A plain table of 16-bit vectors in another schema, given a sessionmaker."""
+    """A table of 16-bit vectors without partitions, in another schema, from a sessionmaker."""
 
     @pytest.fixture
-    def make_store(self, class_engine: AsyncEngine, made: set[str]) -> MakeStore:
+    def make_store(self, class_engine: AsyncEngine, existing_tables: set[str]) -> MakeStore:
         async def make(dimensions: int, **options: Any) -> PgVectorStore:
             store = PgVectorStore(
                 async_sessionmaker(class_engine),
@@ -81,35 +81,35 @@ class TestPgVectorHalfvec(VectorStoreContract):
                 column_type="halfvec",
                 schema="Search",
                 partitions=0,
-                table_name=_table("Half", options),
+                table_name=_table_name("Half", options),
                 **options,
             )
-            return await _emptied(await _there(store, made))
+            return await _empty(await _ensure_table(store, existing_tables))
 
         return make
 
 
 class TestPgVectorRowSecurity(VectorStoreContract):
-    """As a role that the policies bind."""
+    """A table with row security, used by a role that its policies apply to."""
 
     @pytest.fixture
     def make_store(
-        self, class_engine: AsyncEngine, app_engine: AsyncEngine, made: set[str]
+        self, class_engine: AsyncEngine, app_engine: AsyncEngine, existing_tables: set[str]
     ) -> MakeStore:
         async def make(dimensions: int, **options: Any) -> PgVectorStore:
-            name = _table("Guarded", options)
+            name = _table_name("Guarded", options)
             options |= {"table_name": name, "row_security": True}
-            admins = PgVectorStore(class_engine, dimensions, **options)
-            if name not in made:
-                await _there(admins, made)
+            admin_store = PgVectorStore(class_engine, dimensions, **options)
+            if name not in existing_tables:
+                await _ensure_table(admin_store, existing_tables)
                 await execute(class_engine, f'GRANT ALL ON "{name}" TO cenote_app')
-            await _emptied(admins)
+            await _empty(admin_store)
             return PgVectorStore(app_engine, dimensions, **options)
 
         return make
 
     async def test_namespaces_are_listed(self, store: VectorStore) -> None:
-        """Which is for a role that may see them all."""
+        """Listing requires a role that can read every namespace; the error says so."""
         with pytest.raises(VectorStoreError, match="BYPASSRLS"):
             await store.list_namespaces()
 

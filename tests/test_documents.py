@@ -1,4 +1,4 @@
-"""Reading, removing and synchronising beside the host's session."""
+"""Reading, deleting and synchronising documents in the application's session."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from cenote.testing import stored
 
 @pytest.fixture
 def store(library: AsyncEngine) -> PgVectorStore[Passage]:
-    """A store for the host's model."""
+    """A store for the user model."""
     return PgVectorStore(library, model=Passage)
 
 
 @pytest.fixture
 async def session(library: AsyncEngine) -> AsyncIterator[AsyncSession]:
-    """A session of the host's, with a document of three passages."""
+    """A session of the application."""
     async with async_sessionmaker(library, expire_on_commit=False)() as session:
         yield session
 
@@ -40,10 +40,10 @@ async def document(session: AsyncSession, store: PgVectorStore[Passage]) -> Docu
     return document
 
 
-async def test_all_of_it_joins_the_callers_transaction(
+async def test_every_method_joins_the_callers_transaction(
     session: AsyncSession, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """And is gone with it; the reads see what is not committed yet."""
+    """Reads see uncommitted changes, and a rollback undoes all of them."""
     before = await stored(store, "t")
     ids = [chunk.id for chunk in before]
     document_id = before[0].document_id
@@ -52,7 +52,8 @@ async def test_all_of_it_joins_the_callers_transaction(
     assert await store.count("t", {"seen": True}, session=session) == 1
     assert await store.count("t", {"seen": True}) == 0
     assert await store.delete_matching(field("id") == ids[1], "t", session=session) == 1
-    assert [one.id for one in await store.get(ids, "t", session=session)] == [ids[0], ids[2]]
+    remaining = await store.get(ids, "t", session=session)
+    assert [chunk.id for chunk in remaining] == [ids[0], ids[2]]
     assert len(await store.get(ids, "t")) == 3
     assert len(await store.get_embeddings(ids, "t", session=session)) == 2
     assert len(await store.list_chunks("t", session=session)) == 2
@@ -69,10 +70,10 @@ async def test_all_of_it_joins_the_callers_transaction(
     assert await stored(store, "t") == before
 
 
-async def test_objects_of_the_session_are_kept_in_step(
+async def test_objects_in_the_session_are_updated(
     session: AsyncSession, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """Changed metadata are seen; what was removed is gone."""
+    """Loaded objects get new metadata, and deleted ones leave the session."""
     rows = (await session.scalars(select(Passage).order_by(Passage.id))).all()
     first, second, third = rows
     await store.update_metadata({first.id: {"seen": True}}, "t", session=session)
@@ -84,13 +85,13 @@ async def test_objects_of_the_session_are_kept_in_step(
     assert second not in session
     assert third in session
     await session.commit()
-    assert [one.id for one in await stored(store, "t")] == [third.id]
+    assert [chunk.id for chunk in await stored(store, "t")] == [third.id]
 
 
-async def test_a_refused_document_leaves_the_transaction_alive(
+async def test_a_rejected_document_keeps_the_transaction_usable(
     session: AsyncSession, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """What the caller did before is still there."""
+    """Earlier changes in the transaction are kept and can be committed."""
     session.add(Document(title="other"))
     (chunk, *_) = await stored(store, "t")
     await store.delete([chunk.id], "t", session=session)
@@ -101,24 +102,24 @@ async def test_a_refused_document_leaves_the_transaction_alive(
     assert await store.count("t") == 2
 
 
-async def test_a_refused_document_leaves_the_objects_alone(
+async def test_a_rejected_document_keeps_the_objects(
     session: AsyncSession, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """None of them is taken for deleted."""
+    """Objects in the session are not treated as deleted."""
     rows = (await session.scalars(select(Passage).order_by(Passage.id))).all()
     chunks = await store.get([rows[0].id], "t")
-    bad = replace(chunks[0], content="other", content_hash="other")
+    changed = replace(chunks[0], content="other", content_hash="other")
     with pytest.raises(InvalidInputError):
-        await store.sync_document(bad.document_id, [bad], "t", session=session)
+        await store.sync_document(changed.document_id, [changed], "t", session=session)
     rows[1].content = "changed"
     await session.commit()
     assert (await store.get([rows[1].id], "t"))[0].content == "changed"
 
 
-async def test_a_stale_snapshot_is_refused(
+async def test_a_stale_snapshot_is_rejected(
     library: AsyncEngine, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """It would leave what another synchronisation has committed."""
+    """A REPEATABLE READ transaction could miss chunks that another call has committed."""
     (chunk, *_) = await stored(store, "t")
     async with library.connect() as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ")
@@ -126,10 +127,10 @@ async def test_a_stale_snapshot_is_refused(
             await store.sync_document(chunk.document_id, [chunk], "t", session=connection)
 
 
-async def test_a_content_that_changes_meanwhile(
+async def test_content_that_changes_concurrently(
     library: AsyncEngine, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """Its embedding is not kept for another content."""
+    """A stored embedding is not kept if another transaction changes the content."""
     (chunk, *others) = await stored(store, "t")
     newer = replace(chunk, content="newer", content_hash="newer")
     async with library.connect() as connection:
@@ -157,7 +158,7 @@ async def test_a_content_that_changes_meanwhile(
 async def test_round_trips(
     library: AsyncEngine, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """One statement for each call that is one, however many vectors or ids."""
+    """Each of these calls executes one statement, for any number of vectors or ids."""
     statements: list[str] = []
     ids = [chunk.id for chunk in await stored(store, "t")]
     event.listen(
@@ -172,7 +173,7 @@ async def test_round_trips(
         store.list_namespaces(),
         store.list_chunks("t"),
         store.neighbours(ids[0], "t"),
-        store.update_metadata({one: {"a": 1} for one in ids}, "t"),
+        store.update_metadata({id: {"a": 1} for id in ids}, "t"),
         store.search_many([[1, 0, 0, 0]] * 50, "t"),
         store.delete_matching({"a": 2}, "t"),
         store.delete_document("nothing", "t"),

@@ -1,4 +1,4 @@
-"""The two stores give the same answers, the same order and the same errors."""
+"""The two stores return the same results in the same order, and raise the same errors."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from cenote import (
 from cenote.jsonvalues import NotJSONError, canonical_json
 from cenote.testing import embedded, stored
 
-# A few directions, some of them twice, so that ties are common and near-ties are not.
+# A few directions, one of them twice: exact ties are common, near-ties are not.
 _directions = np.random.default_rng(7).standard_normal((9, 4)).astype(np.float32)
 DIRECTIONS = [*_directions.tolist(), _directions[0].tolist(), [0.0] * 4]
 
 text_values = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=6)
-any_text = st.text(max_size=3) | text_values  # may hold NUL and surrogates
+any_text = st.text(max_size=3) | text_values  # may contain NUL characters and surrogates
 scalars = (
     st.none()
     | st.booleans()
@@ -86,8 +86,8 @@ field_operators = st.one_of(
 )
 
 
-def _made(operand: Any, operator: tuple[Any, ...]) -> Any:
-    """A filter expression, or the error of making it."""
+def _expression_or_error(operand: Any, operator: tuple[Any, ...]) -> Any:
+    """Return a filter expression, or the error raised by building it."""
     name, *arguments = operator
     try:
         return getattr(operand, name)(*arguments)
@@ -95,15 +95,17 @@ def _made(operand: Any, operator: tuple[Any, ...]) -> Any:
         return error
 
 
-simple = st.builds(lambda path, operator: _made(meta(*path), operator), paths, operators) | (
+simple = st.builds(
+    lambda path, operator: _expression_or_error(meta(*path), operator), paths, operators
+) | (
     st.builds(
-        lambda name, operator: _made(field(name), operator),
+        lambda name, operator: _expression_or_error(field(name), operator),
         st.sampled_from(["id", "document_id", "content"]),
         field_operators,
     )
 )
 expressions = st.recursive(
-    simple.filter(lambda one: isinstance(one, Filter))
+    simple.filter(lambda expression: isinstance(expression, Filter))
     | st.dictionaries(keys, json_values, min_size=1, max_size=2),
     lambda inner: (
         st.builds(lambda parts: {"$and": parts}, st.lists(inner, max_size=3))
@@ -125,7 +127,7 @@ calls = st.one_of(
 
 
 async def answer(store: VectorStore, namespace: str, call: tuple[Any, ...]) -> Any:
-    """What a call returns, or what error it raises."""
+    """Return the result of a call, or a description of the error that it raises."""
     name, *arguments = call
     try:
         if name == "search":
@@ -143,7 +145,7 @@ async def answer(store: VectorStore, namespace: str, call: tuple[Any, ...]) -> A
 
 @pytest.fixture(scope="module")
 def stores(request: pytest.FixtureRequest) -> Iterator[tuple[asyncio.Runner, list[VectorStore]]]:
-    """A loop, and one store of each kind."""
+    """An event loop and one store of each kind."""
     with asyncio.Runner() as runner:
         dsn = request.getfixturevalue("module_dsn")
         table: dict[str, Any] = {"table_name": "simple", "text_search": "simple"}
@@ -159,20 +161,20 @@ def stores(request: pytest.FixtureRequest) -> Iterator[tuple[asyncio.Runner, lis
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(script=st.lists(calls, min_size=1, max_size=12))
-def test_both_stores_answer_alike(stores: Any, script: list[tuple[Any, ...]]) -> None:
-    """Random calls, with random text, metadata and filters, valid and not."""
+def test_both_stores_agree(stores: Any, script: list[tuple[Any, ...]]) -> None:
+    """Both stores agree on random calls with random text, metadata and filters, valid or not."""
     runner, (memory, postgres) = stores
     namespace = uuid.uuid4().hex
 
     async def play() -> None:
         for call in [*script, ("get_all_chunks", None), ("search", DIRECTIONS[1], 12, None)]:
-            ours = await answer(memory, namespace, call)
-            theirs = await answer(postgres, namespace, call)
-            if call[0] == "search" and isinstance(ours[1], list):
-                assert theirs[0] == ours[0]
-                assert theirs[1] == pytest.approx(ours[1], abs=1e-6)
+            in_memory = await answer(memory, namespace, call)
+            in_postgres = await answer(postgres, namespace, call)
+            if call[0] == "search" and isinstance(in_memory[1], list):
+                assert in_postgres[0] == in_memory[0]
+                assert in_postgres[1] == pytest.approx(in_memory[1], abs=1e-6)
             else:
-                assert theirs == ours
+                assert in_postgres == in_memory
 
     runner.run(play())
 
@@ -182,10 +184,10 @@ rich = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=8,
 )
-storable = rich.filter(lambda value: _stores(value))
+storable = rich.filter(lambda value: _is_storable(value))
 
 
-def _stores(value: Any) -> bool:
+def _is_storable(value: Any) -> bool:
     try:
         canonical_json(value)
     except NotJSONError:
@@ -194,12 +196,12 @@ def _stores(value: Any) -> bool:
 
 
 EXAMPLES = int(os.environ.get("CENOTE_TEST_FILTER_EXAMPLES", "500"))
-AT_ONCE = 5
+FILTERS_PER_EXAMPLE = 5
 CHUNKS = 12
 
 
 @settings(
-    max_examples=max(EXAMPLES // AT_ONCE, 1),
+    max_examples=max(EXAMPLES // FILTERS_PER_EXAMPLE, 1),
     deadline=None,
     suppress_health_check=[
         HealthCheck.too_slow,
@@ -209,29 +211,29 @@ CHUNKS = 12
 )
 @given(
     metadata=st.tuples(*[st.dictionaries(keys, storable, max_size=3)] * CHUNKS),
-    several=st.tuples(*[expressions] * AT_ONCE),
+    filters=st.tuples(*[expressions] * FILTERS_PER_EXAMPLE),
 )
-def test_filters_agree(stores: Any, metadata: Any, several: Any) -> None:
-    """Random filters on random chunks, some at a time (CENOTE_TEST_FILTER_EXAMPLES in all)."""
+def test_filters_agree(stores: Any, metadata: Any, filters: Any) -> None:
+    """Both stores agree on random filters, `CENOTE_TEST_FILTER_EXAMPLES` in total."""
     runner, (memory, postgres) = stores
     namespace = uuid.uuid4().hex
 
     async def compare() -> None:
         chunks = [
-            embedded(f"{number:02}", metadata=one, document_id="aAbñÑ"[number % 5])
-            for number, one in enumerate(metadata)
+            embedded(f"{number:02}", metadata=values, document_id="aAbñÑ"[number % 5])
+            for number, values in enumerate(metadata)
         ]
         for store in (memory, postgres):
             await store.upsert(chunks, namespace)
-        for filter in several:
-            ours, theirs = [
+        for filter in filters:
+            in_memory, in_postgres = [
                 await answer(store, namespace, ("get_all_chunks", filter))
                 for store in (memory, postgres)
             ]
-            assert theirs == ours
-            if isinstance(ours, list):
-                found = await memory.search([1, 0, 0, 0], namespace, CHUNKS, filter)
-                assert [one.chunk for one in found] == ours
+            assert in_postgres == in_memory
+            if isinstance(in_memory, list):
+                results = await memory.search([1, 0, 0, 0], namespace, CHUNKS, filter)
+                assert [result.chunk for result in results] == in_memory
         await postgres.delete_namespace(namespace)
         await memory.delete_namespace(namespace)
 
@@ -246,22 +248,24 @@ plain_words = st.lists(st.sampled_from(["cat", "dog", "ñandú", "Über"]), max_
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-@given(contents=st.lists(plain_words, max_size=6), question=plain_words, any_=text_values)
-def test_words_agree(stores: Any, contents: list[str], question: str, any_: str) -> None:
-    """The same chunks are found by their words, whatever their order; no text is an error."""
+@given(contents=st.lists(plain_words, max_size=6), question=plain_words, arbitrary=text_values)
+def test_text_searches_agree(
+    stores: Any, contents: list[str], question: str, arbitrary: str
+) -> None:
+    """Both stores find the same chunks by words, in any order; no text raises an error."""
     runner, (memory, postgres) = stores
     namespace = uuid.uuid4().hex
 
     async def compare() -> None:
-        chunks = [embedded(str(number), content=one) for number, one in enumerate(contents)]
-        chunks.append(embedded("any", content=any_))
+        chunks = [embedded(str(number), content=text) for number, text in enumerate(contents)]
+        chunks.append(embedded("arbitrary", content=arbitrary))
         answers = []
         for store in (memory, postgres):
             await store.upsert(chunks, namespace)
-            found = await store.search_text(question, namespace, 20)
-            answers.append({one.chunk.id for one in found} - {"any"})
-            both = await store.search_hybrid(any_, [1, 0, 0, 0], namespace, 20)
-            assert len(both) == len(chunks)
+            by_words = await store.search_text(question, namespace, 20)
+            answers.append({result.chunk.id for result in by_words} - {"arbitrary"})
+            hybrid = await store.search_hybrid(arbitrary, [1, 0, 0, 0], namespace, 20)
+            assert len(hybrid) == len(chunks)
             await store.delete_namespace(namespace)
         assert answers[0] == answers[1]
 

@@ -1,6 +1,6 @@
-"""The contract suite: what every `VectorStore` must pass, for the authors of other stores too.
+"""The contract suite: tests that every `VectorStore` must pass, for authors of other stores too.
 
-Needs the extra ``cenote[testing]``. A store's test file is a few lines::
+Requires the extra ``cenote[testing]``. The test file of a store needs only a few lines::
 
     from cenote.testing import VectorStoreContract
 
@@ -11,8 +11,8 @@ Needs the extra ``cenote[testing]``. A store's test file is a few lines::
                 return MyStore(dimensions, **options)
             return make
 
-with pytest-asyncio in its automatic mode (``asyncio_mode = "auto"``). For readable failures call
-``pytest.register_assert_rewrite("cenote.testing")`` in the conftest before importing this.
+Set pytest-asyncio to its automatic mode (``asyncio_mode = "auto"``). For readable failures, call
+``pytest.register_assert_rewrite("cenote.testing")`` in the conftest before importing this package.
 """
 
 from cenote.testing.contract import BasicContract
@@ -25,4 +25,4 @@ __all__ = ["MakeStore", "VectorStoreContract", "embedded", "found", "stored"]
 
 
 class VectorStoreContract(BasicContract, DocumentContract, SearchContract, TextContract):
-    """One test for each rule of `VectorStore`; subclasses give the fixture ``make_store``."""
+    """Tests for every rule of `VectorStore`. Subclasses override the fixture ``make_store``."""

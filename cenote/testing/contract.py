@@ -1,4 +1,4 @@
-"""What every store must do with its five first methods, and with bad input."""
+"""Contract tests for writing, searching, deleting and iterating, and for invalid input."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from cenote.testing.helpers import (
 
 
 class BasicContract:
-    """A part of `cenote.testing.VectorStoreContract`."""
+    """Part of `cenote.testing.VectorStoreContract`."""
 
     @pytest.fixture
     def make_store(self) -> MakeStore:
-        """An async function (dimensions, **options) that makes an empty store."""
-        raise NotImplementedError("override the fixture make_store")
+        """An async function ``(dimensions, **options)`` that returns an empty store."""
+        raise NotImplementedError("subclasses must override the fixture make_store")
 
     @pytest.fixture
     async def store(self, make_store: MakeStore) -> Any:
@@ -40,13 +40,13 @@ class BasicContract:
         return await make_store(4)
 
     def test_is_a_vector_store(self, store: VectorStore) -> None:
-        """The store has the protocol's methods."""
+        """The store has the methods of the protocol."""
         assert isinstance(store, VectorStore)
 
     # -- namespaces
 
     @pytest.mark.parametrize("namespace", ["", None, 7, b"acme", "a\x00b", "\ud800", "n" * 1025])
-    async def test_every_call_refuses_a_bad_namespace(
+    async def test_every_call_rejects_an_invalid_namespace(
         self, store: VectorStore, namespace: Any
     ) -> None:
         """A namespace is non-empty text of at most 1,024 bytes."""
@@ -62,8 +62,8 @@ class BasicContract:
         with pytest.raises(InvalidInputError):
             store.get_all_chunks(namespace)
 
-    async def test_namespaces_are_apart(self, store: VectorStore) -> None:
-        """One id may live in two namespaces, and no call reaches the other one."""
+    async def test_namespaces_are_separate(self, store: VectorStore) -> None:
+        """Two namespaces can hold the same id, and no call reaches the other namespace."""
         await store.upsert([embedded("a", content="acme's")], "acme")
         await store.upsert([embedded("a", content="globex's"), embedded("b")], "globex")
         assert [chunk.content for chunk in await stored(store, "acme")] == ["acme's"]
@@ -80,8 +80,8 @@ class BasicContract:
     @pytest.mark.parametrize(
         "name", [*SQL_LOOKALIKES, " ", "ACME", "acme ", "%", "_", "\u00e9", "e\u0301"]
     )
-    async def test_names_are_data(self, store: VectorStore, name: str) -> None:
-        """Text that looks like SQL, a pattern or almost like another text is just text."""
+    async def test_names_are_not_interpreted(self, store: VectorStore, name: str) -> None:
+        """Names that look like SQL, like a pattern or almost like another name are plain text."""
         await store.upsert([embedded("other")], NAMESPACE)
         chunk = embedded(name, document_id=name, content=name, metadata={name: name})
         await store.upsert([chunk], name)
@@ -94,7 +94,7 @@ class BasicContract:
     # -- scores and order
 
     async def test_score_is_cosine_similarity(self, store: VectorStore) -> None:
-        """From 1 (same direction) over 0 to -1 (opposite), whatever the lengths."""
+        """Scores range from 1 (same direction) to -1 (opposite); lengths do not matter."""
         await store.upsert(
             [
                 embedded("same", [3, 4, 0, 0]),
@@ -112,15 +112,15 @@ class BasicContract:
         assert all(-1 <= score <= 1 and type(score) is float for score in scores.values())
         assert {result.retriever for result in results} == {"vector"}
 
-    async def test_ties_are_settled_by_id_in_code_point_order(self, store: VectorStore) -> None:
-        """Also at the cut, and whatever order the chunks came in."""
+    async def test_ties_are_ordered_by_id_in_code_point_order(self, store: VectorStore) -> None:
+        """Ids also decide at the limit, regardless of the order of the chunks."""
         ids = ["a", "B", "b", "1", "10", "2", "ä", "z", "Z", "\U0001f600", "\uffee", "a b", "a-b"]
         await store.upsert([embedded(chunk_id) for chunk_id in ids], NAMESPACE)
         for limit in (3, 7, len(ids)):
             assert await found(store, [1, 1, 0, 0], NAMESPACE, limit) == sorted(ids)[:limit]
 
     async def test_identical_vectors_score_identically(self, store: VectorStore) -> None:
-        """However many rows lie between them."""
+        """Identical vectors have equal scores, wherever they are stored."""
         generator = np.random.default_rng(1)
         vectors = generator.standard_normal((300, 4))
         vectors[::7] = vectors[0]
@@ -132,9 +132,11 @@ class BasicContract:
         assert [result.chunk.id for result in twins] == sorted(r.chunk.id for r in twins)
 
     async def test_search_agrees_with_arithmetic(self, store: VectorStore) -> None:
-        """Order and scores are those of a computation in 64 bits."""
+        """Order and scores agree with a computation in 64 bits."""
         generator = np.random.default_rng(2)
-        vectors = generator.standard_normal((400, 4)).astype(np.float16)  # exact in halfvec, too
+        vectors = generator.standard_normal((400, 4)).astype(
+            np.float16
+        )  # values that halfvec stores exactly
         query = generator.standard_normal(4).astype(np.float16)
         await store.upsert(
             [embedded(f"{row:03}", vector) for row, vector in enumerate(vectors)], NAMESPACE
@@ -147,11 +149,11 @@ class BasicContract:
         assert [int(result.chunk.id) for result in results] == best.tolist()
         assert [result.score for result in results] == pytest.approx(cosine[best], abs=1e-6)
 
-    # -- how many
+    # -- number of results
 
     @pytest.mark.parametrize("limit", [1, 9, 10, 11, 250, 10**6, 10**30])
-    async def test_as_many_as_there_are(self, store: VectorStore, limit: int) -> None:
-        """Exactly min(limit, matching), with and without a filter, beside a larger tenant."""
+    async def test_number_of_results(self, store: VectorStore, limit: int) -> None:
+        """Exactly min(limit, matching), with and without a filter, next to a larger tenant."""
         generator = np.random.default_rng(3)
 
         def chunks(count: int) -> list[EmbeddedChunk]:
@@ -170,14 +172,14 @@ class BasicContract:
         assert all(result.chunk.metadata["even"] for result in even)
 
     @pytest.mark.parametrize("limit", [0, -1, 1.0, "3", None, True, math.nan, -(2**70)])
-    async def test_bad_limits_are_refused(self, store: VectorStore, limit: Any) -> None:
-        """A limit is an integer of 1 or more."""
+    async def test_invalid_limits_are_rejected(self, store: VectorStore, limit: Any) -> None:
+        """The limit must be an integer of 1 or more."""
         with pytest.raises(InvalidInputError) as error:
             await store.search([1, 0, 0, 0], NAMESPACE, limit)
         assert error.value.field == "limit"
 
-    async def test_nothing_stored_nothing_found(self, store: VectorStore) -> None:
-        """A namespace that was never written to is empty, and no error."""
+    async def test_unknown_namespaces_are_empty(self, store: VectorStore) -> None:
+        """Reading a namespace that was never written to is not an error."""
         assert await store.search([1, 0, 0, 0], "nobody") == []
         assert await stored(store, "nobody") == []
 
@@ -196,8 +198,10 @@ class BasicContract:
         ],
         ids=lambda vector: f"{type(vector).__name__}-{getattr(vector, 'dtype', '')}",
     )
-    async def test_vectors_come_in_many_forms(self, store: VectorStore, vector: Any) -> None:
-        """Lists, tuples and arrays of any number type and stride."""
+    async def test_vectors_of_many_types_are_accepted(
+        self, store: VectorStore, vector: Any
+    ) -> None:
+        """Vectors can be lists, tuples, or arrays of any number type and stride."""
         await store.upsert([embedded("a", vector)], NAMESPACE)
         (result,) = await store.search(vector, NAMESPACE)
         assert result.score == pytest.approx(1, abs=1e-6)
@@ -225,8 +229,8 @@ class BasicContract:
         ],
         ids=str,
     )
-    async def test_unusable_vectors_are_refused(self, store: VectorStore, vector: Any) -> None:
-        """Nothing of the batch is stored, and the error names the chunk."""
+    async def test_invalid_vectors_are_rejected(self, store: VectorStore, vector: Any) -> None:
+        """The error names the chunk, and nothing of the batch is stored."""
         batch = [embedded("good"), embedded("bad", vector), embedded("last")]
         with pytest.raises(InvalidInputError) as error:
             await store.upsert(batch, NAMESPACE)
@@ -238,8 +242,8 @@ class BasicContract:
         assert error.value.field == "query_vector"
 
     @pytest.mark.parametrize("length", [0, 3, 5, 400])
-    async def test_wrong_dimensions_are_refused(self, store: VectorStore, length: int) -> None:
-        """Nothing of the batch is stored; the error carries both numbers."""
+    async def test_wrong_dimensions_are_rejected(self, store: VectorStore, length: int) -> None:
+        """The error has both numbers, and nothing of the batch is stored."""
         batch = [embedded("good"), embedded("bad", [0.5] * length)]
         with pytest.raises(DimensionMismatchError) as error:
             await store.upsert(batch, NAMESPACE)
@@ -250,16 +254,16 @@ class BasicContract:
             await store.search([0.5] * length, NAMESPACE)
         assert (error.value.expected, error.value.actual) == (4, length)
 
-    async def test_a_bad_chunk_that_a_later_one_replaces_is_refused(
+    async def test_an_invalid_chunk_that_a_later_chunk_replaces_is_rejected(
         self, store: VectorStore
     ) -> None:
-        """Anywhere in the batch means anywhere."""
+        """Every chunk of the batch is checked, also one that would not be stored."""
         with pytest.raises(DimensionMismatchError):
             await store.upsert([embedded("a", [1.0]), embedded("a")], NAMESPACE)
         assert await stored(store) == []
 
-    async def test_zero_vectors_are_kept_and_never_found(self, store: VectorStore) -> None:
-        """They have no direction; and a zero query finds nothing."""
+    async def test_zero_vectors_are_stored_and_never_found(self, store: VectorStore) -> None:
+        """A zero vector has no direction, so no search returns it; a zero query finds nothing."""
         await store.upsert([embedded("zero", [0, 0, 0, 0]), embedded("a")], NAMESPACE)
         assert [chunk.id for chunk in await stored(store)] == ["a", "zero"]
         assert await found(store, [1, 0, 0, 0], NAMESPACE) == ["a"]
@@ -271,7 +275,7 @@ class BasicContract:
     # -- writing
 
     async def test_upsert_replaces_by_id(self, store: VectorStore) -> None:
-        """Every field of the stored chunk becomes that of the new one."""
+        """Every field of the stored chunk is replaced."""
         await store.upsert([embedded("a", metadata={"old": 1}), embedded("b")], NAMESPACE)
         new = embedded(
             "a", [0, 1, 0, 0], document_id="other", content="new", position=9, metadata={"new": 2}
@@ -282,16 +286,16 @@ class BasicContract:
         assert await found(store, [1, 0, 0, 0], NAMESPACE, filter={"old": 1}) == []
         assert await found(store, [1, 0, 0, 0], NAMESPACE, filter={"new": 2}) == ["a"]
 
-    async def test_writing_the_same_again_changes_nothing(self, store: VectorStore) -> None:
-        """A repeated upsert is harmless."""
+    async def test_repeating_an_upsert_changes_nothing(self, store: VectorStore) -> None:
+        """Chunks and results stay the same."""
         batch = [embedded(str(number), [1, number, 0, 0]) for number in range(5)]
         await store.upsert(batch, NAMESPACE)
         before = await stored(store), await store.search([1, 1, 0, 0], NAMESPACE)
         await store.upsert(batch, NAMESPACE)
         assert (await stored(store), await store.search([1, 1, 0, 0], NAMESPACE)) == before
 
-    async def test_the_last_of_an_id_in_a_batch_wins(self, store: VectorStore) -> None:
-        """As if the batch had been written one by one."""
+    async def test_the_last_duplicate_in_a_batch_wins(self, store: VectorStore) -> None:
+        """The result is the same as if the chunks were written one after another."""
         batch = [
             embedded("a", content="first", metadata={"n": 1}),
             embedded("b"),
@@ -306,27 +310,27 @@ class BasicContract:
         assert await found(store, [0, 1, 0, 0], NAMESPACE, filter={"n": 1}) == []
 
     async def test_a_batch_may_be_any_iterable(self, store: VectorStore) -> None:
-        """Also one that can be read once."""
-        batch: Any = (embedded(one) for one in "ab")
+        """A generator is accepted as a batch."""
+        batch: Any = (embedded(id) for id in "ab")
         await store.upsert(batch, NAMESPACE)
         assert await store.count(NAMESPACE) == 2
 
-    async def test_an_empty_batch_is_no_error(self, store: VectorStore) -> None:
-        """Nothing to write, nothing to delete."""
+    async def test_an_empty_batch_is_accepted(self, store: VectorStore) -> None:
+        """Writing or deleting an empty list does nothing."""
         await store.upsert([], NAMESPACE)
         await store.delete([], NAMESPACE)
         assert await stored(store) == []
 
     @pytest.mark.parametrize("batch", [None, 7, "abc", [None], ["a"], [Chunk], embedded("a")])
-    async def test_what_is_no_batch_is_refused(self, store: VectorStore, batch: Any) -> None:
-        """A batch is a list of embedded chunks."""
+    async def test_invalid_batches_are_rejected(self, store: VectorStore, batch: Any) -> None:
+        """A batch must contain embedded chunks only."""
         with pytest.raises(InvalidInputError) as error:
             await store.upsert(batch, NAMESPACE)
         assert error.value.field == "embedded_chunks"
 
     @pytest.mark.parametrize("size", [1, 15, 16, 17, 700])
     async def test_batches_of_any_size(self, store: VectorStore, size: int) -> None:
-        """In any order, one after another, with deletions between."""
+        """Batches of any size and order can be mixed with deletions."""
         order = list(range(size))
         random.Random(size).shuffle(order)
         await store.upsert([embedded(f"{n:03}", [1, n, 0, 0]) for n in order], NAMESPACE)
@@ -337,7 +341,7 @@ class BasicContract:
         assert sorted(await found(store, [1, 1, 1, 1], NAMESPACE, 10_000)) == sorted(expected)
 
     async def test_objects_are_not_shared(self, store: VectorStore) -> None:
-        """Neither the caller's nor the results' changes reach the store."""
+        """Changes to the caller's objects or to results do not reach the store."""
         vector = np.array([1, 0, 0, 0], dtype=np.float32)
         metadata = {"tags": ["x"], "deep": {"n": 1}}
         await store.upsert([embedded("a", vector, metadata=metadata)], NAMESPACE)
@@ -356,10 +360,10 @@ class BasicContract:
 
     @pytest.mark.parametrize("field", ["id", "document_id", "content", "embedding_model"])
     @pytest.mark.parametrize("text", ["a\x00b", "\x00", "a\ud800", "\udfff", None, 7, b"bytes"])
-    async def test_text_that_cannot_be_stored_is_refused(
+    async def test_unstorable_strings_are_rejected(
         self, store: VectorStore, field: str, text: Any
     ) -> None:
-        """NUL, lone surrogates and what is no text, with nothing written."""
+        """NUL characters, lone surrogates and other types are errors; nothing is written."""
         arguments: dict[str, Any] = {"chunk_id": "bad", field: text}
         if field == "id":
             arguments["chunk_id"] = arguments.pop("id")
@@ -375,7 +379,7 @@ class BasicContract:
     async def test_keys_have_at_most_1024_bytes(
         self, store: VectorStore, field: str, letter: str
     ) -> None:
-        """Bytes of UTF-8, not characters; that many are fine."""
+        """The limit counts bytes of UTF-8, not characters; 1,024 bytes are accepted."""
         longest = letter * (1024 // len(letter.encode()))
         arguments: dict[str, Any] = {"chunk_id": "a"}
         name = "chunk_id" if field == "id" else field
@@ -388,19 +392,17 @@ class BasicContract:
 
     @pytest.mark.parametrize("position", [0, 1, -1, 2**31, 2**63 - 1, -(2**63)])
     async def test_positions_are_64_bit(self, store: VectorStore, position: int) -> None:
-        """The whole range comes back."""
+        """Every 64-bit integer comes back unchanged."""
         await store.upsert([embedded("a", position=position)], NAMESPACE)
         assert (await stored(store))[0].position == position
 
-    async def test_members_of_enumerations_are_what_they_stand_for(
-        self, store: VectorStore
-    ) -> None:
-        """Numbers and texts of a subclass come back plain."""
+    async def test_enumeration_members_are_stored_by_value(self, store: VectorStore) -> None:
+        """Instances of subclasses of int and str come back as plain int and str."""
 
         class Number(IntEnum):
             ONE = 1
 
-        class Word(str, Enum):  # noqa: UP042 - the kind whose str() is another
+        class Word(str, Enum):  # noqa: UP042 - its str() is not its value
             A = "a"
 
         item = embedded(
@@ -419,8 +421,8 @@ class BasicContract:
         assert await found(store, [1, 0, 0, 0], NAMESPACE, filter={"a": ["a", 1, 0.5]}) == ["a"]
 
     @pytest.mark.parametrize("position", [2**63, -(2**63) - 1, 1.0, "1", None, True])
-    async def test_other_positions_are_refused(self, store: VectorStore, position: Any) -> None:
-        """With the chunk named."""
+    async def test_invalid_positions_are_rejected(self, store: VectorStore, position: Any) -> None:
+        """The error names the chunk."""
         with pytest.raises(InvalidInputError) as error:
             await store.upsert([embedded("bad", position=position)], NAMESPACE)
         assert (error.value.field, error.value.chunk_id) == ("position", "bad")
@@ -430,8 +432,8 @@ class BasicContract:
         ["", " ", "\t\r\n", "\u0001\u007f", "ﬀ", "e\u0301", "\ufeff", "\u202eabc", "x" * 100_000],
         ids=ascii,
     )
-    async def test_content_comes_back_as_it_was(self, store: VectorStore, content: str) -> None:
-        """No trimming, no normalisation."""
+    async def test_content_comes_back_unchanged(self, store: VectorStore, content: str) -> None:
+        """Content is neither trimmed nor normalised."""
         await store.upsert([embedded("a", content=content)], NAMESPACE)
         (result,) = await store.search([1, 0, 0, 0], NAMESPACE)
         assert result.chunk.content == content
@@ -467,7 +469,7 @@ class BasicContract:
         ids=lambda value: ascii(value)[:40],
     )
     async def test_metadata_comes_back_equal(self, store: VectorStore, value: Any) -> None:
-        """With the same types."""
+        """Values come back equal and with the same types, and a filter finds them."""
         metadata = {"value": value, "list": [value], "": 0}
         await store.upsert([embedded("a", metadata=metadata)], NAMESPACE)
         (chunk,) = await stored(store)
@@ -487,7 +489,7 @@ class BasicContract:
     async def test_large_floats_come_back_as_integers(
         self, store: VectorStore, value: float, returned: int
     ) -> None:
-        """jsonb keeps decimals; a filter with the float finds them."""
+        """jsonb stores decimals; a filter with the float or with the integer finds the chunk."""
         await store.upsert([embedded("a", metadata={"value": value})], NAMESPACE)
         (chunk,) = await stored(store)
         assert chunk.metadata == {"value": returned}
@@ -515,8 +517,10 @@ class BasicContract:
         ],
         ids=lambda value: type(value).__name__,
     )
-    async def test_what_is_not_json_is_refused(self, store: VectorStore, value: Any) -> None:
-        """At any depth of metadata or filter, naming the chunk or the key, nothing written."""
+    async def test_values_that_are_not_json_are_rejected(
+        self, store: VectorStore, value: Any
+    ) -> None:
+        """At any depth of metadata or filters. The error names the chunk or the key."""
         for metadata in ({"value": value}, {"value": [{"deep": value}]}):
             with pytest.raises(InvalidInputError) as error:
                 await store.upsert([embedded("good"), embedded("bad", metadata=metadata)], "ns")
@@ -530,8 +534,10 @@ class BasicContract:
         assert await stored(store, "ns") == []
 
     @pytest.mark.parametrize("metadata", [None, [], "{}", 7, [("a", 1)]], ids=str)
-    async def test_metadata_and_filters_are_dicts(self, store: VectorStore, metadata: Any) -> None:
-        """Nothing else is taken for one (None filters nothing)."""
+    async def test_metadata_and_filters_must_be_dicts(
+        self, store: VectorStore, metadata: Any
+    ) -> None:
+        """Other types are rejected; None is a filter that matches every chunk."""
         chunk = Chunk(id="bad", document_id="d", content="", metadata=metadata)
         item = EmbeddedChunk(chunk=chunk, embedding=[1, 0, 0, 0], embedding_model="m")
         with pytest.raises(InvalidInputError) as error:
@@ -542,8 +548,8 @@ class BasicContract:
                 await store.search([1, 0, 0, 0], NAMESPACE, filter=metadata)
             assert error.value.field == "filter"
 
-    async def test_metadata_nests_200_deep(self, store: VectorStore) -> None:
-        """That deep it survives, deeper it is refused; so are cycles."""
+    async def test_metadata_nests_up_to_200_levels_deep(self, store: VectorStore) -> None:
+        """Deeper nesting and cycles are rejected."""
         value: Any = 1
         for _ in range(199):
             value = [value]
@@ -596,7 +602,7 @@ class BasicContract:
     async def test_filter_means_json_equality(
         self, store: VectorStore, filter: dict[str, Any] | None, matches: str
     ) -> None:
-        """Every key present, with an equal value; searches and iterations agree."""
+        """A chunk matches if it has every key with an equal value, in searches and iterations."""
         metadata: dict[str, dict[str, Any]] = {
             "a": {"k": 1},
             "b": {"k": 1.0, "l": 2},
@@ -615,7 +621,7 @@ class BasicContract:
 
     @pytest.mark.parametrize(("filter", "matches"), FILTERS, ids=lambda value: str(value)[:40])
     async def test_filter_expressions(self, store: VectorStore, filter: Any, matches: str) -> None:
-        """Every test of a value, and the opposite of each, mean what `cenote.predicates` says."""
+        """Every predicate and its opposite match the chunks that `cenote.predicates` defines."""
         await store.upsert(
             [
                 embedded(
@@ -631,21 +637,21 @@ class BasicContract:
         )
         others = "".join(key for key in FILTERED if key not in matches)
         opposite = ~filter if isinstance(filter, Filter) else {"$not": filter}
-        for one, expected in ((filter, matches), (opposite, others)):
-            assert [chunk.id for chunk in await stored(store, "n", one)] == list(expected)
-            assert await found(store, [1, 0, 0, 0], "n", filter=one) == list(expected)
+        for condition, expected in ((filter, matches), (opposite, others)):
+            assert [chunk.id for chunk in await stored(store, "n", condition)] == list(expected)
+            assert await found(store, [1, 0, 0, 0], "n", filter=condition) == list(expected)
 
     @pytest.mark.parametrize("filter", BAD_FILTERS, ids=lambda make: str(BAD_FILTERS.index(make)))
-    async def test_bad_filter_expressions(self, store: VectorStore, filter: Any) -> None:
-        """Are refused when they are made, or before anything is asked."""
+    async def test_invalid_filters_are_rejected(self, store: VectorStore, filter: Any) -> None:
+        """Building the filter raises, or the search raises before it reads anything."""
         with pytest.raises(InvalidInputError) as error:
             await store.search([1, 0, 0, 0], "n", filter=filter())
         assert error.value.field == "filter"
 
     # -- deleting
 
-    async def test_deleting_what_is_not_there_is_no_error(self, store: VectorStore) -> None:
-        """Neither an id nor a namespace."""
+    async def test_deleting_unknown_chunks_is_not_an_error(self, store: VectorStore) -> None:
+        """Unknown ids and unknown namespaces are ignored."""
         await store.delete(["nothing"], NAMESPACE)
         await store.delete_namespace(NAMESPACE)
         await store.upsert([embedded("a"), embedded("b")], NAMESPACE)
@@ -656,16 +662,16 @@ class BasicContract:
         assert await stored(store) == []
 
     @pytest.mark.parametrize("ids", ["abc", None, 7, [7], [None], ["a\x00"], ["k" * 1025]], ids=str)
-    async def test_bad_ids_are_refused(self, store: VectorStore, ids: Any) -> None:
-        """A bare string would otherwise mean its letters."""
+    async def test_invalid_ids_are_rejected(self, store: VectorStore, ids: Any) -> None:
+        """A plain string is rejected, too: it would mean its letters."""
         await store.upsert([embedded("a")], NAMESPACE)
         with pytest.raises(InvalidInputError) as error:
             await store.delete(ids, NAMESPACE)
         assert error.value.field == "chunk_ids"
         assert len(await stored(store)) == 1
 
-    async def test_a_deleted_id_can_come_back(self, store: VectorStore) -> None:
-        """With nothing left of what it was."""
+    async def test_a_deleted_id_can_be_written_again(self, store: VectorStore) -> None:
+        """Nothing of the deleted chunk is left."""
         await store.upsert([embedded("a", metadata={"old": 1}), embedded("b")], NAMESPACE)
         await store.delete(["a"], NAMESPACE)
         await store.upsert([embedded("c", [0, 1, 0, 0]), embedded("a", [0, 0, 1, 0])], NAMESPACE)
@@ -676,7 +682,7 @@ class BasicContract:
     # -- iterating
 
     async def test_iteration_is_by_id_in_code_point_order(self, store: VectorStore) -> None:
-        """Over several pages, with and without a filter."""
+        """The order holds over several pages, with and without a filter."""
         ids = [f"{letter}{number}" for letter in "aBä\U0001f600Z" for number in range(260)]
         random.Random(4).shuffle(ids)
         chunks = [embedded(chunk_id, metadata={"n": len(chunk_id)}) for chunk_id in ids]
@@ -685,8 +691,8 @@ class BasicContract:
         long = sorted(chunk_id for chunk_id in ids if len(chunk_id) == 4)
         assert [chunk.id for chunk in await stored(store, filter={"n": 4})] == long
 
-    async def test_iteration_stands_changes(self, store: VectorStore) -> None:
-        """A chunk that stays is seen exactly once, whatever comes and goes meanwhile."""
+    async def test_iteration_tolerates_changes(self, store: VectorStore) -> None:
+        """A chunk that stays appears exactly once while others are added and deleted."""
         stay = [f"{number:04}" for number in range(1, 2400, 2)]
         await store.upsert([embedded(chunk_id) for chunk_id in stay], NAMESPACE)
         await store.upsert([embedded(f"{n:04}") for n in range(0, 2400, 4)], NAMESPACE)
@@ -701,8 +707,8 @@ class BasicContract:
         assert set(stay) <= set(seen)
         assert seen == sorted(seen)
 
-    async def test_an_iteration_may_be_left(self, store: VectorStore) -> None:
-        """And two may run at once."""
+    async def test_an_iteration_can_be_abandoned(self, store: VectorStore) -> None:
+        """The caller can stop early, and two iterations can run at the same time."""
         await store.upsert([embedded(f"{n:04}") for n in range(600)], NAMESPACE)
         async for chunk in store.get_all_chunks(NAMESPACE):
             assert chunk.id == "0000"
@@ -718,8 +724,8 @@ class BasicContract:
 
     # -- models and errors
 
-    async def test_a_store_may_insist_on_a_model(self, make_store: MakeStore) -> None:
-        """Chunks of another model are refused, by name; without it, they are the caller's."""
+    async def test_a_store_can_require_an_embedding_model(self, make_store: MakeStore) -> None:
+        """A chunk with the embedding of another model is rejected; the error names the chunk."""
         store = await make_store(4, embedding_model="new")
         await store.upsert([embedded("a", embedding_model="new")], NAMESPACE)
         batch = [embedded("b", embedding_model="new"), embedded("c", embedding_model="old")]
@@ -728,8 +734,8 @@ class BasicContract:
         assert (error.value.chunk_id, error.value.field) == ("c", "embedding_model")
         assert [chunk.id for chunk in await stored(store)] == ["a"]
 
-    async def test_messages_quote_no_content(self, store: VectorStore) -> None:
-        """Neither content nor metadata nor vectors are in an error or a repr."""
+    async def test_messages_contain_no_content(self, store: VectorStore) -> None:
+        """Errors and reprs contain no content, metadata or vectors."""
         secret = "s3cret"  # noqa: S105
         attempts: list[dict[str, Any]] = [
             {"content": secret + "\x00"},

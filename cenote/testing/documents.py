@@ -1,4 +1,4 @@
-"""What every store must do beside searching: reading, removing, a document's life."""
+"""Contract tests for reading, deleting, changing metadata and synchronising documents."""
 
 from __future__ import annotations
 
@@ -15,56 +15,60 @@ from cenote.testing.helpers import NAMESPACE, MakeStore, embedded, found, stored
 
 
 def chunk(chunk_id: str, content: str = "some text", **fields: Any) -> Chunk:
-    """A chunk without its embedding."""
+    """Return a chunk without an embedding."""
     return embedded(chunk_id, content=content, **fields).chunk
 
 
 class DocumentContract:
-    """A part of `cenote.testing.VectorStoreContract`."""
+    """Part of `cenote.testing.VectorStoreContract`."""
 
     # -- reading
 
-    async def test_get_is_in_the_order_asked_for(self, store: VectorStore) -> None:
-        """Each once, without those that are not there, and from no other namespace."""
-        await store.upsert([embedded(one, metadata={"id": one}) for one in "abc"], NAMESPACE)
+    async def test_get_keeps_the_order_of_the_ids(self, store: VectorStore) -> None:
+        """Each chunk appears once; ids that do not exist in the namespace are left out."""
+        await store.upsert([embedded(id, metadata={"id": id}) for id in "abc"], NAMESPACE)
         await store.upsert([embedded("d")], "other")
-        got = await store.get(["c", "a", "d", "c", "nothing"], NAMESPACE)
-        assert [(one.id, one.metadata) for one in got] == [("c", {"id": "c"}), ("a", {"id": "a"})]
+        chunks = await store.get(["c", "a", "d", "c", "nothing"], NAMESPACE)
+        assert [(chunk.id, chunk.metadata) for chunk in chunks] == [
+            ("c", {"id": "c"}),
+            ("a", {"id": "a"}),
+        ]
         assert len(await store.get(iter("ab"), NAMESPACE)) == 2  # type: ignore[arg-type]
         assert await store.get([], NAMESPACE) == []
         assert await store.get(["a"], "nobody") == []
 
     async def test_embeddings_are_read_by_id(self, store: VectorStore) -> None:
-        """As they were written, zero vectors among them, of one namespace."""
+        """Embeddings come back as written, including zero vectors, from one namespace only."""
         vectors = {"a": [3.0, 0.5, -0.25, 0.125], "b": [0.0] * 4, "c": [1024.0, 2.0, 0.0, 0.0]}
-        await store.upsert([embedded(one, vector) for one, vector in vectors.items()], NAMESPACE)
+        await store.upsert([embedded(id, vector) for id, vector in vectors.items()], NAMESPACE)
         await store.upsert([embedded("d")], "other")
-        got = await store.get_embeddings(["c", "a", "d", "b", "c", "nothing"], NAMESPACE)
-        assert got.keys() == vectors.keys()
-        for one, vector in got.items():
+        embeddings = await store.get_embeddings(["c", "a", "d", "b", "c", "nothing"], NAMESPACE)
+        assert embeddings.keys() == vectors.keys()
+        for id, vector in embeddings.items():
             assert vector.shape == (store.dimensions,)
-            assert vector.tolist() == pytest.approx(vectors[one], rel=1e-6)
-        got["a"][:] = 0
-        again = await store.get_embeddings(iter("a"), NAMESPACE)  # type: ignore[arg-type]
-        assert again["a"].any()
+            assert vector.tolist() == pytest.approx(vectors[id], rel=1e-6)
+        embeddings["a"][:] = 0
+        unchanged = await store.get_embeddings(iter("a"), NAMESPACE)  # type: ignore[arg-type]
+        assert unchanged["a"].any()
         assert await store.get_embeddings([], NAMESPACE) == {}
         assert await store.get_embeddings(["a"], "nobody") == {}
 
     async def test_pages_are_by_id(self, store: VectorStore) -> None:
-        """And one after another they are all chunks."""
-        await store.upsert([embedded(one) for one in "dBaäc"], NAMESPACE)
+        """`after` continues from the last id of the previous page, with and without a filter."""
+        await store.upsert([embedded(id) for id in "dBaäc"], NAMESPACE)
         first = await store.list_chunks(NAMESPACE, limit=2)
-        assert [one.id for one in first] == ["B", "a"]
+        assert [chunk.id for chunk in first] == ["B", "a"]
         second = await store.list_chunks(NAMESPACE, after="a", limit=2)
-        assert [one.id for one in second] == ["c", "d"]
-        assert [one.id for one in await store.list_chunks(NAMESPACE, after="d")] == ["ä"]
+        assert [chunk.id for chunk in second] == ["c", "d"]
+        last = await store.list_chunks(NAMESPACE, after="d")
+        assert [chunk.id for chunk in last] == ["ä"]
         assert await store.list_chunks(NAMESPACE, after="ä") == []
         filtered = await store.list_chunks(NAMESPACE, field("id") > "b", after="c", limit=1)
-        assert [one.id for one in filtered] == ["d"]
+        assert [chunk.id for chunk in filtered] == ["d"]
 
-    async def test_counts(self, store: VectorStore) -> None:
-        """Of a namespace, and of a filter."""
-        chunks = [embedded(one, metadata={"n": number}) for number, one in enumerate("abc")]
+    async def test_chunks_are_counted(self, store: VectorStore) -> None:
+        """`count` counts a whole namespace, or the chunks that match a filter."""
+        chunks = [embedded(id, metadata={"n": number}) for number, id in enumerate("abc")]
         await store.upsert(chunks, "zeta")
         assert await store.count("zeta") == 3
         assert await store.count("zeta", {"n": 1}) == 1
@@ -72,23 +76,23 @@ class DocumentContract:
         assert await store.count("nobody") == 0
 
     async def test_namespaces_are_listed(self, store: VectorStore) -> None:
-        """In the order of their code points, with what each has."""
+        """Names come in code-point order, each with its number of chunks."""
         for namespace, ids in (("zeta", "abc"), ("Alpha", "a")):
-            await store.upsert([embedded(one) for one in ids], namespace)
+            await store.upsert([embedded(id) for id in ids], namespace)
         assert list((await store.list_namespaces()).items()) == [("Alpha", 1), ("zeta", 3)]
         await store.delete_namespace("Alpha")
         assert await store.list_namespaces() == {"zeta": 3}
 
     async def test_neighbours(self, store: VectorStore) -> None:
-        """By position, whether or not it is counted without gaps, in the document alone."""
-        places = {"e": -1, "a": 0, "b": 10, "c": 10, "d": 2**40}
-        chunks = [embedded(one, position=place) for one, place in places.items()]
+        """Neighbours belong to the same document; positions may have gaps and duplicates."""
+        positions = {"e": -1, "a": 0, "b": 10, "c": 10, "d": 2**40}
+        chunks = [embedded(id, position=position) for id, position in positions.items()]
         others = [embedded("x", position=5, document_id="other")]
         await store.upsert(chunks + others, NAMESPACE)
 
         async def around(chunk_id: str, **numbers: int) -> str:
-            found = await store.neighbours(chunk_id, NAMESPACE, **numbers)
-            return "".join(one.id for one in found)
+            chunks = await store.neighbours(chunk_id, NAMESPACE, **numbers)
+            return "".join(chunk.id for chunk in chunks)
 
         assert await around("b") == "abc"
         assert await around("b", before=0, after=0) == "b"
@@ -97,38 +101,38 @@ class DocumentContract:
         assert await around("x") == "x"
         assert await around("nothing") == ""
 
-    # -- removing and changing
+    # -- deleting and changing
 
     async def test_documents_are_deleted(self, store: VectorStore) -> None:
-        """All of their chunks, of one namespace."""
-        await store.upsert([embedded(one, document_id="d1") for one in "ab"], NAMESPACE)
+        """`delete_document` deletes all chunks of a document in one namespace."""
+        await store.upsert([embedded(id, document_id="d1") for id in "ab"], NAMESPACE)
         await store.upsert([embedded("c", document_id="d2")], NAMESPACE)
         await store.upsert([embedded("a", document_id="d1")], "other")
         assert await store.delete_document("d1", NAMESPACE) == 2
         assert await store.delete_document("d1", NAMESPACE) == 0
-        assert [one.id for one in await stored(store)] == ["c"]
+        assert [chunk.id for chunk in await stored(store)] == ["c"]
         assert len(await stored(store, "other")) == 1
 
-    async def test_what_matches_is_deleted(self, store: VectorStore) -> None:
-        """And nothing by a filter that filters nothing."""
-        chunks = [embedded(one, metadata={"n": number}) for number, one in enumerate("abc")]
+    async def test_matching_chunks_are_deleted(self, store: VectorStore) -> None:
+        """A filter that matches every chunk is rejected and deletes nothing."""
+        chunks = [embedded(id, metadata={"n": number}) for number, id in enumerate("abc")]
         await store.upsert(chunks, NAMESPACE)
-        nothings: list[Any] = [
+        match_all: list[Any] = [
             *(None, {}, {"$and": []}, {"$and": [{}]}, {"$or": [{}]}, {"$not": {"$or": []}}),
             {"n": {"$nin": []}},
             meta("n").not_in([]) | (meta("n") == 1),
         ]
-        for nothing in nothings:
+        for filter in match_all:
             with pytest.raises(InvalidInputError) as error:
-                await store.delete_matching(nothing, NAMESPACE)
+                await store.delete_matching(filter, NAMESPACE)
             assert error.value.field == "filter"
         assert await store.delete_matching(meta("n") >= 1, NAMESPACE) == 2
         assert await store.delete_matching({"n": 1}, "nobody") == 0
-        assert [one.id for one in await stored(store)] == ["a"]
+        assert [chunk.id for chunk in await stored(store)] == ["a"]
         assert await found(store, [1, 0, 0, 0], NAMESPACE) == ["a"]
 
-    async def test_metadata_change_alone(self, store: VectorStore) -> None:
-        """Replaced or merged; filters and searches see it, and nothing else changes."""
+    async def test_metadata_is_updated(self, store: VectorStore) -> None:
+        """Metadata is replaced or merged, filters use the new values, nothing else changes."""
         await store.upsert(
             [embedded("a", [0, 1, 0, 0], metadata={"x": 1, "y": {"z": 1}}), embedded("b")],
             NAMESPACE,
@@ -146,29 +150,29 @@ class DocumentContract:
         assert await store.update_metadata({}, NAMESPACE) == 0
         assert await store.update_metadata(changes, "nobody") == 0
 
-    async def test_bad_metadata_change_nothing(self, store: VectorStore) -> None:
-        """One among many is enough."""
+    async def test_invalid_metadata_changes_nothing(self, store: VectorStore) -> None:
+        """One invalid entry rejects the whole update."""
         await store.upsert([embedded("a", metadata={"x": 1})], NAMESPACE)
         with pytest.raises(InvalidInputError) as error:
             await store.update_metadata({"a": {"x": 2}, "b": {"x": float("nan")}}, NAMESPACE)
         assert (error.value.field, error.value.chunk_id) == ("metadata", "b")
         assert (await stored(store))[0].metadata == {"x": 1}
 
-    # -- a document's life
+    # -- synchronising
 
-    async def test_what_is_missing(self, make_store: MakeStore) -> None:
-        """Chunks that are new, have another content, or come from another model."""
+    async def test_missing_chunks(self, make_store: MakeStore) -> None:
+        """Chunks that are new or whose content changed have to be embedded."""
         store = await make_store(4)
         await store.upsert([embedded("a", content="old"), embedded("b", content="same")], NAMESPACE)
-        asked = [chunk("c"), chunk("b", "same", position=7), chunk("a", "new")]
-        assert await store.missing(asked, NAMESPACE) == [asked[0], asked[2]]
-        assert await store.missing(asked, "nobody") == asked
+        chunks = [chunk("c"), chunk("b", "same", position=7), chunk("a", "new")]
+        assert await store.missing(chunks, NAMESPACE) == [chunks[0], chunks[2]]
+        assert await store.missing(chunks, "nobody") == chunks
         assert await store.missing([], NAMESPACE) == []
 
     async def test_a_document_is_synchronised(self, store: VectorStore) -> None:
-        """Written, removed and left alone; of other documents nothing."""
+        """Changed chunks are written, obsolete ones deleted; other documents stay as they are."""
         await store.upsert([embedded("x", document_id="other")], NAMESPACE)
-        first = [embedded(one, content=one) for one in "abc"]
+        first = [embedded(id, content=id) for id in "abc"]
         result = await store.sync_document("doc", first, NAMESPACE)
         assert result == SyncResult(written=3, removed=0, unchanged=0)
         assert await store.sync_document("doc", first, NAMESPACE) == SyncResult(
@@ -181,20 +185,20 @@ class DocumentContract:
         ]
         result = await store.sync_document("doc", second, NAMESPACE)
         assert result == SyncResult(written=2, removed=1, unchanged=1)
-        assert [one.id for one in await stored(store)] == ["a", "b", "d", "x"]
+        assert [chunk.id for chunk in await stored(store)] == ["a", "b", "d", "x"]
         (kept,) = await store.get(["b"], NAMESPACE)
         assert (kept.position, kept.metadata) == (4, {"moved": True})
         assert await found(store, [1, 0, 0, 0], NAMESPACE, 2, {"moved": True}) == ["b"]
         assert await store.sync_document("doc", [], NAMESPACE) == SyncResult(
             written=0, removed=3, unchanged=0
         )
-        assert [one.id for one in await stored(store)] == ["x"]
+        assert [chunk.id for chunk in await stored(store)] == ["x"]
 
-    async def test_a_bad_document_changes_nothing(self, store: VectorStore) -> None:
-        """Neither what is refused at once, nor what turns out to have no embedding."""
+    async def test_an_invalid_document_changes_nothing(self, store: VectorStore) -> None:
+        """Invalid chunks are rejected, and so are new contents without an embedding."""
         await store.sync_document("doc", [embedded("a"), embedded("b")], NAMESPACE)
         before = await stored(store)
-        bad: list[tuple[Any, str]] = [
+        invalid: list[tuple[Any, str]] = [
             ([embedded("c"), chunk("a", "changed")], "embedding"),
             ([embedded("c"), chunk("new")], "embedding"),
             ([embedded("c"), embedded("c")], "chunks"),
@@ -203,16 +207,16 @@ class DocumentContract:
             ([7], "chunks"),
             ("ab", "chunks"),
         ]
-        for chunks, fault in bad:
+        for chunks, field_name in invalid:
             with pytest.raises(InvalidInputError) as error:
                 await store.sync_document("doc", chunks, NAMESPACE)
-            assert error.value.field == fault
+            assert error.value.field == field_name
             assert await stored(store) == before
         with pytest.raises(DimensionMismatchError):
             await store.sync_document("doc", [embedded("c", [1.0])], NAMESPACE)
 
     async def test_two_synchronisations_at_once(self, store: VectorStore) -> None:
-        """End in one of the two states."""
+        """Concurrent calls for one document end in the state of one of them."""
         states = [
             [embedded(f"{version}{number}", content=version) for number in range(20)]
             + [embedded("shared", content=version)]
@@ -222,12 +226,12 @@ class DocumentContract:
             await asyncio.gather(
                 *(store.sync_document("doc", state, NAMESPACE) for state in states)
             )
-            contents = {one.content for one in await stored(store)}
+            contents = {chunk.content for chunk in await stored(store)}
             assert len(contents) == 1
             assert len(await stored(store)) == 21
 
     @pytest.mark.parametrize(
-        ("call", "fault"),
+        ("call", "field_name"),
         [
             (lambda store: store.get("abc", "n"), "chunk_ids"),
             (lambda store: store.get([7], "n"), "chunk_ids"),
@@ -260,8 +264,10 @@ class DocumentContract:
             ),
         ],
     )
-    async def test_bad_arguments_are_named(self, store: VectorStore, call: Any, fault: str) -> None:
-        """Whatever the call."""
+    async def test_invalid_arguments_are_named(
+        self, store: VectorStore, call: Any, field_name: str
+    ) -> None:
+        """The error names the invalid argument."""
         with pytest.raises(InvalidInputError) as error:
             await call(store)
-        assert error.value.field == fault
+        assert error.value.field == field_name

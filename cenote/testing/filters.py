@@ -1,4 +1,4 @@
-"""What filters mean: cases for the contract suite."""
+"""Filters and the chunks that they match: cases for the contract suite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILTERED: dict[str, dict[str, Any]] = {
     "e": {},
     "f": {"year": None, "lang": "españÖl_1", "tags": [1, [2], {"k": 1, "l": 2}, None, "x"]},
 }
-"""The metadata of the chunks that `FILTERS` are tried on."""
+"""Metadata of the chunks that `FILTERS` are applied to, by chunk id."""
 
 FILTERS: list[tuple[Any, str]] = [
     (meta("year") == 2020, "a"),
@@ -100,7 +100,7 @@ FILTERS: list[tuple[Any, str]] = [
     ({"$and": []}, "abcdef"),
     ({"$or": []}, ""),
 ]
-"""Filters, and the keys in `FILTERED` that match."""
+"""Filters, each with the keys in `FILTERED` that it matches."""
 
 BAD_FILTERS: list[Callable[[], Any]] = [
     lambda: {"$nor": []},
@@ -137,7 +137,7 @@ BAD_FILTERS: list[Callable[[], Any]] = [
     lambda: field("position") == 2**70,
     lambda: field("position").in_([2**70]),
 ]
-"""What makes filters that are refused."""
+"""Functions that build invalid filters, or raise while building one."""
 
 
 def _nested_in_key(depth: int) -> dict[str, Any]:

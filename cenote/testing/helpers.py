@@ -1,4 +1,4 @@
-"""What tests of stores are made of."""
+"""Helpers for tests of stores."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cenote.stores.base import VectorStore
 from cenote.types import Vector
 
 MakeStore = Callable[..., Awaitable[Any]]
+"""Async function ``(dimensions, **options)`` that returns an empty store."""
 
 NAMESPACE = "acme"
 
@@ -35,7 +36,7 @@ def embedded(
     embedding_model: str = "model",
     columns: Mapping[str, Any] | None = None,
 ) -> EmbeddedChunk:
-    """An embedded chunk of four dimensions, unremarkable but for what is said."""
+    """Return an embedded chunk, with defaults for everything but its id."""
     chunk = Chunk(
         id=chunk_id,
         document_id=document_id,
@@ -57,17 +58,17 @@ async def stored(
     filter: FilterLike = None,
     **kwargs: Any,
 ) -> list[Chunk]:
-    """All chunks of a namespace."""
+    """Return the chunks of a namespace that match a filter, by id."""
     return [chunk async for chunk in store.get_all_chunks(namespace, filter, **kwargs)]
 
 
 async def found(store: VectorStore, *args: Any, **kwargs: Any) -> list[str]:
-    """The ids that a search finds."""
+    """Return the ids of the chunks that a search finds, in order."""
     return [result.chunk.id for result in await store.search(*args, **kwargs)]
 
 
 class Awkward:
-    """An object that is no array and cannot say so politely, as a tensor that needs gradients."""
+    """An object whose conversion to an array raises, like a tensor that requires gradients."""
 
     def __repr__(self) -> str:
         return "awkward"

@@ -1,4 +1,4 @@
-"""What every store must do with the other shapes of a search."""
+"""Contract tests for score limits, documents, and searches with several vectors or namespaces."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ OPPOSITE = [-1.0, 0.0, 0.0, 0.0]
 
 
 class SearchContract:
-    """A part of `cenote.testing.VectorStoreContract`."""
+    """Part of `cenote.testing.VectorStoreContract`."""
 
-    async def test_a_least_score(self, store: VectorStore) -> None:
-        """Itself included."""
+    async def test_min_score(self, store: VectorStore) -> None:
+        """A score equal to the minimum matches."""
         vectors = {"a": NEAR, "b": LIKE_NEAR, "c": FAR, "d": OPPOSITE}
-        await store.upsert([embedded(one, vector) for one, vector in vectors.items()], NAMESPACE)
-        for least, expected in ((1, "a"), (0.9, "ab"), (0.0, "abc"), (-1, "abcd"), (None, "abcd")):
-            assert await found(store, NEAR, NAMESPACE, min_score=least) == list(expected)
+        await store.upsert([embedded(id, vector) for id, vector in vectors.items()], NAMESPACE)
+        for min_score, expected in (
+            (1, "a"),
+            (0.9, "ab"),
+            (0.0, "abc"),
+            (-1, "abcd"),
+            (None, "abcd"),
+        ):
+            assert await found(store, NEAR, NAMESPACE, min_score=min_score) == list(expected)
         assert await found(store, FAR, NAMESPACE, 1, min_score=0.5) == ["c"]
 
-    async def test_places_of_documents(self, store: VectorStore) -> None:
-        """The nearest of each, whatever the number of its chunks."""
+    async def test_per_document(self, store: VectorStore) -> None:
+        """The nearest chunks of each document match, however many chunks it has."""
         generator = np.random.default_rng(3)
         many = [
             embedded(f"many{n:04}", [1, *(generator.random(3) / 1000)], document_id="many")
@@ -42,7 +48,7 @@ class SearchContract:
         ]
         await store.upsert(many + few, NAMESPACE)
         best = await store.search(NEAR, NAMESPACE, 10, per_document=1)
-        assert [one.chunk.document_id for one in best] == ["many", "few0", "few1", "few2"]
+        assert [result.chunk.document_id for result in best] == ["many", "few0", "few1", "few2"]
         exact = await found(store, NEAR, NAMESPACE, 1)
         assert [best[0].chunk.id] == exact
         two = await found(store, NEAR, NAMESPACE, 5, per_document=2)
@@ -50,8 +56,8 @@ class SearchContract:
         everything = await store.search(NEAR, NAMESPACE, 2000, per_document=1500)
         assert len(everything) == 1509
 
-    async def test_many_searches_are_searches(self, store: VectorStore) -> None:
-        """The same as one by one, zero vectors and none at all included; exact or not."""
+    async def test_search_many_equals_single_searches(self, store: VectorStore) -> None:
+        """Also for zero vectors and without any vectors, on the exact path and on the ANN path."""
         generator = np.random.default_rng(5)
         for namespace, count in (("small", 40), ("large", 1300)):
             vectors = generator.standard_normal((count, 4))
@@ -63,23 +69,23 @@ class SearchContract:
             queries = [*generator.standard_normal((7, 4)), np.zeros(4), vectors[3]]
             for filter in (None, {"even": True}, meta("even") == False):  # noqa: E712
                 together = await store.search_many(queries, namespace, 5, filter)
-                one_by_one = [await store.search(one, namespace, 5, filter) for one in queries]
-                assert [[r.chunk for r in one] for one in together] == [
-                    [r.chunk for r in one] for one in one_by_one
+                one_by_one = [await store.search(query, namespace, 5, filter) for query in queries]
+                assert [[result.chunk for result in results] for results in together] == [
+                    [result.chunk for result in results] for results in one_by_one
                 ]
-            cut = await store.search_many(queries, namespace, 50, min_score=0.5)
-            assert all(result.score >= 0.5 for one in cut for result in one)
+            above_half = await store.search_many(queries, namespace, 50, min_score=0.5)
+            assert all(result.score >= 0.5 for results in above_half for result in results)
         assert await store.search_many([], "small") == []
         assert await store.search_many([NEAR, NEAR], "nobody") == [[], []]
 
     async def test_diverse_results(self, store: VectorStore) -> None:
-        """Near ones first, but not the same thing twice."""
+        """With more diversity, a farther chunk is chosen before a near duplicate."""
         vectors = {"a": NEAR, "b": LIKE_NEAR, "c": FARTHER, "zero": [0.0] * 4}
-        await store.upsert([embedded(one, vector) for one, vector in vectors.items()], NAMESPACE)
+        await store.upsert([embedded(id, vector) for id, vector in vectors.items()], NAMESPACE)
 
         async def chosen(limit: int, **options: Any) -> list[str]:
             results = await store.search_diverse(NEAR, NAMESPACE, limit, **options)
-            return [one.chunk.id for one in results]
+            return [result.chunk.id for result in results]
 
         assert await chosen(2, diversity=0) == ["a", "b"]
         assert await chosen(2, diversity=0.7) == ["a", "c"]
@@ -89,12 +95,12 @@ class SearchContract:
         assert await store.search_diverse([0.0] * 4, NAMESPACE) == []
 
     async def test_several_namespaces(self, store: VectorStore) -> None:
-        """Those that are named, and no others."""
+        """Only the named namespaces are searched, each once."""
         await store.upsert([embedded("a", NEAR), embedded("b", FAR)], "one")
         await store.upsert([embedded("a", LIKE_NEAR), embedded("c", NEAR)], "two")
         await store.upsert([embedded("d", NEAR)], "three")
         results = await store.search_namespaces(NEAR, ["two", "one", "two"], 3)
-        assert [(name, one.chunk.id) for name, one in results] == [
+        assert [(namespace, result.chunk.id) for namespace, result in results] == [
             ("one", "a"),
             ("two", "c"),
             ("two", "a"),
@@ -102,7 +108,7 @@ class SearchContract:
         assert await store.search_namespaces(NEAR, []) == []
 
     @pytest.mark.parametrize(
-        ("call", "fault"),
+        ("call", "field_name"),
         [
             (lambda store: store.search(NEAR, "n", min_score=2), "min_score"),
             (lambda store: store.search(NEAR, "n", min_score=float("nan")), "min_score"),
@@ -120,8 +126,10 @@ class SearchContract:
             (lambda store: store.search_namespaces(NEAR, [], "x"), "limit"),
         ],
     )
-    async def test_bad_shapes_are_named(self, store: VectorStore, call: Any, fault: str) -> None:
-        """Whatever the call."""
+    async def test_invalid_search_arguments_are_named(
+        self, store: VectorStore, call: Any, field_name: str
+    ) -> None:
+        """The error names the invalid argument."""
         with pytest.raises(InvalidInputError) as error:
             await call(store)
-        assert error.value.field == fault
+        assert error.value.field == field_name

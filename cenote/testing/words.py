@@ -1,4 +1,4 @@
-"""What every store must do with searches by words."""
+"""Contract tests for full-text search and hybrid search."""
 
 from __future__ import annotations
 
@@ -25,130 +25,132 @@ TEXTS = {
 
 
 def ids(results: list[RetrievalResult]) -> list[str]:
-    """Of chunks, in order."""
+    """Return the chunk ids of results, in order."""
     return [result.chunk.id for result in results]
 
 
 class TextContract:
-    """A part of `cenote.testing.VectorStoreContract`."""
+    """Part of `cenote.testing.VectorStoreContract`."""
 
     @pytest.fixture
-    async def worded(self, make_store: MakeStore) -> Any:
-        """A store of four dimensions with English full text, and a few chunks."""
+    async def text_store(self, make_store: MakeStore) -> Any:
+        """A store of four dimensions with English full-text search and a few chunks."""
         store = await make_store(4, text_search="english")
         chunks = [
-            embedded(one, [1.0, place / 10, 0.0, 0.0], content=text, metadata={"n": place})
-            for place, (one, text) in enumerate(TEXTS.items())
+            embedded(id, [1.0, number / 10, 0.0, 0.0], content=text, metadata={"n": number})
+            for number, (id, text) in enumerate(TEXTS.items())
         ]
         await store.upsert(chunks, NAMESPACE)
         await store.upsert([embedded("theirs", content=TEXTS["cats"])], "other")
         return store
 
-    async def test_any_word_by_its_stem(self, worded: VectorStore) -> None:
-        """A chunk that has more of them comes first."""
-        results = await worded.search_text("Which cat has a dog?", NAMESPACE)
+    async def test_any_word_matches_by_its_stem(self, text_store: VectorStore) -> None:
+        """A chunk that contains more of the words ranks first."""
+        results = await text_store.search_text("Which cat has a dog?", NAMESPACE)
         assert ids(results)[0] == "both"
         assert set(ids(results)) == {"both", "cats", "dogs"}
         assert {result.retriever for result in results} == {"text"}
         scores = [result.score for result in results]
         assert scores == sorted(scores, reverse=True)
         assert scores[-1] > 0
-        assert results[0].chunk == (await worded.get(["both"], NAMESPACE))[0]
-        assert ids(await worded.search_text("RUNNING", NAMESPACE)) == ["dogs"]
-        assert ids(await worded.search_text("cat dog", NAMESPACE, 1)) == ["both"]
-        assert ids(await worded.search_text("kitchens", "other")) == ["theirs"]
+        assert results[0].chunk == (await text_store.get(["both"], NAMESPACE))[0]
+        assert ids(await text_store.search_text("RUNNING", NAMESPACE)) == ["dogs"]
+        assert ids(await text_store.search_text("cat dog", NAMESPACE, 1)) == ["both"]
+        assert ids(await text_store.search_text("kitchens", "other")) == ["theirs"]
 
     @pytest.mark.parametrize("text", ["", " \n", "?!", "zebra", "'", "\\", "&|!:*<->()"])
-    async def test_texts_that_say_nothing(self, worded: VectorStore, text: str) -> None:
-        """Find nothing, and by vector what is near."""
-        assert await worded.search_text(text, NAMESPACE) == []
-        hybrid = await worded.search_hybrid(text, NEAR, NAMESPACE)
+    async def test_texts_without_known_words(self, text_store: VectorStore, text: str) -> None:
+        """Text search finds nothing; hybrid search ranks by vector alone."""
+        assert await text_store.search_text(text, NAMESPACE) == []
+        hybrid = await text_store.search_hybrid(text, NEAR, NAMESPACE)
         assert ids(hybrid) == ["cats", "dogs", "both", "none"]
 
     @pytest.mark.parametrize("text", [*SQL_LOOKALIKES, "it's a\\b & (cats", "cat' | 'dog"])
-    async def test_texts_are_no_queries(self, worded: VectorStore, text: str) -> None:
-        """Whatever they hold."""
-        await worded.search_text(text, NAMESPACE)
-        await worded.search_hybrid(text, NEAR, NAMESPACE)
-        assert await worded.count(NAMESPACE) == 4
+    async def test_texts_are_not_parsed_as_queries(
+        self, text_store: VectorStore, text: str
+    ) -> None:
+        """Operators and quotes in a text have no effect."""
+        await text_store.search_text(text, NAMESPACE)
+        await text_store.search_hybrid(text, NEAR, NAMESPACE)
+        assert await text_store.count(NAMESPACE) == 4
 
-    async def test_words_under_a_filter(self, worded: VectorStore) -> None:
-        """Before the limit is counted."""
-        found = await worded.search_text("cat dog", NAMESPACE, 1, meta("n") < 1)
-        assert ids(found) == ["cats"]
-        assert await worded.search_text("cat", NAMESPACE, filter={"n": 3}) == []
-        both = await worded.search_hybrid("cat", NEAR, NAMESPACE, filter={"n": {"$gte": 2}})
-        assert ids(both) == ["both", "none"]
+    async def test_text_search_with_a_filter(self, text_store: VectorStore) -> None:
+        """The filter applies before the limit."""
+        results = await text_store.search_text("cat dog", NAMESPACE, 1, meta("n") < 1)
+        assert ids(results) == ["cats"]
+        assert await text_store.search_text("cat", NAMESPACE, filter={"n": 3}) == []
+        hybrid = await text_store.search_hybrid("cat", NEAR, NAMESPACE, filter={"n": {"$gte": 2}})
+        assert ids(hybrid) == ["both", "none"]
 
-    async def test_a_language_that_changes(self, make_store: MakeStore) -> None:
-        """Changes the words."""
+    async def test_changing_the_language_of_a_chunk(self, make_store: MakeStore) -> None:
+        """The new language determines the stems of the words."""
         store = await make_store(4, text_search="spanish, english")
         await store.upsert([embedded("a", content="running")], NAMESPACE)
         assert await store.search_text("runs", NAMESPACE) == []
         await store.update_metadata({"a": {"language": "english"}}, NAMESPACE)
         assert ids(await store.search_text("runs", NAMESPACE)) == ["a"]
 
-    async def test_words_that_change(self, worded: VectorStore) -> None:
-        """Are found as they are now."""
-        await worded.upsert([embedded("none", content="Cats in submarines")], NAMESPACE)
-        assert set(ids(await worded.search_text("cat", NAMESPACE))) == {"cats", "both", "none"}
-        await worded.delete(["cats"], NAMESPACE)
-        assert set(ids(await worded.search_text("cat", NAMESPACE))) == {"both", "none"}
-        await worded.update_metadata({"none": {"n": 9}}, NAMESPACE)
-        (found,) = await worded.search_text("cat", NAMESPACE, filter={"n": 9})
-        assert found.chunk.metadata == {"n": 9}
-        await worded.delete_namespace(NAMESPACE)
-        assert await worded.search_text("cat", NAMESPACE) == []
+    async def test_changed_contents(self, text_store: VectorStore) -> None:
+        """Text search reflects updates and deletions at once."""
+        await text_store.upsert([embedded("none", content="Cats in submarines")], NAMESPACE)
+        assert set(ids(await text_store.search_text("cat", NAMESPACE))) == {"cats", "both", "none"}
+        await text_store.delete(["cats"], NAMESPACE)
+        assert set(ids(await text_store.search_text("cat", NAMESPACE))) == {"both", "none"}
+        await text_store.update_metadata({"none": {"n": 9}}, NAMESPACE)
+        (result,) = await text_store.search_text("cat", NAMESPACE, filter={"n": 9})
+        assert result.chunk.metadata == {"n": 9}
+        await text_store.delete_namespace(NAMESPACE)
+        assert await text_store.search_text("cat", NAMESPACE) == []
 
-    async def test_both_rankings_fused(self, worded: VectorStore) -> None:
-        """By places: the nearest by vector are cats, dogs, both, none."""
-        (first_by_words, *_) = ids(await worded.search_text("gardens", NAMESPACE, 1))
-        results = await worded.search_hybrid("gardens", NEAR, NAMESPACE)
+    async def test_hybrid_search_fuses_both_rankings(self, text_store: VectorStore) -> None:
+        """Scores follow from the ranks. By vector, the order is cats, dogs, both, none."""
+        (first_by_words, *_) = ids(await text_store.search_text("gardens", NAMESPACE, 1))
+        results = await text_store.search_hybrid("gardens", NEAR, NAMESPACE)
         assert {result.retriever for result in results} == {"hybrid"}
         scores = {result.chunk.id: result.score for result in results}
         assert set(scores) == set(TEXTS)
-        by_vector = {one: 1 / (RANK_CONSTANT + n) for n, one in enumerate(TEXTS, 1)}
+        by_vector = {id: 1 / (RANK_CONSTANT + rank) for rank, id in enumerate(TEXTS, 1)}
         by_words: dict[str, float] = {"dogs": 1 / (RANK_CONSTANT + 2)}
         by_words["both"] = by_words["dogs"]
         by_words[first_by_words] = 1 / (RANK_CONSTANT + 1)
-        for one, score in scores.items():
-            assert score == pytest.approx(by_vector[one] + by_words.get(one, 0.0), abs=1e-12)
-        assert ids(results) == sorted(scores, key=lambda one: (-scores[one], one))
+        for id, score in scores.items():
+            assert score == pytest.approx(by_vector[id] + by_words.get(id, 0.0), abs=1e-12)
+        assert ids(results) == sorted(scores, key=lambda id: (-scores[id], id))
 
-    async def test_weights_and_depth(self, worded: VectorStore) -> None:
-        """One ranking may count for more, and only so many of each are fused."""
-        found = await worded.search_hybrid(
+    async def test_weights_and_depth(self, text_store: VectorStore) -> None:
+        """Weights scale or disable a ranking; `depth` limits the results that are fused."""
+        text_only = await text_store.search_hybrid(
             "submarine", NEAR, NAMESPACE, 1, vector_weight=0.0, depth=2
         )
-        assert ids(found) == ["none"]
-        vector_only = await worded.search_hybrid(
+        assert ids(text_only) == ["none"]
+        vector_only = await text_store.search_hybrid(
             "submarine", NEAR, NAMESPACE, 2, text_weight=0.001, depth=2
         )
         assert ids(vector_only) == ["cats", "dogs"]
-        shallow = await worded.search_hybrid("submarine", NEAR, NAMESPACE, 1, depth=1)
-        assert ids(shallow) == ["cats"]  # a tie of two first places
+        shallow = await text_store.search_hybrid("submarine", NEAR, NAMESPACE, 1, depth=1)
+        assert ids(shallow) == ["cats"]  # both rank first, so the tie is broken by id
         assert shallow[0].score == pytest.approx(1 / (RANK_CONSTANT + 1))
-        all_of_them = await worded.search_hybrid("submarine", NEAR, NAMESPACE, 9, depth=1)
-        assert len(all_of_them) == 4
+        all_results = await text_store.search_hybrid("submarine", NEAR, NAMESPACE, 9, depth=1)
+        assert len(all_results) == 4
         for weights, expected in (
             ({"vector_weight": 0}, ["none"]),
             ({"text_weight": 0}, ["cats", "dogs", "both", "none"]),
         ):
             options: Any = weights
-            only = await worded.search_hybrid("submarine", NEAR, NAMESPACE, **options)
-            assert ids(only) == expected
-        zero = await worded.search_hybrid("submarine", [0.0] * 4, NAMESPACE)
+            results = await text_store.search_hybrid("submarine", NEAR, NAMESPACE, **options)
+            assert ids(results) == expected
+        zero = await text_store.search_hybrid("submarine", [0.0] * 4, NAMESPACE)
         assert ids(zero) == ["none"]
 
-    async def test_equal_words_come_by_id(self, worded: VectorStore) -> None:
-        """In code-point order."""
-        chunks = [embedded(one, FAR, content="equal words") for one in "bZa10é"]
-        await worded.upsert(chunks, "ties")
-        assert ids(await worded.search_text("equal", "ties")) == sorted("bZa10é")
-        assert ids(await worded.search_hybrid("equal", FAR, "ties")) == sorted("bZa10é")
+    async def test_ties_are_ordered_by_id(self, text_store: VectorStore) -> None:
+        """Equal contents come in code-point order of their ids."""
+        chunks = [embedded(id, FAR, content="equal words") for id in "bZa10é"]
+        await text_store.upsert(chunks, "ties")
+        assert ids(await text_store.search_text("equal", "ties")) == sorted("bZa10é")
+        assert ids(await text_store.search_hybrid("equal", FAR, "ties")) == sorted("bZa10é")
 
     async def test_languages_of_chunks(self, make_store: MakeStore) -> None:
-        """Each by its own stems, the first language where the metadata name none of the others."""
+        """A chunk is stemmed in the language that its metadata names, by default in the first."""
         store = await make_store(4, text_search="spanish, english")
         texts: dict[str, tuple[str, dict[str, Any]]] = {
             "es": ("Los gatos caminaban por los jardines.", {}),
@@ -158,7 +160,10 @@ class TextContract:
             "no": ("gatos", {"language": 5}),
         }
         await store.upsert(
-            [embedded(one, content=text, metadata=said) for one, (text, said) in texts.items()],
+            [
+                embedded(id, content=text, metadata=metadata)
+                for id, (text, metadata) in texts.items()
+            ],
             NAMESPACE,
         )
         assert ids(await store.search_text("caminar", NAMESPACE)) == ["es"]
@@ -168,23 +173,23 @@ class TextContract:
         assert set(ids(await store.search_text("jardines", NAMESPACE))) == {"es", "fr"}
 
     async def test_words_of_other_scripts(self, make_store: MakeStore) -> None:
-        """Letters with their marks, of which several languages make their vowels."""
+        """Combining marks belong to words: several languages write their vowels with them."""
         store = await make_store(4, text_search="simple")
         texts = {"a": "हिन्दी भाषा में", "b": "भारत देश", "c": "max_size", "d": "size limit"}
-        await store.upsert([embedded(one, content=text) for one, text in texts.items()], NAMESPACE)
+        await store.upsert([embedded(id, content=text) for id, text in texts.items()], NAMESPACE)
         assert ids(await store.search_text("भाषा", NAMESPACE)) == ["a"]
         assert set(ids(await store.search_text("SIZE", NAMESPACE))) == {"c", "d"}
 
-    async def test_a_long_content(self, worded: VectorStore) -> None:
-        """Is stored whole, and found by the words of its beginning."""
+    async def test_a_long_content(self, text_store: VectorStore) -> None:
+        """A long content is stored whole, and only its beginning is searched."""
         long = "beginning " + "x" * 300_000 + " end " + " ".join(f"w{n}" for n in range(100_000))
-        await worded.upsert([embedded("long", content=long)], "long")
-        assert (await worded.get(["long"], "long"))[0].content == long
-        assert ids(await worded.search_text("beginning", "long")) == ["long"]
-        assert await worded.search_text("end", "long") == []
+        await text_store.upsert([embedded("long", content=long)], "long")
+        assert (await text_store.get(["long"], "long"))[0].content == long
+        assert ids(await text_store.search_text("beginning", "long")) == ["long"]
+        assert await text_store.search_text("end", "long") == []
 
-    async def test_without_full_text(self, make_store: MakeStore) -> None:
-        """The error says what to set."""
+    async def test_stores_without_full_text_search(self, make_store: MakeStore) -> None:
+        """The error names the setting to change."""
         store = await make_store(4)
         with pytest.raises(ConfigurationError) as error:
             await store.search_text("cat", NAMESPACE)
@@ -193,7 +198,7 @@ class TextContract:
             await store.search_hybrid("cat", NEAR, NAMESPACE)
 
     @pytest.mark.parametrize(
-        ("call", "fault"),
+        ("call", "field_name"),
         [
             (lambda store: store.search_text(None, "n"), "text"),
             (lambda store: store.search_text("a\x00", "n"), "text"),
@@ -213,10 +218,10 @@ class TextContract:
             ),
         ],
     )
-    async def test_bad_questions_are_named(
-        self, worded: VectorStore, call: Any, fault: str
+    async def test_invalid_text_search_arguments_are_named(
+        self, text_store: VectorStore, call: Any, field_name: str
     ) -> None:
-        """Whatever the call."""
+        """The error names the invalid argument."""
         with pytest.raises(InvalidInputError) as error:
-            await call(worded)
-        assert error.value.field == fault
+            await call(text_store)
+        assert error.value.field == field_name
