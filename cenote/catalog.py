@@ -1,7 +1,7 @@
-"""What the database's own catalogue says of a chunk table: the record of what was applied.
+"""Introspection of the live chunk table, from the database's own catalogue.
 
-Later revisions and commands take dimensions, type, partitions and parameters from here, never from
-a configuration that has moved on.
+The catalogue is the record of what was applied. Revisions and commands read dimensions, type,
+partitions and parameters from it, and never from a configuration that may have changed since.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sqlalchemy import (
     select,
 )
 
-from cenote.citus import METADATA, shard_count
+from cenote.citus import CITUS_METADATA, shard_count
 from cenote.ddl import qualified
 from cenote.orm import OPERATOR_CLASS, ann_index_name
 from cenote.pg_catalog import (
@@ -55,14 +55,14 @@ class LiveIndex:
     """An index of the chunk table or of one of its partitions.
 
     Attributes:
-        name: the index.
-        table: the table or partition that it is on.
-        method: ``"hnsw"``, ``"btree"``, ...
-        columns: what it is on, in order.
-        operator_classes: one for each column.
-        options: its ``WITH`` options.
-        valid: False where a concurrent build did not end, or a partition has no part of it.
-        primary: whether it is the primary key's.
+        name: Name of the index.
+        table: Name of the table or partition that the index is on.
+        method: Access method: ``"hnsw"``, ``"btree"``, ...
+        columns: Indexed columns or expressions, in order.
+        operator_classes: Operator class of each column.
+        options: Options of ``WITH``.
+        valid: False if a concurrent build did not finish, or a partition lacks its part.
+        primary: True for the index of the primary key.
     """
 
     name: str
@@ -77,30 +77,32 @@ class LiveIndex:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveTable:
-    """A chunk table as it is.
+    """A chunk table as it is in the database.
 
     Attributes:
-        oid: its object identifier.
-        schema: the schema it is in.
-        name: its name.
-        column_type: of its embedding column, ``"vector"`` or ``"halfvec"``; None where it has no
-            such column, or is no table, and so is no chunk table.
-        dimensions: of that column; None where any length fits.
-        partitioned: whether it is a partitioned table, which may have lost its partitions.
-        bounds: its partitions, each with modulus and remainder; empty for a plain table.
-        text_search: the text search configurations of its full text, as `SchemaConfig` has them;
-            None without, also where it has a column of that name that cenote did not make.
-        configurations: all text search configurations of the database by their names, those in the
-            schemas of the search_path by their own alone, too.
-        row_security: whether it, or a partition, has cenote's row-level security.
-        unsecured: the names of the table and partitions that lack it, if others have it.
-        other_policies: whether it, or a partition, has policies or row-level security of others.
-        shards: in how many shards Citus has distributed it by namespace; None where it has not.
-        columns: the types by column, with ``not null`` and other than default collations, as SQL
-            writes them.
-        key: the columns of its primary key.
-        key_name: the name of its primary key.
-        indexes: its own and its partitions'.
+        oid: Object identifier of the table.
+        schema: Schema of the table.
+        name: Name of the table.
+        column_type: Type of the embedding column, ``"vector"`` or ``"halfvec"``. None if the
+            relation has no such column or is not a table; it is not a chunk table then.
+        dimensions: Dimensions of the embedding column; None if it takes vectors of any length.
+        partitioned: True for a partitioned table, even if it has lost its partitions.
+        bounds: Modulus and remainder of each partition, by its name; empty for a plain table.
+        text_search: Text search configurations of the full text column, in the form of
+            `SchemaConfig.text_search`. None if there is no such column, or if cenote did not
+            create it.
+        configurations: Qualified names of all text search configurations of the database, by
+            qualified name and, for those in schemas of the search_path, by their name alone too.
+        row_security: True if the table or a partition has cenote's row-level security.
+        unsecured: Names of the table and partitions without it, if others have it.
+        other_policies: True if the table or a partition has policies, or row-level security, that
+            cenote did not create.
+        shards: Number of shards if Citus has distributed the table by namespace, else None.
+        columns: SQL type of each column, with ``not null`` and any collation that is not the
+            type's default.
+        key: Columns of the primary key.
+        key_name: Name of the primary key.
+        indexes: Indexes of the table and of its partitions.
     """
 
     oid: int
@@ -123,28 +125,32 @@ class LiveTable:
 
     @property
     def partitions(self) -> tuple[str, ...]:
-        """The names of its partitions."""
+        """Names of the partitions."""
         return tuple(self.bounds)
 
     @property
     def complete(self) -> bool:
-        """Whether its partitions take every namespace."""
+        """True if the table is plain, or its partitions take every namespace."""
         shares = sum(Fraction(1, modulus) for modulus, _ in self.bounds.values())
         return shares == (1 if self.partitioned else 0)
 
     @property
     def embedding(self) -> str:
-        """The type of the embedding column as SQL writes it."""
+        """Type of the embedding column, as SQL writes it."""
         return embedding_sql(self.column_type, self.dimensions)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What `SchemaConfig` would say of the columns and, if none is lost, partitions."""
+        """Settings of a `SchemaConfig` that would create the table.
+
+        The number of partitions is None if a partition is missing.
+        """
         return {
             "dimensions": self.dimensions,
             "column_type": self.column_type,
             "text_search": self.text_search,
-            # Never both: what is told of a table must make a configuration, whoever made it.
+            # Never set together with `distribution`: no SchemaConfig accepts both, but a table
+            # that cenote did not create may have both.
             "row_security": (self.row_security and self.shards is None) or None,
             "distribution": None if self.shards is None else "citus",
             "partitions": len(self.bounds) if self.complete else None,
@@ -152,14 +158,14 @@ class LiveTable:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What `SchemaConfig` would say of its ANN index's parameters, where it has one."""
+        """Settings of a `SchemaConfig` for the parameters of the ANN index; empty without one."""
         index = self.index(ann_index_name(self.name))
         if index is None or index.method != "hnsw":
             return {}
         return {"hnsw_" + option: int(value) for option, value in index.options.items()}
 
     def index(self, name: str) -> LiveIndex | None:
-        """The index of the table itself that has this name."""
+        """Return the index of this name on the table itself, not on a partition."""
         return next(
             (index for index in self.indexes if (index.name, index.table) == (name, self.name)),
             None,
@@ -167,17 +173,17 @@ class LiveTable:
 
 
 def embedding_sql(column_type: str | None, dimensions: int | None) -> str:
-    """``"vector(384)"``."""
+    """Return the embedding column's type as SQL writes it, for example ``"vector(384)"``."""
     if column_type is None:
         return "missing"
     return column_type if dimensions is None else f"{column_type}({dimensions})"
 
 
 def shape_query(name: str, schema: str | None) -> Executable:
-    """A query for the table's identity, the type of its embedding column, and its full text.
+    """Return a query for a table's identity, the type of its embedding column, and its full text.
 
-    No row where there is nothing of that name; no `column_type` where that is no table, or has no
-    embedding column of a type that is ours.
+    The query returns no row if nothing has this name. `column_type` is null if the relation is not
+    a table, or has no embedding column of a type that cenote supports.
     """
     embedding = and_(
         pg_attribute.c.attrelid == pg_class.c.oid,
@@ -185,7 +191,9 @@ def shape_query(name: str, schema: str | None) -> Executable:
         pg_attribute.c.attisdropped.is_(False),
         pg_class.c.relkind.in_(["r", "p"]),
     )
-    ours = and_(pg_type.c.oid == pg_attribute.c.atttypid, pg_type.c.typname.in_(OPERATOR_CLASS))
+    embedding_type = and_(
+        pg_type.c.oid == pg_attribute.c.atttypid, pg_type.c.typname.in_(OPERATOR_CLASS)
+    )
     words = pg_attribute.alias("words")
     generates_words = (
         select(func.pg_get_expr(pg_attrdef.c.adbin, pg_attrdef.c.adrelid))
@@ -208,12 +216,12 @@ def shape_query(name: str, schema: str | None) -> Executable:
             generates_words.label("generates_words"),
             pg_class.c.relrowsecurity.label("row_security"),
             func.row_security_active(pg_class.c.oid).label("row_security_active"),
-            METADATA.is_not(None).label("has_citus"),
+            CITUS_METADATA.is_not(None).label("has_citus"),
         )
         .select_from(pg_class)
         .join(pg_namespace, pg_namespace.c.oid == pg_class.c.relnamespace)
         .outerjoin(pg_attribute, embedding)
-        .outerjoin(pg_type, ours)
+        .outerjoin(pg_type, embedding_type)
         .where(pg_class.c.oid == func.to_regclass(qualified(name, schema)))
     )
 
@@ -223,22 +231,22 @@ CONFIGURATIONS = select(
     pg_ts_config.c.cfgname,
     func.pg_ts_config_is_visible(pg_ts_config.c.oid).label("visible"),
 ).join(pg_namespace, pg_namespace.c.oid == pg_ts_config.c.cfgnamespace)
-"""A query for the text search configurations of a database."""
+"""Query for the text search configurations of a database; see `configurations_of`."""
 
 
 def configurations_of(rows: Iterable[Any]) -> dict[str, str]:
-    """What names stand for, of that query's rows."""
-    found = {}
+    """Return `LiveTable.configurations` from the rows of the query `CONFIGURATIONS`."""
+    configurations = {}
     for row in rows:
         name = ".".join((row.nspname, row.cfgname))
-        found[name] = name
+        configurations[name] = name
         if row.visible:
-            found[row.cfgname] = name
-    return found
+            configurations[row.cfgname] = name
+    return configurations
 
 
 def schemas_with(connection: Connection, name: str) -> list[str]:
-    """The schemas that have a table of this name."""
+    """Return the schemas that have a table of this name, sorted."""
     query = (
         select(pg_namespace.c.nspname)
         .join(pg_class, pg_class.c.relnamespace == pg_namespace.c.oid)
@@ -249,15 +257,15 @@ def schemas_with(connection: Connection, name: str) -> list[str]:
 
 
 def read_table(connection: Connection, name: str, schema: str | None) -> LiveTable | None:
-    """The live table of this name, or None where there is nothing of this name."""
+    """Return the live table of this name, or None if nothing has this name."""
     shape = connection.execute(shape_query(name, schema)).one_or_none()
     if shape is None:
         return None
     bounds = connection.execute(_partitions_query(shape.oid)).all()
     indexes = tuple(_live_index(row) for row in connection.execute(_indexes_query(shape.oid)))
     security = connection.execute(_security_query(shape.oid)).all()
-    secured = {row.relname: row.secured for row in security}
-    row_security = any(secured.values())
+    has_row_security = {row.relname: row.has_row_security for row in security}
+    row_security = any(has_row_security.values())
     primary = [index for index in indexes if index.primary and index.table == shape.name]
     return LiveTable(
         oid=shape.oid,
@@ -270,8 +278,10 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         bounds={row.relname: _bound(row.bound) for row in bounds},
         configurations=configurations_of(connection.execute(CONFIGURATIONS).all()),
         row_security=row_security,
-        unsecured=tuple(name for name, has in secured.items() if row_security and not has),
-        other_policies=any(row.others for row in security),
+        unsecured=tuple(
+            name for name, secured in has_row_security.items() if row_security and not secured
+        ),
+        other_policies=any(row.other_policies for row in security),
         shards=shard_count(connection, shape.oid) if shape.has_citus else None,
         columns={row.attname: row.sql for row in connection.execute(_columns_query(shape.oid))},
         key=primary[0].columns if primary else (),
@@ -280,10 +290,10 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
     )
 
 
-def is_owner(oid: int) -> Executable:
-    """Whether the current role has the rights of a table's owner."""
-    owns = func.pg_has_role(pg_class.c.relowner, "USAGE")
-    return select(owns).where(pg_class.c.oid == oid)
+def is_owner_query(oid: int) -> Executable:
+    """Return a query for whether the current role has the rights of a table's owner."""
+    is_owner = func.pg_has_role(pg_class.c.relowner, "USAGE")
+    return select(is_owner).where(pg_class.c.oid == oid)
 
 
 def _live_index(row: Row[Any]) -> LiveIndex:
@@ -300,7 +310,10 @@ def _live_index(row: Row[Any]) -> LiveIndex:
 
 
 def _bound(sql: str | None) -> tuple[int, int]:
-    """Modulus and remainder of a hash partition; another kind of partition takes nothing for us."""
+    """Return modulus and remainder of a hash partition.
+
+    Another kind of partition gets a modulus so large that the table is not `LiveTable.complete`.
+    """
     numbers = re.search(r"modulus (\d+), remainder (\d+)", sql or "")
     return (int(numbers[1]), int(numbers[2])) if numbers else (2**31, 0)
 
@@ -328,9 +341,9 @@ def _columns_query(oid: int) -> Executable:
 
 
 def _security_query(oid: int) -> Executable:
-    """The table and its partitions, with whether each has cenote's row-level security."""
+    """Return a query for the row-level security and policies of the table and its partitions."""
 
-    def has(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    def has_policy(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
         return exists().where(
             pg_policy.c.polrelid == pg_class.c.oid,
             pg_policy.c.polcmd == "*",
@@ -348,9 +361,11 @@ def _security_query(oid: int) -> Executable:
             and_(
                 pg_class.c.relrowsecurity,
                 pg_class.c.relforcerowsecurity,
-                has(pg_policy.c.polname == RESTRICTS, not_(pg_policy.c.polpermissive), restricts),
-                has(pg_policy.c.polname == PERMITS, condition == "true"),
-            ).label("secured"),
+                has_policy(
+                    pg_policy.c.polname == RESTRICTS, not_(pg_policy.c.polpermissive), restricts
+                ),
+                has_policy(pg_policy.c.polname == PERMITS, condition == "true"),
+            ).label("has_row_security"),
             or_(
                 exists().where(
                     pg_policy.c.polrelid == pg_class.c.oid,
@@ -360,7 +375,7 @@ def _security_query(oid: int) -> Executable:
                     pg_class.c.relrowsecurity,
                     not_(exists().where(pg_policy.c.polrelid == pg_class.c.oid)),
                 ),
-            ).label("others"),
+            ).label("other_policies"),
         )
         .where(or_(pg_class.c.oid == oid, pg_class.c.oid.in_(partitions)))
         .order_by(pg_class.c.relname)
@@ -386,7 +401,7 @@ def _indexes_query(oid: int) -> Executable:
     operator_classes = select(pg_opclass.c.opcname).where(
         pg_opclass.c.oid == pg_index.c.indclass[position.c.n - 1]
     )
-    in_order = [
+    column_arrays = [
         func.array(
             query.select_from(position).order_by(position.c.n).correlate(pg_index).scalar_subquery()
         )
@@ -401,8 +416,8 @@ def _indexes_query(oid: int) -> Executable:
             pg_class.c.reloptions,
             pg_index.c.indisvalid,
             pg_index.c.indisprimary,
-            in_order[0].label("columns"),
-            in_order[1].label("operator_classes"),
+            column_arrays[0].label("columns"),
+            column_arrays[1].label("operator_classes"),
         )
         .select_from(pg_index)
         .join(pg_class, pg_class.c.oid == pg_index.c.indexrelid)

@@ -287,7 +287,7 @@ def distribution_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
 def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Finding]:
     """Nodes that do not answer, indexes that a build left, and a shard that outgrows the others."""
     for shard in shards:
-        if not shard.answered:
+        if not shard.reachable:
             yield Finding(
                 kind="shard_unreachable",
                 subject=f"shard {shard.number}",

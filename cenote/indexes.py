@@ -28,7 +28,7 @@ from cenote.builds import (
     set_for_build,
     transact,
 )
-from cenote.catalog import LiveTable, is_owner
+from cenote.catalog import LiveTable, is_owner_query
 from cenote.config import SchemaConfig
 from cenote.ddl import (
     attach_index,
@@ -45,7 +45,7 @@ from cenote.drift import (
     part_name,
 )
 from cenote.errors import MigrationError
-from cenote.locks import InUseError, PooledError
+from cenote.locks import InUseError, TransactionPoolingError
 from cenote.orm import OPERATOR_CLASS, ann_index_name
 from cenote.progress import Report
 from cenote.schema import own_connection
@@ -205,7 +205,7 @@ async def drop_ann_index_of_empty_table(
     """
     async with own_connection(engine, _NOT_DROPPED) as connection:
         live = await connection.run_sync(read_chunk_table, config)
-        if not await connection.scalar(is_owner(live.oid)):
+        if not await connection.scalar(is_owner_query(live.oid)):
             return False
         if live.index(ann_index_name(live.name)) is None:
             return True
@@ -215,7 +215,7 @@ async def drop_ann_index_of_empty_table(
         async with build_session(engine, config, _NOT_DROPPED, 0) as connection:
             await connection.run_sync(set_for_build, memory, workers)
             return await connection.run_sync(_drop, config, if_empty=True)
-    except (InUseError, PooledError) as error:
+    except (InUseError, TransactionPoolingError) as error:
         _logger.info("the rows go into the live index: %s", error)
         return False
 

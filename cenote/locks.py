@@ -1,4 +1,4 @@
-"""The two locks of whatever changes the schema: one for the database, one for this process."""
+"""Locks for changes of the schema: one per database, one per process, and table locks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from cenote.errors import MigrationError
 from cenote.pg_catalog import pg_database, pg_locks
 
 LOCK_TIMEOUT_SECONDS = 300.0
-"""How long a change of the schema waits for another one of the same database."""
+"""How long a change of the schema waits for another one in the same database."""
 
 LOCK_KEY = int.from_bytes(hashlib.sha256(b"cenote migrations").digest()[:8], "big", signed=True)
-"""The advisory lock that is held meanwhile."""
+"""Key of the advisory lock that a change of the schema holds."""
 
 _POLL_SECONDS = 0.2
 
@@ -34,21 +34,23 @@ _PROBES = 5
 """How often two clients are asked which server process they have."""
 
 _PROBE_SECONDS = 5.0
-"""How long that may take."""
+"""How long these questions may take altogether."""
 
 _LOST_STATEMENT = ("26000", "42P05")
-"""SQLSTATE: there is no such prepared statement, or there is one already, which a pooler's other
-client made."""
+"""SQLSTATEs for a prepared statement that does not exist, or that already exists because another
+client of the pooler created it."""
 
 TABLE_LOCK_TIMEOUT_SECONDS = 300.0
 """How long `with_short_waits` keeps trying."""
 
 _WAITS_MILLISECONDS = (100, 200, 500, 1500)
-"""How long each try waits, and everybody else behind it; the last one repeats. That is longer than
-the server's deadlock_timeout of 1 s, after which an autovacuum in the way gives up."""
+"""How long each attempt waits for a lock. All other sessions that want the table wait behind it.
 
-NOT_NOW = {"55P03", "40P01"}
-"""SQLSTATE: lock not available, deadlock detected."""
+The last value repeats. It is longer than the server's deadlock_timeout of 1 s, after which an
+autovacuum that holds the table is cancelled."""
+
+_LOCK_CONFLICTS = {"55P03", "40P01"}
+"""SQLSTATEs: lock not available, deadlock detected."""
 
 _HOLDER = (
     select(pg_locks.c.pid)
@@ -66,39 +68,39 @@ _PID = select(func.pg_backend_pid())
 
 _logger = logging.getLogger(__name__)
 
-# alembic.context and alembic.op are globals of the process: one migration at a time may run in it.
+# alembic.context and alembic.op are global in a process, so it can run one migration at a time.
 _alembic_lock = threading.Lock()
 
 
 class InUseError(MigrationError):
-    """Others held a lock for as long as the caller would wait."""
+    """Other sessions held a lock for as long as the caller was willing to wait."""
 
 
-class PooledError(MigrationError):
-    """A pooler lends the server's connections for a transaction each, and a session is needed."""
+class TransactionPoolingError(MigrationError):
+    """The operation needs a session, but a pooler assigns server connections per transaction."""
 
 
 @contextmanager
 def migration_lock(
     connection: Connection, table_name: str, *, seconds: float | None = None
 ) -> Iterator[None]:
-    """Hold the lock of this database's cenote migrations for the session.
+    """Hold the session-level advisory lock for cenote migrations of this database.
 
-    One lock for all tables, since the extension and the schema are the database's.
-    The lock is polled: a session that waits inside pg_advisory_lock() holds a snapshot, for which
-    a concurrent index build would wait in turn. It ends with the session, so that a killed holder
-    blocks nobody.
+    There is one lock for all tables, because they share the database's extension and schemas. The
+    lock is polled: a session that waits inside pg_advisory_lock() holds a snapshot, and a
+    concurrent index build would wait for that snapshot in turn. The server releases the lock when
+    the session ends, so a killed process blocks nobody.
 
     Args:
-        connection: one without an open transaction.
-        table_name: what waits, for the log.
-        seconds: how long to wait; `LOCK_TIMEOUT_SECONDS` when None.
+        connection: Connection without an open transaction.
+        table_name: Table that is to be migrated, for the log and the error message.
+        seconds: How long to wait; `LOCK_TIMEOUT_SECONDS` if None.
 
     Raises:
-        InUseError: another one held it for so long.
-        PooledError: there is no session that could hold it.
+        InUseError: Another session held the lock for the whole time.
+        TransactionPoolingError: A pooler leaves the connection no session that could hold the lock.
     """
-    _refuse_transaction_pooling(connection)
+    _reject_transaction_pooling(connection)
     if seconds is None:
         seconds = LOCK_TIMEOUT_SECONDS
     deadline = time.monotonic() + seconds
@@ -107,7 +109,7 @@ def migration_lock(
         if time.monotonic() > deadline:
             raise InUseError(
                 f"another cenote migration of this database did not end within "
-                f"{seconds:.0f} seconds; table {table_name!r} was not migrated"
+                f"{seconds:.0f} seconds; table {table_name!r} was not migrated: run it again later"
             )
         if not waiting:
             _logger.info(
@@ -126,42 +128,43 @@ def migration_lock(
             _scalar(connection, select(func.pg_advisory_unlock(LOCK_KEY)))
 
 
-def _refuse_transaction_pooling(connection: Connection) -> None:
-    """Refuse a pooler that would keep the lock, and the settings of a build, for who comes next."""
+def _reject_transaction_pooling(connection: Connection) -> None:
+    """Reject a pooler that would pass the lock, and a build's settings, on to its next client."""
     raw: Any = connection.connection
-    told = getattr(raw.driver_connection, "get_server_pid", None)  # by who answers; asyncpg's
-    if told is None or told() == _scalar(connection, _PID):
+    # asyncpg's answer is the process that the server, or a pooler, named when connecting.
+    get_server_pid = getattr(raw.driver_connection, "get_server_pid", None)
+    if get_server_pid is None or get_server_pid() == _scalar(connection, _PID):
         return
     try:
         pooled = raw.dbapi_connection.run_async(partial(_shares_its_process, connection.engine))
-    except database_errors() as error:  # one that lends for a session may have none left
+    except database_errors() as error:  # a pooler in session mode may have no connection left
         state = getattr(driver_error(error), "sqlstate", None)
-        _logger.info("how the pooler lends cannot be told: %s", describe(driver_error(error)))
+        _logger.info("cannot detect the pooler's mode: %s", describe(driver_error(error)))
         pooled = state in _LOST_STATEMENT
     if pooled:
-        raise PooledError(
-            "a pooler lends the server's connections for a transaction each (PgBouncer's pool_mode "
-            "transaction), and this needs a session: run it on a direct connection"
+        raise TransactionPoolingError(
+            "this needs a session, but a pooler assigns server connections per transaction "
+            "(PgBouncer's pool_mode=transaction): run it on a direct connection"
         )
 
 
 async def _shares_its_process(engine: Engine, driver: Any) -> bool:
-    """Whether another client gets the same server process, while this one is connected.
+    """Return True if another client gets the server process of this one, which is connected.
 
-    A pooler that lends for a session never gives it; a busy one that lends for a transaction may
-    happen not to.
+    A pooler in session mode never shares a process. A busy pooler in transaction mode may happen
+    not to share one either.
     """
     other = create_async_engine(engine.url, pool=engine.pool.recreate())
-    ours, theirs = set(), set()
+    own_pids, other_pids = set(), set()
     try:
         async with asyncio.timeout(_PROBE_SECONDS), other.connect() as connection:
             for _ in range(_PROBES):
-                ours.add(await driver.fetchval("SELECT pg_backend_pid()"))
-                theirs.add(await connection.scalar(_PID))
+                own_pids.add(await driver.fetchval("SELECT pg_backend_pid()"))
+                other_pids.add(await connection.scalar(_PID))
                 await connection.commit()
     finally:
         await other.dispose()
-    return not ours.isdisjoint(theirs)
+    return not own_pids.isdisjoint(other_pids)
 
 
 def with_short_waits(
@@ -171,18 +174,19 @@ def with_short_waits(
     *,
     seconds: float | None = None,
 ) -> None:
-    """Do work in a transaction that waits for no table lock for long, and again until it gets it.
+    """Run `work` in a transaction that waits only briefly for table locks, until it succeeds.
 
-    Whoever wants a table waits behind a transaction that waits for all of it.
+    The waits are short because all other sessions that want a table wait behind a transaction that
+    waits for an exclusive lock on it.
 
     Args:
-        connection: one without an open transaction, not in AUTOCOMMIT.
-        table_name: what is wanted, for the log.
-        work: may be called several times.
-        seconds: how long to try; `TABLE_LOCK_TIMEOUT_SECONDS` when None.
+        connection: Connection without an open transaction, not in AUTOCOMMIT.
+        table_name: Table that `work` locks, for the log and the error message.
+        work: Function to run in the transaction. It may be called several times.
+        seconds: How long to keep trying; `TABLE_LOCK_TIMEOUT_SECONDS` if None.
 
     Raises:
-        InUseError: it took longer.
+        InUseError: Other sessions held the lock for the whole time.
     """
     if seconds is None:
         seconds = TABLE_LOCK_TIMEOUT_SECONDS
@@ -194,12 +198,12 @@ def with_short_waits(
                 work()
             return
         except DBAPIError as error:
-            if getattr(driver_error(error), "sqlstate", None) not in NOT_NOW:
+            if getattr(driver_error(error), "sqlstate", None) not in _LOCK_CONFLICTS:
                 raise
             if time.monotonic() > deadline:
                 raise InUseError(
-                    f"others held table {table_name!r} for {seconds:.0f} "
-                    "seconds; end their transactions and run it again"
+                    f"other sessions held table {table_name!r} for {seconds:.0f} "
+                    "seconds: end their transactions and run it again"
                 ) from error
         _logger.info("table %s is in use; trying again", table_name)
         sleep(connection, 0.5)
@@ -207,7 +211,7 @@ def with_short_waits(
 
 @contextmanager
 def process_lock(connection: Connection) -> Iterator[None]:
-    """Hold this process' use of alembic. Polled, since its holder may be a task of this thread."""
+    """Hold the process's lock on alembic, polled because a task of this thread may hold it."""
     while not _alembic_lock.acquire(blocking=False):
         sleep(connection, _POLL_SECONDS)
     try:
@@ -217,7 +221,7 @@ def process_lock(connection: Connection) -> Iterator[None]:
 
 
 def sleep(connection: Connection, seconds: float) -> None:
-    """Sleep on the server: that suspends a task, and a thread, whichever this runs in."""
+    """Sleep on the server, which suspends only the task or thread that this runs in."""
     connection.execute(select(func.pg_sleep(seconds)))
     connection.commit()
 

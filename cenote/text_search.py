@@ -1,7 +1,7 @@
 """Full text: the generated column that holds a chunk's words, and the queries over it.
 
-A text is looked for by its words, of which any may be there: in Postgres, ``websearch_to_tsquery``
-and its kind want all of them, which a question in plain language never meets.
+A query matches chunks that have any of its words. Postgres' own ``websearch_to_tsquery`` and
+similar functions require all words, and no chunk has all words of a question in plain language.
 """
 
 from __future__ import annotations
@@ -27,81 +27,93 @@ from sqlalchemy.dialects.postgresql import REGCONFIG, TSQUERY, TSVECTOR
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 COLUMN = "content_tsv"
-"""The generated column."""
+"""Name of the generated column."""
 
 LANGUAGE_KEY = "language"
-"""The key of the metadata by which a chunk says its language, where a table has several."""
+"""Metadata key that holds a chunk's language, in a table with several languages."""
 
 SEARCHED_CHARACTERS = 130_000
-"""Characters of a content whose words are found.
+"""Number of characters at the start of a chunk's content whose words can be found.
 
-A tsvector holds 1 MiB, and what does not fit would be refused. So many fit, whatever they are: a
-character takes eight bytes at most, where a word of four-byte letters and many hyphens is stored as
-a whole and by its parts, of which each has a place.
+A tsvector holds at most 1 MiB, and Postgres rejects a row whose words do not fit. This number of
+characters always fits: a character takes at most eight bytes, in a word of four-byte letters and
+many hyphens, which is stored both as a whole and as parts that have a position each.
 """
 
-ASKED_CHARACTERS = 2_000
-"""Characters of a question whose words are looked for. Ranking a chunk takes as long as there are
-words: 2,500 of them took 1.5 s over 4,900 chunks, 100 words a tenth of a second."""
+QUERY_CHARACTERS = 2_000
+"""Number of characters at the start of a query whose words are searched for.
+
+The time to rank a chunk grows with the number of words: over 4,900 chunks, 2,500 words took 1.5 s
+and 100 words took 0.1 s.
+"""
 
 _quote = String().literal_processor(PGDialect())  # type: ignore[no-untyped-call]
 
 
 def generated(languages: tuple[str, ...]) -> Computed:
-    """What generates the column.
+    """Return the expression that generates the column.
 
     Args:
-        languages: the text search configurations, one or more; the first is that of chunks whose
-            metadata name none of the others.
+        languages: One or more text search configurations. The first is for chunks whose metadata
+            name none of the others.
     """
     return Computed(_words_of_row(languages), persisted=True)
 
 
 _WORDS = r"""to_tsvector\('([\w.]+)'::regconfig, "left"\(content, \d+\)\)"""
-_OURS = re.compile(
+_GENERATED = re.compile(
     rf"{_WORDS}|CASE lower\(\(metadata ->> '{LANGUAGE_KEY}'::text\)\)"
     rf"(\s+WHEN '[\w.]+'::text THEN {_WORDS})+\s+ELSE {_WORDS}\s+END"
 )
-"""What generates a column of ours, as Postgres prints it."""
+"""Expression of a column that cenote created, as Postgres prints it."""
 
 
 def languages_of(expression: str | None) -> str | None:
-    """The setting that made a column, by what the catalogue says of it; None where none did."""
-    if not _OURS.fullmatch((expression or "").strip()):
+    """Return the `SchemaConfig.text_search` that created a column.
+
+    Args:
+        expression: SQL that generates the column, as the catalogue gives it.
+
+    Returns:
+        The text search configurations, separated by commas; None if cenote did not create the
+        column.
+    """
+    if not _GENERATED.fullmatch((expression or "").strip()):
         return None
-    made = re.findall(_WORDS, expression or "")
-    return ", ".join([*made[-1:], *made[:-1]])
+    *others, default = re.findall(_WORDS, expression or "")
+    return ", ".join([default, *others])
 
 
-def words_asked(languages: tuple[str, ...], text: ColumnElement[str]) -> ScalarSelect[str]:
-    """The query for any of a text's words; null where it has none."""
-    words, *more = (_words(language, text) for language in languages)
-    for others in more:
-        words = words.op("||", return_type=TSVECTOR())(others)
-    asked_for = func.unnest(func.tsvector_to_array(words)).table_valued("lexeme").render_derived()
-    query = cast(func.string_agg(_quoted(asked_for.c.lexeme), literal_column("' | '")), TSQUERY)
-    return select(query).select_from(asked_for).scalar_subquery()
+def any_word_query(languages: tuple[str, ...], text: ColumnElement[str]) -> ScalarSelect[str]:
+    """Return a tsquery for any of a text's words, in any of the languages; null without words."""
+    words, *words_in_others = (_words(language, text) for language in languages)
+    for other_words in words_in_others:
+        words = words.op("||", return_type=TSVECTOR())(other_words)
+    lexemes = func.unnest(func.tsvector_to_array(words)).table_valued("lexeme").render_derived()
+    query = cast(func.string_agg(_quoted(lexemes.c.lexeme), literal_column("' | '")), TSQUERY)
+    return select(query).select_from(lexemes).scalar_subquery()
 
 
 def rank(words: ColumnElement[str], query: ColumnElement[str]) -> Cast[float]:
-    """How well a chunk's words answer a query, 0 to 1 and more; the higher the better.
+    """Return the score of a chunk's words for a query: 0 or more, and the higher the better.
 
-    ``ts_rank`` as it is: on 93 queries of a collection of 11,429 abstracts it had an nDCG@10 of
-    .3606, and .4968 fused with the ranking by vectors; divided by the logarithm of the length .3576
-    and .4466, by the number of words .0834 and .2374; ``ts_rank_cd`` had .2116 and .4465.
+    The score is plain ``ts_rank``. On 93 queries over a collection of 11,429 abstracts it reached
+    an nDCG@10 of .3606, and .4968 when fused with the ranking by vectors. Divided by the logarithm
+    of the length, it reached .3576 and .4466; divided by the number of words, .0834 and .2374.
+    ``ts_rank_cd`` reached .2116 and .4465.
     """
     return cast(func.ts_rank(words, query), Double)
 
 
 def _words_of_row(languages: tuple[str, ...]) -> ColumnElement[str]:
-    """The column's expression, written as Postgres prints it, since alembic compares the texts."""
+    """Return the column's expression, written as Postgres prints it: alembic compares the text."""
     content = func.left(column("content"), literal_column(str(SEARCHED_CHARACTERS)))
     default, *others = languages
     if not others:
         return _words(default, content)
     language = func.lower(column("metadata").op("->>")(_constant(LANGUAGE_KEY, "text")))
     return case(
-        {_constant(one, "text"): _words(one, content) for one in others},
+        {_constant(other, "text"): _words(other, content) for other in others},
         value=language,
         else_=_words(default, content),
     )
@@ -112,16 +124,19 @@ def _words(language: str, text: ColumnElement[str]) -> ColumnElement[str]:
 
 
 def _constant(value: str, type_: str) -> ColumnElement[str]:
-    """A constant as Postgres prints it, of names that are checked (`SchemaConfig.text_search`)."""
+    """Return a constant as Postgres prints it.
+
+    The values are names that `SchemaConfig.text_search` has checked.
+    """
     quoted = _quote(value)
     return literal_column(quoted, Text).op("::", return_type=REGCONFIG())(literal_column(type_))
 
 
 def _quoted(lexeme: ColumnElement[str]) -> ColumnElement[str]:
-    """A lexeme as the input of a tsquery writes it."""
-    doubled = lexeme
-    marks: tuple[ColumnElement[str], ...] = (func.chr(92), literal_column("''''"))
-    for one in marks:
-        doubled = func.replace(doubled, one, func.concat(one, one))
+    """Return a lexeme in quotes, as the input syntax of a tsquery writes it."""
+    backslash: ColumnElement[str] = func.chr(92)
     quote: ColumnElement[str] = literal_column("''''")
-    return func.concat(quote, doubled, quote)
+    escaped = lexeme
+    for character in (backslash, quote):
+        escaped = func.replace(escaped, character, func.concat(character, character))
+    return func.concat(quote, escaped, quote)

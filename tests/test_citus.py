@@ -1,9 +1,9 @@
-"""Distributed tables: what is refused without a cluster, and, on one, everything.
+"""Distributed tables: errors without a cluster, and all operations on one.
 
-The tests marked ``citus`` run where ``CENOTE_TEST_CITUS_URL`` names a coordinator's database, and
-are deselected elsewhere. It needs the extensions ``citus`` and ``vector``, a node besides
-the coordinator (``SELECT citus_add_node(...)``), and a role that may create tables and schemas;
-``tests/citus/up.sh`` starts one in containers.
+The tests marked ``citus`` run if ``CENOTE_TEST_CITUS_URL`` names a coordinator's database, and are
+deselected otherwise. The database needs the extensions ``citus`` and ``vector``, a node in addition
+to the coordinator (``SELECT citus_add_node(...)``), and a role that may create tables and schemas.
+``tests/citus/up.sh`` starts such a cluster in containers.
 """
 
 from __future__ import annotations
@@ -55,33 +55,33 @@ DISTRIBUTED = SchemaConfig(dimensions=4, distribution="citus")
         ({"distribution": "citus", "colocate_with": "a", "shard_count": 8}, "shard_count"),
     ],
 )
-def test_what_cannot_be_distributed(options: dict[str, Any], setting: str) -> None:
-    """Is refused at configuration."""
+def test_invalid_distribution_settings(options: dict[str, Any], setting: str) -> None:
+    """The configuration rejects them, and the error names the setting."""
     with pytest.raises(ConfigurationError) as caught:
         SchemaConfig(dimensions=4, **options)
     assert caught.value.setting == setting
 
 
 def test_a_distributed_table_is_plain() -> None:
-    """It has shards instead of partitions."""
+    """A distributed table has shards instead of partitions."""
     assert DISTRIBUTED.new_partitions == 0
     assert replace(DISTRIBUTED, partitions=0, colocate_with="app.documents").new_partitions == 0
 
 
-async def test_without_the_extension(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """A clear error before anything is created, whichever way."""
+async def test_upgrade_without_the_extension(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+    """The API and the command raise a clear error before they create anything."""
     with pytest.raises(MigrationError, match="CREATE EXTENSION citus"):
         await schema.upgrade(empty_engine, replace(DISTRIBUTED, schema="app"))
     settings = ["-xdimensions=4", "-xdistribution=citus"]
-    said = cenote("migrate", *settings, "upgrade", "head", CENOTE_DATABASE_URL=empty_dsn)
-    assert said.returncode != 0
-    assert "CREATE EXTENSION citus" in said.stdout + said.stderr
+    result = cenote("migrate", *settings, "upgrade", "head", CENOTE_DATABASE_URL=empty_dsn)
+    assert result.returncode != 0
+    assert "CREATE EXTENSION citus" in result.stdout + result.stderr
     assert await tables(empty_engine) == []
     assert not await scalar(empty_engine, "SELECT to_regnamespace('app')")
 
 
-async def test_a_table_that_is_there(engine: AsyncEngine, dsn: str) -> None:
-    """It is found to be on one machine, and stays there."""
+async def test_distribute_without_the_extension(engine: AsyncEngine, dsn: str) -> None:
+    """The check finds that the table is not distributed, and a failed attempt changes nothing."""
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded("a")], "n")
     (finding,) = await schema.check(engine, DISTRIBUTED)
@@ -90,22 +90,22 @@ async def test_a_table_that_is_there(engine: AsyncEngine, dsn: str) -> None:
         await distribute(engine, DISTRIBUTED)
     with pytest.raises(ConfigurationError):
         await distribute(engine, SchemaConfig(dimensions=4))
-    said = cenote("distribute", "--shards", "8", CENOTE_DATABASE_URL=dsn)
-    assert (said.returncode, "CREATE EXTENSION citus" in said.stderr) == (2, True), said
+    result = cenote("distribute", "--shards", "8", CENOTE_DATABASE_URL=dsn)
+    assert (result.returncode, "CREATE EXTENSION citus" in result.stderr) == (2, True), result
     assert await found(store, [1, 0, 0, 0], "n") == ["a"]
     assert await store.check_schema() == []
 
 
-async def test_going_down_on_one_machine(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """A table that is not distributed has nothing to bring back, whatever the settings say."""
+async def test_downgrade_on_one_machine(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+    """The downgrade works on a table that is not distributed, even if the settings say it is."""
     await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, partitions=0))
     settings = {"CENOTE_DIMENSIONS": "4", "CENOTE_DISTRIBUTION": "citus"}
     output_of(cenote("migrate", "downgrade", "base", CENOTE_DATABASE_URL=empty_dsn, **settings))
     assert await tables(empty_engine) == ["cenote_chunks_alembic_version"]
 
 
-def test_as_a_script() -> None:
-    """What --sql prints distributes the table after everything else, and brings it back."""
+def test_sql_script() -> None:
+    """The script of --sql distributes the table after everything else; the downgrade undoes it."""
     arguments = ["-xdimensions=4", "-xdistribution=citus", "-xcolocate_with=app.documents"]
     script = output_of(alembic(*arguments, "upgrade", "head", "--sql"))
     assert "PARTITION" not in script
@@ -115,15 +115,15 @@ def test_as_a_script() -> None:
     assert "undistribute_table(CAST('cenote_chunks' AS REGCLASS))" in script
 
 
-def test_shards_that_are_told_of() -> None:
-    """Those with an index that a build left, and one that outgrows the others."""
+def test_findings_about_shards() -> None:
+    """Findings report invalid indexes, unreachable shards, and a shard that outgrows the others."""
     small = [Shard(number=n, size=2**20, invalid_indexes=None) for n in range(9)]
     assert [*shard_findings(small, DISTRIBUTED)] == []
     broken = Shard(number=9, size=2**20, invalid_indexes="ix_embedding_9")
     (finding,) = shard_findings([*small, broken], DISTRIBUTED)
     assert (finding.kind, finding.subject) == ("index_invalid", "shard 9")
-    silent = Shard(number=9, size=0, invalid_indexes=None, answered=False)
-    (finding,) = shard_findings([*small, silent], DISTRIBUTED)
+    unreachable = Shard(number=9, size=0, invalid_indexes=None, reachable=False)
+    (finding,) = shard_findings([*small, unreachable], DISTRIBUTED)
     assert finding.kind == "shard_unreachable"
     large = Shard(number=9, size=2**31, invalid_indexes=None)
     (finding,) = shard_findings([*small, large], DISTRIBUTED)
@@ -141,14 +141,14 @@ TABLE = "cenote_spread"
 
 
 def citus_url() -> Any:
-    """The coordinator's database."""
+    """Return the URL of the coordinator's database."""
     url = make_url(os.environ["CENOTE_TEST_CITUS_URL"])
     return url.set(drivername="postgresql+asyncpg")
 
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[AsyncEngine]:
-    """An engine on the coordinator."""
+    """Yield an engine on the coordinator."""
     engine = create_async_engine(citus_url())
     yield engine
     await engine.dispose()
@@ -156,7 +156,7 @@ async def cluster() -> AsyncIterator[AsyncEngine]:
 
 @pytest.fixture
 async def name(cluster: AsyncEngine) -> AsyncIterator[str]:
-    """A table's name, which is dropped afterwards with all that hangs on it."""
+    """Yield a table's name, and drop that table and its dependent objects afterwards."""
     name = "spread_" + uuid.uuid4().hex[:8]
     yield name
     await execute(
@@ -167,7 +167,7 @@ async def name(cluster: AsyncEngine) -> AsyncIterator[str]:
 
 
 async def spread(engine: AsyncEngine, name: str, **options: Any) -> PgVectorStore:
-    """A store on a distributed table that is made for it."""
+    """Create a distributed table and return a store on it."""
     config = replace(DISTRIBUTED, table_name=name, shard_count=8, **options)
     await schema.upgrade(engine, config)
     assert await schema.check(engine, config) == []
@@ -176,7 +176,7 @@ async def spread(engine: AsyncEngine, name: str, **options: Any) -> PgVectorStor
 
 @pytest.mark.citus
 class TestDistributed(VectorStoreContract):
-    """The contract, unchanged."""
+    """The unchanged contract suite on distributed tables."""
 
     @pytest.fixture
     def make_store(self, cluster: AsyncEngine) -> MakeStore:
@@ -200,8 +200,8 @@ class TestDistributed(VectorStoreContract):
 
 @pytest.mark.citus
 @pytest.mark.parametrize("operation", sorted(OPERATIONS.keys() - {"list_namespaces"}))
-async def test_an_operation_asks_one_node(cluster: AsyncEngine, name: str, operation: str) -> None:
-    """Citus refuses a statement that would go to several shards if it is told to."""
+async def test_an_operation_uses_one_node(cluster: AsyncEngine, name: str, operation: str) -> None:
+    """No operation raises an error where Citus rejects statements that go to several shards."""
     await (await spread(cluster, name, text_search="simple")).upsert(batch(1, 3), "n")
     strict = create_async_engine(
         citus_url(),
@@ -209,14 +209,14 @@ async def test_an_operation_asks_one_node(cluster: AsyncEngine, name: str, opera
     )
     store = PgVectorStore(strict, 4, table_name=name, text_search="simple")
     with pytest.raises(VectorStoreError):
-        await store.list_namespaces()  # which asks all: else this test would show nothing
+        await store.list_namespaces()  # goes to all shards, and proves that Citus rejects it
     await OPERATIONS[operation](store)
     await strict.dispose()
 
 
 @pytest.mark.citus
 async def test_results_are_complete(cluster: AsyncEngine, name: str) -> None:
-    """For every tenant, though tenants share shards: the settings reach the nodes."""
+    """Every tenant gets all results although tenants share shards: settings reach the nodes."""
     store = await spread(cluster, name)
     for number in range(20):
         size = 400 if number == 0 else 30
@@ -227,8 +227,8 @@ async def test_results_are_complete(cluster: AsyncEngine, name: str) -> None:
 
 
 @pytest.mark.citus
-async def test_a_table_moves_to_the_cluster(cluster: AsyncEngine, name: str) -> None:
-    """With its partitions' rows, and back by the downgrade."""
+async def test_distribute_a_partitioned_table(cluster: AsyncEngine, name: str) -> None:
+    """The rows of all partitions are kept, and a second call changes nothing."""
     config = SchemaConfig(dimensions=4, table_name=name)
     await schema.upgrade(cluster, config)
     store = PgVectorStore(cluster, 4, table_name=name)
@@ -246,7 +246,7 @@ async def test_a_table_moves_to_the_cluster(cluster: AsyncEngine, name: str) -> 
 
 @pytest.mark.citus
 async def test_indexes_are_rebuilt_on_the_nodes(cluster: AsyncEngine, name: str) -> None:
-    """By a rebuild, and around a bulk load."""
+    """`reindex` and a bulk load with ``ann_index="rebuild"`` both rebuild them."""
     from cenote.indexes import reindex
 
     store = await spread(cluster, name)
@@ -258,8 +258,8 @@ async def test_indexes_are_rebuilt_on_the_nodes(cluster: AsyncEngine, name: str)
 
 
 @pytest.mark.citus
-async def test_beside_a_table_of_the_hosts(cluster: AsyncEngine, name: str) -> None:
-    """Both are changed in one transaction, and joined, on one node."""
+async def test_colocate_with_an_application_table(cluster: AsyncEngine, name: str) -> None:
+    """One transaction on one node writes both tables, and one query joins them."""
     documents = name + "_documents"
     await execute(
         cluster,

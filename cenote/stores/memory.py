@@ -18,7 +18,7 @@ from cenote.stores import bulk
 from cenote.stores.base import VectorStore
 from cenote.stores.namespace import Namespace
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, note, observed
-from cenote.text_search import ASKED_CHARACTERS
+from cenote.text_search import QUERY_CHARACTERS
 from cenote.types import ColumnType, Float32Array, Vector
 
 PAGE_SIZE = 500
@@ -206,7 +206,7 @@ class InMemoryVectorStore(VectorStore):
     def _rank_by_words(
         self, text: str, namespace: str, limit: int, filter: Filter | None
     ) -> list[RetrievalResult]:
-        question = text[:ASKED_CHARACTERS]
+        question = text[:QUERY_CHARACTERS]
         return self._chunks_in(namespace).search_text(question, limit, filter, self._languages)
 
     async def search_hybrid(

@@ -102,7 +102,7 @@ class TextSearch:
 
     def _by_words(self, limit: str) -> CTE:
         """Ids and scores of the best chunks by words."""
-        query = text_search.words_asked(self.languages, self.bind("text", Text()))
+        query = text_search.any_word_query(self.languages, self.bind("text", Text()))
         asked = self._cte(select(query.label("query")), "asked")
         few = self._are_few()
         has_word = self._words().bool_op("@@")(asked.c.query)

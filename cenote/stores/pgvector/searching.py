@@ -18,7 +18,7 @@ from cenote.stores.conditions import checked_condition
 from cenote.stores.pgvector.base import Model, Part
 from cenote.stores.search import LARGEST_LIMIT
 from cenote.stores.sessions import Session, check_session
-from cenote.text_search import ASKED_CHARACTERS
+from cenote.text_search import QUERY_CHARACTERS
 from cenote.types import Float32Array, Vector
 
 
@@ -221,7 +221,7 @@ class Searching(Part[Model]):
         conditions = Conditions(as_filter(filter))
         values = {
             "namespace": namespace,
-            "text": text[:ASKED_CHARACTERS],
+            "text": text[:QUERY_CHARACTERS],
             "limit": min(limit, LARGEST_LIMIT),
             **conditions.parameters,
         }
