@@ -27,9 +27,8 @@ from cenote import (
     RetrievalResult,
     VectorStore,
 )
-from cenote.bm25 import stems
 from cenote.embedded import EmbeddedPostgres
-from cenote.retrievers import BM25Retriever, HybridRetriever, VectorRetriever
+from cenote.retrievers import BM25Retriever, HybridRetriever, VectorRetriever, stems
 
 BATCH = 1000
 

@@ -19,11 +19,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from cenote import validation
-from cenote.bm25 import Tokenize, WordIndex, imported, words
+from cenote.bm25 import Tokenize, WordIndex, imported, stems, words
 from cenote.errors import ConfigurationError
 from cenote.filters import And, FilterLike, as_filter, field
 from cenote.models import RetrievalResult
-from cenote.ranking import DEPTH, fused
+from cenote.ranking import DEPTH, fused, maximal_marginal_relevance, reciprocal_rank_fusion
 from cenote.stores.base import VectorStore
 from cenote.types import Vector
 
@@ -33,7 +33,12 @@ __all__ = [
     "HybridRetriever",
     "Retriever",
     "TextRetriever",
+    "Tokenize",
     "VectorRetriever",
+    "maximal_marginal_relevance",
+    "reciprocal_rank_fusion",
+    "stems",
+    "words",
 ]
 
 Embed = Callable[[str], Vector | Awaitable[Vector]]
@@ -122,8 +127,8 @@ class BM25Retriever:
 
     Args:
         store: Store to search.
-        tokenize: Function that splits a text into words; `cenote.bm25.words` by default. A
-            tokenizer for the language finds more: ``tokenize=cenote.bm25.stems("spanish")``.
+        tokenize: Function that splits a text into words; `words` by default. A
+            tokenizer for the language finds more: ``tokenize=stems("spanish")``.
         namespaces: Maximum number of indexes to keep. The least recently used one is dropped first.
 
     Raises:
@@ -200,7 +205,7 @@ class BM25Retriever:
 class HybridRetriever:
     """Retriever that fuses the rankings of several retrievers, which run concurrently.
 
-    The score is that of reciprocal rank fusion (`cenote.ranking.reciprocal_rank_fusion`), which
+    The score is that of reciprocal rank fusion (`reciprocal_rank_fusion`), which
     uses ranks only: chunks that several retrievers rank high come first, whatever the retrievers'
     own scores mean.
 

@@ -378,7 +378,7 @@ class VectorStore(Protocol):
         """Find chunks that are near to a vector but differ from one another.
 
         The chunks are chosen from the nearest ones by maximal marginal relevance; see
-        `cenote.ranking.maximal_marginal_relevance`.
+        `cenote.retrievers.maximal_marginal_relevance`.
 
         Args:
             query_vector, namespace, limit, filter: As for :meth:`search`.
@@ -435,7 +435,7 @@ class VectorStore(Protocol):
         """Find the chunks that rank best in :meth:`search` and :meth:`search_text` combined.
 
         The two rankings are combined by reciprocal rank fusion; see
-        `cenote.ranking.reciprocal_rank_fusion`.
+        `cenote.retrievers.reciprocal_rank_fusion`.
 
         Args:
             text, namespace, limit, filter: As for :meth:`search_text`.

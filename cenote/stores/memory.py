@@ -36,7 +36,7 @@ class InMemoryVectorStore(VectorStore):
         column_type: ``"halfvec"`` rounds vectors to 16 bits, as a table of that type does.
         embedding_model: Reject chunks with the embedding of another model.
         text_search: One or more languages of the full-text search, as for `PgVectorStore`. Words
-            are stemmed by `cenote.bm25.stems`. Requires the extra ``cenote[bm25]``.
+            are stemmed by `cenote.retrievers.stems`. Requires the extra ``cenote[bm25]``.
         namespaces_in_telemetry: ``"hashed"`` or ``"plain"``; see `cenote.telemetry`.
 
     Raises:
