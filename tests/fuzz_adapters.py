@@ -1,4 +1,4 @@
-"""What test_fuzz_adapters.py gives to the adapters, and what it makes of their answers."""
+"""Input for test_fuzz_adapters.py, and conversion of the adapters' answers to plain values."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ SEEDS = [
     *fuzz_calls.SEEDS,
     embedded("4", [0.3, 0.1, 0.7, 0.9], metadata={"a": "2024-02-29", "b": "9" * 30}),
 ]
-"""What each namespace holds before a call, written without an adapter."""
+"""Chunks in each namespace before a call, written without an adapter."""
 
 _MODULES = {
     "langchain": fuzz_langchain,
     "haystack": fuzz_haystack,
     "llama_index": fuzz_llama_index,
 }
-ADAPTERS = {name: one.ADAPTER for name, one in _MODULES.items()}
-FOUND = {name: one.FOUND for name, one in _MODULES.items()}
-APART = ("query by words",)
-"""What the stores answer by measures of their own."""
+ADAPTERS = {name: module.ADAPTER for name, module in _MODULES.items()}
+REGRESSIONS = {name: module.REGRESSIONS for name, module in _MODULES.items()}
+STORE_SPECIFIC = ("query by words",)
+"""Methods whose results are specific to the kind of store."""
 
 
 @contextmanager
 def numbered_ids() -> Iterator[None]:
-    """Ids that the adapter makes are the same for either store."""
+    """Make the adapter generate the same ids for each store."""
     numbers = itertools.count()
     with patch.object(langchain, "uuid", SimpleNamespace(uuid4=lambda: f"made {next(numbers)}")):
         yield
 
 
-# -- what comes back
+# -- answers
 
 
 def plain(answer: Any) -> Any:
-    """An answer without the framework's objects."""
+    """Convert the framework's objects in an answer to plain values."""
     match answer:
         case Document():
             return {"id": answer.id, "content": answer.page_content, "metadata": answer.metadata}
@@ -74,13 +74,13 @@ def plain(answer: Any) -> Any:
         case VectorStoreQueryResult():
             return {name: plain(value) for name, value in vars(answer).items()}
         case list() | tuple():
-            return [plain(one) for one in answer]
+            return [plain(item) for item in answer]
         case dict():
             return {name: plain(value) for name, value in answer.items()}
     return answer
 
 
-# -- making them
+# -- constructors
 
 _STORE = InMemoryVectorStore(values.DIMENSIONS)
 _DSN = f"postgresql://u:{MARKER}@127.0.0.1:1/nowhere"
@@ -88,39 +88,39 @@ _models = Argument(st.just("model"), values.odd_contents)
 _namespaces = Argument(values.good_keys, values.odd_keys)
 
 
-async def _made_langchain(**arguments: Any) -> None:
-    adapter = langchain.CenoteVectorStore(_STORE, fuzz_langchain.Says(), **arguments)
+async def _construct_langchain(**arguments: Any) -> None:
+    adapter = langchain.CenoteVectorStore(_STORE, fuzz_langchain.FakeEmbeddings(), **arguments)
     await adapter.aadd_texts(["text"], [{"document_id": "d"}], ids=["1"])
     await adapter.aget_by_ids(["1"])
 
 
-async def _made_haystack(**arguments: Any) -> None:
+async def _construct_haystack(**arguments: Any) -> None:
     adapter = CenoteDocumentStore(_STORE, **arguments)
     await adapter.write_documents_async([HaystackDocument(id="1")], DuplicatePolicy.OVERWRITE)
 
 
-async def _made_of_a_string(**arguments: Any) -> None:
+async def _construct_from_string(**arguments: Any) -> None:
     CenoteDocumentStore.from_connection_string(**arguments)
 
 
-async def _made_retriever(**arguments: Any) -> None:
+async def _construct_retriever(**arguments: Any) -> None:
     CenoteEmbeddingRetriever(CenoteDocumentStore(_STORE, "n"), **arguments)
 
 
-async def _made_llama(**arguments: Any) -> None:
+async def _construct_llama_index(**arguments: Any) -> None:
     adapter = objects.Built(partial(llama_index.CenoteVectorStore, _STORE, **arguments), {}).make()
     await adapter.async_add([TextNode(id_="1", text="", embedding=[1, 0, 0, 0])])
 
 
 CONSTRUCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Argument], tuple[Any, ...]]] = {
     "langchain": (
-        _made_langchain,
+        _construct_langchain,
         {"namespace": _namespaces, "embedding_model": _models, "document_id_key": _namespaces},
         (),
     ),
-    "haystack": (_made_haystack, {"namespace": _namespaces, "embedding_model": _models}, ()),
+    "haystack": (_construct_haystack, {"namespace": _namespaces, "embedding_model": _models}, ()),
     "haystack by string": (
-        _made_of_a_string,
+        _construct_from_string,
         {
             "connection_string": Argument(
                 st.just(Secret.from_token(_DSN)),
@@ -133,13 +133,18 @@ CONSTRUCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Argument], tuple[An
         (),
     ),
     "haystack retriever": (
-        _made_retriever,
+        _construct_retriever,
         {
             "top_k": Argument(st.integers(1, 5), values.odd_limits),
             "filter_policy": Argument(st.sampled_from([*FilterPolicy]), anything),
         },
         (ValueError,),
     ),
-    "llama_index": (_made_llama, {"namespace": _namespaces, "embedding_model": _models}, ()),
+    "llama_index": (
+        _construct_llama_index,
+        {"namespace": _namespaces, "embedding_model": _models},
+        (),
+    ),
 }
-"""How each is made, and used once; of what; and the framework's own errors."""
+"""For each constructor: a function that calls it and uses the result once, its arguments, and the
+framework's own errors."""

@@ -1,4 +1,4 @@
-"""What test_fuzz.py calls: the arguments of each entry point, of which any may be odd."""
+"""Store methods for test_fuzz.py, and strategies for their arguments, any of which may be odd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import fuzz_filters
 import fuzzing as values
-from fuzzing import MARKER, Recipe, Strategy, anything, given
+from fuzzing import MARKER, Recipe, Strategy, anything, resolve
 from hypothesis import strategies as st
 
 from cenote import Chunk, EmbeddedChunk
@@ -27,27 +27,30 @@ SEEDS = [
     )
     for place, name in enumerate(["1", "2", "3"])
 ]
-"""What each namespace holds before a call."""
+"""Chunks in each namespace before a call."""
 
 
 @dataclass(frozen=True)
-class Own:
-    """Stands for the namespace of the example."""
+class OwnNamespace:
+    """Placeholder for the namespace of the example."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """What an argument is drawn from, where it is to be good, and where it may be odd."""
+    """Strategies for valid and for possibly invalid values of an argument."""
 
     good: Strategy
     odd: Strategy
 
 
 def some_odd(arguments: Mapping[str, Argument]) -> Strategy:
-    """Arguments of which none, one or two may be odd."""
+    """Draw arguments of which none, one or two may be odd."""
     return st.sets(st.sampled_from([*arguments]), max_size=2).flatmap(
         lambda odd: st.fixed_dictionaries(
-            {name: one.odd if name in odd else one.good for name, one in arguments.items()}
+            {
+                name: argument.odd if name in odd else argument.good
+                for name, argument in arguments.items()
+            }
         )
     )
 
@@ -57,7 +60,7 @@ def some_odd(arguments: Mapping[str, Argument]) -> Strategy:
 
 @dataclass(frozen=True)
 class Item(Recipe):
-    """A chunk with its embedding."""
+    """Recipe for a chunk with its embedding."""
 
     fields: dict[str, Any]
     embedding: Any
@@ -65,21 +68,21 @@ class Item(Recipe):
     columns: Any = None
 
     def chunk(self) -> Chunk:
-        return Chunk(**given(self.fields))
+        return Chunk(**resolve(self.fields))
 
     def make(self) -> EmbeddedChunk:
-        more = {} if self.columns is None else {"columns": given(self.columns)}
+        options = {} if self.columns is None else {"columns": resolve(self.columns)}
         return EmbeddedChunk(
             chunk=self.chunk(),
-            embedding=given(self.embedding),
-            embedding_model=given(self.embedding_model),
-            **more,
+            embedding=resolve(self.embedding),
+            embedding_model=resolve(self.embedding_model),
+            **options,
         )
 
 
 @dataclass(frozen=True)
-class Bare(Item):
-    """One that goes without its embedding."""
+class BareItem(Item):
+    """Recipe for a chunk without its embedding."""
 
     def make(self) -> Any:
         return self.chunk()
@@ -87,7 +90,7 @@ class Bare(Item):
 
 _names = st.sampled_from(["1", "2", "3"]) | values.good_keys
 _positions = st.integers(-(2**63), 2**63 - 1) | st.just(values.Level.TWO)
-_odd_positions = anything | values.each("position", 2**63, -(2**63) - 1, True, 1.0, "1", None)
+_odd_positions = anything | values.odd_part("position", 2**63, -(2**63) - 1, True, 1.0, "1", None)
 _documents = st.just(DOCUMENT) | values.good_keys
 
 
@@ -103,13 +106,13 @@ def _item(kind: type[Item], **changes: Strategy) -> Strategy:
         **changes,
     }
 
-    def made(given_: dict[str, Any]) -> Item:
-        more = {name: given_.pop(name) for name in ("embedding", "embedding_model")}
-        if "columns" in given_:
-            more["columns"] = given_.pop("columns")
-        return kind(given_, **more)
+    def item(drawn: dict[str, Any]) -> Item:
+        options = {name: drawn.pop(name) for name in ("embedding", "embedding_model")}
+        if "columns" in drawn:
+            options["columns"] = drawn.pop("columns")
+        return kind(drawn, **options)
 
-    return st.fixed_dictionaries(parts).map(made)
+    return st.fixed_dictionaries(parts).map(item)
 
 
 _odd_parts: dict[str, Strategy] = {
@@ -126,26 +129,26 @@ _odd_parts: dict[str, Strategy] = {
 
 
 def _with_one_odd(good: Strategy, odd: Strategy) -> Strategy:
-    """Good chunks, among which one may be odd, at any place; or no list of chunks at all."""
-    one_odd = st.builds(
-        lambda before, one, after: [*before, one, *after],
+    """Draw valid chunks with one odd chunk at any place, or no list of chunks at all."""
+    with_one_odd = st.builds(
+        lambda before, odd_item, after: [*before, odd_item, *after],
         *(st.lists(good, max_size=2), odd, st.lists(good, max_size=2)),
     )
-    return st.one_of(one_odd, one_odd, one_odd, anything)
+    return st.one_of(with_one_odd, with_one_odd, with_one_odd, anything)
 
 
-def each_odd() -> Iterator[tuple[str, list[Item]]]:
-    """Every batch of two good chunks, with one between them of which one part is odd."""
+def batches_with_an_odd_part() -> Iterator[tuple[str, list[Item]]]:
+    """Return batches of two valid chunks around a chunk with one odd part, for each odd value."""
     first, last = (
         Item({"id": name, "document_id": DOCUMENT, "content": ""}, [1.0] * 4) for name in ("8", "9")
     )
-    for part, several in values.EACH.items():
-        for one in several:
+    for part, odd_values in values.ODD_PARTS.items():
+        for value in odd_values:
             odd = replace(first, fields={**first.fields, "id": "odd"})
             if part == "embedding":
-                odd = replace(odd, embedding=one)
+                odd = replace(odd, embedding=value)
             else:
-                odd = replace(odd, fields={**odd.fields, part: one})
+                odd = replace(odd, fields={**odd.fields, part: value})
             yield part, [first, odd, last]
 
 
@@ -155,14 +158,14 @@ def _items(kind: type[Item], names: Mapping[str, Strategy], **changes: Strategy)
 
 _in_document: dict[str, Any] = {"document_id": st.just(DOCUMENT)}
 _odd_in_document = {name: odd for name, odd in _odd_parts.items() if name != "document_id"}
-_of_chunks = {
+_odd_chunk_parts = {
     name: odd
     for name, odd in _odd_parts.items()
     if name not in ("embedding", "embedding_model", "columns")
 }
-_kept = st.sampled_from(
+_stored_items = st.sampled_from(
     [
-        Bare(_fields, None)
+        BareItem(_fields, None)
         for _fields in [
             {
                 name: getattr(seed.chunk, name)
@@ -175,17 +178,19 @@ _kept = st.sampled_from(
 batches = Argument(
     st.lists(_item(Item), max_size=4), _with_one_odd(_item(Item), _items(Item, _odd_parts))
 )
-_of_document = _item(Item, **_in_document) | _kept
+_document_items = _item(Item, **_in_document) | _stored_items
 documents = Argument(
-    st.lists(_of_document, max_size=4, unique_by=lambda item: item.fields["id"]),
+    st.lists(_document_items, max_size=4, unique_by=lambda item: item.fields["id"]),
     _with_one_odd(
-        _of_document,
-        _items(Item, _odd_in_document, **_in_document) | _item(Item) | _item(Bare, **_in_document),
+        _document_items,
+        _items(Item, _odd_in_document, **_in_document)
+        | _item(Item)
+        | _item(BareItem, **_in_document),
     ),
 )
 bare_batches = Argument(
-    st.lists(_item(Bare) | _kept, max_size=4),
-    _with_one_odd(_item(Bare) | _kept, _items(Bare, _of_chunks)),
+    st.lists(_item(BareItem) | _stored_items, max_size=4),
+    _with_one_odd(_item(BareItem) | _stored_items, _items(BareItem, _odd_chunk_parts)),
 )
 
 
@@ -198,7 +203,7 @@ _vectors = Argument(values.good_vectors, values.odd_vectors)
 _limits = Argument(values.good_limits, values.odd_limits)
 _texts = Argument(st.just("cat") | values.secret_texts, values.odd_contents)
 _weights = Argument(values.good_weights, anything)
-_namespaces = Argument(st.just(Own()), values.good_keys | values.odd_keys)
+_namespaces = Argument(st.just(OwnNamespace()), values.good_keys | values.odd_keys)
 _search = {"namespace": _namespaces, "limit": _limits, "filter": _filters}
 _scores = {"min_score": Argument(values.good_scores, anything)}
 _exact = {
@@ -210,7 +215,7 @@ _odd_update = st.dictionaries(
     values.good_metadata | values.odd_metadata,
     max_size=3,
 )
-_small = st.integers(0, 3) | st.sampled_from([2**31 - 1, values.Level.TWO])
+_small_numbers = st.integers(0, 3) | st.sampled_from([2**31 - 1, values.Level.TWO])
 
 _ARGUMENTS: dict[str, dict[str, Argument]] = {
     "upsert": {"embedded_chunks": batches},
@@ -251,8 +256,8 @@ _ARGUMENTS: dict[str, dict[str, Argument]] = {
     },
     "neighbours": {
         "chunk_id": Argument(_names, values.odd_keys),
-        "before": Argument(_small, anything),
-        "after": Argument(_small, anything),
+        "before": Argument(_small_numbers, anything),
+        "after": Argument(_small_numbers, anything),
     },
     "search": {
         "query_vector": _vectors,
@@ -287,7 +292,7 @@ _ARGUMENTS: dict[str, dict[str, Argument]] = {
     "search_namespaces": {
         "query_vector": _vectors,
         "namespaces": Argument(
-            st.lists(st.just(Own()) | values.good_keys, max_size=2),
+            st.lists(st.just(OwnNamespace()) | values.good_keys, max_size=2),
             anything | st.lists(values.odd_keys, max_size=2),
         ),
         "limit": _limits,
@@ -301,7 +306,7 @@ _ARGUMENTS: dict[str, dict[str, Argument]] = {
 
 
 def arguments_of(entry: str) -> Strategy:
-    """The arguments of an entry point."""
+    """Draw the arguments of a method."""
     arguments = _ARGUMENTS[entry]
     if entry not in ("search_namespaces", "delete_namespace"):
         arguments = {"namespace": _namespaces, **arguments}
@@ -312,22 +317,22 @@ ENTRY_POINTS = list(_ARGUMENTS)
 
 
 async def call(store: Any, entry: str, arguments: dict[str, Any]) -> Any:
-    """What an entry point returns."""
-    arguments = given(arguments)
+    """Call a method and return its answer."""
+    arguments = resolve(arguments)
     if entry == "get_all_chunks":
         return await stored(store, **arguments)
     if entry == "retrieve":
         return await _retriever(store, arguments.pop("retriever")).retrieve(**arguments)
     answer = await getattr(store, entry.split()[0])(**arguments)
-    # These are the caller's own objects, of which it looks at ids and hashes.
+    # missing() returns the caller's own objects, of which only the ids can be compared.
     return [chunk.id for chunk in answer] if entry == "missing" else answer
 
 
 def _retriever(store: Any, kind: str) -> Any:
-    by_vector = VectorRetriever(store, lambda text: [1.0, float(len(text)), 0.0, 0.0])
+    vectors = VectorRetriever(store, lambda text: [1.0, float(len(text)), 0.0, 0.0])
     if kind == "vector":
-        return by_vector
+        return vectors
     if kind == "text":
         return TextRetriever(store)
-    by_words = BM25Retriever(store)
-    return by_words if kind == "bm25" else HybridRetriever([by_vector, by_words])
+    words = BM25Retriever(store)
+    return words if kind == "bm25" else HybridRetriever([vectors, words])

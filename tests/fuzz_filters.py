@@ -1,4 +1,4 @@
-"""Filters for test_fuzz.py, of every kind of operand."""
+"""Strategies for filters with every kind of operand."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fuzzing import (
     Recipe,
     Strategy,
     anything,
-    given,
     good_texts,
     good_values,
-    made,
+    lazy,
     odd_contents,
     odd_metadata,
+    resolve,
 )
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ from cenote import Filter, field, meta
 
 @dataclass(frozen=True)
 class Expression(Recipe):
-    """A filter expression."""
+    """Recipe for a filter expression."""
 
     operand: str
     path: tuple[Any, ...]
@@ -33,21 +33,21 @@ class Expression(Recipe):
     negated: int = 0
 
     def make(self) -> Filter:
-        named: Any = meta if self.operand == "meta" else field
-        operand = named(*map(given, self.path))
-        one: Filter = getattr(operand, self.operator)(*map(given, self.values))
+        make_operand: Any = meta if self.operand == "meta" else field
+        operand = make_operand(*map(resolve, self.path))
+        expression: Filter = getattr(operand, self.operator)(*map(resolve, self.values))
         for _ in range(self.negated):
-            one = ~one
-        return one
+            expression = ~expression
+        return expression
 
 
-_some = st.lists(good_values, max_size=3)
+_value_lists = st.lists(good_values, max_size=3)
 _good_operators = st.one_of(
     st.tuples(st.sampled_from(["__eq__", "__ne__", "contains"]), good_values),
     st.tuples(st.sampled_from(["__lt__", "__ge__"]), st.integers() | good_texts),
-    st.tuples(st.sampled_from(["in_", "not_in", "any_of"]), _some),
-    st.tuples(st.just("in_"), _some.map(lambda some: [*some, *range(30)])),
-    st.tuples(st.sampled_from(["like", "startswith"]), good_texts.map(lambda one: one + "%")),
+    st.tuples(st.sampled_from(["in_", "not_in", "any_of"]), _value_lists),
+    st.tuples(st.just("in_"), _value_lists.map(lambda values: [*values, *range(30)])),
+    st.tuples(st.sampled_from(["like", "startswith"]), good_texts.map(lambda text: text + "%")),
     st.tuples(st.sampled_from(["exists", "is_null"])),
 )
 _odd_operands = anything | good_values | odd_contents | odd_metadata
@@ -58,7 +58,7 @@ _odd_operators = st.one_of(
     st.tuples(st.just("between"), _odd_operands, _odd_operands),
     st.tuples(
         st.sampled_from(["like", "ilike"]),
-        made(
+        lazy(
             wildcards=lambda: "%" * 2**16,
             places=lambda: "_" * 2**16,
             pieces=lambda: "a%" * 2**12,
@@ -83,13 +83,13 @@ def _expressions(operand: str, paths: Strategy, operators: Strategy, negated: St
     )
 
 
-_text_tests = st.tuples(st.sampled_from(["__eq__", "__lt__", "startswith"]), good_texts)
+_text_operators = st.tuples(st.sampled_from(["__eq__", "__lt__", "startswith"]), good_texts)
 good_expressions = _expressions(
     "meta", _good_paths, _good_operators, st.integers(0, 3)
 ) | _expressions(
     "field",
     st.sampled_from([("id",), ("document_id",), ("content",), ("embedding_model",)]),
-    _text_tests,
+    _text_operators,
     st.integers(0, 3),
 )
 odd_expressions = st.one_of(
@@ -99,13 +99,13 @@ odd_expressions = st.one_of(
     _expressions(
         "field",
         st.tuples(_columns),
-        _odd_operators.filter(lambda one: one[0] not in ("contains", "any_of", "all_of")),
+        _odd_operators.filter(lambda drawn: drawn[0] not in ("contains", "any_of", "all_of")),
         st.just(0),
     ),
     _expressions(
         "field",
-        st.tuples(anything.filter(lambda one: not isinstance(one, str))),
-        _text_tests,
+        st.tuples(anything.filter(lambda name: not isinstance(name, str))),
+        _text_operators,
         st.just(0),
     ),
 )
@@ -127,27 +127,27 @@ odd_dicts = st.recursive(
 )
 
 
-def _deep_filter(key: str, depth: int, *, listed: bool) -> dict[str, Any]:
-    one: dict[str, Any] = {"a": 1}
+def _deep_filter(key: str, depth: int, *, in_list: bool) -> dict[str, Any]:
+    nested: dict[str, Any] = {"a": 1}
     for _ in range(depth):
-        one = {key: [one] if listed else one}
-    return one
+        nested = {key: [nested] if in_list else nested}
+    return nested
 
 
-def _shared_filter(one: Any, depth: int) -> Any:
-    """A filter of a few objects and a billion parts."""
+def _shared_filter(part: Any, depth: int) -> Any:
+    """Return a filter of a few shared objects that count as a billion parts."""
     for _ in range(depth):
-        if isinstance(one, dict):
-            one = {"$and": [one, one]}
+        if isinstance(part, dict):
+            part = {"$and": [part, part]}
         else:
-            one = (one | (meta("b") == 1)) & (one | (meta("b") == 2))
-    return one
+            part = (part | (meta("b") == 1)) & (part | (meta("b") == 2))
+    return part
 
 
 def _filter_of_itself() -> dict[str, Any]:
-    one: dict[str, Any] = {}
-    one["$and"] = [one, one]
-    return one
+    filters: dict[str, Any] = {}
+    filters["$and"] = [filters, filters]
+    return filters
 
 
 good_filters = st.none() | good_dicts | good_expressions
@@ -155,10 +155,10 @@ odd_filters = st.one_of(
     anything,
     odd_dicts,
     odd_expressions,
-    made(
-        ands_10_000_deep=lambda: _deep_filter("$and", 10_000, listed=True),
-        nots_10_000_deep=lambda: _deep_filter("$not", 10_000, listed=False),
-        nots_of_a_key=lambda: {"a": _deep_filter("$not", 10_000, listed=False)},
+    lazy(
+        ands_10_000_deep=lambda: _deep_filter("$and", 10_000, in_list=True),
+        nots_10_000_deep=lambda: _deep_filter("$not", 10_000, in_list=False),
+        nots_of_a_key=lambda: {"a": _deep_filter("$not", 10_000, in_list=False)},
         of_itself=_filter_of_itself,
         shared=lambda: _shared_filter({"a": 1}, 45),
         shared_expressions=lambda: _shared_filter(meta("a") == 1, 45),

@@ -1,4 +1,4 @@
-"""What Haystack's interfaces are given."""
+"""Input for the Haystack adapter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import fuzz_objects as objects
 import fuzzing as values
 from fuzz_calls import Argument
-from fuzzing import MARKER, Made, Strategy, anything
+from fuzzing import MARKER, Lazy, Strategy, anything
 from haystack.dataclasses import ByteStream, SparseEmbedding
 from haystack.dataclasses import Document as HaystackDocument
 from haystack.document_stores.errors import DocumentStoreError
@@ -65,17 +65,17 @@ _odd_comparisons = st.one_of(
 
 
 def _haystack_deep(depth: int, times: int) -> dict[str, Any]:
-    """Filters of a few objects, which may stand for a billion."""
-    one: dict[str, Any] = {"field": "meta.a", "operator": "==", "value": 1}
+    """Return nested filters: few objects, which are shared and count as up to a billion parts."""
+    filters: dict[str, Any] = {"field": "meta.a", "operator": "==", "value": 1}
     for _ in range(depth):
-        one = {"operator": "AND", "conditions": [one] * times}
-    return one
+        filters = {"operator": "AND", "conditions": [filters] * times}
+    return filters
 
 
 def _haystack_of_itself() -> dict[str, Any]:
-    one: dict[str, Any] = {"operator": "NOT"}
-    one["conditions"] = [one, one]
-    return one
+    filters: dict[str, Any] = {"operator": "NOT"}
+    filters["conditions"] = [filters, filters]
+    return filters
 
 
 _haystack_filters = Argument(
@@ -84,7 +84,7 @@ _haystack_filters = Argument(
         anything,
         st.recursive(_odd_comparisons, _joined, max_leaves=2),
         st.recursive(_odd_comparisons, _joined, max_leaves=2),
-        values.made(
+        values.lazy(
             deep=lambda: _haystack_deep(10_000, 1),
             shared=lambda: _haystack_deep(45, 2),
             of_itself=_haystack_of_itself,
@@ -106,13 +106,13 @@ _sparse = objects.built(
         "values": Argument(st.just([1, 0.5]), anything | st.lists(anything, min_size=2)),
     },
 )
-_haystack_documents = objects.several(
+_haystack_documents = objects.list_of(
     objects.built(
         HaystackDocument,
         {
             "id": objects.ids,
             "content": Argument(st.none() | objects.contents.good, objects.contents.odd),
-            "meta": objects.naming("source_id"),
+            "meta": objects.metadata_naming("source_id"),
             "embedding": Argument(st.none() | objects.vectors.good, objects.vectors.odd),
             "blob": Argument(st.none() | _blobs.good, _blobs.odd | anything),
             "sparse_embedding": Argument(st.none() | _sparse.good, _sparse.odd | anything),
@@ -125,7 +125,7 @@ _pages = Argument(st.integers(0, 5), anything)
 _filtered = {"filters": _haystack_filters}
 _HAYSTACK: dict[str, dict[str, Argument]] = {
     "write_documents": {"documents": _haystack_documents, "policy": _policies},
-    "delete_documents": {"document_ids": objects.names},
+    "delete_documents": {"document_ids": objects.id_lists},
     "filter_documents": _filtered,
     "delete_by_filter": _filtered,
     "update_by_filter": {**_filtered, "meta": objects.metadata},
@@ -151,7 +151,7 @@ _HAYSTACK: dict[str, dict[str, Argument]] = {
         "query_embedding": objects.vectors,
         **_filtered,
         "top_k": objects.limits,
-        "own_filters": _haystack_filters,
+        "init_filters": _haystack_filters,
         "filter_policy": Argument(st.sampled_from([*FilterPolicy]), st.just("merge")),
     },
 }
@@ -165,26 +165,26 @@ def _call_haystack(adapter: Any, entry: str, arguments: dict[str, Any], *, await
     if entry != "retriever":
         return objects.method(adapter, entry + "_async" * awaited)(**arguments)
     policy = arguments.pop("filter_policy")
-    own = CenoteEmbeddingRetriever(
-        adapter, filters=arguments.pop("own_filters"), filter_policy=policy
+    retriever = CenoteEmbeddingRetriever(
+        adapter, filters=arguments.pop("init_filters"), filter_policy=policy
     )
-    return objects.method(own, "run" + "_async" * awaited)(**arguments)
+    return objects.method(retriever, "run" + "_async" * awaited)(**arguments)
 
 
 ADAPTER = objects.Adapter(
     _haystack, _call_haystack, _HAYSTACK, (FilterError, DocumentStoreError, ValueError)
 )
 
-# -- what was found
+# -- regressions
 
-_LATER = {"field": "meta.b", "operator": ">", "value": "2024-02-29"}
+_AFTER_DATE = {"field": "meta.b", "operator": ">", "value": "2024-02-29"}
 
 
 def _document(**parts: Any) -> dict[str, Any]:
     return {"documents": [objects.Built(HaystackDocument, {"id": "8", **parts})]}
 
 
-FOUND: list[tuple[str, dict[str, Any], bool]] = [
+REGRESSIONS: list[tuple[str, dict[str, Any], bool]] = [
     ("write_documents", _document(id=[MARKER]), False),
     ("write_documents", _document(meta=None), False),
     ("write_documents", _document(meta={"source_id": 10**5000}), False),
@@ -192,12 +192,12 @@ FOUND: list[tuple[str, dict[str, Any], bool]] = [
     ("write_documents", _document(blob="text"), False),
     ("write_documents", _document(blob=ByteStream("text")), False),  # type: ignore[arg-type]
     ("write_documents", _document(sparse_embedding="text"), False),
-    ("filter_documents", {"filters": _LATER}, True),  # of a text that overflows
-    ("filter_documents", {"filters": {**_LATER, "operator": objects.ARRAY}}, False),
-    ("filter_documents", {"filters": Made("shared", lambda: _haystack_deep(45, 2))}, False),
+    ("filter_documents", {"filters": _AFTER_DATE}, True),  # compares with a text that overflows
+    ("filter_documents", {"filters": {**_AFTER_DATE, "operator": objects.ARRAY}}, False),
+    ("filter_documents", {"filters": Lazy("shared", lambda: _haystack_deep(45, 2))}, False),
     ("delete_by_filter", {"filters": objects.ARRAY}, False),
-    ("delete_by_filter", {"filters": {**_LATER, "value": MARKER}}, False),
-    ("update_by_filter", {"filters": _LATER, "meta": None}, False),
+    ("delete_by_filter", {"filters": {**_AFTER_DATE, "value": MARKER}}, False),
+    ("update_by_filter", {"filters": _AFTER_DATE, "meta": None}, False),
     ("count_unique_metadata_by_filter", {"filters": None, "metadata_fields": "ab"}, False),
     ("get_metadata_field_min_max", {"metadata_field": 5}, False),
     ("get_metadata_field_unique_values", {"metadata_field": "a", "search_term": 5}, False),
@@ -208,11 +208,11 @@ FOUND: list[tuple[str, dict[str, Any], bool]] = [
         "retriever",
         {
             "query_embedding": [1, 0, 0, 0],
-            "own_filters": {"operator": "AND", "conditions": 5},
-            "filters": _LATER,
+            "init_filters": {"operator": "AND", "conditions": 5},
+            "filters": _AFTER_DATE,
             "filter_policy": FilterPolicy.MERGE,
         },
         False,
     ),
 ]
-"""Inputs that were once answered wrongly; whether they are taken."""
+"""Inputs that once caused errors: method, arguments, and True if the adapter accepts them."""

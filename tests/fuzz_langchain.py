@@ -1,4 +1,4 @@
-"""What LangChain's interface is given."""
+"""Input for the LangChain adapter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import fuzz_filters
 import fuzz_objects as objects
 import fuzzing as values
 from fuzz_calls import Argument
-from fuzzing import MARKER, Made, anything
+from fuzzing import MARKER, Lazy, anything
 from hypothesis import strategies as st
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -16,8 +16,8 @@ from langchain_core.embeddings import Embeddings
 from cenote.adapters import langchain
 
 
-class Says(Embeddings):
-    """Says what it was told of each text, which may be rubbish."""
+class FakeEmbeddings(Embeddings):
+    """Embeddings that return a fixed answer, which may be invalid."""
 
     def __init__(self, answer: Any = None) -> None:
         self.answer = answer
@@ -37,16 +37,18 @@ class Says(Embeddings):
 
 
 _embeddings = Argument(
-    st.none(), anything.filter(lambda one: one is not None) | st.lists(values.odd_vectors)
+    st.none(), anything.filter(lambda answer: answer is not None) | st.lists(values.odd_vectors)
 )
-_query_embeddings = Argument(st.none(), values.odd_vectors.filter(lambda one: one is not None))
-_documents = objects.several(
+_query_embeddings = Argument(
+    st.none(), values.odd_vectors.filter(lambda answer: answer is not None)
+)
+_documents = objects.list_of(
     objects.built(
         Document,
         {
             "id": objects.ids,
             "page_content": objects.contents,
-            "metadata": objects.naming("document_id"),
+            "metadata": objects.metadata_naming("document_id"),
         },
         settable=("id", "page_content", "metadata"),
     )
@@ -67,8 +69,9 @@ _LANGCHAIN: dict[str, dict[str, Argument]] = {
             anything | st.lists(objects.contents.odd, min_size=2, max_size=2),
         ),
         "metadatas": Argument(
-            st.none() | st.lists(objects.naming("document_id").good, min_size=2, max_size=2),
-            anything | st.lists(objects.naming("document_id").odd, min_size=1, max_size=2),
+            st.none()
+            | st.lists(objects.metadata_naming("document_id").good, min_size=2, max_size=2),
+            anything | st.lists(objects.metadata_naming("document_id").odd, min_size=1, max_size=2),
         ),
         "ids": Argument(
             st.none() | st.lists(objects.ids.good, min_size=2, max_size=2),
@@ -77,10 +80,12 @@ _LANGCHAIN: dict[str, dict[str, Argument]] = {
         "embedding": _embeddings,
     },
     "delete": {
-        "ids": Argument(objects.names.good, objects.names.odd.filter(lambda one: one is not None)),
+        "ids": Argument(
+            objects.id_lists.good, objects.id_lists.odd.filter(lambda ids: ids is not None)
+        ),
     },
     "delete by filter": {"filter": _filters},
-    "get_by_ids": {"ids": objects.names},
+    "get_by_ids": {"ids": objects.id_lists},
     "similarity_search_with_score": {
         "query": objects.search_by,
         **_search,
@@ -113,7 +118,9 @@ _LANGCHAIN: dict[str, dict[str, Argument]] = {
 
 
 def _langchain(store: Any, namespace: str, arguments: dict[str, Any]) -> Any:
-    return langchain.CenoteVectorStore(store, Says(arguments.pop("embedding", None)), namespace)
+    return langchain.CenoteVectorStore(
+        store, FakeEmbeddings(arguments.pop("embedding", None)), namespace
+    )
 
 
 def _call_langchain(adapter: Any, entry: str, arguments: dict[str, Any], *, awaited: bool) -> Any:
@@ -127,25 +134,25 @@ def _call_langchain(adapter: Any, entry: str, arguments: dict[str, Any], *, awai
 
 ADAPTER = objects.Adapter(_langchain, _call_langchain, _LANGCHAIN)
 
-# -- what was found
+# -- regressions
 
 _TEXT = Document(page_content="text")
 
 
 def _of_document(name: Any) -> dict[str, Any]:
-    """A document of LangChain's, cut from one of such a name."""
+    """Return arguments with a document whose metadata name another document."""
     document = {"page_content": "text", "id": "8", "metadata": {"document_id": name}}
     return {"documents": [objects.Built(Document, document)]}
 
 
 def _deep() -> list[Any]:
-    one: list[Any] = []
+    nested: list[Any] = []
     for _ in range(10_000):
-        one = [one]
-    return one
+        nested = [nested]
+    return nested
 
 
-FOUND: list[tuple[str, dict[str, Any], bool]] = [
+REGRESSIONS: list[tuple[str, dict[str, Any], bool]] = [
     ("add_documents", {"documents": objects.generator_of(_TEXT)}, True),
     ("add_documents", {"documents": ["text"]}, False),
     ("add_documents", {"documents": [_TEXT], "ids": ["8", "9"]}, False),
@@ -154,11 +161,11 @@ FOUND: list[tuple[str, dict[str, Any], bool]] = [
     ("add_documents", {"documents": [_TEXT], "embedding": []}, False),
     ("add_documents", _of_document(10**5000), False),
     ("add_documents", _of_document(objects.ARRAY), False),
-    ("add_documents", _of_document(Made("deep", _deep)), False),
+    ("add_documents", _of_document(Lazy("deep", _deep)), False),
     ("add_texts", {"texts": "text"}, False),
     ("add_texts", {"texts": ["a", "b"], "metadatas": [{}]}, False),
     ("add_texts", {"texts": ["a"], "metadatas": [MARKER]}, False),
     ("max_marginal_relevance_search", {"query": "cat", "lambda_mult": "1"}, False),
     ("max_marginal_relevance_search", {"query": "cat", "fetch_k": None}, False),
 ]
-"""Inputs that were once answered wrongly; whether they are taken."""
+"""Inputs that once caused errors: method, arguments, and True if the adapter accepts them."""

@@ -1,4 +1,4 @@
-"""What LlamaIndex's interface is given."""
+"""Input for the LlamaIndex adapter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import fuzz_calls
 import fuzz_objects as objects
 import fuzzing as values
 from fuzz_calls import Argument
-from fuzzing import MARKER, Made, Strategy, anything
+from fuzzing import MARKER, Lazy, Strategy, anything
 from hypothesis import strategies as st
 from llama_index.core.schema import (
     ImageNode,
@@ -36,8 +36,8 @@ _llama_metadata = Argument(
     values.good_metadata,
     st.one_of(
         values.odd_metadata,
-        objects.only("_node_content", anything),
-        objects.only(
+        objects.dict_with("_node_content", anything),
+        objects.dict_with(
             "a", st.sampled_from([{math.nan}, deque([math.nan]), date(2020, 1, 1), {1.5: 1}])
         ),
     ),
@@ -58,7 +58,7 @@ _node = {
     "id_": objects.ids,
     "metadata": _llama_metadata,
     "embedding": Argument(st.lists(values.numbers, min_size=4, max_size=4), values.odd_vectors),
-    "relationships": Argument(_source.map(lambda one: one or {}), _odd_source),
+    "relationships": Argument(_source.map(lambda relationships: relationships or {}), _odd_source),
 }
 _texts_of_nodes = {
     "text": objects.contents,
@@ -79,10 +79,10 @@ _kinds_of_nodes = [
         settable=("metadata",),
     ),
 ]
-_nodes = objects.several(
+_nodes = objects.list_of(
     Argument(
-        st.one_of(*(one.good for one in _kinds_of_nodes)),
-        st.one_of(*(one.odd for one in _kinds_of_nodes)),
+        st.one_of(*(kind.good for kind in _kinds_of_nodes)),
+        st.one_of(*(kind.odd for kind in _kinds_of_nodes)),
     )
 )
 
@@ -105,16 +105,16 @@ def _llama_joined(inner: Strategy) -> Strategy:
 
 
 def _llama_deep(depth: int, times: int) -> MetadataFilters:
-    one = MetadataFilters(filters=[MetadataFilter(key="a", value=1)])
+    filters = MetadataFilters(filters=[MetadataFilter(key="a", value=1)])
     for _ in range(depth):
-        one = MetadataFilters(filters=[one] * times)
-    return one
+        filters = MetadataFilters(filters=[filters] * times)
+    return filters
 
 
 def _llama_of_itself() -> MetadataFilters:
-    one = MetadataFilters(filters=[])
-    one.filters.append(one)
-    return one
+    filters = MetadataFilters(filters=[])
+    filters.filters.append(filters)
+    return filters
 
 
 _good_llama_filters = _llama_filter(
@@ -135,9 +135,11 @@ _llama_filters = Argument(
             objects.Built,
             st.just(MetadataFilters),
             st.just({"filters": []}),
-            objects.only("filters", anything | st.lists(anything | _odd_llama_filters, max_size=2)),
+            objects.dict_with(
+                "filters", anything | st.lists(anything | _odd_llama_filters, max_size=2)
+            ),
         ),
-        values.made(
+        values.lazy(
             deep=lambda: _llama_deep(5000, 1),
             shared=lambda: _llama_deep(45, 2),
             of_itself=_llama_of_itself,
@@ -145,36 +147,36 @@ _llama_filters = Argument(
     ),
 )
 _shares = Argument(st.none() | st.floats(0, 1), anything)
-_some = Argument(
+_id_lists = Argument(
     st.none() | st.lists(objects.ids.good, max_size=2),
     anything | st.lists(objects.ids.odd, max_size=2),
 )
-_top = Argument(st.none() | values.good_limits, values.odd_limits)
-_asked = {
+_top_k = Argument(st.none() | values.good_limits, values.odd_limits)
+_query = {
     "query_embedding": objects.vectors,
     "similarity_top_k": objects.limits,
-    "doc_ids": _some,
-    "node_ids": _some,
+    "doc_ids": _id_lists,
+    "node_ids": _id_lists,
     "query_str": objects.search_by,
     "output_fields": Argument(st.none(), anything),
     "alpha": _shares,
     "mmr_threshold": _shares,
-    "sparse_top_k": _top,
-    "hybrid_top_k": _top,
+    "sparse_top_k": _top_k,
+    "hybrid_top_k": _top_k,
     "filters": _llama_filters,
 }
 _modes = Argument(
     st.sampled_from([VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR]),
     st.sampled_from([VectorStoreQueryMode.SVM, "semantic_hybrid"]) | anything,
 )
-_words = Argument(st.sampled_from(["text_search", "sparse", "hybrid"]), st.just("hybrid"))
+_word_modes = Argument(st.sampled_from(["text_search", "sparse", "hybrid"]), st.just("hybrid"))
 _LLAMA_INDEX: dict[str, dict[str, Argument]] = {
     "add": {"nodes": _nodes},
     "delete": {"ref_doc_id": Argument(st.just(fuzz_calls.DOCUMENT), values.odd_keys)},
-    "delete_nodes": {"node_ids": _some, "filters": _llama_filters},
-    "get_nodes": {"node_ids": _some, "filters": _llama_filters},
-    "query": {**_asked, "mode": _modes},
-    "query by words": {**_asked, "mode": _words},
+    "delete_nodes": {"node_ids": _id_lists, "filters": _llama_filters},
+    "get_nodes": {"node_ids": _id_lists, "filters": _llama_filters},
+    "query": {**_query, "mode": _modes},
+    "query by words": {**_query, "mode": _word_modes},
     "query of none": {"query": Argument(st.just(VectorStoreQuery([1, 0, 0, 0])), anything)},
 }
 
@@ -194,7 +196,7 @@ def _call_llama(adapter: Any, entry: str, arguments: dict[str, Any], *, awaited:
 
 ADAPTER = objects.Adapter(_llama, _call_llama, _LLAMA_INDEX, (NotImplementedError,))
 
-# -- what was found
+# -- regressions
 
 _NODE = TextNode(id_="8", text="", embedding=[1, 0, 0, 0])
 _HYBRID = {"mode": "hybrid", "query_str": "cat", "query_embedding": [1, 0, 0, 0]}
@@ -205,7 +207,7 @@ def _node_with(**parts: Any) -> dict[str, Any]:
     return {"nodes": [objects.Built(TextNode, {"id_": "8", "embedding": [1, 0, 0, 0], **parts})]}
 
 
-FOUND: list[tuple[str, dict[str, Any], bool]] = [
+REGRESSIONS: list[tuple[str, dict[str, Any], bool]] = [
     (
         "add",
         {"nodes": objects.generator_of(TextNode(id_="8", text="", embedding=[1, 0, 0, 0]))},
@@ -217,12 +219,12 @@ FOUND: list[tuple[str, dict[str, Any], bool]] = [
     ("add", _node_with(metadata={"a": {math.nan}}), False),
     ("delete_nodes", {"filters": {"a": 1}}, False),
     ("get_nodes", {"filters": {"a": 1}}, False),
-    ("get_nodes", {"filters": Made("shared", lambda: _llama_deep(45, 2))}, False),
-    ("get_nodes", {"filters": Made("of itself", _llama_of_itself)}, False),
+    ("get_nodes", {"filters": Lazy("shared", lambda: _llama_deep(45, 2))}, False),
+    ("get_nodes", {"filters": Lazy("of itself", _llama_of_itself)}, False),
     ("query", {"mode": 5}, False),
     ("query", {"query_embedding": [1, 0, 0, 0], "node_ids": objects.ARRAY}, False),
     ("query by words", {**_HYBRID, "alpha": "1"}, False),
     ("query by words", {**_HYBRID, "hybrid_top_k": 0}, False),
     ("query of none", {"query": "text"}, False),
 ]
-"""Inputs that were once answered wrongly; whether they are taken."""
+"""Inputs that once caused errors: method, arguments, and True if the adapter accepts them."""

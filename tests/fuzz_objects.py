@@ -1,4 +1,4 @@
-"""What the adapters are given by any framework: its objects, some odd, and how it is called."""
+"""Strategies for the objects of any framework, and the description of an adapter under test."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 import fuzzing as values
 import numpy as np
 from fuzz_calls import Argument
-from fuzzing import MARKER, Made, Recipe, Strategy, anything, given
+from fuzzing import MARKER, Lazy, Recipe, Strategy, anything, resolve
 from hypothesis import strategies as st
 
 from cenote import CenoteError
 
 
 class NotBuiltError(Exception):
-    """The framework itself refuses to make its object, before cenote sees anything."""
+    """The framework rejects the input for its own object, before cenote sees it."""
 
 
 @dataclass(frozen=True)
 class Built(Recipe):
-    """An object of a framework's, of which some attributes are set later, which nobody checks."""
+    """Object of a framework. Attributes in `later` are set after creation, without a check."""
 
     kind: Callable[..., Any]
     fields: dict[str, Any]
     later: dict[str, Any] = field(default_factory=dict)
 
     def make(self) -> Any:
-        fields, later = given(self.fields), given(self.later)
+        fields, later = resolve(self.fields), resolve(self.later)
         try:
-            one = self.kind(**fields)
+            built = self.kind(**fields)
             for name, value in later.items():
-                setattr(one, name, value)
+                setattr(built, name, value)
         except (CenoteError, NotBuiltError):
             raise
         except Exception as error:
             raise NotBuiltError from error
-        return one
+        return built
 
 
 def built(
@@ -46,20 +46,20 @@ def built(
     *,
     settable: tuple[str, ...] = (),
 ) -> Argument:
-    """Objects of which no part is odd, or one, which may be set after the object was made."""
+    """Draw objects with no odd part, or with one, which may be set after creation."""
     good = {name: part.good for name, part in parts.items()}
 
     def odd(name: str) -> Strategy:
         if name not in settable:
             return fields(kind, {**good, name: parts[name].odd})
         return fields(kind, {**good, name: parts[name].odd}) | st.builds(
-            Built, st.just(kind), st.fixed_dictionaries(good), only(name, parts[name].odd)
+            Built, st.just(kind), st.fixed_dictionaries(good), dict_with(name, parts[name].odd)
         )
 
     return Argument(fields(kind, good), st.sampled_from([*parts]).flatmap(odd))
 
 
-def only(name: str, value: Strategy) -> Strategy:
+def dict_with(name: str, value: Strategy) -> Strategy:
     return st.fixed_dictionaries({name: value})
 
 
@@ -67,17 +67,17 @@ def fields(kind: Callable[..., Any], parts: dict[str, Strategy]) -> Strategy:
     return st.builds(Built, st.just(kind), st.fixed_dictionaries(parts))
 
 
-def several(one: Argument) -> Argument:
-    """A list of objects, of which one may be odd or none at all."""
+def list_of(item: Argument) -> Argument:
+    """Draw lists of objects, of which one may be odd, or no list at all."""
     odd = st.builds(
         lambda before, odd, after: [*before, odd, *after],
-        *(st.lists(one.good, max_size=2), one.odd | anything, st.lists(one.good, max_size=1)),
+        *(st.lists(item.good, max_size=2), item.odd | anything, st.lists(item.good, max_size=1)),
     )
-    return Argument(st.lists(one.good, max_size=3), odd | odd | odd | anything)
+    return Argument(st.lists(item.good, max_size=3), odd | odd | odd | anything)
 
 
 ids = Argument(
-    st.sampled_from(["1", "2", "8", "9"]) | values.good_keys.filter(lambda one: type(one) is str),
+    st.sampled_from(["1", "2", "8", "9"]) | values.good_keys.filter(lambda key: type(key) is str),
     values.odd_keys,
 )
 metadata = Argument(values.good_metadata, values.odd_metadata)
@@ -85,12 +85,12 @@ vectors = Argument(values.good_vectors, values.odd_vectors)
 contents = Argument(values.secret_texts.map(str.__str__), values.odd_contents)
 odd_names = st.sampled_from([5, 0, True, "", "d", [MARKER], {MARKER: MARKER}, 10**5000, 0.5])
 limits = Argument(values.good_limits, values.odd_limits)
-names = Argument(st.lists(ids.good, max_size=3), anything | st.lists(ids.odd, max_size=2))
+id_lists = Argument(st.lists(ids.good, max_size=3), anything | st.lists(ids.odd, max_size=2))
 search_by = Argument(st.just("cat") | values.secret_texts, values.odd_contents)
 
 
-def naming(key: str) -> Argument:
-    """Metadata in which a key names the document."""
+def metadata_naming(key: str) -> Argument:
+    """Draw metadata in which a key names the document."""
     good = st.builds(
         lambda metadata, name: metadata if name is None else {**metadata, key: name},
         st.dictionaries(st.sampled_from(["a", "b"]), values.good_values, max_size=2),
@@ -101,19 +101,19 @@ def naming(key: str) -> Argument:
     )
 
 
-def generator_of(one: Any) -> Made:
-    """A generator of one thing, anew at each use."""
-    return Made("a generator", lambda: (part for part in [one]))
+def generator_of(item: Any) -> Lazy:
+    """Return a generator of one object, new at each use."""
+    return Lazy("a generator", lambda: (part for part in [item]))
 
 
-ARRAY = Made("an array", lambda: np.array([1, 2]))
+ARRAY = Lazy("an array", lambda: np.array([1, 2]))
 
 # -- adapters
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """How a framework's interface is made and called, and which errors it has for bad data."""
+    """Functions that create and call an adapter, its methods, and the framework's own errors."""
 
     make: Callable[[Any, str, dict[str, Any]], Any]
     call: Callable[..., Any]

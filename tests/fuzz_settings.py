@@ -1,4 +1,4 @@
-"""What test_fuzz.py makes: records, configurations, stores, engines, retrievers of odd values."""
+"""Constructors for test_fuzz.py: records, configurations, stores, engines and retrievers."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _odd_identifiers = values.odd_keys | st.sampled_from(
 _languages = st.sampled_from([None, "simple", "spanish, english", "English", "my.own", " simple "])
 _odd_languages = values.odd_keys | st.sampled_from([",", "a;b", "a.b.c", "'", "İ", "x" * 64])
 _switches = st.sampled_from([None, True, False])
-_nothing_or = st.none() | _identifiers
+_optional_identifiers = st.none() | _identifiers
 
 _SETTINGS = {
     "dimensions": Argument(st.integers(1, 2000), anything),
     "column_type": Argument(st.sampled_from(["vector", "halfvec"]), anything),
     "table_name": Argument(_identifiers, _odd_identifiers),
-    "schema": Argument(_nothing_or, _odd_identifiers),
+    "schema": Argument(_optional_identifiers, _odd_identifiers),
     "hnsw_m": Argument(st.integers(2, 32), anything),
     "hnsw_ef_construction": Argument(st.integers(64, 1000), anything),
     "partitions": Argument(st.sampled_from([None, 0, 2, 1024]), anything),
-    "extension_schema": Argument(_nothing_or, _odd_identifiers),
+    "extension_schema": Argument(_optional_identifiers, _odd_identifiers),
     "text_search": Argument(_languages, _odd_languages),
     "row_security": Argument(_switches, anything),
 }
 _models = Argument(st.none() | values.good_texts, values.odd_keys)
 _telemetry = Argument(st.sampled_from(["hashed", "plain"]), anything)
 
-# -- connection strings, none of which leads further than this machine
+# -- connection strings, none of which leads beyond this machine
 
 _ADDRESS = f"://user:{MARKER}@127.0.0.1:1/db"
 _schemes = st.sampled_from(["postgresql", "postgres", "postgresql+asyncpg"])
@@ -83,19 +83,27 @@ _odd_dsns = values.odd_keys | st.sampled_from(
         *("postgresql:///d?host=/a&port=1&port=2", "postgresql:///d?port=x", "postgres://?host="),
     ]
 )
-_local = st.builds(lambda scheme, more: f"{scheme}{_ADDRESS}?{more}", _schemes, _arguments)
-_odd_local = st.builds(lambda scheme, more: f"{scheme}{_ADDRESS}?{more}", _schemes, _odd_arguments)
+_local = st.builds(lambda scheme, query: f"{scheme}{_ADDRESS}?{query}", _schemes, _arguments)
+_odd_local = st.builds(
+    lambda scheme, query: f"{scheme}{_ADDRESS}?{query}", _schemes, _odd_arguments
+)
 
 _RETRIEVERS = [TextRetriever(_STORE), TextRetriever(_STORE)]
 
 
 @dataclass(frozen=True)
 class Construction:
-    """Something to be made of arguments."""
+    """Constructor with its arguments.
+
+    Attributes:
+        make: Function that calls the constructor.
+        arguments: Strategies for the arguments.
+        rejects: True if the constructor itself rejects invalid arguments.
+    """
 
     make: Callable[..., Any]
     arguments: dict[str, Argument]
-    refuses: bool = True
+    rejects: bool = True
 
     def drawn(self) -> Strategy:
         return some_odd(self.arguments)
@@ -106,17 +114,18 @@ def _engine(**arguments: Any) -> None:
 
 
 def _config(**arguments: Any) -> None:
-    """A configuration keeps what it was given."""
+    """Check that a configuration keeps its arguments."""
     config = SchemaConfig(**arguments)
-    for one in fields(config):
-        if one.name in arguments:
-            kept = getattr(config, one.name)
-            assert kept == arguments[one.name]
-            assert isinstance(kept, int | str | None), one.name
+    for config_field in fields(config):
+        name = config_field.name
+        if name in arguments:
+            value = getattr(config, name)
+            assert value == arguments[name]
+            assert isinstance(value, int | str | None), name
 
 
 def _store(kind: Callable[..., Any]) -> Callable[..., Any]:
-    """A store that keeps what it was given, which must make sense."""
+    """Return a function that creates a store and checks the types of accepted arguments."""
 
     def make(**arguments: Any) -> None:
         kind(**arguments)
@@ -138,7 +147,7 @@ CONSTRUCTIONS = {
             "metadata": Argument(values.good_metadata, values.odd_metadata),
             "content_hash": Argument(values.good_texts, anything),
         },
-        refuses=False,  # that is for the store, which knows of which call it is
+        rejects=False,  # the store rejects invalid chunks, because it knows the operation
     ),
     "EmbeddedChunk": Construction(
         EmbeddedChunk,
@@ -148,7 +157,7 @@ CONSTRUCTIONS = {
             "embedding_model": _models,
             "columns": Argument(st.just({}), anything),
         },
-        refuses=False,
+        rejects=False,
     ),
     "SchemaConfig": Construction(_config, _SETTINGS),
     "InMemoryVectorStore": Construction(
@@ -199,7 +208,7 @@ CONNECTING = {
     "startup_backoff_seconds": Argument(st.sampled_from([0, 1.5]), anything),
     "timeout": Argument(st.sampled_from([1, 0.5]), anything),
 }
-"""Of `PgVectorStore.connect`. Nobody listens where the connection strings lead."""
+"""Arguments of `PgVectorStore.connect`. No server listens at the connection strings' addresses."""
 
 
 def connecting() -> Strategy:

@@ -1,7 +1,7 @@
-"""What test_fuzz.py gives to cenote: values of every kind for every argument, good and odd.
+"""Hypothesis strategies for the fuzz tests: valid and odd values of every kind.
 
-Strategies that are called ``odd_...`` draw mostly what is to be refused, and some that only looks
-so. What may not appear in a message is marked by `MARKER`, or has `NUMBER` in it.
+Strategies named ``odd_...`` draw mostly values that cenote must reject, and some valid values that
+look invalid. Values that must not appear in an error message contain `MARKER` or `NUMBER`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DIMENSIONS = 4
 
 
 class Word(str):
-    """A str that is none of Python's own."""
+    """A subclass of str."""
 
     __slots__ = ()
 
@@ -44,23 +44,23 @@ class Level(enum.IntEnum):
 
 
 class Keys(dict[str, Any]):
-    """A dict that is none of Python's own."""
+    """A subclass of dict."""
 
 
 class Items(list[Any]):
-    """A list that is none of Python's own."""
+    """A subclass of list."""
 
 
 class Recipe:
-    """What is made when it is used: anew for each store, or because making it may be refused."""
+    """Value that is created at each use: anew for each store, or because creating it may fail."""
 
     def make(self) -> Any:
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Made(Recipe):
-    """A value that can be used once, or is too long to be printed."""
+class Lazy(Recipe):
+    """Value that can be used only once or is too long to print."""
 
     name: str
     maker: Callable[[], Any]
@@ -72,38 +72,38 @@ class Made(Recipe):
         return f"<{self.name}>"
 
 
-def given(value: Any) -> Any:
-    """The value that is meant, with all that is to be made in it."""
+def resolve(value: Any) -> Any:
+    """Return a value with every `Recipe` in it replaced by the object that it creates."""
     if isinstance(value, Recipe):
         return value.make()
     if type(value) is dict:
-        return {key: given(one) for key, one in value.items()}
-    return type(value)(map(given, value)) if type(value) in (list, tuple) else value
+        return {key: resolve(item) for key, item in value.items()}
+    return type(value)(map(resolve, value)) if type(value) in (list, tuple) else value
 
 
-def made(**makers: Callable[[], Any]) -> Strategy:
-    """One of several such values."""
-    return st.sampled_from([Made(name, make) for name, make in makers.items()])
+def lazy(**makers: Callable[[], Any]) -> Strategy:
+    """Draw one of several lazy values."""
+    return st.sampled_from([Lazy(name, make) for name, make in makers.items()])
 
 
-EACH: dict[str, list[Any]] = {}
-"""What is odd for each part of a chunk, to be tried one by one besides."""
+ODD_PARTS: dict[str, list[Any]] = {}
+"""Odd values for each part of a chunk, which a test also tries one by one."""
 
 
-def each(part: str, *values: Any, **makers: Callable[[], Any]) -> Strategy:
-    """One of the values that are odd for a part of a chunk."""
-    several = [*values, *(Made(name, make) for name, make in makers.items())]
-    EACH.setdefault(part, []).extend(several)
-    return st.sampled_from(several)
+def odd_part(part: str, *values: Any, **makers: Callable[[], Any]) -> Strategy:
+    """Register odd values for a part of a chunk, and draw one of them."""
+    odd_values = [*values, *(Lazy(name, make) for name, make in makers.items())]
+    ODD_PARTS.setdefault(part, []).extend(odd_values)
+    return st.sampled_from(odd_values)
 
 
 # -- anything
 
 anything = (
-    made(
-        a_generator=lambda: (one for one in (1.0, 2.0, 3.0, 4.0)),
+    lazy(
+        a_generator=lambda: (number for number in (1.0, 2.0, 3.0, 4.0)),
         an_object=object,
-        something_awkward=Awkward,
+        an_awkward_object=Awkward,
         a_list_of_itself=lambda: _list_of_itself(),
         a_dict_of_itself=lambda: _dict_of_itself(),
         an_array=lambda: np.array([1, 2]),
@@ -138,15 +138,15 @@ anything = (
 
 
 def _list_of_itself() -> list[Any]:
-    one: list[Any] = []
-    one.append(one)
-    return one
+    items: list[Any] = []
+    items.append(items)
+    return items
 
 
 def _dict_of_itself() -> dict[str, Any]:
-    one: dict[str, Any] = {}
-    one["a"] = one
-    return one
+    value: dict[str, Any] = {}
+    value["a"] = value
+    return value
 
 
 # -- text
@@ -164,14 +164,14 @@ good_texts = st.text(
 good_keys = good_texts.filter(bool) | st.sampled_from(
     ["x" * 1024, "é" * 512, "\U0001f600" * 256, Word("x" * 1024)]
 )
-long_texts = made(
+long_texts = lazy(
     a_megabyte=lambda: "x" * 2**20,
     two_megabytes=lambda: "é" * 2**20,
 )
 odd_keys = (
     anything
     | long_texts
-    | each(
+    | odd_part(
         "id",
         *("", "x" * 1025, "é" * 513, "\U0001f600" * 257, Word("x" * 1025), Word("\x00")),
         *("a\x00", "\x00", "\ud800", "a\udfff", "\ud83d\ude00", 1, None, b"a"),
@@ -181,7 +181,7 @@ secret_texts = st.builds(lambda text: MARKER + text, good_texts)
 odd_contents = (
     anything
     | long_texts
-    | each(
+    | odd_part(
         "content",
         *(MARKER + "\x00", "\ud800" + MARKER, "", Word(MARKER + "\x00")),
         *(MARKER.encode(), [MARKER], {MARKER: MARKER}),
@@ -196,7 +196,7 @@ _lists = st.lists(numbers, min_size=DIMENSIONS, max_size=DIMENSIONS)
 
 
 def _kind(name: str, make: Callable[[list[float]], Any]) -> Strategy:
-    return _lists.map(lambda values: Made(f"{name} of {values}", lambda: make(values)))
+    return _lists.map(lambda values: Lazy(f"{name} of {values}", lambda: make(values)))
 
 
 def _read_only(values: list[float]) -> Any:
@@ -221,7 +221,7 @@ good_vectors = st.one_of(
     _kind("numpy scalars", lambda values: [np.float32(value) for value in values]),
     _kind("unmasked", lambda values: np.ma.array(values)),
     st.sampled_from([range(4), [1, 0, 0, 2**62], [2**63, 0, 0, 0], [0, 0, 0, 0]]),
-    made(
+    lazy(
         int8=lambda: np.array([1, -2, 3, 4], dtype=np.int8),
         uint64=lambda: np.array([2**64 - 1, 0, 0, 0], dtype=np.uint64),
     ),
@@ -232,13 +232,17 @@ _EXTREMES = [
     *(b"1", [1.0], Decimal(1), 1j, NUMBER),
 ]
 _extremes = st.sampled_from(_EXTREMES)
-each("embedding", *([one, 1.0, 0.0, 0.0] for one in _EXTREMES), *([one] * 4 for one in _EXTREMES))
+odd_part(
+    "embedding",
+    *([extreme, 1.0, 0.0, 0.0] for extreme in _EXTREMES),
+    *([extreme] * 4 for extreme in _EXTREMES),
+)
 odd_vectors = st.one_of(
     anything,
     st.lists(numbers, max_size=6),
     st.lists(numbers | _extremes, min_size=DIMENSIONS, max_size=DIMENSIONS),
     st.lists(_extremes, min_size=DIMENSIONS, max_size=DIMENSIONS),
-    each(
+    odd_part(
         "embedding",
         *(MARKER, "abcd", [MARKER] * 4, b"abcd", [[NUMBER] * 4], [[NUMBER]] * 4, [True] * 4),
         masked=lambda: np.ma.array([NUMBER, 1, 2, 3], mask=[True, False, False, False]),
@@ -292,7 +296,7 @@ good_values = st.recursive(
 )
 good_metadata = st.dictionaries(
     st.sampled_from(["a", "b", "é", "e\u0301", "language"]) | good_texts, good_values, max_size=3
-) | made(
+) | lazy(
     nested_200_deep=lambda: _nested_dicts(200),
     many_digits=lambda: {"a": -(10**4000)},
     ordered=lambda: OrderedDict(b=[1], a=2),
@@ -303,7 +307,7 @@ odd_metadata = st.one_of(
     anything,
     st.dictionaries(st.just(MARKER), anything, min_size=1, max_size=2),
     st.dictionaries(st.sampled_from(["a", 1, None, ("a",), b"a", 1.0, "\x00", "\ud800"]), numbers),
-    each(
+    odd_part(
         "metadata",
         *({"a": (1, 2)}, {"a": {1: MARKER}}, {"a": [math.nan, MARKER]}, {"a\x00": MARKER}),
         *({"a": [MARKER + "\x00"]}, {"a": {MARKER + "\ud800": 1}}, {"a": Decimal(NUMBER)}),
@@ -330,7 +334,7 @@ good_weights = st.sampled_from([0, 1, 1.0, 0.5, 1e-9, 1e9])
 
 
 def same_json(wanted: Any, found: Any) -> bool:
-    """Whether metadata came back by value: what jsonb says of a float is all that may differ."""
+    """Compare stored metadata with the original: large floats may come back as integers."""
     if isinstance(wanted, dict):
         same_keys = type(found) is dict and set(map(str.__str__, wanted)) == set(found)
         return same_keys and all(same_json(wanted[key], found[key]) for key in wanted)
@@ -345,14 +349,14 @@ def same_json(wanted: Any, found: Any) -> bool:
 
 
 def leaks(error: BaseException) -> list[str]:
-    """The secrets that an error and those it came of would tell a log."""
-    said = ""
+    """Return the secrets that an error, its causes and its contexts would write to a log."""
+    text = ""
     seen: set[int] = set()
     chain: list[BaseException | None] = [error]
     while chain:
-        one = chain.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            said += f"{one} {one!r} {vars(one)} {getattr(one, '__notes__', '')}"
-            chain += [one.__cause__, one.__context__]
-    return [secret for secret in (MARKER, str(NUMBER)) if secret in said]
+        current = chain.pop()
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            text += f"{current} {current!r} {vars(current)} {getattr(current, '__notes__', '')}"
+            chain += [current.__cause__, current.__context__]
+    return [secret for secret in (MARKER, str(NUMBER)) if secret in text]

@@ -1,4 +1,4 @@
-"""The embedded server: folders kept and temporary, shared, and left behind by the killed."""
+"""The embedded server: temporary, kept and shared folders, and killed processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ with EmbeddedPostgres(sys.argv[1]) as server:
 
 
 async def scalar(dsn: str, query: str) -> str:
-    """One value, over a connection of its own."""
+    """Return one value, over a new connection."""
     connection = await asyncpg.connect(dsn)
     try:
         return str(await connection.fetchval(query))
@@ -33,14 +33,14 @@ async def scalar(dsn: str, query: str) -> str:
 
 
 def servers(folder: Path) -> int:
-    """Postmasters that run on a folder."""
+    """Count the running servers of a folder."""
     lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     return sum("-D" in line and str(folder) in line for line in lines)
 
 
 @pytest.mark.parametrize("version", POSTGRES_VERSIONS)
-async def test_a_temporary_server(version: int) -> None:
-    """Has pgvector 0.8 or newer, listens on no network, and is gone afterwards."""
+async def test_temporary_folder(version: int) -> None:
+    """The server has pgvector 0.8 or newer, opens no TCP port and removes its folder at exit."""
     with EmbeddedPostgres(postgres_version=version) as server:
         assert (await scalar(server.dsn, "SHOW server_version")).startswith(str(version))
         assert await scalar(server.dsn, "SHOW listen_addresses") == ""
@@ -52,8 +52,8 @@ async def test_a_temporary_server(version: int) -> None:
     assert servers(folder) == 0
 
 
-async def test_a_kept_folder(tmp_path: Path) -> None:
-    """Keeps the data, and the version it began with."""
+async def test_kept_folder(tmp_path: Path) -> None:
+    """A folder keeps its data and its Postgres version."""
     folder = tmp_path / "new" / "postgres"
     with EmbeddedPostgres(folder, postgres_version=16) as server:
         await scalar(server.dsn, "CREATE TABLE kept AS SELECT 7 AS n")
@@ -65,8 +65,8 @@ async def test_a_kept_folder(tmp_path: Path) -> None:
     assert error.value.setting == "postgres_version"
 
 
-async def test_a_shared_folder(tmp_path: Path) -> None:
-    """Contexts of one process and other processes share one server; the last one stops it."""
+async def test_shared_folder(tmp_path: Path) -> None:
+    """Contexts and processes share one server, and the last one stops it."""
     folder = tmp_path / "postgres"
     with EmbeddedPostgres(folder) as first, EmbeddedPostgres(folder) as second:
         other = _process(folder)
@@ -80,8 +80,8 @@ async def test_a_shared_folder(tmp_path: Path) -> None:
     assert servers(folder) == 0
 
 
-async def test_the_killed_are_forgotten(tmp_path: Path) -> None:
-    """A process that was killed leaves the server running; the next one stops it."""
+async def test_killed_process(tmp_path: Path) -> None:
+    """A killed process leaves the server running, and the next process stops it."""
     folder = tmp_path / "postgres"
     killed = _process(folder)
     assert killed.stdout is not None
@@ -94,8 +94,8 @@ async def test_the_killed_are_forgotten(tmp_path: Path) -> None:
     assert servers(folder) == 0
 
 
-def test_mistakes(tmp_path: Path) -> None:
-    """Each with what to do."""
+def test_invalid_use(tmp_path: Path) -> None:
+    """Invalid arguments and nested use raise `ConfigurationError` and start no server."""
     with pytest.raises(ConfigurationError, match="is not running"):
         _ = EmbeddedPostgres(tmp_path).dsn
     with pytest.raises(ConfigurationError, match="postgres_version"):

@@ -1,134 +1,64 @@
-"""Values of every kind for every argument: kept faithfully, or refused clearly, nothing written.
+"""Fuzz tests of the stores: every input is stored exactly, or rejected clearly and not at all.
 
-Each call goes to a store of either kind, which must answer alike. How many inputs each entry point
-took and refused is in the summary of the run. ``CENOTE_TORTURE`` is how many times as many inputs
-there are as in CI, where they are always the same.
+Each call goes to a store of each kind, and both must answer alike. The summary of the run shows how
+many inputs each method accepted and rejected. ``CENOTE_TORTURE`` multiplies the number of inputs;
+without it, the inputs are the same in each run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import uuid
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import fuzz_harness
 import numpy as np
 import pytest
-from fuzz_calls import ENTRY_POINTS, SEEDS, Item, Own, arguments_of, call, each_odd
+from fuzz_calls import (
+    ENTRY_POINTS,
+    SEEDS,
+    Item,
+    OwnNamespace,
+    arguments_of,
+    batches_with_an_odd_part,
+    call,
+)
+from fuzz_harness import (
+    KINDS,
+    Stores,
+    Tally,
+    assert_same_state,
+    check_error,
+    fuzzed,
+    length,
+    no_hang,
+    state,
+)
 from fuzz_settings import CONSTRUCTIONS, connecting
-from fuzzing import DIMENSIONS, anything, leaks, same_json
-from fuzzing import given as made
-from hypothesis import HealthCheck, Phase, given, settings
+from fuzzing import anything, resolve, same_json
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cenote import (
     CenoteError,
     Chunk,
-    ConfigurationError,
     EmbeddedChunk,
-    InMemoryVectorStore,
     InvalidInputError,
     PgVectorStore,
     RetrievalResult,
     StoreConnectionError,
 )
 from cenote.jsonvalues import MAX_TEXT_BYTES
-from cenote.testing import embedded, stored
+from cenote.testing import embedded
 
-TORTURE = int(os.environ.get("CENOTE_TORTURE", "1"))
-INPUTS = 30
-HANGS_AFTER = 60  # seconds; no call takes one
-
-fuzzed = settings(
-    max_examples=INPUTS * TORTURE,
-    derandomize=TORTURE == 1,
-    database=None,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-
-# -- counting
-
-
-class Tally:
-    """How many inputs each entry point took, and how many it refused."""
-
-    def __init__(self) -> None:
-        self.accepted: Counter[str] = Counter()
-        self.refused: Counter[str] = Counter()
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        terminalreporter.section("inputs tried")
-        for entry in dict.fromkeys([*self.accepted, *self.refused]):
-            took, refused = self.accepted[entry], self.refused[entry]
-            terminalreporter.write_line(f"{entry:20} {took:7,} accepted {refused:7,} refused")
-
-
-@pytest.fixture(scope="module")
-def tally(request: pytest.FixtureRequest) -> Tally:
-    tally = Tally()
-    request.config.pluginmanager.register(tally)
-    return tally
-
-
-# -- running
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "text": {"text_search": "simple"},
-    "halfvec": {"column_type": "halfvec"},
-}
-KINDS = list(OPTIONS)
-
-
-@dataclass
-class Stores:
-    """A loop, and two stores of each kind that must answer alike."""
-
-    runner: asyncio.Runner
-    pairs: dict[str, list[Any]]
-
-
-@pytest.fixture(scope="module")
-def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
-    dsn = request.getfixturevalue("module_dsn")
-    with asyncio.Runner() as runner:
-        pairs: dict[str, list[Any]] = {}
-        for name, options in OPTIONS.items():
-            table: dict[str, Any] = {"table_name": "fuzzed_" + name, "partitions": 2, **options}
-            postgres = runner.run(PgVectorStore.connect(dsn, DIMENSIONS, **table))
-            runner.run(postgres.apply_migrations())
-            pairs[name] = [InMemoryVectorStore(DIMENSIONS, **options), postgres]
-        yield Stores(runner, pairs)
-        for _, store in pairs.values():
-            runner.run(store.close())
-
-
-@contextmanager
-def no_hang() -> Iterator[None]:
-    """Interrupt what does not end."""
-
-    def interrupt(*_: Any) -> None:
-        raise AssertionError(f"no end after {HANGS_AFTER} s")
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.alarm(HANGS_AFTER)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+stores = fuzz_harness.stores
+tally = fuzz_harness.tally
 
 
 @dataclass(frozen=True)
-class Refused:
-    """How a store refused a call."""
+class Rejection:
+    """Error with which a store rejected a call."""
 
     error: CenoteError
 
@@ -138,47 +68,17 @@ class Refused:
 
 
 async def outcome(store: Any, entry: str, arguments: dict[str, Any]) -> Any:
-    """What a call returns, or how it was refused: by an error of the caller's, never another."""
+    """Return the answer of a call, or its rejection. Errors of other kinds fail the test."""
     try:
         return await call(store, entry, arguments)
     except CenoteError as error:
-        return Refused(refusal(error))
-
-
-def refusal(error: CenoteError) -> CenoteError:
-    """An error of a setting or an argument, which tells no secrets."""
-    clear = InvalidInputError | ConfigurationError | StoreConnectionError
-    assert isinstance(error, clear), repr(error)
-    assert leaks(error) == []
-    return error
-
-
-# -- comparing
-
-
-async def state(store: Any, namespace: str) -> dict[str, tuple[Chunk, Any]]:
-    """All that a namespace holds."""
-    chunks = await stored(store, namespace)
-    vectors = await store.get_embeddings([chunk.id for chunk in chunks], namespace)
-    return {chunk.id: (chunk, vectors[chunk.id]) for chunk in chunks}
-
-
-def assert_same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    assert list(ours) == list(theirs)
-    for name, (chunk, vector) in ours.items():
-        assert theirs[name][0] == chunk
-        assert same_json(chunk.metadata, theirs[name][0].metadata)
-        np.testing.assert_allclose(theirs[name][1], vector, rtol=2e-6, atol=2e-6 * length(vector))
-
-
-def length(vector: Any) -> float:
-    return float(np.linalg.norm(np.asarray(vector, dtype=np.float64)))
+        return Rejection(check_error(error))
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
-    """The answers of both stores."""
-    if isinstance(ours, Refused):
-        assert isinstance(theirs, Refused), theirs
+    """Check that both stores gave the same answer."""
+    if isinstance(ours, Rejection):
+        assert isinstance(theirs, Rejection), theirs
         assert theirs.facts == ours.facts
     elif isinstance(ours, dict):
         assert list(theirs) == list(ours)
@@ -187,8 +87,8 @@ def assert_same(ours: Any, theirs: Any) -> None:
     elif isinstance(ours, list):
         assert isinstance(theirs, list)
         assert len(theirs) == len(ours)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
+        for our_item, their_item in zip(ours, theirs, strict=True):
+            assert_same(our_item, their_item)
     elif isinstance(ours, tuple):
         assert_same([*ours], [*theirs])
     elif isinstance(ours, RetrievalResult):
@@ -199,7 +99,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 
 def assert_kept(item: EmbeddedChunk, found: tuple[Chunk, Any], *, half: bool) -> None:
-    """What was given is what is stored."""
+    """Check that a chunk is stored as it was given."""
     chunk, vector = found
     for name in ("id", "document_id", "content", "position", "content_hash"):
         assert getattr(chunk, name) == getattr(item.chunk, name)
@@ -214,14 +114,14 @@ def assert_kept(item: EmbeddedChunk, found: tuple[Chunk, Any], *, half: bool) ->
 
 # -- the stores
 
-APART = ("search_text", "search_hybrid", "retrieve")
-"""What the stores answer by measures of their own."""
+STORE_SPECIFIC = ("search_text", "search_hybrid", "retrieve")
+"""Methods whose results are specific to the kind of store."""
 
 
-async def play(pair: list[Any], entry: str, arguments: dict[str, Any]) -> bool:
-    """Call both stores, and compare; whether they took the input."""
+async def compare_stores(pair: list[Any], entry: str, arguments: dict[str, Any]) -> bool:
+    """Call both stores and compare them. Return True if they accepted the input."""
     own = uuid.uuid4().hex
-    arguments = {name: _with_own(value, own) for name, value in arguments.items()}
+    arguments = {name: _with_own_namespace(value, own) for name, value in arguments.items()}
     namespaces = [own]
     if isinstance(named := arguments.get("namespace"), str):
         namespaces.append(named)
@@ -229,35 +129,36 @@ async def play(pair: list[Any], entry: str, arguments: dict[str, Any]) -> bool:
         await store.upsert(SEEDS, own)
     before = await state(pair[0], own)
     ours, theirs = [await outcome(store, entry, arguments) for store in pair]
-    refused = isinstance(ours, Refused)
-    assert isinstance(theirs, Refused) == refused, (ours, theirs)
-    if refused or entry not in APART:
+    rejected = isinstance(ours, Rejection)
+    assert isinstance(theirs, Rejection) == rejected, (ours, theirs)
+    if rejected or entry not in STORE_SPECIFIC:
         assert_same(ours, theirs)
     for store in pair:
-        if refused:
+        if rejected:
             assert_same_state(before, await state(store, own))
         elif entry in ("upsert", "bulk_load", "sync_document"):
             await assert_all_kept(store, arguments)
-    if not refused:
+    if not rejected:
         for namespace in dict.fromkeys(namespaces):
             first, second = [await state(store, namespace) for store in pair]
             assert_same_state(first, second)
     for store in pair:
-        for namespace in namespaces if not refused else [own]:
+        for namespace in namespaces if not rejected else [own]:
             await store.delete_namespace(namespace)
-    return not refused
+    return not rejected
 
 
-def _with_own(value: Any, own: str) -> Any:
+def _with_own_namespace(value: Any, own: str) -> Any:
+    """Replace the placeholder for the namespace of the example."""
     if isinstance(value, list):
-        return [_with_own(one, own) for one in value]
-    return own if isinstance(value, Own) else value
+        return [_with_own_namespace(item, own) for item in value]
+    return own if isinstance(value, OwnNamespace) else value
 
 
 async def assert_all_kept(store: Any, arguments: dict[str, Any]) -> None:
     chunks = arguments.get("embedded_chunks", arguments.get("chunks"))
     if not isinstance(chunks, list):
-        return  # nothing that holds a chunk
+        return  # contains no chunk
     now = await state(store, arguments["namespace"])
     last = {item.fields["id"]: item for item in chunks}
     for name, item in last.items():
@@ -269,58 +170,58 @@ async def assert_all_kept(store: Any, arguments: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_calls(stores: Stores, tally: Tally, entry: str) -> None:
-    """Every argument of every method, on stores with and without full text, and for halfvec."""
+    """Every method handles odd arguments, in stores with and without full text and for halfvec."""
 
-    kinds = KINDS if entry not in APART else ["text"] * 9 + KINDS
+    kinds = KINDS if entry not in STORE_SPECIFIC else ["text"] * 9 + KINDS
 
     @fuzzed
     @given(kind=st.sampled_from(kinds), arguments=arguments_of(entry))
-    def tried(kind: str, arguments: dict[str, Any]) -> None:
+    def try_input(kind: str, arguments: dict[str, Any]) -> None:
         with no_hang():
-            took = stores.runner.run(play(stores.pairs[kind], entry, arguments))
-        counts = tally.accepted if took else tally.refused
+            accepted = stores.runner.run(compare_stores(stores.pairs[kind], entry, arguments))
+        counts = tally.accepted if accepted else tally.rejected
         counts[entry] += 1
 
-    tried()
+    try_input()
     assert tally.accepted[entry]
-    assert tally.refused[entry]
+    assert tally.rejected[entry]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_odd_part(stores: Stores, tally: Tally, kind: str) -> None:
-    """The odd values of the other tests one by one, so that none is left to chance."""
-    for part, batch in each_odd():
-        arguments = {"namespace": Own(), "embedded_chunks": batch}
+def test_odd_chunk_parts(stores: Stores, tally: Tally, kind: str) -> None:
+    """Each odd value for a part of a chunk is tried, one by one."""
+    for part, batch in batches_with_an_odd_part():
+        arguments = {"namespace": OwnNamespace(), "embedded_chunks": batch}
         with no_hang():
-            took = stores.runner.run(play(stores.pairs[kind], "upsert", arguments))
-        counts = tally.accepted if took else tally.refused
+            accepted = stores.runner.run(compare_stores(stores.pairs[kind], "upsert", arguments))
+        counts = tally.accepted if accepted else tally.rejected
         counts["odd " + part] += 1
 
 
 def test_transactions_and_conditions(stores: Stores, tally: Tally) -> None:
-    """What only Postgres takes: a session to join, and a condition in SQL."""
+    """`session` and `where`, which only Postgres stores accept, reject odd values."""
     _, store = stores.pairs["plain"]
 
     @fuzzed
     @given(name=st.sampled_from(["session", "where"]), value=st.none() | anything)
-    def tried(name: str, value: Any) -> None:
+    def try_input(name: str, value: Any) -> None:
         async def search() -> None:
-            await store.search([1, 0, 0, 0], "n", **{name: made(value)})
+            await store.search([1, 0, 0, 0], "n", **{name: resolve(value)})
 
         counts = tally.accepted
         try:
             with no_hang():
                 stores.runner.run(search())
         except CenoteError as error:
-            refusal(error)
-            counts = tally.refused
+            check_error(error)
+            counts = tally.rejected
         counts["session, where"] += 1
 
-    tried()
+    try_input()
 
 
 def test_large_metadata(stores: Stores) -> None:
-    """As large as they may be, and larger."""
+    """Metadata of the maximum size are stored, and larger ones are rejected."""
     one_text = {"a": "x" * 50_000_000}
     many_keys = {f"{n:06}": "x" * 900 for n in range(50_000)}
 
@@ -347,24 +248,24 @@ def test_large_metadata(stores: Stores) -> None:
 
 @pytest.mark.parametrize("entry", CONSTRUCTIONS)
 def test_constructors(tally: Tally, entry: str) -> None:
-    """Records take everything, for the stores to refuse; settings are refused at once."""
+    """Records accept every value, because stores check them; settings are checked at once."""
     construction = CONSTRUCTIONS[entry]
 
     @fuzzed
     @given(arguments=construction.drawn())
-    def tried(arguments: dict[str, Any]) -> None:
+    def try_input(arguments: dict[str, Any]) -> None:
         try:
             with no_hang():
-                construction.make(**made(arguments))
+                construction.make(**resolve(arguments))
         except CenoteError as error:
-            refusal(error)
-            tally.refused[entry] += 1
+            check_error(error)
+            tally.rejected[entry] += 1
         else:
             tally.accepted[entry] += 1
 
-    tried()
+    try_input()
     assert tally.accepted[entry]
-    assert bool(tally.refused[entry]) == construction.refuses
+    assert bool(tally.rejected[entry]) == construction.rejects
 
 
 async def connect(arguments: dict[str, Any]) -> None:
@@ -372,20 +273,20 @@ async def connect(arguments: dict[str, Any]) -> None:
 
 
 def test_connect(tally: Tally) -> None:
-    """Strings and settings that are good get as far as a port where nobody listens."""
+    """Valid connection strings and settings lead to a connection error, invalid ones do not."""
 
     @fuzzed
     @given(arguments=connecting())
-    def tried(arguments: dict[str, Any]) -> None:
+    def try_input(arguments: dict[str, Any]) -> None:
         counts = tally.accepted
         try:
             with no_hang():
-                asyncio.run(connect(made(arguments)))
+                asyncio.run(connect(resolve(arguments)))
         except CenoteError as error:
-            if not isinstance(refusal(error), StoreConnectionError):
-                counts = tally.refused
+            if not isinstance(check_error(error), StoreConnectionError):
+                counts = tally.rejected
         counts["connect"] += 1
 
-    tried()
+    try_input()
     assert tally.accepted["connect"]
-    assert tally.refused["connect"]
+    assert tally.rejected["connect"]

@@ -1,4 +1,4 @@
-"""Values of every kind for the adapters, as test_fuzz.py has them for the stores."""
+"""Fuzz tests of the adapters: they answer alike with each kind of store."""
 
 from __future__ import annotations
 
@@ -7,39 +7,47 @@ import inspect
 import uuid
 from typing import Any
 
+import fuzz_harness
 import numpy as np
 import pytest
-import test_fuzz
 from fuzz_adapters import (
     ADAPTERS,
-    APART,
     CONSTRUCTIONS,
-    FOUND,
+    REGRESSIONS,
     SEEDS,
+    STORE_SPECIFIC,
     numbered_ids,
     plain,
 )
 from fuzz_calls import some_odd
+from fuzz_harness import (
+    KINDS,
+    TORTURE,
+    Stores,
+    Tally,
+    assert_same_state,
+    check_error,
+    no_hang,
+    state,
+)
 from fuzz_objects import Adapter, NotBuiltError
-from fuzzing import given as made
-from fuzzing import leaks, same_json
+from fuzzing import leaks, resolve, same_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fuzz import KINDS, TORTURE, Stores, Tally, assert_same_state, no_hang, refusal, state
 
 from cenote import CenoteError
 from cenote.testing import embedded
 
-stores = test_fuzz.stores
-tally = test_fuzz.tally
+stores = fuzz_harness.stores
+tally = fuzz_harness.tally
 
-fuzzed = settings(test_fuzz.fuzzed, max_examples=15 * TORTURE)
+fuzzed = settings(fuzz_harness.fuzzed, max_examples=15 * TORTURE)
 
 ENTRY_POINTS = [(name, entry) for name, adapter in ADAPTERS.items() for entry in adapter.entries]
 
 
-class Refused(tuple[Any, ...]):
-    """The type and the words of an error."""
+class Rejection(tuple[Any, ...]):
+    """Type and message of an error."""
 
     __slots__ = ()
 
@@ -47,37 +55,37 @@ class Refused(tuple[Any, ...]):
 async def outcome(
     adapter: Adapter, store: Any, own: str, entry: str, arguments: dict[str, Any], *, awaited: bool
 ) -> Any:
-    """What a call returns, or how it was refused: by cenote, or as the framework has it."""
+    """Return the answer of a call, or its rejection by cenote or with the framework's own error."""
     adapted = None
     try:
-        arguments = made(arguments)
+        arguments = resolve(arguments)
         adapted = adapter.make(store, own, arguments)
         with numbered_ids():
             answer = adapter.call(adapted, entry, arguments, awaited=awaited)
             return plain(await answer if inspect.isawaitable(answer) else answer)
     except CenoteError as error:
-        refused = refusal(error)
-        return Refused((type(refused), str(refused), vars(refused)))
+        rejected = check_error(error)
+        return Rejection((type(rejected), str(rejected), vars(rejected)))
     except adapter.errors as error:
-        return Refused((type(error), str(own_refusal(error))))
+        return Rejection((type(error), str(check_framework_error(error))))
     finally:
         if adapted is not None:
             adapted.close()
 
 
 OWN_WORDS = ("documents must be", "top_k must be", "filter_policy must be")
-"""How a `ValueError` begins that Haystack's interface asks for."""
+"""Beginnings of the `ValueError` messages that Haystack's interface requires."""
 
 
-def own_refusal(error: Exception) -> Exception:
-    """An error that a framework's interface asks for, which tells no secrets either."""
+def check_framework_error(error: Exception) -> Exception:
+    """Check that an error is one that the framework requires and contains no secrets."""
     assert type(error).__module__.split(".")[0] in ("builtins", "haystack"), repr(error)
     assert type(error) is not ValueError or str(error).startswith(OWN_WORDS)
     assert leaks(error) == []
     return error
 
 
-async def play(
+async def compare_stores(
     name: str,
     kind: str,
     pair: list[Any],
@@ -86,9 +94,10 @@ async def play(
     *,
     awaited: bool,
 ) -> bool | None:
-    """Call an adapter over both stores of a kind, and compare.
+    """Call an adapter with both stores of a kind and compare the results.
 
-    Returns: whether they took the input; None where the framework lets nobody make it.
+    Returns:
+        True if the stores accepted the input, None if the framework itself rejected it.
     """
     adapter, own = ADAPTERS[name], uuid.uuid4().hex
     for store in pair:
@@ -100,33 +109,33 @@ async def play(
         ]
     except NotBuiltError:
         return None
-    refused = isinstance(ours, Refused)
-    assert isinstance(theirs, Refused) == refused, (ours, theirs)
-    if refused:
+    rejected = isinstance(ours, Rejection)
+    assert isinstance(theirs, Rejection) == rejected, (ours, theirs)
+    if rejected:
         assert ours == theirs
-    elif entry not in APART:
+    elif entry not in STORE_SPECIFIC:
         assert_alike(ours, theirs)
     states = [await state(store, own) for store in pair]
     assert_same_state(*states)
-    if refused:
+    if rejected:
         assert_same_state(before, states[0])
-    elif entry in KEPT:
+    elif entry in RESTORED:
         for store in pair:
             adapted = adapter.make(store, own, {})
-            await KEPT[entry](adapted, arguments, ours, half=kind == "halfvec")
+            await RESTORED[entry](adapted, arguments, ours, half=kind == "halfvec")
     for store in pair:
         await store.delete_namespace(own)
-    return not refused
+    return not rejected
 
 
 def assert_alike(ours: Any, theirs: Any) -> None:
-    """The answers of both stores, but for the last digits of their floats."""
+    """Check that the answers of both stores are equal, except for the last digits of floats."""
     if isinstance(ours, dict):
         assert list(ours) == list(theirs)
         ours, theirs = [*ours.values()], [*theirs.values()]
     if isinstance(ours, list):
-        for one, other in zip(ours, theirs, strict=True):
-            assert_alike(one, other)
+        for our_item, their_item in zip(ours, theirs, strict=True):
+            assert_alike(our_item, their_item)
     elif type(ours) is float:
         assert theirs == pytest.approx(ours, rel=2e-6, abs=1e-6)
     else:
@@ -134,11 +143,11 @@ def assert_alike(ours: Any, theirs: Any) -> None:
         assert type(theirs) is type(ours)
 
 
-# -- what was written comes back
+# -- written objects are restored
 
 
-async def langchain_kept(adapted: Any, arguments: dict[str, Any], ids: Any, **_: Any) -> None:
-    arguments = made(arguments)
+async def langchain_restored(adapted: Any, arguments: dict[str, Any], ids: Any, **_: Any) -> None:
+    arguments = resolve(arguments)
     if "texts" in arguments:
         contents, metadatas = arguments["texts"], arguments["metadatas"]
         if not isinstance(contents, list) or not isinstance(metadatas, list | None):
@@ -146,60 +155,62 @@ async def langchain_kept(adapted: Any, arguments: dict[str, Any], ids: Any, **_:
         metadatas = metadatas or [{} for _ in contents]
     else:
         documents = list(arguments["documents"])
-        contents = [one.page_content for one in documents]
-        metadatas = [one.metadata for one in documents]
+        contents = [document.page_content for document in documents]
+        metadatas = [document.metadata for document in documents]
     assert len(ids) == len(contents)
     wanted = dict(zip(ids, zip(contents, metadatas, strict=True), strict=True))
-    found = {one.id: one for one in await adapted.aget_by_ids(list(wanted))}
-    for name, (content, metadata) in wanted.items():
-        assert found[name].page_content == (
+    found = {document.id: document for document in await adapted.aget_by_ids(list(wanted))}
+    for document_id, (content, metadata) in wanted.items():
+        assert found[document_id].page_content == (
             content.decode() if isinstance(content, bytes | bytearray) else content
         )
-        assert same_json(metadata, found[name].metadata)
+        assert same_json(metadata, found[document_id].metadata)
 
 
-async def haystack_kept(
+async def haystack_restored(
     adapted: Any, arguments: dict[str, Any], written: int, *, half: bool
 ) -> None:
-    documents, policy = list(made(arguments["documents"])), arguments["policy"]
-    found = {one.id: one for one in await adapted.filter_documents_async()}
-    last = {one.id: one for one in documents}
+    documents, policy = list(resolve(arguments["documents"])), arguments["policy"]
+    found = {document.id: document for document in await adapted.filter_documents_async()}
+    expected = {document.id: document for document in documents}
     if policy.name == "SKIP":
-        last = {one.id: one for one in reversed(documents)}
-        last = {name: one for name, one in last.items() if name not in {s.chunk.id for s in SEEDS}}
-        assert written == len(last)
-    for name, one in last.items():
-        kept = found[name]
-        assert kept.content == one.content
-        assert same_json(one.meta, kept.meta)
+        for seed in SEEDS:
+            expected.pop(seed.chunk.id, None)
+        first = {document.id: document for document in reversed(documents)}
+        expected = {document_id: first[document_id] for document_id in expected}
+        assert written == len(expected)
+    for document_id, document in expected.items():
+        kept = found[document_id]
+        assert kept.content == document.content
+        assert same_json(document.meta, kept.meta)
         for part in ("blob", "sparse_embedding"):
-            wanted, back = plain(getattr(one, part)), plain(getattr(kept, part))
-            assert (wanted is None) == (back is None)
+            wanted, restored = plain(getattr(document, part)), plain(getattr(kept, part))
+            assert (wanted is None) == (restored is None)
             for key in wanted or ():
-                assert wanted[key] == back[key] or same_json(wanted[key], back[key])
-        assert (kept.embedding is None) == (one.embedding is None)
-        if one.embedding is not None:
-            vector = np.asarray(list(one.embedding), dtype=np.float64)
+                assert wanted[key] == restored[key] or same_json(wanted[key], restored[key])
+        assert (kept.embedding is None) == (document.embedding is None)
+        if document.embedding is not None:
+            vector = np.asarray(list(document.embedding), dtype=np.float64)
             if half:
                 vector = vector.astype(np.float32).astype(np.float16).astype(np.float64)
             slack = 2e-6 * float(np.linalg.norm(vector))
             np.testing.assert_allclose(kept.embedding, vector, rtol=2e-6, atol=slack)
 
 
-async def llama_kept(adapted: Any, arguments: dict[str, Any], ids: Any, **_: Any) -> None:
-    nodes = list(made(arguments["nodes"]))
-    assert ids == [one.node_id for one in nodes]
-    found = {one.node_id: one for one in await adapted.aget_nodes(ids)}
-    for name, one in {one.node_id: one for one in nodes}.items():
-        assert plain(found[name]) == plain(one)
-        assert "nan" not in repr(one.metadata)  # which plain() takes for null
+async def llama_restored(adapted: Any, arguments: dict[str, Any], ids: Any, **_: Any) -> None:
+    nodes = list(resolve(arguments["nodes"]))
+    assert ids == [node.node_id for node in nodes]
+    found = {node.node_id: node for node in await adapted.aget_nodes(ids)}
+    for node_id, node in {node.node_id: node for node in nodes}.items():
+        assert plain(found[node_id]) == plain(node)
+        assert "nan" not in repr(node.metadata)  # plain() converts NaN to null
 
 
-KEPT: dict[str, Any] = {
-    "add_documents": langchain_kept,
-    "add_texts": langchain_kept,
-    "write_documents": haystack_kept,
-    "add": llama_kept,
+RESTORED: dict[str, Any] = {
+    "add_documents": langchain_restored,
+    "add_texts": langchain_restored,
+    "write_documents": haystack_restored,
+    "add": llama_restored,
 }
 
 # -- the adapters
@@ -207,8 +218,8 @@ KEPT: dict[str, Any] = {
 
 @pytest.mark.parametrize(("name", "entry"), ENTRY_POINTS)
 def test_calls(stores: Stores, tally: Tally, name: str, entry: str) -> None:
-    """Every argument of what the adapters do, awaited or not."""
-    kinds = ["text"] if entry in APART else KINDS
+    """Every method of the adapters handles odd arguments, in both its forms."""
+    kinds = ["text"] if entry in STORE_SPECIFIC else KINDS
     arguments_of = some_odd(ADAPTERS[name].entries[entry])
 
     @fuzzed
@@ -217,57 +228,61 @@ def test_calls(stores: Stores, tally: Tally, name: str, entry: str) -> None:
         arguments=arguments_of,
         awaited=st.sampled_from([True, True, True, True, False]),
     )
-    def tried(kind: str, arguments: dict[str, Any], awaited: bool) -> None:
+    def try_input(kind: str, arguments: dict[str, Any], awaited: bool) -> None:
         with no_hang():
-            calls = play(name, kind, stores.pairs[kind], entry, arguments, awaited=awaited)
-            took = stores.runner.run(calls)
-        if took is not None:
-            counts = tally.accepted if took else tally.refused
+            calls = compare_stores(
+                name, kind, stores.pairs[kind], entry, arguments, awaited=awaited
+            )
+            accepted = stores.runner.run(calls)
+        if accepted is not None:
+            counts = tally.accepted if accepted else tally.rejected
             counts[f"{name}: {entry}"] += 1
 
-    tried()
+    try_input()
     assert tally.accepted[f"{name}: {entry}"]
-    assert tally.refused[f"{name}: {entry}"]
+    assert tally.rejected[f"{name}: {entry}"]
 
 
-@pytest.mark.parametrize("name", FOUND)
-def test_what_was_found(stores: Stores, name: str) -> None:
-    """The inputs by which faults of the adapters were found, one by one."""
-    for entry, arguments, taken in FOUND[name]:
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_regressions(stores: Stores, name: str) -> None:
+    """Inputs that once caused errors are accepted or rejected as expected."""
+    for entry, arguments, accepted in REGRESSIONS[name]:
         with no_hang():
-            calls = play(name, "text", stores.pairs["text"], entry, arguments, awaited=True)
-            assert stores.runner.run(calls) is taken, (entry, arguments)
+            calls = compare_stores(
+                name, "text", stores.pairs["text"], entry, arguments, awaited=True
+            )
+            assert stores.runner.run(calls) is accepted, (entry, arguments)
 
 
 @pytest.mark.parametrize("entry", CONSTRUCTIONS)
 def test_constructors(tally: Tally, entry: str) -> None:
-    """An argument works, or is refused when the adapter is made or used first."""
+    """Odd arguments work, or are rejected by the constructor or at the first use."""
     make, arguments_of, errors = CONSTRUCTIONS[entry]
 
     @fuzzed
     @given(arguments=some_odd(arguments_of))
-    def tried(arguments: dict[str, Any]) -> None:
+    def try_input(arguments: dict[str, Any]) -> None:
         counts = tally.accepted
         try:
             with no_hang():
-                asyncio.run(make(**made(arguments)))
+                asyncio.run(make(**resolve(arguments)))
         except NotBuiltError:
-            counts = tally.refused
+            counts = tally.rejected
         except CenoteError as error:
-            refusal(error)
-            counts = tally.refused
+            check_error(error)
+            counts = tally.rejected
         except errors as error:
-            own_refusal(error)
-            counts = tally.refused
+            check_framework_error(error)
+            counts = tally.rejected
         counts[f"{entry}: made"] += 1
 
-    tried()
+    try_input()
     assert tally.accepted[f"{entry}: made"]
-    assert tally.refused[f"{entry}: made"]
+    assert tally.rejected[f"{entry}: made"]
 
 
-def test_a_long_text_is_no_date(stores: Stores) -> None:
-    """Haystack parses each text that is compared with a date, which may take minutes."""
+def test_long_texts_are_not_dates(stores: Stores) -> None:
+    """Long texts are not parsed as dates, which takes Haystack minutes."""
     content = "x" * 2**22
     for store in stores.pairs["plain"]:
         stores.runner.run(store.upsert([embedded("1", content=content)], "long"))

@@ -1,4 +1,4 @@
-"""LangChain's interface: its own suites, and what it adds."""
+"""The LangChain adapter: LangChain's test suites, and behaviour that they do not cover."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cenote.adapters.langchain import CenoteVectorStore
 
 @pytest.fixture
 def postgres(dsn: str) -> PgVectorStore:
-    """A store of the suite's dimensions, for any event loop."""
+    """A store with the suites' dimensions that works in any event loop."""
     url = make_url(dsn).set(drivername="postgresql+asyncpg")
     engine = create_async_engine(url, poolclass=NullPool)
     store = PgVectorStore(engine, EMBEDDING_SIZE, table_name="langchain")
@@ -50,7 +50,7 @@ class TestInMemory(VectorStoreIntegrationTests):
 
 @pytest.fixture(params=["memory", "postgres"])
 def adapted(request: pytest.FixtureRequest) -> Iterator[CenoteVectorStore]:
-    """The adapter over either store."""
+    """The adapter, once with each kind of store."""
     store: Any = InMemoryVectorStore(EMBEDDING_SIZE)
     if request.param == "postgres":
         store = request.getfixturevalue("postgres")
@@ -62,8 +62,8 @@ def adapted(request: pytest.FixtureRequest) -> Iterator[CenoteVectorStore]:
 TEXTS = ["one", "two", "three", "four"]
 
 
-def test_what_texts_become(adapted: CenoteVectorStore) -> None:
-    """Ids are made where there are none, documents are named by a key, scores are similarities."""
+def test_added_texts_are_found(adapted: CenoteVectorStore) -> None:
+    """Texts get ids and are found by similarity, with filters, options and MMR."""
     metadatas = [{"document_id": "numbers", "n": number} for number in range(4)]
     ids = adapted.add_texts(TEXTS, metadatas)
     assert len(set(ids)) == 4
@@ -82,18 +82,18 @@ def test_what_texts_become(adapted: CenoteVectorStore) -> None:
     assert adapted.max_marginal_relevance_search_by_vector(vector, k=1) == [document]
 
 
-async def test_documents_are_named_by_numbers_too() -> None:
-    """0 is a name as any other, and none where the name is empty."""
+async def test_numeric_document_ids() -> None:
+    """Numbers, including 0, become document ids; empty values fall back to the chunk's id."""
     store = InMemoryVectorStore(EMBEDDING_SIZE)
     adapter = CenoteVectorStore(store, VectorStoreIntegrationTests.get_embeddings(), "acme")
-    names = [{"document_id": name} for name in (0, 7, "", None)]
-    await adapter.aadd_texts(TEXTS, names, ids=["a", "b", "c", "d"])
+    metadatas = [{"document_id": value} for value in (0, 7, "", None)]
+    await adapter.aadd_texts(TEXTS, metadatas, ids=["a", "b", "c", "d"])
     chunks = await store.get(["a", "b", "c", "d"], "acme")
-    assert [one.document_id for one in chunks] == ["0", "7", "c", "d"]
+    assert [chunk.document_id for chunk in chunks] == ["0", "7", "c", "d"]
 
 
-async def test_the_same_to_be_awaited(adapted: CenoteVectorStore) -> None:
-    """Beside synchronous calls of the same object."""
+async def test_asynchronous_methods(adapted: CenoteVectorStore) -> None:
+    """Asynchronous and synchronous methods of one object return the same documents."""
     ids = await adapted.aadd_texts(TEXTS, ids=["a", None, "c", "d"])
     assert ids[0] == "a"
     assert await asyncio.to_thread(adapted.get_by_ids, ids) == await adapted.aget_by_ids(ids)
@@ -107,18 +107,20 @@ async def test_the_same_to_be_awaited(adapted: CenoteVectorStore) -> None:
     assert await adapted.aget_by_ids(["c"]) == []
 
 
-def test_deletions_name_what(adapted: CenoteVectorStore) -> None:
-    """Ids or a filter; not everything by an omission."""
-    adapted.add_documents([Document(page_content=one, metadata={"t": one}) for one in TEXTS])
+def test_delete_requires_ids_or_a_filter(adapted: CenoteVectorStore) -> None:
+    """`delete` without arguments raises an error instead of deleting everything."""
+    adapted.add_documents([Document(page_content=text, metadata={"t": text}) for text in TEXTS])
     with pytest.raises(InvalidInputError):
         adapted.delete()
     assert adapted.delete(filter={"t": {"$in": ["one", "two"]}}) is True
     assert len(adapted.similarity_search("one", k=9)) == 2
 
 
-async def test_made_of_texts(postgres: PgVectorStore) -> None:
-    """Into a store and a namespace that are named."""
+async def test_afrom_texts(postgres: PgVectorStore) -> None:
+    """`afrom_texts` writes into the given store and namespace."""
     embedding = VectorStoreIntegrationTests.get_embeddings()
-    made = await CenoteVectorStore.afrom_texts(TEXTS, embedding, store=postgres, namespace="other")
-    assert len(await made.asimilarity_search("one", k=9)) == 4
+    adapter = await CenoteVectorStore.afrom_texts(
+        TEXTS, embedding, store=postgres, namespace="other"
+    )
+    assert len(await adapter.asimilarity_search("one", k=9)) == 4
     assert await postgres.list_namespaces() == {"other": 4}

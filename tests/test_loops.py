@@ -1,4 +1,4 @@
-"""A store on several event loops, one after another and at once: it works, or says what to do."""
+"""A store in several event loops: it works, or raises an error that says what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cenote.testing import embedded, found
 
 QUERY = [1.0, 0.0, 0.0, 0.0]
 
-# What a closed loop leaves behind says so when it is collected.
+# Connections of a closed event loop warn when they are garbage-collected.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 OPERATIONS: dict[str, Callable[[PgVectorStore], Coroutine[Any, Any, Any]]] = {
@@ -37,13 +37,13 @@ def engine_of(dsn: str, **options: Any) -> AsyncEngine:
 
 
 async def fill(store: PgVectorStore) -> None:
-    """Over several connections, which stay in the pool."""
+    """Write a chunk and leave several connections in the pool."""
     await store.upsert([embedded("a")], "n")
     await asyncio.gather(*(store.search(QUERY, "n") for _ in range(3)))
 
 
 def assert_disconnected(dsn: str) -> None:
-    """Nobody is connected to the database, once the server has noticed."""
+    """Check that no connection to the database remains, once the server has noticed."""
 
     async def wait() -> None:
         engine = engine_of(dsn, poolclass=NullPool)
@@ -61,13 +61,13 @@ def assert_disconnected(dsn: str) -> None:
 
 @pytest.mark.parametrize("pre_ping", [False, True])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_second_loop(dsn: str, name: str, pre_ping: bool) -> None:
-    """With pooled connections of the first one: an error that names the cure, which cures."""
+def test_second_event_loop(dsn: str, name: str, pre_ping: bool) -> None:
+    """Pooled connections of another loop raise an error, and the remedy it names works."""
     engine = engine_of(dsn, pool_pre_ping=pre_ping)
     store = PgVectorStore(engine, 4)
     asyncio.run(fill(store))
 
-    async def again() -> None:
+    async def use_in_second_loop() -> None:
         for _ in range(2):
             with pytest.raises(ConfigurationError) as error:
                 await OPERATIONS[name](store)
@@ -78,12 +78,12 @@ def test_a_second_loop(dsn: str, name: str, pre_ping: bool) -> None:
         assert "a" in await found(store, QUERY, "n")
         await engine.dispose()
 
-    asyncio.run(again())
+    asyncio.run(use_in_second_loop())
     assert_disconnected(dsn)
 
 
-def test_disposed_of_in_time(dsn: str) -> None:
-    """An engine goes from loop to loop."""
+def test_dispose_before_the_loop_ends(dsn: str) -> None:
+    """An engine works in one loop after another if each disposes of its connections."""
     engine = engine_of(dsn)
     store = PgVectorStore(engine, 4)
 
@@ -97,8 +97,8 @@ def test_disposed_of_in_time(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_stray_call(dsn: str, name: str) -> None:
-    """From another loop than the host's, before the store was used in that: it harms nobody."""
+def test_call_from_a_foreign_loop(dsn: str, name: str) -> None:
+    """A call from another loop than the application's fails and leaves its connections intact."""
 
     async def main() -> None:
         engine = engine_of(dsn)
@@ -108,7 +108,7 @@ def test_a_stray_call(dsn: str, name: str) -> None:
         for _ in range(3):
             with pytest.raises(ConfigurationError):
                 await asyncio.to_thread(asyncio.run, OPERATIONS[name](store))
-            async with engine.connect() as connection:  # the same one, unharmed
+            async with engine.connect() as connection:  # the pooled connection still works
                 await connection.execute(text("SELECT 1"))
         assert await store.count("n") == 0
         await engine.dispose()
@@ -117,15 +117,15 @@ def test_a_stray_call(dsn: str, name: str) -> None:
 
 
 def test_without_a_pool(dsn: str) -> None:
-    """An engine with a NullPool needs no care."""
+    """An engine with a NullPool works in any loop."""
     store = PgVectorStore(engine_of(dsn, poolclass=NullPool), 4)
     for _ in range(3):
         asyncio.run(fill(store))
     assert_disconnected(dsn)
 
 
-def test_a_server_that_was_not_there(dsn: str) -> None:
-    """A pool that is empty belongs to whoever comes next."""
+def test_failed_connections_do_not_bind_the_pool(dsn: str) -> None:
+    """An empty pool can be used by the next loop."""
     engine = engine_of(dsn, connect_args={"password": "x", "user": "nobody"})
     store = PgVectorStore(engine, 4)
     for _ in range(2):
@@ -134,12 +134,12 @@ def test_a_server_that_was_not_there(dsn: str) -> None:
 
 
 def test_operations_in_flight(dsn: str) -> None:
-    """The end of asyncio.run cancels them: they leave nothing half done, and no connection."""
+    """The end of asyncio.run() cancels operations, which leave no partial write or connection."""
     engine = engine_of(dsn)
     store = PgVectorStore(engine, 4)
     slow: Any = text("(SELECT true FROM pg_sleep(60))")
 
-    async def leave() -> None:
+    async def start_operations() -> None:
         await store.upsert([embedded("a")], "n")
         calls: list[Any] = [store.search(QUERY, "n", where=slow) for _ in range(3)]
         calls.append(store.upsert([embedded("b"), embedded("c")], "n"))
@@ -147,52 +147,54 @@ def test_operations_in_flight(dsn: str) -> None:
         await asyncio.sleep(0.1)
         assert not tasks[0].done()
 
-    async def go_on() -> int:
+    async def count_in_next_loop() -> int:
         await engine.dispose(close=False)
         return await store.count("n")
 
-    asyncio.run(leave())
-    assert asyncio.run(go_on()) in (1, 3)
+    asyncio.run(start_operations())
+    assert asyncio.run(count_in_next_loop()) in (1, 3)
     asyncio.run(engine.dispose(close=False))
     assert_disconnected(dsn)
 
 
-def test_a_session_of_another_loop(dsn: str) -> None:
-    """The same error; the session is the caller's to give up."""
+def test_session_of_another_loop(dsn: str) -> None:
+    """A session of another loop raises the same error; the caller must invalidate the session."""
     engine = engine_of(dsn)
     store = PgVectorStore(engine, 4)
     session = AsyncSession(engine)
     asyncio.run(store.upsert([embedded("a")], "n", session=session))
 
-    async def again() -> None:
+    async def write_in_second_loop() -> None:
         with pytest.raises(ConfigurationError) as error:
             await store.upsert([embedded("b")], "n", session=session)
         assert error.value.setting == "engine"
         session.sync_session.invalidate()
 
-    asyncio.run(again())
+    asyncio.run(write_in_second_loop())
 
 
-def test_loops_at_once(dsn: str) -> None:
-    """Each needs a pool of its own: another thread's loop gets the error, or `with_own_pool`."""
+def test_concurrent_loops(dsn: str) -> None:
+    """A second loop at the same time raises the error, unless it uses `with_own_pool`."""
     engine = engine_of(dsn)
     store = PgVectorStore(engine, 4)
 
-    async def own() -> list[str]:
-        mine = store.with_own_pool()
+    async def search_with_own_pool() -> list[str]:
+        copy = store.with_own_pool()
         try:
-            return await found(mine, QUERY, "n")
+            return await found(copy, QUERY, "n")
         finally:
-            await mine.engine.dispose()
+            await copy.engine.dispose()
 
     async def main() -> None:
         await fill(store)
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(4) as threads:
-            refused = loop.run_in_executor(threads, asyncio.run, store.count("n"))
+            count = loop.run_in_executor(threads, asyncio.run, store.count("n"))
             with pytest.raises(ConfigurationError):
-                await refused
-            runs = [loop.run_in_executor(threads, asyncio.run, own()) for _ in range(4)]
+                await count
+            runs = [
+                loop.run_in_executor(threads, asyncio.run, search_with_own_pool()) for _ in range(4)
+            ]
             assert await asyncio.gather(*runs) == [["a"]] * 4
         assert await found(store, QUERY, "n") == ["a"]
         await engine.dispose()
@@ -202,7 +204,7 @@ def test_loops_at_once(dsn: str) -> None:
 
 
 def test_synchronous_calls(dsn: str) -> None:
-    """The adapters' thread has a pool of its own, whatever becomes of the store's loop."""
+    """The adapters' thread uses its own pool and works after the store's loop has ended."""
     engine = engine_of(dsn)
     store = PgVectorStore(engine, 4)
     asyncio.run(fill(store))
@@ -214,8 +216,8 @@ def test_synchronous_calls(dsn: str) -> None:
     assert_disconnected(dsn)
 
 
-def test_closed_in_another_loop(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A store that `connect` opened lets its connections go, and nothing is logged."""
+def test_close_in_another_loop(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """`close` in another loop closes the connections of `connect` and logs no warning."""
     store = asyncio.run(PgVectorStore.connect(dsn, 4, min_size=3))
     asyncio.run(store.close())
     assert [record.message for record in caplog.records if record.levelno >= 30] == []

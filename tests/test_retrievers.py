@@ -1,10 +1,11 @@
-"""Retrievers over either store: by vectors, by words, by both."""
+"""Retrievers with each kind of store: by embedding, by words, and hybrid."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cenote import (
@@ -35,46 +36,46 @@ VECTORS: dict[str, list[float]] = {
 
 @pytest.fixture(params=["memory", "postgres"])
 async def filled(request: pytest.FixtureRequest, store: PgVectorStore) -> VectorStore:
-    """Either store with some texts."""
+    """A store of each kind with four texts."""
     filled: VectorStore = store if request.param == "postgres" else InMemoryVectorStore(4)
     chunks = [
-        embedded(one, VECTORS[one], content=text, metadata={"n": number})
-        for number, (one, text) in enumerate(TEXTS.items())
+        embedded(chunk_id, VECTORS[chunk_id], content=text, metadata={"n": number})
+        for number, (chunk_id, text) in enumerate(TEXTS.items())
     ]
     await filled.upsert(chunks, "acme")
     return filled
 
 
 def embed(text: str) -> list[float]:
-    """An embedding that knows one meaning."""
+    """Return one vector for texts about whales and another for all other texts."""
     return [1.0, 0.0, 0.0, 0.0] if "whale" in text.lower() else [0.0, 0.0, 1.0, 0.0]
 
 
-async def embed_later(text: str) -> list[float]:
-    """The same, to be awaited."""
+async def embed_async(text: str) -> list[float]:
+    """Return the result of `embed` asynchronously."""
     await asyncio.sleep(0)
     return embed(text)
 
 
 async def ids(retriever: Any, text: str, *args: Any) -> list[str]:
-    """What is found."""
-    return [one.chunk.id for one in await retriever.retrieve(text, "acme", *args)]
+    """Return the ids of the retrieved chunks."""
+    return [result.chunk.id for result in await retriever.retrieve(text, "acme", *args)]
 
 
-async def test_by_vectors(filled: VectorStore) -> None:
-    """With embeddings that are made at once, or awaited; arguments of the store go along."""
-    for make in (embed, embed_later):
-        retriever = VectorRetriever(filled, make, min_score=0.5)
+async def test_vector_retriever(filled: VectorStore) -> None:
+    """The embedding function may be synchronous or not; options are passed to the store."""
+    for embed_text in (embed, embed_async):
+        retriever = VectorRetriever(filled, embed_text, min_score=0.5)
         assert await ids(retriever, "whale") == ["a", "c"]
         assert await ids(retriever, "whale", 1, meta("n") > 0) == ["c"]
 
 
-async def test_by_words(filled: VectorStore) -> None:
-    """Whatever their case; the score is BM25's, and all that is found has a word of the text."""
+async def test_bm25_retriever(filled: VectorStore) -> None:
+    """BM25 ignores case, and every result contains a word of the query."""
     retriever = BM25Retriever(filled)
     results = await retriever.retrieve("WHITE whale", "acme")
-    assert [one.chunk.id for one in results] == ["a", "b"]
-    assert all(one.retriever == "bm25" and one.score > 0 for one in results)
+    assert [result.chunk.id for result in results] == ["a", "b"]
+    assert all(result.retriever == "bm25" and result.score > 0 for result in results)
     assert results[0].chunk.content == TEXTS["a"]
     assert await ids(retriever, "white", 1) == ["b"]
     assert await ids(retriever, "white", 9, {"n": 0}) == ["a"]
@@ -84,8 +85,8 @@ async def test_by_words(filled: VectorStore) -> None:
     assert await retriever.retrieve("white", "nobody") == []
 
 
-async def test_words_that_are_written_later(filled: VectorStore) -> None:
-    """Are found after a refresh; what is deleted is not found at once."""
+async def test_bm25_refresh(filled: VectorStore) -> None:
+    """New chunks are found after a refresh; deleted chunks disappear at once."""
     retriever = BM25Retriever(filled)
     assert await ids(retriever, "white") == ["b", "a"]
     await filled.upsert([embedded("e", content="white white white")], "acme")
@@ -95,27 +96,27 @@ async def test_words_that_are_written_later(filled: VectorStore) -> None:
     assert await ids(retriever, "white") == ["e", "a"]
 
 
-async def test_another_tokenizer(filled: VectorStore) -> None:
-    """Decides which words are the same."""
+async def test_custom_tokenizer(filled: VectorStore) -> None:
+    """The tokenizer decides which words are equal."""
     retriever = BM25Retriever(filled, tokenize=lambda text: [w[:3] for w in text.lower().split()])
     assert set(await ids(retriever, "whistle")) == {"a", "b"}
     assert await ids(retriever, "horrible") == ["b"]
 
 
-async def test_by_both(filled: VectorStore) -> None:
-    """What both find comes first; weights shift it."""
+async def test_hybrid_retriever(filled: VectorStore) -> None:
+    """Chunks that both retrievers find come first; weights change the order."""
     both: list[Retriever] = [VectorRetriever(filled, embed), BM25Retriever(filled)]
     results = await HybridRetriever(both).retrieve("white whale", "acme", 3)
-    assert [one.chunk.id for one in results] == ["a", "b", "c"]
-    assert {one.retriever for one in results} == {"hybrid"}
+    assert [result.chunk.id for result in results] == ["a", "b", "c"]
+    assert {result.retriever for result in results} == {"hybrid"}
     assert results[0].score == pytest.approx(2 / 61)
-    by_vector = HybridRetriever(both, weights=[1, 0.01])
-    assert await ids(by_vector, "white whale", 2) == ["a", "c"]
+    mostly_vectors = HybridRetriever(both, weights=[1, 0.01])
+    assert await ids(mostly_vectors, "white whale", 2) == ["a", "c"]
     assert await ids(HybridRetriever(both), "white whale", 9, {"n": 1}) == ["b"]
 
 
-async def test_bad_arguments(filled: VectorStore) -> None:
-    """Of the retrievers, and of their questions."""
+async def test_invalid_arguments(filled: VectorStore) -> None:
+    """Constructors and `retrieve` reject invalid arguments."""
     with pytest.raises(ConfigurationError):
         HybridRetriever([])
     with pytest.raises(ConfigurationError):
@@ -130,8 +131,8 @@ async def test_bad_arguments(filled: VectorStore) -> None:
                 await retriever.retrieve(*arguments)
 
 
-def test_fusion() -> None:
-    """By ranks alone; equal ones in their own order; one of no weight has no part in it."""
+def test_reciprocal_rank_fusion() -> None:
+    """Fusion uses ranks only, orders ties by item and ignores rankings of weight 0."""
     assert list(reciprocal_rank_fusion([["x"], ["y"]], [0, 1])) == ["y"]
     assert list(reciprocal_rank_fusion([["x", "y"], ["y", "z"]])) == ["y", "x", "z"]
     assert list(reciprocal_rank_fusion([["x"], ["y"]])) == ["x", "y"]
@@ -139,8 +140,6 @@ def test_fusion() -> None:
     assert reciprocal_rank_fusion([]) == {}
 
 
-def test_marginal_relevance_of_nothing() -> None:
-    """Is nothing."""
-    import numpy as np
-
+def test_maximal_marginal_relevance_of_no_candidates() -> None:
+    """Without candidates, nothing is selected."""
     assert maximal_marginal_relevance(np.ones(3), np.empty((0, 3)), 5, 0.5) == []

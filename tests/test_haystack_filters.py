@@ -1,0 +1,210 @@
+"""Haystack filters: the adapter matches the same documents as Haystack's own code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from haystack import Document
+from haystack.document_stores.types import DuplicatePolicy
+from haystack.errors import FilterError
+from haystack.utils.filters import document_matches_filter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cenote import InMemoryVectorStore, PgVectorStore
+from cenote.adapters.haystack_documents import Documents
+from cenote.adapters.haystack_filters import RESERVED, translate
+
+ZONES = [None, UTC, *(timezone(timedelta(hours=hours)) for hours in (2, -23.5, 23.5))]
+TIMES = [
+    datetime(2024, 2, 29, tzinfo=zone) + timedelta(hours=hours)
+    for zone in ZONES
+    for hours in (-48, -23.5, 0, 0.5, 47)
+]
+SPELLINGS: list[Callable[[datetime], str]] = [
+    datetime.isoformat,
+    lambda time: time.isoformat(" ", "milliseconds"),
+    lambda time: time.isoformat("t").replace("+00:00", "Z"),
+    lambda time: time.date().isoformat(),
+    lambda time: f"{time:%Y%m%d}",
+    lambda time: f"{time:%G-W%V-%u}",
+]
+DATES = sorted({spelling(time) for time in TIMES for spelling in SPELLINGS})
+UNUSUAL_DATES = [
+    "2024-02-28T24:00",
+    "28 February 2024",
+    "2024-02-29 10 PM",
+    "2024-29-02",
+    "0001-01-01",
+]
+TEXTS = ["", "1", "a", "2024", "2024-02-30", "ä%"]
+NUMBERS = [True, False, 0, 1, -1, 2, 0.0, 1.0, 0.5, 2**60, 2.0**53, 2**53 + 1, 1e-7]
+CONTAINERS: list[Any] = [[], [1], [True], [[2]], ["a"], {}, {"a": 0}, {"a": False}, {"b": 0.5}]
+VALUES: list[Any] = [None, *UNUSUAL_DATES, *TEXTS, *NUMBERS, *CONTAINERS]
+
+operands = st.sampled_from(VALUES) | st.sampled_from(DATES)
+comparisons = st.builds(
+    lambda name, rest: {"field": name, "operator": rest[0], "value": rest[1]},
+    st.sampled_from(["meta.a", "meta.a", "meta.b", "b", "meta.b.a", "content", "id", "no.a"]),
+    st.tuples(st.sampled_from(["==", "!="]), operands)
+    | st.tuples(st.sampled_from(["<", ">="]), st.sampled_from(NUMBERS + TIMES + DATES))
+    | st.tuples(st.sampled_from(["in", "not in"]), st.lists(operands, min_size=1, max_size=3)),
+)
+trees = st.recursive(
+    comparisons,
+    lambda inner: st.builds(
+        lambda operator, conditions: {"operator": operator, "conditions": conditions},
+        st.sampled_from(["AND", "OR", "NOT"]),
+        st.lists(inner, max_size=3),
+    ),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def both(module_dsn: str) -> Iterator[tuple[asyncio.Runner, list[Any]]]:
+    """An event loop, and one store of each kind."""
+    with asyncio.Runner() as runner:
+        postgres = runner.run(PgVectorStore.connect(module_dsn, 4))
+        yield runner, [InMemoryVectorStore(4), postgres]
+        runner.run(postgres.close())
+
+
+def _matches(filters: dict[str, Any], document: Document) -> bool | None:
+    """Return Haystack's answer, or None if it raises an error because of the document's value."""
+    try:
+        return document_matches_filter(filters, document)
+    except (FilterError, TypeError):
+        return None
+
+
+def _documents() -> list[Document]:
+    """Return one document per value, with texts also as content, and one without a value."""
+    without_value = Document(id="999", embedding=[1.0, 999.0, 0.0, 0.0])
+    return [
+        Document(
+            id=f"{number:03}",
+            content=value if isinstance(value, str) else None,
+            meta={"a": value, "b": {"a": value}},
+            embedding=[1.0, number, 0.0, 0.0],
+        )
+        for number, value in enumerate([*VALUES, *DATES])
+    ] + [without_value]
+
+
+async def _assert_same_matches(
+    stored: Documents, documents: list[Document], filters: dict[str, Any]
+) -> None:
+    """Check that a filter matches the same documents as in Haystack.
+
+    Documents whose values Haystack cannot compare are left out.
+    """
+    answers = {document.id: _matches(filters, document) for document in documents}
+    nearest = await stored.nearest([1.0, 0, 0, 0], filters, len(documents))
+    found = [document.id for document in nearest if answers[document.id] is not None]
+    assert found == [document_id for document_id, answer in answers.items() if answer], filters
+
+
+NAMES = ["meta.b.a", "a", "id", "b.a", f"meta.{RESERVED}", RESERVED]
+
+COMPARISONS: list[tuple[str, Any]] = [
+    *((operator, value) for operator in ("==", "!=") for value in [*VALUES, *DATES[::3], *TIMES]),
+    *(
+        (operator, value)
+        for operator in ("<", "<=", ">", ">=")
+        for value in [None, *NUMBERS, *DATES[::3], *TIMES]
+    ),
+    *((operator, VALUES[n::5]) for operator in ("in", "not in") for n in range(5)),
+    ("in", [*range(3000), "a", None]),
+    ("in", []),
+]
+
+
+def test_comparisons_match_as_in_haystack(both: Any) -> None:
+    """Every comparison of each value with each other, and its negation, match as in Haystack."""
+    runner, stores = both
+    documents = _documents()
+
+    async def compare(store: Any) -> None:
+        stored = Documents(store, uuid.uuid4().hex, "model")
+        await stored.write(documents, DuplicatePolicy.FAIL)
+        for number, (operator, value) in enumerate(COMPARISONS):
+            for name in ["meta.a", [*NAMES, "content"][number % 7]]:
+                comparison = {"field": name, "operator": operator, "value": value}
+                negation = {"operator": "NOT", "conditions": [comparison]}
+                await _assert_same_matches(stored, documents, comparison)
+                await _assert_same_matches(stored, documents, negation)
+        await stored.delete_all()
+
+    for store in stores:
+        runner.run(compare(store))
+
+
+EXAMPLES = int(os.environ.get("CENOTE_TEST_FILTER_EXAMPLES", "250"))
+TREES_PER_EXAMPLE = 10
+
+
+@settings(
+    max_examples=max(EXAMPLES // TREES_PER_EXAMPLE, 1),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(
+    filter_trees=st.lists(trees, min_size=TREES_PER_EXAMPLE, max_size=TREES_PER_EXAMPLE),
+    top_k=st.integers(1, 5),
+)
+def test_random_filters_match_as_in_haystack(both: Any, filter_trees: Any, top_k: int) -> None:
+    """Random filter trees (CENOTE_TEST_FILTER_EXAMPLES in all) match alike in every method."""
+    runner, stores = both
+    documents = _documents()
+
+    async def compare(store: Any) -> None:
+        stored = Documents(store, "trees", "model")
+        await stored.write(documents, DuplicatePolicy.OVERWRITE)
+        for filters in filter_trees:
+            await _assert_same_matches(stored, documents, filters)
+            found = await stored.read(filters)
+            assert await stored.count(filters) == len(found)
+            nearest = await stored.nearest([1.0, 0, 0, 0], filters, top_k)
+            assert [document.id for document in nearest] == [
+                document.id for document in found[:top_k]
+            ]
+        assert await stored.delete_matching(filter_trees[-1]) == len(found)
+        assert await stored.count() == len(documents) - len(found)
+
+    for store in stores:
+        runner.run(compare(store))
+
+
+@pytest.mark.parametrize(
+    ("filters", "reason"),
+    [
+        ({"field": "embedding", "operator": "==", "value": None}, "embedding"),
+        ({"field": "meta", "operator": "==", "value": {}}, "meta"),
+        ({"field": "blob.mime_type", "operator": "==", "value": "text/plain"}, "blob.mime_type"),
+        ({"field": "meta.a", "operator": ">", "value": "soon"}, "ISO 8601"),
+        ({"field": "meta.a", "operator": ">", "value": {"a": 1}}, "number or a date"),
+        ({"field": "meta.a", "operator": "==", "value": {1, 2}}, "set"),
+        ({"field": "meta.a", "operator": "==", "value": "secret\x00"}, "NUL"),
+        ({"field": "meta.a", "operator": "<", "value": float("nan")}, "NaN"),
+        ({"field": "meta.a", "operator": "in", "value": "ab"}, "list"),
+        ({"field": "meta.a", "operator": "like", "value": "ab"}, "not in"),
+        ({"field": 7, "operator": "==", "value": "ab"}, "int"),
+        ({"operator": "XOR", "conditions": []}, "AND, OR, NOT"),
+        ({"operator": "AND", "conditions": {}}, "list"),
+        ({"operator": "AND", "conditions": ["meta.a"]}, "str"),
+        ({"field": "meta.a", "operator": "in", "value": DATES * 50}, "parts"),
+        (["meta.a"], "list"),
+    ],
+)
+def test_invalid_filters(filters: Any, reason: str) -> None:
+    """Invalid filters raise an error that names the reason and does not quote the value."""
+    with pytest.raises(FilterError, match=reason) as error:
+        translate(filters)
+    assert "secret" not in str(error.value)
