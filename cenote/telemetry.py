@@ -1,32 +1,32 @@
-"""What a store's operations tell: log records, and spans and metrics of OpenTelemetry.
+"""Log records, spans and metrics for store operations.
 
-Every operation of `PgVectorStore` and `InMemoryVectorStore` on namespaces leaves, when it ends,
+Each operation of `PgVectorStore` and `InMemoryVectorStore` on namespaces reports, when it ends:
 
-- a record of level DEBUG of the logger ``cenote.telemetry``, whose attributes are the fields below
-  with ``cenote_`` before them;
-- with ``opentelemetry-api`` installed, a span ``cenote.<operation>`` and a point of the histograms
-  ``cenote.operation.duration`` (seconds) and ``cenote.operation.rows``.
+- a log record of level DEBUG from the logger ``cenote.telemetry``, with the fields below as
+  attributes (prefix ``cenote_``);
+- if ``opentelemetry-api`` is installed: a span ``cenote.<operation>``, and a measurement in each of
+  the histograms ``cenote.operation.duration`` (seconds) and ``cenote.operation.rows``.
 
 ============== =============================== =====================================================
-field          of the span                     what it is
+field          span attribute                  meaning
 ============== =============================== =====================================================
-operation      the name                        the method
-table          ``db.collection.name``          the chunk table; ``"memory"`` without one
-namespace      ``cenote.namespace``            of the call, or its hash; not in the metrics
-rows           ``cenote.rows``                 chunks that came back, were written or removed, where
-                                               the method knows
-path           ``cenote.search.path``          of ``search``: ``"ann"``, or ``"exact"``
-error          ``error.type``                  the class of the error that ended it
-sqlstate       ``db.response.status_code``     of an error of the server
-duration       its own                         seconds
+operation      the span's name                 name of the method
+table          ``db.collection.name``          chunk table; ``"memory"`` for an in-memory store
+namespace      ``cenote.namespace``            namespace or its hash; not in metrics
+rows           ``cenote.rows``                 number of chunks returned, written or deleted, if the
+                                               method knows it
+path           ``cenote.search.path``          for ``search``: ``"ann"`` or ``"exact"``
+error          ``error.type``                  class of the error that ended the operation
+sqlstate       ``db.response.status_code``     code of a server error
+duration       the span's duration             seconds
 ============== =============================== =====================================================
 
-``search_diverse`` and ``search_namespaces`` search, and tell of that, too: below their spans are
-those of the searches.
+``search_diverse`` and ``search_namespaces`` call ``search``, which reports as well: its spans are
+children of theirs.
 
-Nothing else of a call is told: no contents, ids, vectors, metadata or filters, and no message of an
-error. Nor is the error itself recorded, since what caused it may quote rows. Statements are for the
-instrumentations of SQLAlchemy and asyncpg to tell, whose spans come to stand below these.
+Telemetry contains nothing else: no contents, ids, vectors, metadata, filters or error messages. The
+exception itself is not recorded, because its cause may quote rows. Statements are covered by the
+instrumentations of SQLAlchemy and asyncpg, whose spans are children of these spans.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ import hashlib
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from cenote.errors import ConfigurationError, InvalidInputError, VectorStoreError
 from cenote.models import SyncResult
@@ -49,41 +49,44 @@ from cenote.validation import check_namespace
 __all__ = ["NamespaceInTelemetry"]
 
 NamespaceInTelemetry = Literal["hashed", "plain"]
-"""How telemetry names a namespace: by 16 hexadecimal digits of its SHA-256, which tells tenants
-apart and hides no name from whoever can guess it; or as it is."""
+"""Form of namespaces in telemetry: ``"plain"``, or ``"hashed"`` as 16 hexadecimal digits of the
+SHA-256. The hash distinguishes tenants, but does not hide a name from someone who can guess it."""
 
 _logger = logging.getLogger(__name__)
 
-Store = TypeVar("Store", bound=type)
-
 
 @dataclass(slots=True)
-class Seen:
-    """What an operation notes of itself while it runs."""
+class OperationStats:
+    """Facts that an operation records about itself while it runs.
+
+    Attributes:
+        rows: Number of chunks returned, written or deleted; None if unknown.
+        path: ``"ann"`` or ``"exact"`` for a search; otherwise None.
+    """
 
     rows: int | None = None
     path: str | None = None
 
 
-_running: ContextVar[Seen | None] = ContextVar("cenote_operation", default=None)
+_current: ContextVar[OperationStats | None] = ContextVar("cenote_operation", default=None)
 
 
-def note(*, rows: int | None = None, path: str | None = None) -> None:
-    """Note something of the operation that runs, if anybody listens."""
-    if (seen := _running.get()) is not None:
-        seen.rows = seen.rows if rows is None else rows
-        seen.path = seen.path if path is None else path
+def record(*, rows: int | None = None, path: str | None = None) -> None:
+    """Record facts about the current operation, if there is a listener."""
+    if (stats := _current.get()) is not None:
+        stats.rows = stats.rows if rows is None else rows
+        stats.path = stats.path if path is None else path
 
 
 class Telemetry:
-    """What the operations of one store tell.
+    """Reports the operations of one store.
 
     Args:
-        table: the chunk table's name.
-        namespaces: how to name namespaces.
+        table: Name of the chunk table.
+        namespaces: Form in which namespaces are reported.
 
     Raises:
-        ConfigurationError: there is no such way.
+        ConfigurationError: `namespaces` is not ``"hashed"`` or ``"plain"``.
     """
 
     def __init__(self, table: str, namespaces: NamespaceInTelemetry) -> None:
@@ -96,39 +99,44 @@ class Telemetry:
         self._namespaces = namespaces
 
     @contextmanager
-    def operation(self, name: str, namespace: Any) -> Iterator[Seen]:
-        """Tell of what runs inside."""
-        instruments = _instruments()
-        if instruments is None and not _logger.isEnabledFor(logging.DEBUG):
-            yield Seen()
+    def operation(self, name: str, namespace: Any) -> Iterator[OperationStats]:
+        """Report the block as one operation.
+
+        Args:
+            name: Name of the operation.
+            namespace: Namespace of the call. If it is not a valid namespace, it is left out.
+        """
+        stats = OperationStats()
+        if not is_listened_to():
+            yield stats
             return
-        told = self._named(namespace)
-        seen = Seen()
-        token = _running.set(seen)
+        instruments = _instruments()
+        reported_namespace = self._reported_namespace(namespace)
+        token = _current.set(stats)
         error: BaseException | None = None
         start = time.perf_counter()
         with nullcontext() if instruments is None else instruments.span(name) as span:
             try:
-                yield seen
+                yield stats
             except BaseException as raised:
                 error = raised
                 raise
             finally:
                 duration = time.perf_counter() - start
-                _running.reset(token)
+                _current.reset(token)
                 fields = {
                     "table": self._table,
-                    "namespace": told,
-                    "rows": seen.rows,
-                    "path": seen.path,
+                    "namespace": reported_namespace,
+                    "rows": stats.rows,
+                    "path": stats.path,
                     "error": None if error is None else type(error).__name__,
                     "sqlstate": error.sqlstate if isinstance(error, VectorStoreError) else None,
                 }
                 _log(name, fields, duration)
                 if instruments is not None:
-                    instruments.tell(span, name, fields, duration)
+                    instruments.report(span, name, fields, duration)
 
-    def _named(self, namespace: Any) -> str | None:
+    def _reported_namespace(self, namespace: Any) -> str | None:
         try:
             check_namespace(namespace)
         except InvalidInputError:
@@ -137,6 +145,11 @@ class Telemetry:
         if self._namespaces == "plain":
             return name
         return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def is_listened_to() -> bool:
+    """Return whether anything receives telemetry: OpenTelemetry, or a logger at level DEBUG."""
+    return _instruments() is not None or _logger.isEnabledFor(logging.DEBUG)
 
 
 def _log(operation: str, fields: dict[str, Any], duration: float) -> None:
@@ -151,56 +164,57 @@ def _log(operation: str, fields: dict[str, Any], duration: float) -> None:
         )
 
 
-# -- around a store's methods ----------------------------------------------------------------------
+# -- decorator of a store's methods ----------------------------------------------------------------
 
 
-def observed(store: Store) -> Store:
-    """Have the operations of a store class told: all that are awaited and concern a namespace.
+Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
+"""A coroutine method of a store. A decorator that returns the same type keeps its signature."""
 
-    Its instances have a `Telemetry`, ``_telemetry``. Of ``get_all_chunks``, which is iterated over,
-    the store tells page by page.
+
+def reported(name: str) -> Callable[[Method], Method]:
+    """Decorate a coroutine method of a store, so that each call is reported as one operation.
+
+    The store has a `Telemetry`, ``_telemetry``.
+
+    Args:
+        name: Name of the operation.
     """
-    for name in dir(store):
-        method = getattr(store, name)
-        if name.startswith("_") or not inspect.iscoroutinefunction(method):
-            continue
-        names = [*inspect.signature(method).parameters]
-        if not {"namespace", "namespaces"}.isdisjoint(names) or name == "list_namespaces":
-            setattr(store, name, _told(method, names))
-    return store
+
+    def decorate(method: Method) -> Method:
+        position = argument_position(method, "namespace")
+
+        @wraps(method)
+        async def call(self: Any, *arguments: Any, **options: Any) -> Any:
+            if not is_listened_to():
+                return await method(self, *arguments, **options)
+            namespace = options.get("namespace")
+            if position is not None and position < len(arguments):
+                namespace = arguments[position]
+            with self._telemetry.operation(name, namespace) as stats:
+                result = await method(self, *arguments, **options)
+                if stats.rows is None:
+                    stats.rows = _count_chunks(result)
+                return result
+
+        return cast(Method, call)
+
+    return decorate
 
 
-def _told(method: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
-    @wraps(method)
-    async def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        namespace = _argument("namespace", names, arguments, options)
-        with self._telemetry.operation(method.__name__, namespace) as seen:
-            result = await method(self, *arguments, **options)
-            if seen.rows is None:
-                seen.rows = _rows(result)
-            return result
-
-    return call
+def argument_position(method: Callable[..., Any], name: str) -> int | None:
+    """Return the index of a parameter among a method's arguments after ``self``, if it has it."""
+    names = [*inspect.signature(method).parameters][1:]
+    return names.index(name) if name in names else None
 
 
-def _argument(
-    name: str, names: list[str], arguments: tuple[Any, ...], options: dict[str, Any]
-) -> Any:
-    """An argument of a call; None where it has none of that name."""
-    if name in options or name not in names:
-        return options.get(name)
-    place = names.index(name) - 1  # without self
-    return arguments[place] if place < len(arguments) else None
-
-
-def _rows(result: Any) -> int | None:
-    """Chunks in what a method returns."""
+def _count_chunks(result: Any) -> int | None:
+    """Return the number of chunks that a method's result stands for; None if it does not say."""
     if isinstance(result, SyncResult):
         return result.written + result.removed
     if isinstance(result, int):
         return result
     if isinstance(result, list):
-        return sum(len(one) if isinstance(one, list) else 1 for one in result)
+        return sum(len(item) if isinstance(item, list) else 1 for item in result)
     return None
 
 
@@ -208,27 +222,30 @@ def _rows(result: Any) -> int | None:
 
 
 class _Instruments:
-    """The tracer, and what is measured."""
+    """A tracer and two histograms."""
 
     def __init__(self, trace: Any, metrics: Any) -> None:
-        own = _own_version()
+        version = _cenote_version()
         self._trace = trace
-        self._tracer = trace.get_tracer("cenote", own)
-        meter = metrics.get_meter("cenote", own or "")
+        self._tracer = trace.get_tracer("cenote", version)
+        meter = metrics.get_meter("cenote", version or "")
         self._duration = meter.create_histogram(
-            "cenote.operation.duration", "s", "Time that an operation of a store takes."
+            "cenote.operation.duration", "s", "Duration of a store operation."
         )
         self._rows = meter.create_histogram(
-            "cenote.operation.rows", "{chunk}", "Chunks that an operation read or wrote."
+            "cenote.operation.rows",
+            "{chunk}",
+            "Number of chunks that a store operation read or wrote.",
         )
 
     def span(self, operation: str) -> Any:
-        """A span that records no error by itself: its traceback would quote rows."""
+        """Start a span that does not record exceptions, because their tracebacks may quote rows."""
         return self._tracer.start_as_current_span(
             "cenote." + operation, record_exception=False, set_status_on_exception=False
         )
 
-    def tell(self, span: Any, operation: str, fields: dict[str, Any], duration: float) -> None:
+    def report(self, span: Any, operation: str, fields: dict[str, Any], duration: float) -> None:
+        """Set the attributes of a span, and record its measurements."""
         names = {
             "table": "db.collection.name",
             "path": "cenote.search.path",
@@ -237,20 +254,24 @@ class _Instruments:
             "namespace": "cenote.namespace",
             "rows": "cenote.rows",
         }
-        told = {names[one]: value for one, value in fields.items() if value is not None}
-        span.set_attributes(told)
+        attributes = {names[field]: value for field, value in fields.items() if value is not None}
+        span.set_attributes(attributes)
         if fields["error"] is not None:
             span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, fields["error"]))
-        few = {name: told[name] for name in told.keys() - {"cenote.namespace", "cenote.rows"}}
-        few["cenote.operation"] = operation
-        self._duration.record(duration, few)
+        # A metric needs a small number of distinct attribute values: no namespaces, no row counts.
+        dimensions = {
+            name: attributes[name]
+            for name in attributes.keys() - {"cenote.namespace", "cenote.rows"}
+        }
+        dimensions["cenote.operation"] = operation
+        self._duration.record(duration, dimensions)
         if fields["rows"] is not None:
-            self._rows.record(fields["rows"], few)
+            self._rows.record(fields["rows"], dimensions)
 
 
 @cache
 def _instruments() -> _Instruments | None:
-    """OpenTelemetry's, if that is installed; looked for at the first operation."""
+    """Return OpenTelemetry's instruments; None without it. The first operation looks for it."""
     try:
         from opentelemetry import metrics, trace
     except ImportError:
@@ -258,10 +279,10 @@ def _instruments() -> _Instruments | None:
     return _Instruments(trace, metrics)
 
 
-def _own_version() -> str | None:
+def _cenote_version() -> str | None:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         return version("cenote")
-    except PackageNotFoundError:  # a copy that was not installed
+    except PackageNotFoundError:  # a copy that is not installed
         return None

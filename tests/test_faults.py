@@ -10,7 +10,7 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from cenote import (
 )
 from cenote.connections import create_engine
 from cenote.embedded import EmbeddedPostgres
+from cenote.stores import retrying
 from cenote.testing import embedded, found, stored
 
 TORTURE = int(os.environ.get("CENOTE_TORTURE", "1"))
@@ -350,6 +351,55 @@ def test_every_operation_is_cancelled() -> None:
     """The list above has them all."""
     methods = {name for name in dir(VectorStore) if not name.startswith("_")}
     assert OPERATIONS.keys() == (methods - {"dimensions"}) | {"bulk_load"}
+
+
+# -- retries
+
+COUNTING = {"update_metadata", "sync_document", "delete_document", "delete_matching"}
+
+
+class InvalidCachedStatementError(Exception):
+    """Has the name of asyncpg's error for a stale plan."""
+
+
+def _stale_plan() -> VectorStoreError:
+    error = VectorStoreError("the plan is stale")
+    error.__cause__ = InvalidCachedStatementError()
+    return error
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+async def test_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of attempts depends on the error, and on whether the operation counts changes."""
+    monkeypatch.setattr(retrying, "_PAUSE_SECONDS", 0)
+    engine = create_async_engine("postgresql+asyncpg://nobody@nowhere/nothing")
+    store = PgVectorStore(engine, 4, text_search="simple")
+
+    async def attempts(error: Callable[[], VectorStoreError]) -> int:
+        made = 0
+
+        @asynccontextmanager
+        async def fail(*_: Any, **__: Any) -> AsyncIterator[None]:
+            nonlocal made
+            made += 1
+            raise error()
+            yield
+
+        monkeypatch.setattr(store._connections, "statement", fail)
+        monkeypatch.setattr(store._connections, "transaction", fail)
+        with pytest.raises(VectorStoreError):
+            await OPERATIONS[name](store)
+        return made
+
+    expected = {
+        "bulk_load": (1, 1, 1),  # a stream can be read once
+        "search_diverse": (4, 16, 4),  # retried around a search, which is retried, too
+        **dict.fromkeys(COUNTING, (1, 4, 2)),
+    }
+    lost = await attempts(lambda: StoreConnectionError("the connection is lost"))
+    deadlock = await attempts(lambda: VectorStoreError("a deadlock", sqlstate="40P01"))
+    stale = await attempts(_stale_plan)
+    assert (lost, deadlock, stale) == expected.get(name, (2, 4, 2))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,9 +20,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cenote import (
+    CenoteError,
     Chunk,
     ConfigurationError,
     InMemoryVectorStore,
@@ -150,6 +153,37 @@ async def test_spans_and_records(
     said = "".join(span.to_json() for span in spans.get_finished_spans()) + caplog.text
     said += json.dumps([vars(one) for one in records], default=str)
     assert [marker for marker in MARKERS if marker in said] == []
+
+
+STORES = [
+    InMemoryVectorStore(4),
+    PgVectorStore(create_async_engine("postgresql+asyncpg://nobody@nowhere/nothing"), 4),
+]
+
+
+@pytest.mark.parametrize("store", STORES, ids=repr)
+async def test_every_operation_is_reported(
+    store: VectorStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each public coroutine method that accepts namespaces is decorated, under its own name."""
+    caplog.set_level(logging.DEBUG, "cenote.telemetry")
+    called = 0
+    for name, method in inspect.getmembers(store, inspect.iscoroutinefunction):
+        parameters = inspect.signature(method).parameters
+        concerns_namespaces = {"namespace", "namespaces"} & parameters.keys()
+        if name.startswith("_") or not (concerns_namespaces or name == "list_namespaces"):
+            continue
+        invalid = [object() for one in parameters.values() if one.default is one.empty]
+        if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            invalid.pop()
+        options = {"session": object()} if "session" in parameters else {}
+        with suppress(CenoteError):  # before anything is connected
+            await method(*invalid, **options)
+        called += 1
+        assert caplog.records, name
+        assert vars(caplog.records[-1])["cenote_operation"] == name
+        caplog.clear()
+    assert called == 21
 
 
 async def test_errors(

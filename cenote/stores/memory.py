@@ -17,7 +17,7 @@ from cenote.ranking import DEPTH, at_least, diverse, fused
 from cenote.stores import bulk
 from cenote.stores.base import VectorStore
 from cenote.stores.namespace import Namespace
-from cenote.telemetry import NamespaceInTelemetry, Telemetry, note, observed
+from cenote.telemetry import NamespaceInTelemetry, Telemetry, record, reported
 from cenote.text_search import QUERY_CHARACTERS
 from cenote.types import ColumnType, Float32Array, Vector
 
@@ -25,7 +25,6 @@ PAGE_SIZE = 500
 """Number of chunks that `get_all_chunks` reads at a time."""
 
 
-@observed
 class InMemoryVectorStore(VectorStore):
     """A `VectorStore` that keeps its chunks in memory and gives the answers of `PgVectorStore`.
 
@@ -85,6 +84,7 @@ class InMemoryVectorStore(VectorStore):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
+    @reported("upsert")
     async def upsert(self, embedded_chunks: list[EmbeddedChunk], namespace: str) -> None:
         validation.check_namespace(namespace)
         batch = validation.check_batch(
@@ -94,8 +94,9 @@ class InMemoryVectorStore(VectorStore):
             if namespace not in self._namespaces:
                 self._namespaces[namespace] = Namespace(self._dimensions)
             self._namespaces[namespace].upsert(batch)
-        note(rows=len(batch.chunks))
+        record(rows=len(batch.chunks))
 
+    @reported("search")
     async def search(
         self,
         query_vector: Vector,
@@ -123,7 +124,7 @@ class InMemoryVectorStore(VectorStore):
         validation.check_min_score(min_score)
         validation.check_per_document(per_document)
         found = self._nearest(query, namespace, limit, condition, per_document)
-        note(path="exact")
+        record(path="exact")
         return at_least(min_score, found)
 
     def _nearest(
@@ -139,6 +140,7 @@ class InMemoryVectorStore(VectorStore):
             return []
         return stored.search(query, limit, filter, per_document)
 
+    @reported("search_many")
     async def search_many(
         self,
         query_vectors: Sequence[Vector],
@@ -167,6 +169,7 @@ class InMemoryVectorStore(VectorStore):
             for query in queries
         ]
 
+    @reported("search_diverse")
     async def search_diverse(
         self,
         query_vector: Vector,
@@ -183,6 +186,18 @@ class InMemoryVectorStore(VectorStore):
         vectors = {} if stored is None else stored.unit_vectors(result.chunk.id for result in found)
         return diverse(query_vector, found, vectors, limit, diversity)
 
+    @reported("search_namespaces")
+    async def search_namespaces(
+        self,
+        query_vector: Vector,
+        namespaces: Sequence[str],
+        limit: int = 10,
+        filter: FilterLike = None,
+        **options: Any,
+    ) -> list[tuple[str, RetrievalResult]]:
+        return await super().search_namespaces(query_vector, namespaces, limit, filter, **options)
+
+    @reported("search_text")
     async def search_text(
         self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
     ) -> list[RetrievalResult]:
@@ -209,6 +224,7 @@ class InMemoryVectorStore(VectorStore):
         question = text[:QUERY_CHARACTERS]
         return self._chunks_in(namespace).search_text(question, limit, filter, self._languages)
 
+    @reported("search_hybrid")
     async def search_hybrid(
         self,
         text: str,
@@ -231,6 +247,7 @@ class InMemoryVectorStore(VectorStore):
         )
         return fused(rankings, (vector_weight, text_weight), limit)
 
+    @reported("bulk_load")
     async def bulk_load(
         self,
         embedded_chunks: bulk.Stream,
@@ -265,21 +282,25 @@ class InMemoryVectorStore(VectorStore):
         """Do nothing: this store has no ANN index. See `PgVectorStore.deferred_ann_index`."""
         yield
 
+    @reported("delete")
     async def delete(self, chunk_ids: list[str], namespace: str) -> None:
         validation.check_namespace(namespace)
         ids = validation.check_ids(chunk_ids)
         if stored := self._namespaces.get(namespace):
             stored.delete(ids)
 
+    @reported("delete_namespace")
     async def delete_namespace(self, namespace: str) -> None:
         validation.check_namespace(namespace)
         self._namespaces.pop(namespace, None)
 
+    @reported("delete_document")
     async def delete_document(self, document_id: str, namespace: str) -> int:
         validation.check_namespace(namespace)
         validation.check_document_id(document_id)
         return self._delete_matching(as_filter(field("document_id") == document_id), namespace)
 
+    @reported("delete_matching")
     async def delete_matching(self, filter: Filter | Mapping[str, Any], namespace: str) -> int:
         validation.check_namespace(namespace)
         return self._delete_matching(narrowing_filter(filter), namespace)
@@ -290,6 +311,7 @@ class InMemoryVectorStore(VectorStore):
         stored.delete(ids)
         return len(ids)
 
+    @reported("update_metadata")
     async def update_metadata(
         self, metadata: Mapping[str, dict[str, Any]], namespace: str, *, merge: bool = False
     ) -> int:
@@ -298,6 +320,7 @@ class InMemoryVectorStore(VectorStore):
         new = validation.check_metadata_by_id(metadata)
         return self._chunks_in(namespace).update_metadata(new, merge=merge)
 
+    @reported("sync_document")
     async def sync_document(
         self, document_id: str, chunks: Sequence[EmbeddedChunk | Chunk], namespace: str
     ) -> SyncResult:
@@ -316,24 +339,29 @@ class InMemoryVectorStore(VectorStore):
         written = stored.keep_embeddings(unembedded) + stored.upsert(batch)
         return SyncResult(written=written, removed=len(obsolete), unchanged=len(ids) - written)
 
+    @reported("get")
     async def get(self, chunk_ids: Sequence[str], namespace: str) -> list[Chunk]:
         validation.check_namespace(namespace)
         return self._chunks_in(namespace).get(validation.check_ids_in_order(chunk_ids))
 
+    @reported("get_embeddings")
     async def get_embeddings(
         self, chunk_ids: Sequence[str], namespace: str
     ) -> dict[str, Float32Array]:
         validation.check_namespace(namespace)
         return self._chunks_in(namespace).embeddings(validation.check_ids(chunk_ids))
 
+    @reported("count")
     async def count(self, namespace: str, filter: FilterLike = None) -> int:
         validation.check_namespace(namespace)
         return self._chunks_in(namespace).count(as_filter(filter))
 
+    @reported("list_namespaces")
     async def list_namespaces(self) -> dict[str, int]:
         namespaces = sorted(self._namespaces.items())
         return {name: stored.count(None) for name, stored in namespaces if stored}
 
+    @reported("missing")
     async def missing(self, chunks: Sequence[Chunk], namespace: str) -> list[Chunk]:
         validation.check_namespace(namespace)
         checked = validation.check_chunks(chunks)
@@ -344,6 +372,7 @@ class InMemoryVectorStore(VectorStore):
             if not validation.is_embedded(chunk, hashes, self._embedding_model)
         ]
 
+    @reported("list_chunks")
     async def list_chunks(
         self,
         namespace: str,
@@ -359,6 +388,7 @@ class InMemoryVectorStore(VectorStore):
             validation.check_text(after, field="after")
         return self._chunks_in(namespace).page(after, condition, limit)
 
+    @reported("neighbours")
     async def neighbours(
         self, chunk_id: str, namespace: str, *, before: int = 1, after: int = 1
     ) -> list[Chunk]:
@@ -385,9 +415,9 @@ class InMemoryVectorStore(VectorStore):
     async def _chunks(self, namespace: str, filter: Filter | None) -> AsyncIterator[Chunk]:
         after: str | None = None
         while stored := self._namespaces.get(namespace):
-            with self._telemetry.operation("get_all_chunks", namespace) as seen:
+            with self._telemetry.operation("get_all_chunks", namespace) as stats:
                 page = stored.page(after, filter, PAGE_SIZE)
-                seen.rows = len(page)
+                stats.rows = len(page)
             for chunk in page:
                 yield chunk
             if len(page) < PAGE_SIZE:

@@ -1,107 +1,121 @@
-"""Trying a store's operation again, where that can do no harm.
+"""The decorator of `PgVectorStore`'s operations: telemetry, and retries where they are safe.
 
-Only operations on connections of the store's own: in a caller's transaction, what went before would
-have to be done again, too. After a lost connection only once: whoever wants more knows better how
-long to wait.
+Only an operation on a connection of the store is retried. In the caller's transaction, the work
+that came before would have to be repeated as well. After a lost connection an operation is retried
+once: only the application knows how much longer it can wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
+import enum
 import logging
 import random
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, cast
 
 from cenote.errors import StoreConnectionError, VectorStoreError
+from cenote.telemetry import Method, argument_position, reported
 
-REPEATABLE = frozenset(
-    {
-        *("search", "search_many", "search_text", "search_hybrid", "search_diverse"),
-        *("get", "get_embeddings", "list_chunks", "_page", "count", "list_namespaces"),
-        *("neighbours", "missing", "upsert", "delete", "delete_namespace"),
-    }
-)
-"""Operations that may be done twice: readings, and writes that say nothing of what they changed."""
+_ROLLED_BACK = ("40001", "40P01")
+"""Codes for serialization failures and deadlocks: the server has rolled everything back. Source:
+PostgreSQL manual, appendix A."""
 
-COUNTING = frozenset({"delete_document", "delete_matching", "update_metadata", "sync_document"})
-"""Those of which a second run would count wrongly, if the first one took effect after all."""
-
-_UNDONE = ("40001", "40P01")
-"""Serialization failure, deadlock: the server has undone everything. Source: PostgreSQL manual,
-appendix A."""
-
-_LISTS = frozenset(("embedded_chunks", "chunk_ids", "chunks", "query_vectors"))
-"""The arguments that may be iterators. Another, such as a query vector, must be refused as one."""
-
-_ATTEMPTS = 4
-"""How often an operation is tried that the server undoes: what was in its way goes on meanwhile."""
+_MAX_ATTEMPTS = 4
+"""Maximum number of attempts if the server rolls an operation back: meanwhile, the transaction that
+it collided with goes on."""
 
 _PAUSE_SECONDS = 0.05
-"""What the longest pause before it is tried again starts from; it doubles. Of those that met, one
-comes first then."""
+"""Base of the longest pause before a retry after a rollback; it doubles with each attempt. The
+pause is random, which keeps contending operations from colliding again."""
 
 _STALE_PLAN = "InvalidCachedStatementError"
-"""What asyncpg calls a prepared statement whose table was changed since; the next one is new."""
+"""Name of asyncpg's error for a prepared statement whose table has changed; asyncpg prepares a new
+one for the next attempt."""
 
 _ENDED = ("08", "57P")
-"""Connection exception; ended by the operator, shut down, starting up."""
+"""Prefixes of the codes for connection exceptions, and for a server that ends connections, shuts
+down or starts up."""
 
 _logger = logging.getLogger(__name__)
 
-Store = TypeVar("Store", bound=type)
+
+class Retry(enum.Enum):
+    """Rule for retrying an operation that fails on a connection of the store."""
+
+    ALWAYS = enum.auto()
+    """Retry after a lost connection, a rollback by the server and a stale plan. For reads, and for
+    writes that return nothing: a second run does no harm if the first one took effect after all."""
+
+    IF_ROLLED_BACK = enum.auto()
+    """Retry only what the server has rolled back or never run. For operations that count changes:
+    if the first run took effect after all, a second one would return a wrong count."""
+
+    NEVER = enum.auto()
+    """Never retry. For operations that consist of other operations."""
 
 
-def retrying(store: Store) -> Store:
-    """Have the operations of a store class tried again where that can do no harm."""
-    for name in REPEATABLE | COUNTING:
-        method = getattr(store, name)
-        names = [*inspect.signature(method).parameters][1:]  # without self
-        setattr(store, name, _twice(method, names))
-    return store
+def operation(name: str, *, retry: Retry, batch: str | None = None) -> Callable[[Method], Method]:
+    """Decorate a coroutine method of a store as an operation that is reported and retried.
+
+    Calls with ``session=`` are never retried. One operation is reported, however many attempts it
+    takes.
+
+    Args:
+        name: Name of the operation in telemetry and logs.
+        retry: Retry rule.
+        batch: Parameter that accepts an iterator, which is read into a list before the first
+            attempt, because the second one would find it empty. Other parameters, such as query
+            vectors, reject iterators.
+    """
+
+    def decorate(method: Method) -> Method:
+        if retry is Retry.NEVER:
+            return reported(name)(method)
+        return reported(name)(_with_retry(method, name, retry, batch))
+
+    return decorate
 
 
-def _twice(method: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
-    place = names.index("session")
+def _with_retry(method: Method, name: str, retry: Retry, batch: str | None) -> Method:
+    position = None if batch is None else argument_position(method, batch)
+    assert (position is None) == (batch is None), f"{name} has no parameter {batch}"
 
     @wraps(method)
     async def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        session = arguments[place] if place < len(arguments) else options.get("session")
-        if session is not None:
+        if options.get("session") is not None:
             return await method(self, *arguments, **options)
-        again = [_again(name, one) for name, one in zip(names, arguments, strict=False)]
-        again += arguments[len(names) :]  # more than there are, for the method to refuse
-        options = {name: _again(name, one) for name, one in options.items()}
+        if batch is not None and position is not None:
+            if position >= len(arguments):
+                if isinstance(options.get(batch), Iterator):
+                    options[batch] = list(options[batch])
+            elif isinstance(arguments[position], Iterator):
+                items = list(arguments[position])
+                arguments = (*arguments[:position], items, *arguments[position + 1 :])
         attempt = 1
         while True:
             try:
-                return await method(self, *again, **options)
+                return await method(self, *arguments, **options)
             except VectorStoreError as error:
-                if not _may_be_repeated(method.__name__, error, attempt):
+                if not _is_retried(retry, error, attempt):
                     raise
-                _logger.info("%s is tried again after %s", method.__name__, error)
-                if error.sqlstate in _UNDONE:
+                _logger.info("%s is tried again after %s", name, error)
+                if error.sqlstate in _ROLLED_BACK:
                     await asyncio.sleep(random.uniform(0, _PAUSE_SECONDS * 2**attempt))
                 attempt += 1
 
-    return call
+    return cast(Method, call)
 
 
-def _again(name: str, argument: Any) -> Any:
-    """An argument for several attempts: what can be read once would be empty the second time."""
-    return list(argument) if name in _LISTS and isinstance(argument, Iterator) else argument
-
-
-def _may_be_repeated(operation: str, error: VectorStoreError, attempt: int) -> bool:
-    if error.sqlstate in _UNDONE:
-        return attempt < _ATTEMPTS
+def _is_retried(retry: Retry, error: VectorStoreError, attempt: int) -> bool:
+    if error.sqlstate in _ROLLED_BACK:
+        return attempt < _MAX_ATTEMPTS
     if attempt > 1:
         return False
     if type(error.__cause__).__name__ == _STALE_PLAN:
         return True
-    if operation in COUNTING or isinstance(error.__cause__, TimeoutError):
-        return False  # a server that is slow would get twice the load
+    if retry is Retry.IF_ROLLED_BACK or isinstance(error.__cause__, TimeoutError):
+        return False  # retrying after a timeout would double the load on a slow server
     lost = isinstance(error, StoreConnectionError)
     return lost and (error.sqlstate is None or error.sqlstate.startswith(_ENDED))

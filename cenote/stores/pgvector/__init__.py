@@ -30,11 +30,10 @@ from cenote.stores.pgvector.base import Model
 from cenote.stores.pgvector.loading import Loading
 from cenote.stores.pgvector.reading import Reading
 from cenote.stores.pgvector.searching import Searching
-from cenote.stores.retrying import retrying
 from cenote.stores.search import DEFAULT_EF_SEARCH
 from cenote.stores.sessions import Connections, Session, check_session
 from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
-from cenote.telemetry import NamespaceInTelemetry, Telemetry, observed
+from cenote.telemetry import NamespaceInTelemetry, Telemetry
 from cenote.types import ColumnType
 from cenote.validation import (
     check_embedding_model,
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["PgVectorStore"]
 
 
-@observed
-@retrying
 class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
     """A `VectorStore` in Postgres with pgvector.
 

@@ -12,11 +12,13 @@ from cenote.progress import Report
 from cenote.stores import bulk
 from cenote.stores.pgvector.base import Model
 from cenote.stores.pgvector.writing import Writing
+from cenote.stores.retrying import Retry, operation
 
 
 class Loading(Writing[Model]):
     """The methods of `PgVectorStore` that load in bulk."""
 
+    @operation("bulk_load", retry=Retry.NEVER)
     async def bulk_load(
         self,
         embedded_chunks: bulk.Stream,

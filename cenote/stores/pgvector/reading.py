@@ -14,6 +14,7 @@ from cenote.models import Chunk
 from cenote.stores import rows
 from cenote.stores.conditions import checked_condition
 from cenote.stores.pgvector.base import Model, Part
+from cenote.stores.retrying import Retry, operation
 from cenote.stores.search import LARGEST_LIMIT
 from cenote.stores.sessions import Joined, Session, check_session
 from cenote.types import Float32Array
@@ -25,6 +26,7 @@ PAGE_SIZE = 1000
 class Reading(Part[Model]):
     """The methods of `PgVectorStore` that read."""
 
+    @operation("get", retry=Retry.ALWAYS, batch="chunk_ids")
     async def get(
         self, chunk_ids: Sequence[str], namespace: str, *, session: Session | None = None
     ) -> list[Chunk]:
@@ -44,6 +46,7 @@ class Reading(Part[Model]):
         by_id = {row.id: rows.chunk(row) for row in found}
         return [by_id[one] for one in ids if one in by_id]
 
+    @operation("get_embeddings", retry=Retry.ALWAYS, batch="chunk_ids")
     async def get_embeddings(
         self, chunk_ids: Sequence[str], namespace: str, *, session: Session | None = None
     ) -> dict[str, Float32Array]:
@@ -59,6 +62,7 @@ class Reading(Part[Model]):
             found = await connection.execute(self._reads.embeddings, values)
             return {one: np.asarray(vector, dtype=np.float32) for one, vector in found}
 
+    @operation("count", retry=Retry.ALWAYS)
     async def count(
         self, namespace: str, filter: FilterLike = None, *, session: Session | None = None
     ) -> int:
@@ -75,6 +79,7 @@ class Reading(Part[Model]):
         async with self._connections.statement("count", joined, namespace) as connection:
             return int((await connection.execute(statement, values)).scalar_one())
 
+    @operation("list_namespaces", retry=Retry.ALWAYS)
     async def list_namespaces(self, *, session: Session | None = None) -> dict[str, int]:
         """Count the chunks of every namespace; see `VectorStore.list_namespaces`.
 
@@ -90,6 +95,7 @@ class Reading(Part[Model]):
             found = await connection.execute(self._reads.namespaces)
             return {row.namespace: row.chunks for row in found}
 
+    @operation("missing", retry=Retry.ALWAYS, batch="chunks")
     async def missing(
         self, chunks: Sequence[Chunk], namespace: str, *, session: Session | None = None
     ) -> list[Chunk]:
@@ -113,6 +119,7 @@ class Reading(Part[Model]):
             if not validation.is_embedded(chunk, stored, self._embedding_model)
         ]
 
+    @operation("list_chunks", retry=Retry.ALWAYS)
     async def list_chunks(
         self,
         namespace: str,
@@ -140,6 +147,7 @@ class Reading(Part[Model]):
             found = await connection.execute(statement, values | conditions.parameters)
             return [rows.chunk(row) for row in found]
 
+    @operation("neighbours", retry=Retry.ALWAYS)
     async def neighbours(
         self,
         chunk_id: str,
@@ -203,22 +211,21 @@ class Reading(Part[Model]):
             else:
                 statement = self._reads.page_where(where, filter, values, first=first)
                 parameters = {}
-            with self._telemetry.operation("get_all_chunks", namespace) as seen:
-                page = await self._page(statement, parameters, session, namespace)
-                seen.rows = len(page)
+            page = await self._page(namespace, statement, parameters, session=session)
             for row in page:
                 yield rows.chunk(row)
             if len(page) < PAGE_SIZE:
                 return
             values["after"] = page[-1].id
 
+    @operation("get_all_chunks", retry=Retry.ALWAYS)  # page by page
     async def _page(
         self,
+        namespace: str,
         statement: Select[Any],
         parameters: dict[str, Any],
+        *,
         session: Joined | None,
-        namespace: str,
-    ) -> Sequence[Row[Any]]:
+    ) -> list[Row[Any]]:
         async with self._connections.statement("get_all_chunks", session, namespace) as connection:
-            page: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
-            return page
+            return [*(await connection.execute(statement, parameters)).all()]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ColumnElement, Select
 
-from cenote import telemetry, validation
+from cenote import validation
 from cenote.filters import Conditions, FilterLike, as_filter
 from cenote.models import RetrievalResult
 from cenote.ranking import DEPTH, at_least, diverse
@@ -16,8 +16,10 @@ from cenote.sqltypes import to_wire
 from cenote.stores import rows
 from cenote.stores.conditions import checked_condition
 from cenote.stores.pgvector.base import Model, Part
+from cenote.stores.retrying import Retry, operation
 from cenote.stores.search import LARGEST_LIMIT
 from cenote.stores.sessions import Session, check_session
+from cenote.telemetry import record
 from cenote.text_search import QUERY_CHARACTERS
 from cenote.types import Float32Array, Vector
 
@@ -25,6 +27,7 @@ from cenote.types import Float32Array, Vector
 class Searching(Part[Model]):
     """The methods of `PgVectorStore` that search."""
 
+    @operation("search", retry=Retry.ALWAYS)
     async def search(
         self,
         query_vector: Vector,
@@ -73,9 +76,10 @@ class Searching(Part[Model]):
             parameters = {}
         async with self._connections.statement("search", joined, namespace) as connection:
             found = (await connection.execute(statement, parameters)).all()
-        telemetry.note(path="ann" if found and found[0].by_ann else "exact")
+        record(path="ann" if found and found[0].by_ann else "exact")
         return at_least(min_score, [rows.result(row) for row in found])
 
+    @operation("search_many", retry=Retry.ALWAYS, batch="query_vectors")
     async def search_many(
         self,
         query_vectors: Sequence[Vector],
@@ -119,6 +123,7 @@ class Searching(Part[Model]):
                 results[asked[number - 1]].append(rows.result(row))
         return [at_least(min_score, found) for found in results]
 
+    @operation("search_diverse", retry=Retry.ALWAYS)
     async def search_diverse(
         self,
         query_vector: Vector,
@@ -144,6 +149,7 @@ class Searching(Part[Model]):
             vectors = {chunk_id: np.asarray(vector) for chunk_id, vector in stored}
         return diverse(query_vector, found, vectors, limit, diversity)
 
+    @operation("search_text", retry=Retry.ALWAYS)
     async def search_text(
         self,
         text: str,
@@ -168,6 +174,7 @@ class Searching(Part[Model]):
             found = (await connection.execute(statement, bound)).all()
         return [rows.result(row, "text") for row in found]
 
+    @operation("search_hybrid", retry=Retry.ALWAYS)
     async def search_hybrid(
         self,
         text: str,
@@ -209,6 +216,22 @@ class Searching(Part[Model]):
         async with self._connections.statement("search_hybrid", joined, namespace) as connection:
             found = (await connection.execute(statement, bound)).all()
         return [rows.result(row, "hybrid") for row in found]
+
+    @operation("search_namespaces", retry=Retry.NEVER)
+    async def search_namespaces(
+        self,
+        query_vector: Vector,
+        namespaces: Sequence[str],
+        limit: int = 10,
+        filter: FilterLike = None,
+        **options: Any,
+    ) -> list[tuple[str, RetrievalResult]]:
+        """Search several namespaces; see `VectorStore.search_namespaces`.
+
+        Args:
+            **options: Further arguments of :meth:`search`, `session` among them.
+        """
+        return await super().search_namespaces(query_vector, namespaces, limit, filter, **options)
 
     def _checked_text(
         self, text: str, namespace: str, limit: int, filter: Any, where: Any

@@ -13,13 +13,15 @@ from cenote.filters import Conditions, Filter, as_filter, field, narrowing_filte
 from cenote.models import Chunk, EmbeddedChunk, SyncResult
 from cenote.stores import rows, sessions
 from cenote.stores.pgvector.base import Model, Part
+from cenote.stores.retrying import Retry, operation
 from cenote.stores.sessions import Joined, Session, check_session
-from cenote.telemetry import note
+from cenote.telemetry import record
 
 
 class Writing(Part[Model]):
     """The methods of `PgVectorStore` that write."""
 
+    @operation("upsert", retry=Retry.ALWAYS, batch="embedded_chunks")
     async def upsert(
         self,
         embedded_chunks: list[EmbeddedChunk],
@@ -37,7 +39,7 @@ class Writing(Part[Model]):
             session: the transaction to join; see above. Not one in AUTOCOMMIT.
         """
         validation.check_namespace(namespace)
-        note(rows=await self._upsert(embedded_chunks, namespace, check_session(session)))
+        record(rows=await self._upsert(embedded_chunks, namespace, check_session(session)))
 
     async def _upsert(
         self,
@@ -64,6 +66,7 @@ class Writing(Part[Model]):
             await sessions.refresh(joined, self._model, namespace, ids)
         return len(batch.chunks)
 
+    @operation("delete", retry=Retry.ALWAYS, batch="chunk_ids")
     async def delete(
         self, chunk_ids: list[str], namespace: str, *, session: Session | None = None
     ) -> None:
@@ -81,6 +84,7 @@ class Writing(Part[Model]):
             await sessions.remove(joined, self._model, namespace, ids)
             await connection.execute(self._writes.delete, {"namespace": namespace, "ids": ids})
 
+    @operation("delete_namespace", retry=Retry.ALWAYS)
     async def delete_namespace(self, namespace: str, *, session: Session | None = None) -> None:
         """Remove every chunk of a namespace; see `VectorStore.delete_namespace`.
 
@@ -93,6 +97,7 @@ class Writing(Part[Model]):
             await sessions.remove(joined, self._model, namespace, None)
             await connection.execute(self._writes.delete_namespace, {"namespace": namespace})
 
+    @operation("delete_document", retry=Retry.IF_ROLLED_BACK)
     async def delete_document(
         self, document_id: str, namespace: str, *, session: Session | None = None
     ) -> int:
@@ -106,6 +111,7 @@ class Writing(Part[Model]):
         matching = Conditions(as_filter(field("document_id") == document_id))
         return await self._delete_matching("delete_document", matching, namespace, session)
 
+    @operation("delete_matching", retry=Retry.IF_ROLLED_BACK)
     async def delete_matching(
         self, filter: Filter | Mapping[str, Any], namespace: str, *, session: Session | None = None
     ) -> int:
@@ -131,6 +137,7 @@ class Writing(Part[Model]):
                 removed = await sessions.remove(joined, self._model, namespace, found.all())
             return removed + (await connection.execute(statement, values)).rowcount
 
+    @operation("update_metadata", retry=Retry.IF_ROLLED_BACK)
     async def update_metadata(
         self,
         metadata: Mapping[str, Mapping[str, Any]],
@@ -165,6 +172,7 @@ class Writing(Part[Model]):
             await sessions.refresh(joined, self._model, namespace, list(texts))
             return changed.rowcount
 
+    @operation("sync_document", retry=Retry.IF_ROLLED_BACK, batch="chunks")
     async def sync_document(
         self,
         document_id: str,
