@@ -1,7 +1,7 @@
 """${message}
 
-Never edit a revision once it is released: databases out there have run it as it was. Literal DDL
-only; names, dimensions and type come from operations.live_config(), which reads the live table.
+Never edit a revision after its release: databases have already run it. A revision holds its own
+DDL; CONTRIBUTING lists the functions of cenote that it may call.
 
 Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}

@@ -28,7 +28,7 @@ from sqlalchemy import Column, ForeignKeyConstraint, Index, Integer, Table
 from cenote.catalog import LiveIndex, LiveTable, read_table
 from cenote.config import SchemaConfig
 from cenote.drift import index_differences, subject_of, text_search_finding
-from cenote.operations import UnconfiguredRevisionError, record_branch
+from cenote.operations import UnconfiguredRevisionError
 from cenote.orm import (
     CHUNK_COLUMNS,
     KEY,
@@ -45,11 +45,10 @@ PLUGIN = "cenote.chunk_tables"
 
 
 def hooks() -> dict[str, Any]:
-    """Arguments for ``context.configure``: the functions below, the comparators, the record.
+    """Return arguments for ``context.configure``: the functions below, and comparators.
 
-    The comparators see what alembic leaves out: the extension and the partitions that a new chunk
-    table needs, and the method, operator classes and ``WITH`` options of its indexes. The record,
-    `cenote.operations.record_branch`, is for cenote's revisions as a branch of the host's.
+    The comparators see what Alembic leaves out: the extension and the partitions that a new chunk
+    table needs, and the method, operator classes and ``WITH`` options of its indexes.
     """
     _register()
     return {
@@ -57,7 +56,6 @@ def hooks() -> dict[str, Any]:
         "render_item": render_item,
         "compare_type": compare_type,
         "autogenerate_plugins": ["alembic.autogenerate.*", PLUGIN],
-        "on_version_apply": record_branch,
     }
 
 

@@ -148,10 +148,5 @@ def truncate_local_data_statement(config: SchemaConfig) -> Select[None]:
     return select(func.truncate_local_data_after_distributing_table(relation))
 
 
-def undistribute_statement(config: SchemaConfig) -> Select[None]:
-    """Return the statement that moves all rows back to the coordinator."""
-    return select(func.undistribute_table(_regclass(config.table_name, config.schema)))
-
-
 def _regclass(name: str, schema: str | None) -> ColumnElement[Any]:
     return cast(literal(qualified(name, schema), Text), REGCLASS)

@@ -1,6 +1,7 @@
-"""What revisions call: cenote's own, and a host's that carry cenote's table in the host's history.
+"""Operations for Alembic revisions: an application's, and cenote's own.
 
-A host's revision replays cenote's under its own ``op``, with settings frozen in that file::
+A revision of the application can run cenote's revisions under its own ``op``, with settings that
+are written in that file::
 
     from cenote import SchemaConfig
     from cenote.operations import downgrade_chunks, upgrade_chunks
@@ -15,8 +16,14 @@ A host's revision replays cenote's under its own ``op``, with settings frozen in
     def downgrade() -> None:
         downgrade_chunks(CHUNKS, start="cenote_0004", to="base")
 
-``cenote host-revision`` writes that file. What was replayed is recorded in cenote's own version
-table, as `cenote.schema.upgrade` does: whichever way comes second finds what the first one did.
+``cenote host-revision`` writes that file. `upgrade_chunks` records the revision in cenote's own
+version table, as `cenote.schema.upgrade` does, so that each of the two skips what the other has
+already done.
+
+cenote's own revisions hold their DDL themselves. They may call these functions only, which return
+settings and facts, or check them: `given_config`, `live_config`, `table_names`, `has_extension`,
+`check_extension`, `has_text_search`, `check_row_security_allowed`, `live_partitions` and
+`is_distributed`. A test pins the list.
 """
 
 from __future__ import annotations
@@ -38,12 +45,11 @@ from sqlalchemy import Connection, column, exists, func, inspect, literal, selec
 from sqlalchemy.schema import CreateSchema
 
 from cenote import ddl, drift
-from cenote.catalog import read_table
+from cenote.catalog import LiveTable, read_table
 from cenote.citus import (
     distribute_statements,
     is_installed,
     truncate_local_data_statement,
-    undistribute_statement,
 )
 from cenote.config import SchemaConfig
 from cenote.connections import EXTENSION_QUERY, OLDEST_PGVECTOR, parse_version, too_old
@@ -72,46 +78,46 @@ _logger = logging.getLogger(__name__)
 _BEFORE_FULL_TEXT = {"cenote_0001"}
 _BEFORE_ROW_SECURITY = {"cenote_0001", "cenote_0002"}
 _BEFORE_DISTRIBUTION = {"cenote_0001", "cenote_0002", "cenote_0003"}
-"""Revisions of which a later one adds what is set."""
+"""Revisions at which a table cannot have the feature yet: a later revision adds it."""
 
 _frozen: ContextVar[SchemaConfig | None] = ContextVar("cenote_frozen", default=None)
 
 
 class RefusedRevisionError(MigrationError, CommandError):
-    """A `MigrationError` inside a running revision, which alembic prints without a traceback."""
+    """A `MigrationError` in a running revision, which Alembic prints without a traceback."""
 
 
 class UnconfiguredRevisionError(ConfigurationError, CommandError):
-    """A `ConfigurationError` inside a running revision, likewise."""
+    """A `ConfigurationError` in a running revision, which Alembic prints without a traceback."""
 
 
 def script_location() -> Path:
-    """The folder of the revisions: inside an installed package, or beside it in a checkout."""
+    """Return the folder of the revisions: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     packaged = package / "migrations"
     return packaged if packaged.is_dir() else package.parent / "alembic"
 
 
 def version_table(table_name: str) -> str:
-    """The name of the table that holds the revision of a chunk table."""
+    """Return the name of the table that holds the revision of a chunk table."""
     return table_name + "_alembic_version"
 
 
-# -- for a host's revision -------------------------------------------------------------------------
+# -- for an application's revisions ----------------------------------------------------------------
 
 
 def upgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
-    """Replay cenote's revisions after `start` up to `to` under the running revision's ``op``.
+    """Run cenote's revisions after `start` up to `to` under the ``op`` of the running revision.
 
-    What the database records as done already, by whichever way, is left as it is.
+    Revisions that the database records already are skipped.
 
     Args:
-        config: the settings, written out where this is called.
-        start: the revision the table is at before, ``"base"`` for none.
-        to: the revision it is at afterwards.
+        config: Settings of the table, written out where this function is called.
+        start: Revision of the table before, ``"base"`` if there is no table.
+        to: Revision of the table afterwards.
 
     Raises:
-        MigrationError: a revision is unknown, the table is not at `start`, or it is there in
+        MigrationError: A revision is unknown, the table is not at `start`, or the table exists in
             another shape.
     """
     scripts = _scripts(start, to)
@@ -120,40 +126,40 @@ def upgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
         done = {script.revision for script in _scripts("base", recorded)}
         if start != "base" and start not in done:
             raise RefusedRevisionError(
-                f"table {config.table_name!r} is at {recorded}, and this revision takes it from "
-                f"{start}; run the ones before it"
+                f"table {config.table_name!r} is at {recorded}, and this revision upgrades it from "
+                f"{start}; run the revisions before this one"
             )
-        require_distribution(config)
-        ensure_schema(config)
+        _require_citus(config)
+        _ensure_schema(config)
         for script in scripts:
             if script.revision not in done:
                 _logger.info("table %s: upgrade to %s", config.table_name, script.revision)
                 script.module.upgrade()
         if to not in done:
             _record(recorded, to)
-    if not op.get_context().as_sql:  # its partitions may have been changed since
+    if not op.get_context().as_sql:  # the number of partitions may have been changed since
         refuse_other_shape(op.get_bind(), replace(config, partitions=None))
 
 
 def downgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
-    """Replay the downgrades of cenote's revisions from `start` down to `to`.
+    """Run the downgrades of cenote's revisions from `start` down to `to`.
 
-    Down to ``"base"`` **the table is dropped with all its rows**.
+    Down to ``"base"``, **the table is dropped with all its rows**.
 
     Args:
-        config: the settings, written out where this is called.
-        start: the revision the table is at before.
-        to: the revision it is at afterwards, ``"base"`` for none.
+        config: Settings of the table, written out where this function is called.
+        start: Revision of the table before.
+        to: Revision of the table afterwards, ``"base"`` for no table.
 
     Raises:
-        MigrationError: a revision is unknown, or the table is not at `start`.
+        MigrationError: A revision is unknown, or the table is not at `start`.
     """
     scripts = _scripts(to, start)
     with _settings_frozen(config):
         recorded = start if op.get_context().as_sql else _recorded(config)
         if recorded != start:
             raise RefusedRevisionError(
-                f"table {config.table_name!r} is at {recorded}, and this revision takes it down "
+                f"table {config.table_name!r} is at {recorded}, and this revision downgrades it "
                 f"from {start}"
             )
         for script in reversed(scripts):
@@ -162,44 +168,22 @@ def downgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
         _record(start, to)
 
 
-def record_branch(*, step: Any, **_: Any) -> None:
-    """Record cenote's revisions when they are a branch of the host's history, too.
-
-    An ``on_version_apply`` of alembic, among `cenote.autogenerate.hooks`. The host's own version
-    table forgets a branch that another revision depends on.
-    """
-    revision = step.up_revision_id
-    if str(revision).startswith("cenote_"):
-        below = step.down_revision_ids[0] if step.down_revision_ids else "base"
-        _record(*((below, revision) if step.is_upgrade else (revision, below)))
-
-
 def ensure_extension(schema: str | None = None) -> None:
-    """Create the vector extension if it is missing; refuse one that is too old or out of sight.
+    """Create the vector extension if it is missing, and check that it can be used.
 
-    One that is there is left as it is, so that a role without the right to create it can migrate.
+    An existing extension is left as it is, so that a role without the right to create extensions
+    can migrate.
 
     Args:
-        schema: where to create it, and to create that if it is missing; it must be on the
-            search_path. Postgres' own choice when None.
+        schema: Schema to create the extension in, which is created too if it is missing. It must
+            be on the search_path. Postgres chooses the schema if None.
 
     Raises:
-        MigrationError: the extension cannot serve.
+        MigrationError: The extension is too old, or its schema is not on the search_path.
     """
-    if op.get_context().as_sql:
+    if not has_extension():
         _create_extension(schema)
-        return
-    bind = op.get_bind()
-    if bind.execute(EXTENSION_QUERY).first() is None:
-        _create_extension(schema)
-    installed = bind.execute(EXTENSION_QUERY).one()
-    if parse_version(installed.extversion) < OLDEST_PGVECTOR:
-        raise RefusedRevisionError(too_old(installed.extversion))
-    if bind.scalar(select(func.to_regtype("vector"))) is None:
-        raise RefusedRevisionError(
-            f"the vector extension is in schema {installed.nspname!r}, which is not on the "
-            "search_path; add it there (ALTER DATABASE ... SET search_path = ...)"
-        )
+    check_extension()
 
 
 def _create_extension(schema: str | None) -> None:
@@ -211,12 +195,12 @@ def _create_extension(schema: str | None) -> None:
 def store_inline(table_name: str, *, schema: str | None = None) -> None:
     """Keep the embeddings, ids and metadata of a chunk table in its rows, not in the TOAST table.
 
-    An exact search is several times as fast for it; see `cenote.ddl.store_inline`. Rows that are
-    there already stay as they are until they are written again.
+    This makes an exact search several times as fast; see `cenote.ddl.store_inline`. Existing rows
+    stay as they are until they are written again.
 
     Args:
-        table_name: the table; its partitions, if it has some already, follow.
-        schema: the schema of the table.
+        table_name: Table to change, with its partitions if it has any already.
+        schema: Schema of the table.
     """
     op.execute(ddl.store_inline(table_name, schema))
 
@@ -227,24 +211,25 @@ def create_partitions(table_name: str, partitions: int, *, schema: str | None = 
     Dropping the table drops them.
 
     Args:
-        table_name: the table, made with ``postgresql_partition_by="HASH (namespace)"``.
-        partitions: how many.
-        schema: the schema of the table.
+        table_name: Table, created with ``postgresql_partition_by="HASH (namespace)"``.
+        partitions: Number of partitions.
+        schema: Schema of the table.
     """
     for remainder in range(partitions):
         op.execute(ddl.create_hash_partition(table_name, schema, partitions, remainder))
 
 
 def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) -> None:
-    """Turn on the row-level security of a chunk table and its partitions; see `cenote.policies`.
+    """Turn on row-level security for a chunk table and its partitions; see `cenote.policies`.
 
     Args:
-        table_name: the table.
-        partitions: how many it has, 0 for a plain one.
-        schema: the schema of the table.
+        table_name: Table to secure.
+        partitions: Number of its partitions, 0 for a plain table.
+        schema: Schema of the table.
 
     Raises:
-        MigrationError: the table has row-level security of others.
+        MigrationError: The table has row-level security or policies that cenote did not create, or
+            it is distributed.
     """
     tables = _with_partitions(table_name, partitions)
     if not op.get_context().as_sql:
@@ -257,10 +242,12 @@ def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) 
 
 
 def open_rows(table_name: str, partitions: int, *, schema: str | None = None) -> None:
-    """Turn it off.
+    """Turn off row-level security for a chunk table and its partitions.
 
     Args:
-        table_name, partitions, schema: as of :func:`secure_rows`.
+        table_name: Table to open.
+        partitions: Number of its partitions, 0 for a plain table.
+        schema: Schema of the table.
     """
     for statement in disable_row_security_statements(
         _with_partitions(table_name, partitions), schema
@@ -268,72 +255,57 @@ def open_rows(table_name: str, partitions: int, *, schema: str | None = None) ->
         op.execute(statement)
 
 
-def require_distribution(config: SchemaConfig) -> None:
-    """Refuse settings for a cluster where the running revision's database is of none.
-
-    Raises:
-        MigrationError: `distribution` is set, and there is no citus extension.
-    """
-    if not op.get_context().as_sql:
-        refuse_without_citus(op.get_bind(), config)
-
-
-def refuse_without_citus(connection: Connection, config: SchemaConfig) -> None:
-    """As `require_distribution`, on a connection."""
-    if config.distribution is not None and not is_installed(connection):
-        raise RefusedRevisionError(
-            "distribution='citus' needs the citus extension in this database: put citus into "
-            "shared_preload_libraries, run CREATE EXTENSION citus and add the nodes, or leave "
-            "distribution out"
-        )
-
-
 def distribute(config: SchemaConfig) -> None:
     """Distribute a chunk table by namespace over the nodes of a Citus cluster, with its rows.
 
-    One that is distributed already is left as it is. For a table of a host's own model, too.
+    A table that is already distributed is left as it is. The table may be that of a user model.
 
     Args:
-        config: which table it is, a plain one, and how it is to be distributed.
+        config: Names of the table, which must be a plain one, and settings of its distribution.
 
     Raises:
-        MigrationError: there is no citus extension.
+        MigrationError: The citus extension is missing.
     """
-    require_distribution(config)
-    clear: list[sa.Executable] = []
+    _require_citus(config)
+    statements = [*distribute_statements(config)]
     if not op.get_context().as_sql:
         live = read_table(op.get_bind(), config.table_name, config.schema)
         if live is not None and live.shards is not None:
             return
-        filled = exists(select(literal(1)).select_from(table_of(config.table_name, config.schema)))
-        clear = (
-            [truncate_local_data_statement(config)] if op.get_bind().scalar(select(filled)) else []
+        has_rows = exists(
+            select(literal(1)).select_from(table_of(config.table_name, config.schema))
         )
-    for statement in (*distribute_statements(config), *clear):
+        if op.get_bind().scalar(select(has_rows)):
+            statements.append(truncate_local_data_statement(config))
+    for statement in statements:
         op.execute(statement)
-
-
-def undistribute(config: SchemaConfig) -> None:
-    """Make a plain table of a distributed one, on the coordinator, with its rows.
-
-    One that is not distributed is left as it is.
-
-    Args:
-        config: which table it is.
-    """
-    if not op.get_context().as_sql:
-        live = read_table(op.get_bind(), config.table_name, config.schema)
-        if live is None or live.shards is None:
-            return
-    op.execute(undistribute_statement(config))
 
 
 def _with_partitions(table_name: str, partitions: int) -> list[str]:
     return [table_name, *(partition_name(table_name, number) for number in range(partitions))]
 
 
+def _require_citus(config: SchemaConfig) -> None:
+    if not op.get_context().as_sql:
+        refuse_without_citus(op.get_bind(), config)
+
+
+def _ensure_schema(config: SchemaConfig) -> None:
+    """Create the schema of the table if it is missing.
+
+    An existing schema is left as it is: CREATE SCHEMA IF NOT EXISTS needs the right to create.
+    """
+    if config.schema is None:
+        return
+    if op.get_context().as_sql or not inspect(op.get_bind()).has_schema(config.schema):
+        op.execute(CreateSchema(config.schema, if_not_exists=True))
+
+
+# -- revisions and the version table ---------------------------------------------------------------
+
+
 def recorded_revision(connection: Connection, table_name: str, schema: str | None) -> str | None:
-    """The revision that the database records for a chunk table, or None."""
+    """Return the revision that the database records for a chunk table, or None."""
     name = version_table(table_name)
     if connection.scalar(select(func.to_regclass(qualified(name, schema)))) is None:
         return None
@@ -341,34 +313,34 @@ def recorded_revision(connection: Connection, table_name: str, schema: str | Non
 
 
 def head_revision() -> str:
-    """The newest of cenote's revisions."""
+    """Return the newest of cenote's revisions."""
     head = _script_directory().get_current_head()
     assert head is not None
     return head
 
 
 def known_revisions() -> set[str]:
-    """The ids of cenote's revisions."""
+    """Return the ids of cenote's revisions."""
     return {script.revision for script in _script_directory().walk_revisions()}
 
 
 def check_range(start: str, to: str) -> None:
-    """Refuse revisions that are unknown, or not in this order.
+    """Check that there are revisions after `start` up to `to`.
 
     Raises:
-        MigrationError: they are.
+        MigrationError: A revision is unknown, or `to` does not come after `start`.
     """
     if not _scripts(start, to):
-        raise RefusedRevisionError(f"there are no revisions of cenote's after {start} up to {to}")
+        raise RefusedRevisionError(f"cenote has no revisions after {start} up to {to}")
 
 
 def _recorded(config: SchemaConfig) -> str:
-    """The revision that the database records, ``"base"`` for none."""
+    """Return the revision that the database records, ``"base"`` for none."""
     recorded = recorded_revision(op.get_bind(), config.table_name, config.schema)
     if recorded is not None and recorded not in known_revisions():
         raise RefusedRevisionError(
             f"table {config.table_name!r} is at {recorded}, which this version of cenote does not "
-            "know; install the one that made it, or a newer one"
+            "know; install the version of cenote that created it, or a newer one"
         )
     return recorded or "base"
 
@@ -378,12 +350,12 @@ def _script_directory() -> ScriptDirectory:
 
 
 def _scripts(lower: str, upper: str) -> list[Script]:
-    """The revisions after `lower` up to `upper`, the oldest first."""
+    """Return the revisions after `lower` up to `upper`, oldest first."""
     try:
-        found = list(_script_directory().iterate_revisions(upper, lower))
+        newest_first = list(_script_directory().iterate_revisions(upper, lower))
     except (CommandError, RevisionError) as error:
         raise RefusedRevisionError(f"cenote's revisions: {error}") from error
-    return [*reversed(found)]
+    return newest_first[::-1]
 
 
 @contextmanager
@@ -396,7 +368,7 @@ def _settings_frozen(config: SchemaConfig) -> Iterator[None]:
 
 
 def _record(start: str, to: str) -> None:
-    """Write into cenote's version table, as alembic would: from a revision to another."""
+    """Record the step between two revisions in cenote's version table, as Alembic would."""
     name, schema = table_names()
     versions = _versions(version_table(name), schema)
     if to == "base":
@@ -422,61 +394,55 @@ def _versions(name: str, schema: str | None) -> sa.TableClause:
 
 
 def given_config() -> SchemaConfig:
-    """The configuration to make a new table by. For the first revision only.
+    """Return the settings of a table that is to be created. For the first revision.
 
     Raises:
-        ConfigurationError: the dimensions are not set.
+        ConfigurationError: `dimensions` is not set, or the revision runs in an environment that is
+            not cenote's.
     """
     config = _frozen.get()
     if config is not None:
         return config
     options = op.get_context().opts
-    config = options.get("cenote")
-    if "cenote_table" in options:  # in our own env.py
-        if config is None:
-            raise UnconfiguredRevisionError(HOW_TO_SET_DIMENSIONS, setting="dimensions")
-    elif config is None or record_branch not in op.get_context().on_version_apply_callbacks:
+    if "cenote_table" not in options:
         raise UnconfiguredRevisionError(
-            "each context.configure of your env.py, online and offline, needs "
-            "cenote=SchemaConfig(dimensions=...) and **cenote.autogenerate.hooks()",
-            setting="dimensions",
+            "cenote's revisions run in cenote's own environment only: remove cenote's folder from "
+            "version_locations, and run cenote migrate, or write a revision of yours with cenote "
+            "host-revision",
+            setting="version_locations",
         )
+    config = options["cenote"]
+    if config is None:
+        raise UnconfiguredRevisionError(HOW_TO_SET_DIMENSIONS, setting="dimensions")
     assert isinstance(config, SchemaConfig)
     return config
 
 
 def live_config() -> SchemaConfig:
-    """The configuration of the table as it is. For every later revision.
+    """Return the settings of the table as it is. For every later revision.
 
-    Dimensions, type, partitions and the parameters of the ANN index are those of the live table,
-    whatever the configuration says by now, and so are full text, row-level security and a
-    distribution that it has; offline, with none to ask, the configuration's.
+    Dimensions, column type, partitions and HNSW parameters are those of the live table, even if
+    the configuration has changed since. The same holds for full text, row-level security and a
+    distribution if the table has them; otherwise they are those of the configuration. Offline, all
+    settings are those of the configuration.
     """
     names = table_names()
-    live = None if op.get_context().as_sql else read_table(op.get_bind(), *names)
+    live = _live_table()
     if live is None or live.dimensions is None:
         return given_config()
-    named: dict[str, Any] = {"table_name": names[0], "schema": names[1]}
+    settings: dict[str, Any] = {"table_name": names[0], "schema": names[1]}
     if live.text_search is None:
-        named["text_search"] = given_config().text_search
+        settings["text_search"] = given_config().text_search
     if not live.row_security:
-        named["row_security"] = given_config().row_security
-    if live.shards is None and not live.partitioned:  # else it is cenote distribute's
-        for setting in ("distribution", "shard_count", "colocate_with"):
-            named[setting] = getattr(given_config(), setting)
-    return SchemaConfig(**(live.settings | live.parameters | named))
-
-
-def has_text_search() -> bool:
-    """Whether the live table has full text of cenote's; offline, with none to ask, not yet."""
-    if op.get_context().as_sql:
-        return False
-    live = read_table(op.get_bind(), *table_names())
-    return live is not None and live.text_search is not None
+        settings["row_security"] = given_config().row_security
+    if live.shards is None and not live.partitioned:  # cenote distribute moves a partitioned table
+        for name in ("distribution", "shard_count", "colocate_with"):
+            settings[name] = getattr(given_config(), name)
+    return SchemaConfig(**(live.settings | live.parameters | settings))
 
 
 def table_names() -> tuple[str, str | None]:
-    """Name and schema of the chunk table."""
+    """Return the name and the schema of the chunk table."""
     options = op.get_context().opts
     if _frozen.get() is None and "cenote_table" in options:
         name, schema = options["cenote_table"]
@@ -485,20 +451,91 @@ def table_names() -> tuple[str, str | None]:
     return config.table_name, config.schema
 
 
-def ensure_schema(config: SchemaConfig) -> None:
-    """Create the schema of the table if it is missing; a role that may not need not."""
-    if config.schema is None or "cenote_table" in op.get_context().opts:
-        return  # our own env.py has seen to it, for the version table
-    if op.get_context().as_sql or not inspect(op.get_bind()).has_schema(config.schema):
-        op.execute(CreateSchema(config.schema, if_not_exists=True))
+def has_extension() -> bool:
+    """Return whether the vector extension is installed; False offline."""
+    if op.get_context().as_sql:
+        return False
+    return op.get_bind().execute(EXTENSION_QUERY).first() is not None
+
+
+def check_extension() -> None:
+    """Check that the vector extension is recent enough and on the search_path. Not offline.
+
+    Raises:
+        MigrationError: It is not.
+    """
+    if op.get_context().as_sql:
+        return
+    bind = op.get_bind()
+    installed = bind.execute(EXTENSION_QUERY).one()
+    if parse_version(installed.extversion) < OLDEST_PGVECTOR:
+        raise RefusedRevisionError(too_old(installed.extversion))
+    if bind.scalar(select(func.to_regtype("vector"))) is None:
+        raise RefusedRevisionError(
+            f"the vector extension is in schema {installed.nspname!r}, which is not on the "
+            "search_path; add it there (ALTER DATABASE ... SET search_path = ...)"
+        )
+
+
+def has_text_search() -> bool:
+    """Return whether the live table has full text that cenote created; False offline."""
+    live = _live_table()
+    return live is not None and live.text_search is not None
+
+
+def check_row_security_allowed() -> None:
+    """Check that row-level security can be turned on for the live table. Not offline.
+
+    Raises:
+        MigrationError: The table has policies that cenote did not create, or it is distributed.
+    """
+    live = _live_table()
+    if live is not None:
+        drift.refuse_to_secure(live)
+
+
+def live_partitions() -> tuple[str, ...]:
+    """Return the names of the live table's partitions; none offline."""
+    live = _live_table()
+    return () if live is None else live.partitions
+
+
+def is_distributed() -> bool:
+    """Return whether Citus has distributed the live table; False offline."""
+    live = _live_table()
+    return live is not None and live.shards is not None
+
+
+def _live_table() -> LiveTable | None:
+    if op.get_context().as_sql:
+        return None
+    return read_table(op.get_bind(), *table_names())
+
+
+# -- checks around the revisions -------------------------------------------------------------------
+
+
+def refuse_without_citus(connection: Connection, config: SchemaConfig) -> None:
+    """Check that the citus extension is installed if `distribution` is set.
+
+    Raises:
+        MigrationError: It is missing.
+    """
+    if config.distribution is not None and not is_installed(connection):
+        raise RefusedRevisionError(
+            "distribution='citus' needs the citus extension in this database: put citus into "
+            "shared_preload_libraries, run CREATE EXTENSION citus and add the nodes, or leave "
+            "distribution out"
+        )
 
 
 def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
-    """Refuse a table that is there in another shape: alembic would find nothing to do.
+    """Check that an existing table has the configured shape: Alembic would find nothing to do.
 
     Raises:
-        MigrationError: its dimensions, type, partitions, full text, row-level security or
-            distribution are not the configuration's, or it is gone though its revision is recorded.
+        MigrationError: The table's dimensions, column type, partitions, full text, row-level
+            security or distribution differ from the configuration, or the table is missing though
+            its revision is recorded.
     """
     live = read_table(connection, config.table_name, config.schema)
     subject = drift.subject_of(config.table_name, config.schema)

@@ -381,7 +381,6 @@ def _options(given: Mapping[str, Any], config: SchemaConfig | None) -> dict[str,
         "version_table_schema": schema,
         **hooks(),
         "include_object": _is_ours,
-        "on_version_apply": (),
         "include_schemas": schema is not None,
         "include_name": lambda named, kind, _: kind != "schema" or named in (None, schema),
     }

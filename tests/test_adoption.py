@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from commands import alembic, cenote, output_of
 from database import execute, scalar
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import MigrationError, PgVectorStore, SchemaConfig, VectorStoreError, schema
@@ -116,6 +116,57 @@ async def test_a_position_that_does_not_fit_is_said(empty_engine: AsyncEngine) -
     await repartition(empty_engine, SchemaConfig(dimensions=4, partitions=0))
     assert await scalar(empty_engine, "SELECT count(*) FROM cenote_chunks") == 501
     assert await store.check_schema() == []
+
+
+# The statements of the upgrade, by the version that the table has before.
+COLLATIONS = tuple(
+    f'ALTER TABLE public.cenote_chunks ALTER COLUMN {name} TYPE TEXT COLLATE "C"'
+    for name in ("namespace", "id", "document_id")
+)
+REST = (
+    "ALTER TABLE public.cenote_chunks ALTER COLUMN namespace SET STORAGE MAIN,"
+    " ALTER COLUMN id SET STORAGE MAIN, ALTER COLUMN document_id SET STORAGE MAIN,"
+    " ALTER COLUMN metadata SET STORAGE MAIN, ALTER COLUMN content_hash SET STORAGE MAIN,"
+    " ALTER COLUMN embedding SET STORAGE MAIN, ALTER COLUMN embedding_model SET STORAGE MAIN",
+    "ALTER TABLE public.cenote_chunks ALTER COLUMN metadata DROP DEFAULT",
+    "ALTER INDEX IF EXISTS public.cenote_chunks_namespace_doc_idx"
+    " RENAME TO ix_cenote_chunks_namespace_document_id",
+    "ALTER INDEX IF EXISTS public.cenote_chunks_embedding_hnsw_idx"
+    " RENAME TO ix_cenote_chunks_embedding",
+    "DROP INDEX IF EXISTS public.cenote_chunks_metadata_gin_idx",
+    "CREATE INDEX ix_cenote_chunks_metadata ON public.cenote_chunks"
+    " USING gin (metadata jsonb_path_ops)",
+)
+LOCK = "LOCK TABLE public.cenote_chunks IN ACCESS EXCLUSIVE MODE"
+RENAME = "ALTER INDEX public.cenote_chunks_pkey RENAME TO pk_cenote_chunks"
+STATEMENTS = {
+    1: (
+        LOCK,
+        "ALTER TABLE public.cenote_chunks DROP CONSTRAINT cenote_chunks_pkey",
+        *COLLATIONS,
+        "ALTER TABLE public.cenote_chunks"
+        " ADD CONSTRAINT pk_cenote_chunks PRIMARY KEY (namespace, id)",
+        *REST,
+    ),
+    2: (LOCK, *COLLATIONS, RENAME, *REST),
+    3: (LOCK, *COLLATIONS, RENAME, *REST),
+}
+
+
+@pytest.mark.parametrize("version", STATEMENTS)
+async def test_the_statements_stay_the_same(empty_engine: AsyncEngine, version: int) -> None:
+    """The upgrade is frozen like revision cenote_0001, of which it is a part."""
+    await other_runner(empty_engine, version)
+    statements: list[str] = []
+
+    def record(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        words = " ".join(statement.split())
+        if words.startswith(("ALTER", "CREATE", "DROP", "LOCK")) and "_version" not in words:
+            statements.append(words)
+
+    event.listen(empty_engine.sync_engine, "before_cursor_execute", record)
+    await schema.upgrade(empty_engine, SchemaConfig(dimensions=4), "cenote_0001")
+    assert statements == [*STATEMENTS[version]]
 
 
 REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {

@@ -7,6 +7,7 @@ with full text and row-level security. A new revision adds its files; nobody cha
 
 from __future__ import annotations
 
+import ast
 import shutil
 import sys
 from dataclasses import replace
@@ -188,6 +189,50 @@ def test_a_downgrade_looks_at_nothing_afterwards(dsn: str) -> None:
     output_of(cenote("migrate", "downgrade", REVISIONS[1], **url))
     said = cenote("migrate", "upgrade", "head", **url)
     assert "it has 16 partitions, expected 3" in said.stdout + said.stderr
+
+
+# Everything that revisions may use of cenote, as CONTRIBUTING and cenote.operations list it. A
+# change of one of these functions changes what released revisions do.
+FUNCTIONS = {
+    "given_config",
+    "live_config",
+    "table_names",
+    "has_extension",
+    "check_extension",
+    "has_text_search",
+    "check_row_security_allowed",
+    "live_partitions",
+    "is_distributed",
+}
+IMPORTS = {"cenote.operations", "cenote.SchemaConfig"}
+LIBRARIES = {"alembic", "sqlalchemy", "pgvector"}
+
+
+@pytest.mark.parametrize(
+    "file", sorted((schema.script_location() / "versions").glob("*.py")), ids=lambda file: file.stem
+)
+def test_a_revision_holds_its_own_ddl(file: Path) -> None:
+    """It imports settings and facts from cenote, and nothing that could change its DDL."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    allowed = IMPORTS
+    if file.stem.startswith("cenote_0001_"):  # test_adoption.py pins its statements
+        allowed = IMPORTS | {"cenote.adoption.upgrade_legacy_table"}
+    others = {name for name in imported if name.partition(".")[0] not in LIBRARIES}
+    assert others <= allowed
+    called = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "operations"
+    }
+    assert called <= FUNCTIONS
 
 
 SECOND = '''

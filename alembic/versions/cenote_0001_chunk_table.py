@@ -1,6 +1,9 @@
-"""The chunk table with its partitions and indexes, and the extension it needs.
+"""Create the vector extension and the chunk table with its partitions and indexes.
 
-Never edit a revision once it is released: databases out there have run it as it was.
+A table of the first, asyncpg-only cenote is upgraded in place instead.
+
+Never edit a revision after its release: databases have already run it. A revision holds its own
+DDL; CONTRIBUTING lists the functions of cenote that it may call.
 
 Revision ID: cenote_0001
 Revises:
@@ -12,21 +15,20 @@ from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy.dialects.postgresql import JSONB
 
 from cenote import operations
-from cenote.adoption import adopt
-from cenote.ddl import create_hash_partition, store_inline
+from cenote.adoption import upgrade_legacy_table
 
 revision = "cenote_0001"
 down_revision = None
-branch_labels = ("cenote",)
+branch_labels = None
 depends_on = None
 
 
 def upgrade() -> None:
     config = operations.given_config()
-    operations.require_distribution(config)
-    operations.ensure_schema(config)
-    operations.ensure_extension(config.extension_schema)
-    if not op.get_context().as_sql and adopt(config):
+    if not operations.has_extension():
+        _create_extension(config.extension_schema)
+    operations.check_extension()
+    if not op.get_context().as_sql and upgrade_legacy_table(config):
         return
     halfvec = config.column_type == "halfvec"
     table = config.table_name
@@ -56,9 +58,24 @@ def upgrade() -> None:
         schema=config.schema,
         postgresql_partition_by="HASH (namespace)" if partitions else None,
     )
-    op.execute(store_inline(table, config.schema))
+    quoted_table = _quoted(table, config.schema)
+    # Keep embeddings, ids and metadata out of the TOAST table; see cenote.operations.store_inline.
+    op.execute(
+        f"ALTER TABLE {quoted_table} "
+        "ALTER COLUMN namespace SET STORAGE MAIN, "
+        "ALTER COLUMN id SET STORAGE MAIN, "
+        "ALTER COLUMN document_id SET STORAGE MAIN, "
+        "ALTER COLUMN metadata SET STORAGE MAIN, "
+        "ALTER COLUMN content_hash SET STORAGE MAIN, "
+        "ALTER COLUMN embedding SET STORAGE MAIN, "
+        "ALTER COLUMN embedding_model SET STORAGE MAIN"
+    )
     for remainder in range(partitions):
-        op.execute(create_hash_partition(table, config.schema, partitions, remainder))
+        quoted_partition = _quoted(f"{table}_p{remainder:02d}", config.schema)
+        op.execute(
+            f"CREATE TABLE {quoted_partition} PARTITION OF {quoted_table} "
+            f"FOR VALUES WITH (MODULUS {partitions}, REMAINDER {remainder})"
+        )
     op.create_index(
         "ix_" + table + "_namespace_document_id",
         table,
@@ -85,6 +102,19 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops the table with all its rows. The extension stays: others may use it."""
+    """Drop the table with all its rows. The extension stays: other tables may use it."""
     name, schema = operations.table_names()
     op.drop_table(name, schema=schema)
+
+
+def _create_extension(schema: str | None) -> None:
+    if schema is None:
+        op.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        return
+    op.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}")
+    op.execute(f"CREATE EXTENSION IF NOT EXISTS vector SCHEMA {_quoted(schema)}")
+
+
+def _quoted(name: str, schema: str | None = None) -> str:
+    quote = op.get_context().dialect.identifier_preparer.quote
+    return quote(name) if schema is None else f"{quote(schema)}.{quote(name)}"

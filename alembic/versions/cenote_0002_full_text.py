@@ -1,9 +1,11 @@
-"""Full text, if `text_search` is set: the generated column of a content's words, and its index.
+"""Add full text if `text_search` is set: a generated column with the words of the content, indexed.
 
-On a table with rows, all of them are written anew and all indexes built again, under an exclusive
-lock. Without the setting this does nothing, and ``cenote text-search`` adds full text later.
+If the table has rows, Postgres rewrites all of them and rebuilds all indexes under an exclusive
+lock. If `text_search` is not set, this revision does nothing; ``cenote text-search`` adds full text
+later.
 
-Never edit a revision once it is released: databases out there have run it as it was.
+Never edit a revision after its release: databases have already run it. A revision holds its own
+DDL; CONTRIBUTING lists the functions of cenote that it may call.
 
 Revision ID: cenote_0002
 Revises: cenote_0001
@@ -14,7 +16,6 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import TSVECTOR
 
 from cenote import operations
-from cenote.text_search import generated
 
 revision = "cenote_0002"
 down_revision = "cenote_0001"
@@ -27,10 +28,9 @@ def upgrade() -> None:
     if not config.languages or operations.has_text_search():
         return
     table = config.table_name
+    words = sa.Computed(_words_of_row(config.languages), persisted=True)
     op.add_column(
-        table,
-        sa.Column("content_tsv", TSVECTOR, generated(config.languages), nullable=False),
-        schema=config.schema,
+        table, sa.Column("content_tsv", TSVECTOR, words, nullable=False), schema=config.schema
     )
     op.create_index(
         "ix_" + table + "_content_tsv",
@@ -42,8 +42,28 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops the column, which Postgres can generate again, with its index."""
+    """Drop the column, which Postgres can generate again, with its index."""
     config = operations.live_config()
     offline = op.get_context().as_sql and config.languages
     if offline or operations.has_text_search():
         op.drop_column(config.table_name, "content_tsv", schema=config.schema)
+
+
+def _words_of_row(languages: tuple[str, ...]) -> str:
+    """Return the expression of the generated column.
+
+    The first text search configuration is for chunks whose metadata name none of the others.
+    """
+    default, *others = languages
+    if not others:
+        return _words(default)
+    cases = "".join(f"WHEN ('{language}' :: text) THEN {_words(language)} " for language in others)
+    return f"CASE lower(metadata ->> ('language' :: text)) {cases}ELSE {_words(default)} END"
+
+
+def _words(language: str) -> str:
+    """Return the expression for one text search configuration, whose name is an identifier.
+
+    A tsvector holds 1 MiB, and 130,000 characters always fit.
+    """
+    return f"to_tsvector('{language}' :: regconfig, left(content, 130000))"

@@ -6,16 +6,11 @@ from app import Base
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cenote import SchemaConfig
 from cenote.autogenerate import hooks
-
-CHUNKS = SchemaConfig(dimensions=4)  # only a branch needs it: context.configure(cenote=...)
 
 
 def run(connection: Connection) -> None:
-    context.configure(
-        connection=connection, target_metadata=Base.metadata, cenote=CHUNKS, **hooks()
-    )
+    context.configure(connection=connection, target_metadata=Base.metadata, **hooks())
     with context.begin_transaction():
         context.run_migrations()
 
@@ -32,7 +27,6 @@ if context.is_offline_mode():
         dialect_name="postgresql",
         literal_binds=True,
         target_metadata=Base.metadata,
-        cenote=CHUNKS,
         **hooks(),
     )
     with context.begin_transaction():

@@ -5,7 +5,7 @@ from alembic import op
 
 revision = "0001"
 down_revision = None
-branch_labels = ("app",)
+branch_labels = None
 depends_on = None
 
 
