@@ -1,1 +1,1 @@
-"""Measurements: ratios within one run, on the embedded server. Nothing here is a test."""
+"""Benchmarks, which report ratios within one run. They are not tests."""

@@ -1,8 +1,8 @@
-"""The data of a comparison: rows of many tenants, queries, and what an exact search would find.
+"""The data of a comparison: rows of many tenants, queries, and the exact results.
 
-Generated rows are a mixture of overlapping clusters in few dimensions, put into many: as embeddings
-of text are, and harder for an index than vectors that are spread evenly. Tenants share the clusters
-and differ in size, from about half of all rows down to a handful.
+Generated rows are a mixture of overlapping clusters in few dimensions, embedded in many dimensions.
+Embeddings of text have this structure, and it is harder for an index than evenly spread vectors.
+Tenants share the clusters and differ in size, from about half of all rows down to a handful.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ Floats: TypeAlias = NDArray[np.float32]
 Filter: TypeAlias = dict[str, Any] | None
 
 SHARES = (47.0, 25.0, 12.0, 6.0, 3.0, 1.8, 1.0, 0.5, 0.2, 0.1, 0.05, 0.01)
-"""Per cent of the rows of the tenants that are searched, much as Zipf's law has it."""
+"""Percentages of the rows that the searched tenants hold, roughly following Zipf's law."""
 
 SMALL_TENANT = 20
-"""Rows of each of the many tenants that hold the rest."""
+"""Number of rows of each of the many tenants that hold the remaining rows."""
 
 INTRINSIC_DIMENSIONS = 30
 TOPICS = 40
 
 FILTERS = ("none", "half", "tenth", "hundredth", "thousandth", "topic")
-"""By the share of the rows that match, whatever their vectors; a topic depends on the vector."""
+"""Kinds of filters, named after the share of the rows that match.
+
+Matches of a topic depend on the vectors; matches of the others do not.
+"""
 
 _PARTS = {"half": 2, "tenth": 10, "hundredth": 100, "thousandth": 1000}
-_TIE = 1e-6
+_SCORE_TOLERANCE = 1e-6
 
 _SYLLABLES = tuple(a + b for a in "bdfgklmnprstvz" for b in "aeiou")
 _VOCABULARY = 5000
@@ -44,12 +47,12 @@ class Collection:
     """Rows and queries.
 
     Attributes:
-        vectors: of unit length, a row each.
-        queries: of unit length, not of the rows.
-        tenants: the tenant of each row; rows of a tenant are neighbours.
-        metadata, contents: of each row.
-        query_topics: for each query, a topic that is not its own.
-        size: how many rows belong to the collection; those behind are for later writes.
+        vectors: Vectors of the rows, of unit length.
+        queries: Query vectors, of unit length. None of them is a row's vector.
+        tenants: Tenant of each row. Rows of a tenant are adjacent.
+        metadata, contents: Metadata and content of each row.
+        query_topics: For each query, a topic other than the query's.
+        size: Number of rows in the collection. The rows after these are for later writes.
     """
 
     vectors: Floats
@@ -61,7 +64,7 @@ class Collection:
     size: int
 
     def write(self, folder: Path) -> None:
-        """Give it to the workers, as files that need no Python objects."""
+        """Write the collection to files, from which the workers read it."""
         np.save(folder / "vectors.npy", self.vectors)
         np.save(folder / "queries.npy", self.queries)
         with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
@@ -72,7 +75,7 @@ class Collection:
                 file.write(json.dumps(line) + "\n")
 
     def filter_of(self, kind: str, query: int) -> Filter:
-        """The filter of a kind that goes with a query."""
+        """Return the filter of this kind for a query, given by its number."""
         if kind == "none":
             return None
         if kind == "topic":
@@ -80,16 +83,16 @@ class Collection:
         return {kind: query % _PARTS[kind]}
 
     def tenant_sizes(self) -> dict[str, int]:
-        """The rows of each tenant that has a share of its own, the largest first."""
+        """Return the number of rows of each tenant in `SHARES`, largest first."""
         return {name_of(share): self.tenants[: self.size].count(name_of(share)) for share in SHARES}
 
 
 class Truth:
-    """What an exact search finds: the product of all unit vectors, in 32 bits as the server has it.
+    """Results of an exact search: products of all unit vectors, in 32 bits as on the server.
 
     Args:
-        collection: the data.
-        one_tenant: whether all rows were loaded as one tenant's.
+        collection: Rows and queries.
+        one_tenant: Whether all rows were loaded as a single tenant.
     """
 
     def __init__(self, collection: Collection, *, one_tenant: bool = False) -> None:
@@ -101,7 +104,7 @@ class Truth:
     def judge(
         self, query: int, tenant: str, filter: Filter, limit: int, found: Sequence[int]
     ) -> Judgement:
-        """Hold the rows that a search found against those it should have found."""
+        """Compare the rows that a search found with the exact results."""
         matching = self._matching(tenant, filter)
         scores = self._scores[query]
         expected = min(limit, int(matching.sum()))
@@ -111,7 +114,7 @@ class Truth:
             return Judgement(0, len(returned), 0, len(rows) - len(returned))
         candidates = scores[matching]
         last = np.partition(candidates, len(candidates) - expected)[len(candidates) - expected]
-        hits = int((scores[returned] >= last - _TIE).sum())
+        hits = int((scores[returned] >= last - _SCORE_TOLERANCE).sum())
         foreign = len(rows) - len(returned)
         return Judgement(expected, len(returned), min(hits, expected), foreign)
 
@@ -126,7 +129,14 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """How many results there should be, were, were among the nearest, and did not match at all."""
+    """Counts of a search's results.
+
+    Attributes:
+        expected: Number of results that an exact search returns.
+        returned: Number of returned rows that match the tenant and the filter.
+        hits: Number of returned rows that are among the nearest.
+        foreign: Number of returned rows that do not match the tenant or the filter.
+    """
 
     expected: int
     returned: int
@@ -135,26 +145,35 @@ class Judgement:
 
 
 def name_of(share: float) -> str:
-    """The tenant that holds a share."""
+    """Return the name of the tenant that holds a share."""
     return f"share-{share:g}"
 
 
 def id_of(row: int) -> str:
-    """A row's id: a UUID, since langchain-postgres takes nothing else by default."""
+    """Return a row's id, a UUID because langchain-postgres accepts nothing else by default."""
     return str(uuid.UUID(int=row))
 
 
 def row_of(id: str) -> int:
-    """The row of an id."""
+    """Return the number of the row with an id."""
     return uuid.UUID(id).int
 
 
 def generate(
-    rows: int, *, dimensions: int, queries: int, further: int, words: int = 85, seed: int = 0
+    rows: int, *, dimensions: int, queries: int, extra: int, words: int = 85, seed: int = 0
 ) -> Collection:
-    """Rows of clusters of different sizes that overlap, and as many words of content."""
+    """Generate rows in overlapping clusters of different sizes.
+
+    Args:
+        rows: Number of rows of the collection.
+        dimensions: Number of dimensions of the vectors.
+        queries: Number of queries.
+        extra: Number of additional rows for later writes.
+        words: Number of words in each row's content.
+        seed: Seed of the random generator.
+    """
     random = np.random.default_rng(seed)
-    total = rows + further
+    total = rows + extra
     clusters = max(20, min(1000, rows // 250))
     centres = random.standard_normal((clusters, INTRINSIC_DIMENSIONS))
     weights = random.dirichlet(np.ones(clusters))
@@ -171,23 +190,21 @@ def generate(
     return _with_tenants(vectors, draw(queries), contents, rows, random)
 
 
-def read(
-    folder: Path, *, rows: int | None, queries: int, further: int, seed: int = 0
-) -> Collection:
-    """Rows of a folder with docs.jsonl, docs.npy and queries.npy, in random order."""
+def read(folder: Path, *, rows: int | None, queries: int, extra: int, seed: int = 0) -> Collection:
+    """Read the rows of a folder with docs.jsonl, docs.npy and queries.npy, in random order."""
     random = np.random.default_rng(seed)
     vectors = np.load(folder / "docs.npy").astype(np.float32)
-    asked = np.load(folder / "queries.npy").astype(np.float32)[:queries]
+    query_vectors = np.load(folder / "queries.npy").astype(np.float32)[:queries]
     lines = (folder / "docs.jsonl").read_text(encoding="utf-8").splitlines()
     order = random.permutation(len(lines))
-    size = min(rows or len(lines), len(lines) - further)
-    order = order[: size + further]
+    size = min(rows or len(lines), len(lines) - extra)
+    order = order[: size + extra]
     contents = [json.loads(lines[row])["text"] for row in order]
-    return _with_tenants(_unit(vectors[order]), _unit(asked), contents, size, random)
+    return _with_tenants(_unit(vectors[order]), _unit(query_vectors), contents, size, random)
 
 
 def _texts(count: int, words: int, random: np.random.Generator) -> Iterator[str]:
-    """Words as frequent as Zipf's law has it: text that can be compressed about as prose can."""
+    """Yield texts whose word frequencies follow Zipf's law, so they compress about like prose."""
     lengths = random.integers(1, 5, _VOCABULARY)
     vocabulary = np.array(["".join(random.choice(_SYLLABLES, length)) for length in lengths])
     frequency = 1 / np.arange(1, _VOCABULARY + 1)
@@ -208,18 +225,18 @@ def _with_tenants(
     metadata = [
         {name: int(values[row]) for name, values in numbers.items()} for row in range(len(vectors))
     ]
-    own = np.argmax(queries @ anchors.T, axis=1)
-    others = [int(topic + TOPICS // 2) % TOPICS for topic in own]
-    return Collection(vectors, queries, tenants, metadata, contents, others, size)
+    nearest_topics = np.argmax(queries @ anchors.T, axis=1)
+    query_topics = [int(topic + TOPICS // 2) % TOPICS for topic in nearest_topics]
+    return Collection(vectors, queries, tenants, metadata, contents, query_topics, size)
 
 
 def _tenants(size: int) -> Iterator[str]:
-    left = size
+    remaining = size
     for share in SHARES:
-        count = min(left, max(1, round(size * share / 100)))
+        count = min(remaining, max(1, round(size * share / 100)))
         yield from [name_of(share)] * count
-        left -= count
-    for number in range(left):
+        remaining -= count
+    for number in range(remaining):
         yield f"small-{number // SMALL_TENANT}"
 
 

@@ -1,9 +1,9 @@
-"""cenote beside hand-written asyncpg, the design it replaced and three libraries, in one run.
+"""Compare cenote with hand-written asyncpg, the design it replaced and three libraries in one run.
 
     make benchmark ARGS="--rows 50000 --json run.json --markdown run.md --pictures pictures"
 
-Read benchmarks/README.md for what is compared and how. Contenders whose library is not installed
-are left out.
+benchmarks/README.md describes the contenders and the method. Contenders whose library is not
+installed are left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks import collection, measurements, memory, report
 from benchmarks.collection import FILTERS, SHARES, Collection, Truth, name_of
 from benchmarks.contenders import CONTENDERS
 from benchmarks.measurements import ONE_TENANT, Comparison
-from benchmarks.server import Server, a_server
+from benchmarks.server import Server, benchmark_server
 from benchmarks.workers import WorkerProcess, installed
 
 SINGLE_FILTERS = ("none", "half", "hundredth", "topic")
@@ -33,11 +33,11 @@ MEASUREMENTS = ("upsert", "bulk", "search", "single", "memory")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write what was asked for."""
+    """Run the measurements, print the tables and write the requested files."""
     options = _options(argv)
     begin = time.monotonic()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         if not options.quiet:
             print(f"[{time.monotonic() - begin:6.0f} s] {text}", file=sys.stderr, flush=True)
 
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         options.bulk_rows = min(options.bulk_rows, len(data.vectors))
         options.upsert_rows = min(options.upsert_rows, len(data.vectors))
         data.write(folder)
-        say(f"{data.size:,} rows x {data.vectors.shape[1]}, {len(data.queries)} queries")
-        with a_server(options.dsn) as server:
+        log(f"{data.size:,} rows x {data.vectors.shape[1]}, {len(data.queries)} queries")
+        with benchmark_server(options.dsn) as server:
             run = Comparison(
                 names=options.contenders,
                 server=server,
@@ -57,11 +57,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 environments=options.environments,
                 rounds=options.rounds,
                 batch=options.batch,
-                say=say,
+                log=log,
             )
-            result = {"about": _about(options, data, server)} | _measure(run, options)
+            result = {"about": _run_details(options, data, server)} | _measure(run, options)
     if "memory" in options.measure:
-        say("the store in memory")
+        log("in-memory store")
         result["memory"] = memory.run(options.memory_rows, options.memory_queries)
     _write(result, options)
     return result
@@ -70,10 +70,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def _measure(run: Comparison, options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"cells": []}
     if "upsert" in options.measure:
-        run.say(f"upserts of {options.upsert_rows:,} rows")
+        run.log(f"upserts of {options.upsert_rows:,} rows")
         result |= measurements.upserts(run, options.upsert_rows)
     if "bulk" in options.measure:
-        run.say(f"bulk load of {options.bulk_rows:,} rows")
+        run.log(f"bulk load of {options.bulk_rows:,} rows")
         result["bulk"] = measurements.bulk(run, options.bulk_rows)
     if "search" in options.measure:
         result |= _many_tenants(run, options)
@@ -83,8 +83,8 @@ def _measure(run: Comparison, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _many_tenants(run: Comparison, options: argparse.Namespace) -> dict[str, Any]:
-    """The collection of many tenants: all searches, clients, the scan, and later writes."""
-    run.say("load of many tenants")
+    """Load the collection of many tenants and measure searches, clients, scans and upserts."""
+    run.log("load of many tenants")
     dsns = run.databases("tenants", run.names)
     result: dict[str, Any] = {"load": measurements.load(run, dsns, None)}
     truth = Truth(run.collection)
@@ -98,24 +98,24 @@ def _many_tenants(run: Comparison, options: argparse.Namespace) -> dict[str, Any
             _cell(run, workers, truth, share, name_of(share), kind, limit)
             for share, kind, limit in cells
         ]
-        run.say(f"{options.clients} clients")
+        run.log(f"{options.clients} clients")
         result["clients"] = measurements.clients(
             run, workers, options.client_searches, options.clients
         )
         result["peak"] = {name: workers[name]("peak") for name in workers}
-        run.say("ef_search")
+        run.log("ef_search")
         tenant = name_of(SWEEP_SHARE)
         result["sweep"] = measurements.sweep(run, workers, truth, tenant, SWEEP_SHARE)
-    run.say("scan")
+    run.log("scan")
     result["scan"] = measurements.scans(run, dsns, largest)
-    run.say(f"upserts of {options.live_rows:,} rows into the index")
+    run.log(f"upserts of {options.live_rows:,} rows into the index")
     result["live"] = measurements.live_upserts(run, dsns, options.live_rows)
     return result
 
 
 def _one_tenant(run: Comparison, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The same rows as one tenant's, in a table of their own."""
-    run.say("load of one tenant")
+    """Load the same rows as a single tenant into other tables, and measure searches."""
+    run.log("load of one tenant")
     dsns = run.databases("single", run.names)
     measurements.load(run, dsns, ONE_TENANT)
     truth = Truth(run.collection, one_tenant=True)
@@ -133,26 +133,26 @@ def _cell(
     kind: str,
     limit: int,
 ) -> dict[str, Any]:
-    run.say(f"search {share:g} %, filter {kind}, limit {limit}")
+    run.log(f"search {share:g} %, filter {kind}, limit {limit}")
     return measurements.search(
         run, workers, truth, tenant=tenant, kind=kind, limit=limit, share=share
     )
 
 
 def _collection(options: argparse.Namespace) -> Collection:
-    further = max(
+    extra = max(
         options.live_rows, options.bulk_rows - options.rows, options.upsert_rows - options.rows
     )
     if options.data:
         return collection.read(
-            options.data, rows=options.rows, queries=options.queries, further=options.live_rows
+            options.data, rows=options.rows, queries=options.queries, extra=options.live_rows
         )
     return collection.generate(
-        options.rows, dimensions=options.dimensions, queries=options.queries, further=further
+        options.rows, dimensions=options.dimensions, queries=options.queries, extra=extra
     )
 
 
-def _about(options: argparse.Namespace, data: Collection, server: Server) -> dict[str, Any]:
+def _run_details(options: argparse.Namespace, data: Collection, server: Server) -> dict[str, Any]:
     return {
         "rows": data.size,
         "dimensions": data.vectors.shape[1],
@@ -189,16 +189,21 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare")
     add = parser.add_argument
     add("--rows", type=int, default=50_000, help="rows of the collection")
-    add("--dimensions", type=int, default=384, help="of generated vectors")
-    add("--queries", type=int, default=150)
-    add("--data", type=Path, help="a folder with docs.jsonl, docs.npy, queries.jsonl, queries.npy")
-    add("--contenders", type=_words, help="names, by commas; all that are installed by default")
+    add("--dimensions", type=int, default=384, help="dimensions of generated vectors")
+    add("--queries", type=int, default=150, help="number of queries")
+    add("--data", type=Path, help="folder with docs.jsonl, docs.npy, queries.jsonl, queries.npy")
+    add("--contenders", type=_words, help="names, separated by commas (default: all installed)")
     add("--measure", type=_words, default=list(MEASUREMENTS), help=", ".join(MEASUREMENTS))
     add("--filters", type=_words, default=list(FILTERS), help=", ".join(FILTERS))
-    add("--shares", type=_numbers, default=list(SHARES), help="tenants, by per cent of the rows")
+    add(
+        "--shares",
+        type=_numbers,
+        default=list(SHARES),
+        help="tenants, by their percentage of the rows",
+    )
     add("--large-limits", type=_integers, default=list(LARGE_LIMITS))
-    add("--rounds", type=int, default=3, help="how often contenders take turns")
-    add("--batch", type=int, default=1000, help="rows of an upsert")
+    add("--rounds", type=int, default=3, help="number of turns of each contender")
+    add("--batch", type=int, default=1000, help="rows of an upsert call")
     add("--upsert-rows", type=int, default=5000)
     add("--bulk-rows", type=int, default=50_000)
     add("--live-rows", type=int, default=2000)
@@ -206,24 +211,31 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     add("--client-searches", type=int, default=800)
     add("--memory-rows", type=_integers, default=[10_000, 50_000, 200_000])
     add("--memory-queries", type=int, default=100)
-    add("--dsn", help="a server of your own, as it is; else the embedded one, configured")
-    add("--environments", type=Path, default=Path(".bench"), help="of the other libraries")
+    add("--dsn", help="server to use as it is (default: an embedded one with tuned settings)")
+    add(
+        "--environments",
+        type=Path,
+        default=Path(".bench"),
+        help="folder of the other libraries' virtual environments",
+    )
     add("--json", type=Path, help="write all numbers to this file")
     add("--markdown", type=Path, help="write the tables to this file")
-    add("--pictures", type=Path, help="draw into this folder; needs matplotlib")
+    add("--pictures", type=Path, help="draw pictures into this folder (needs matplotlib)")
     add("--quiet", action="store_true")
     options = parser.parse_args(argv)
     options.environments = options.environments.absolute()
     available = installed(options.environments)
     options.contenders = options.contenders or available
     if "floor" not in options.contenders:
-        parser.error("all ratios are to the contender 'floor', which is left out")
+        parser.error("all ratios are relative to the contender 'floor': add it to --contenders")
     for name in options.contenders:
         if name not in available:
-            known = "is not installed; say make benchmark" if name in CONTENDERS else "is unknown"
-            parser.error(f"contender {name!r} {known}")
+            reason = "is not installed: run make benchmark" if name in CONTENDERS else "is unknown"
+            parser.error(f"contender {name!r} {reason}")
         if (owner := CONTENDERS[name].table_of or name) not in options.contenders:
-            parser.error(f"contender {name!r} reads the table of {owner!r}, which is left out")
+            parser.error(
+                f"contender {name!r} reads the table of {owner!r}: add {owner!r} to --contenders"
+            )
     return options
 
 

@@ -1,9 +1,10 @@
-"""What grows with the rows: a search's time, its recall, the index, the time to build it.
+"""Measure how search time, recall, index size and build time grow with the number of rows.
 
     python -m benchmarks.growth --json growth.json --picture growth.svg
 
-cenote beside the floor of `benchmarks.compare`, at ten times the rows each time; all but recall and
-completeness is told in multiples of the same contender's at the fewest rows.
+Compares cenote with the floor of `benchmarks.compare`, with ten times as many rows at each step.
+All numbers except recall and completeness are relative to the same contender's at the smallest
+number of rows.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from benchmarks import collection, measurements
 from benchmarks.collection import Truth, name_of
 from benchmarks.measurements import Comparison
 from benchmarks.report import Table
-from benchmarks.server import Server, a_server
+from benchmarks.server import Server, benchmark_server
 
 CONTENDERS = ["floor", "cenote"]
 LARGE, SMALL = 47.0, 0.5
 WORDS = 20
-"""Of a row's content: short, so that a million rows stay small."""
+"""Number of words in a row's content. Short contents keep a million rows small."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write what was asked for."""
+    """Run the measurements, print the tables and write the requested files."""
     options = _options(argv)
-    with a_server(options.dsn) as server:
+    with benchmark_server(options.dsn) as server:
         about = {"dimensions": options.dimensions, "settings": server.settings()}
-        sizes = [_size(server, rows, options) for rows in options.rows]
+        sizes = [_measure(server, rows, options) for rows in options.rows]
     result = {"about": about, "sizes": sizes}
     print("\n\n".join(table.as_text() for table in _tables(result)))
     if options.json:
@@ -46,10 +47,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def _size(server: Server, rows: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One number of rows: load, index, look at the sizes, search."""
+def _measure(server: Server, rows: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Load and index this number of rows, and measure sizes and searches."""
     data = collection.generate(
-        rows, dimensions=options.dimensions, queries=options.queries, further=0, words=WORDS
+        rows, dimensions=options.dimensions, queries=options.queries, extra=0, words=WORDS
     )
     with tempfile.TemporaryDirectory(prefix="cenote-growth-") as folder:
         data.write(Path(folder))
@@ -61,7 +62,7 @@ def _size(server: Server, rows: int, options: argparse.Namespace) -> dict[str, A
             environments=Path(),
             rounds=options.rounds,
             batch=1000,
-            say=lambda text: print(text, file=sys.stderr, flush=True),
+            log=lambda text: print(text, file=sys.stderr, flush=True),
         )
         dsns = run.databases("growth", CONTENDERS)
         truth = Truth(data)
@@ -73,9 +74,9 @@ def _size(server: Server, rows: int, options: argparse.Namespace) -> dict[str, A
                 begin = time.perf_counter()
                 worker("create_index")
                 built = time.perf_counter() - begin
-                server.settle(dsns[name])
+                server.vacuum(dsns[name])
                 bytes_ = server.sizes(dsns[name])
-                run.say(f"{rows:,} rows, {name}: written in {written:.0f} s, index {built:.0f} s")
+                run.log(f"{rows:,} rows, {name}: upserts {written:.0f} s, index {built:.0f} s")
                 size["contenders"][name] = {
                     "upsert_seconds_per_million": written / rows * 1e6,
                     "build_seconds_per_million": built / rows * 1e6,
@@ -101,26 +102,26 @@ def _size(server: Server, rows: int, options: argparse.Namespace) -> dict[str, A
 def _tables(result: dict[str, Any]) -> list[Table]:
     sizes = result["sizes"]
     head = ["", *(f"{size['rows']:,}" for size in sizes)]
-    ratios, found = [], []
+    ratios, quality = [], []
     for name in CONTENDERS:
         series = [size["contenders"][name] for size in sizes]
         for tenant in ("large", "small"):
             ratios.append([f"{name}, p50, {tenant}", *_ratios([s[tenant]["p50"] for s in series])])
             for measure in ("recall", "completeness"):
-                values = [f"{one[tenant][measure]:.3f}" for one in series]
-                found.append([f"{name}, {measure}, {tenant}", *values])
+                values = [f"{step[tenant][measure]:.3f}" for step in series]
+                quality.append([f"{name}, {measure}, {tenant}", *values])
         for key in ("index_bytes_per_vector", "table_bytes_per_vector"):
             ratios.append([f"{name}, {key.replace('_', ' ')}", *_ratios([s[key] for s in series])])
         for key in ("build_seconds_per_million", "upsert_seconds_per_million"):
             ratios.append([f"{name}, {key.replace('_', ' ')}", *_ratios([s[key] for s in series])])
-    beside = [
-        [f"p50, {tenant} tenant", *(_beside_floor(size, tenant) for size in sizes)]
+    relative_to_floor = [
+        [f"p50, {tenant} tenant", *(_relative_to_floor(size, tenant) for size in sizes)]
         for tenant in ("large", "small")
     ]
     return [
-        Table("In multiples of the same at the fewest rows", head, ratios),
-        Table(f"Tenants of {LARGE:g} % and {SMALL:g} % of the rows, limit 10", head, found),
-        Table("cenote in multiples of floor", head, beside),
+        Table("Relative to the smallest number of rows", head, ratios),
+        Table(f"Tenants of {LARGE:g} % and {SMALL:g} % of the rows, limit 10", head, quality),
+        Table("cenote relative to floor", head, relative_to_floor),
     ]
 
 
@@ -128,13 +129,13 @@ def _ratios(values: list[float]) -> list[str]:
     return [f"{value / values[0]:.2f}" for value in values]
 
 
-def _beside_floor(size: dict[str, Any], tenant: str) -> str:
-    ours, floor = (size["contenders"][name][tenant]["p50"] for name in ("cenote", "floor"))
-    return f"{ours / floor:.2f}"
+def _relative_to_floor(size: dict[str, Any], tenant: str) -> str:
+    cenote, floor = (size["contenders"][name][tenant]["p50"] for name in ("cenote", "floor"))
+    return f"{cenote / floor:.2f}"
 
 
 def _draw(result: dict[str, Any], file: Path) -> None:
-    """The large tenant's search time, and the recall of both tenants, over the rows."""
+    """Draw the search time and the recall of both tenants over the number of rows."""
     from benchmarks.pictures import COLOURS, label_ends, pair_of_axes
 
     sizes = result["sizes"]
@@ -145,11 +146,11 @@ def _draw(result: dict[str, Any], file: Path) -> None:
             for tenant, style in (("large", "-"), ("small", "--")):
                 series = [size["contenders"][name][tenant] for size in sizes]
                 label = f"{name}, {tenant}"
-                times[label] = [one["p50"] / series[0]["p50"] for one in series]
-                recalls[label] = [one["recall"] for one in series]
+                times[label] = [step["p50"] / series[0]["p50"] for step in series]
+                recalls[label] = [step["recall"] for step in series]
                 for axes, values in ((left, times[label]), (right, recalls[label])):
                     axes.plot(rows, values, style, color=COLOURS[name], marker="o")
-        left.set_title("p50, multiples of the first", loc="left")
+        left.set_title("p50, relative to the first", loc="left")
         right.set_title("recall@10", loc="left")
         right.set_ylim(-0.03, 1.05)
         for axes, lines in ((left, times), (right, recalls)):
@@ -171,7 +172,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     add("--dimensions", type=int, default=64)
     add("--queries", type=int, default=100)
     add("--rounds", type=int, default=3)
-    add("--dsn", help="a server of your own, as it is; else the embedded one, configured")
+    add("--dsn", help="server to use as it is (default: an embedded one with tuned settings)")
     add("--json", type=Path)
     add("--markdown", type=Path)
     add("--picture", type=Path, help="needs matplotlib")

@@ -1,4 +1,4 @@
-"""A search joined to the host's documents beside the bare one, in one run.
+"""Compare a plain search with one that joins the application's documents.
 
 python -m benchmarks.joined
 """
@@ -44,7 +44,7 @@ class Passage(ChunkMixin, Base, dimensions=DIMENSIONS):
 
 
 async def load(engine: AsyncEngine, store: PgVectorStore[Passage], vectors: Any) -> None:
-    """Ten passages for each document; three quarters of the rows are one tenant's."""
+    """Load ten passages for each document; three quarters of the rows belong to one tenant."""
     async with engine.begin() as connection:
         await connection.execute(text("CREATE EXTENSION vector"))
         await connection.run_sync(Base.metadata.create_all)
@@ -70,23 +70,23 @@ async def load(engine: AsyncEngine, store: PgVectorStore[Passage], vectors: Any)
 
 
 async def measure(engine: AsyncEngine, store: PgVectorStore[Passage], queries: Any) -> None:
-    """Medians, in turn for each query."""
+    """Measure the kinds of searches in turn for each query, and print their medians."""
 
-    async def bare(session: AsyncSession | None, query: Any) -> None:
+    async def plain(session: AsyncSession | None, query: Any) -> None:
         await store.search(query, "large", session=session)
 
     async def statement(session: AsyncSession, query: Any) -> None:
         (await session.execute(store.search_statement(query, "large"))).all()
 
     async def joined(session: AsyncSession, query: Any) -> None:
-        found = store.search_statement(query, "large").join(Passage.document)
-        (await session.execute(found.add_columns(Document.title))).all()
+        select = store.search_statement(query, "large").join(Passage.document)
+        (await session.execute(select.add_columns(Document.title))).all()
 
     async def columns(session: AsyncSession, query: Any) -> None:
-        found = store.search_statement(query, "large").join(Passage.document)
-        (await session.execute(found.with_only_columns(Passage.content, Document.title))).all()
+        select = store.search_statement(query, "large").join(Passage.document)
+        (await session.execute(select.with_only_columns(Passage.content, Document.title))).all()
 
-    def in_its_own(call: Callable[..., Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    def in_new_session(call: Callable[..., Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
         async def run(query: Any) -> None:
             async with AsyncSession(engine) as session:
                 await call(session, query)
@@ -95,15 +95,20 @@ async def measure(engine: AsyncEngine, store: PgVectorStore[Passage], queries: A
 
     async with AsyncSession(engine) as open_session:
 
-        def in_an_open_one(call: Callable[..., Awaitable[None]]) -> Any:
+        def in_open_session(call: Callable[..., Awaitable[None]]) -> Any:
             return lambda query: call(open_session, query)
 
-        kinds = {"bare": bare, "statement": statement, "joined": joined, "joined, columns": columns}
+        kinds = {
+            "plain": plain,
+            "statement": statement,
+            "joined": joined,
+            "joined, columns": columns,
+        }
         runs: dict[str, Callable[[Any], Awaitable[None]]] = {}
         for name, call in kinds.items():
-            runs[name + ", in a session of its own"] = in_its_own(call)
-            runs[name + ", in an open session"] = in_an_open_one(call)
-        runs["bare, without a session"] = lambda query: bare(None, query)
+            runs[name + " (new session)"] = in_new_session(call)
+            runs[name + " (open session)"] = in_open_session(call)
+        runs["plain (no session)"] = lambda query: plain(None, query)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for query in queries:
             for name, run in runs.items():
@@ -111,15 +116,15 @@ async def measure(engine: AsyncEngine, store: PgVectorStore[Passage], queries: A
                 await run(query)
                 seconds[name].append(time.perf_counter() - begin)
     medians = {name: statistics.median(values[WARM_UP:]) for name, values in seconds.items()}
-    print(f"{ROWS:,} x {DIMENSIONS}, limit 10: the median, in multiples of the bare search")
+    print(f"{ROWS:,} x {DIMENSIONS}, limit 10: medians relative to the plain search")
     for name, median in medians.items():
-        kind = name.partition(", in ")[2] or "an open session"
-        ratio = median / medians["bare, in " + kind]
+        session = "new session" if name.endswith("(new session)") else "open session"
+        ratio = median / medians[f"plain ({session})"]
         print(f"  {name:42} {ratio:5.2f}")
 
 
 async def main() -> None:
-    """Run it on a server of its own."""
+    """Generate the rows and run the measurement on an embedded server."""
     random = np.random.default_rng(0)
     centres = random.standard_normal((50, DIMENSIONS))
     vectors = centres[np.arange(ROWS) % 50] + random.standard_normal((ROWS, DIMENSIONS))

@@ -1,6 +1,7 @@
-"""The measurements of a comparison. Contenders take turns in each, so that a ratio is of one time.
+"""The measurements of a comparison.
 
-Each function gives plain data, for JSON.
+In each measurement the contenders take turns, so that changes in the machine's speed affect all of
+them. Each function returns plain data for JSON.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import numpy as np
 
 from benchmarks.collection import Collection, Truth
 from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders.base import UnsupportedError
 from benchmarks.server import Server
-from benchmarks.workers import NotOfferedError, WorkerProcess, open_workers, rotated
+from benchmarks.workers import WorkerProcess, open_workers, rotated
 
 EF_SEARCHES = (20, 40, 80, 160, 320, 640)
 ONE_TENANT = "everything"
@@ -25,22 +27,24 @@ ONE_TENANT = "everything"
 _SCRATCH = "scratch"
 _WARM_UP = 10
 _SLOW = 20.0
-"""Milliseconds; who takes longer in the warm-up of a cell answers a part of its queries only."""
-_FEWER = 3
+"""Milliseconds of a search. A contender that is slower in a cell's warm-up runs fewer queries."""
+_SLOW_DIVISOR = 3
+"""Divisor of the number of queries that a slow contender runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What all measurements need.
+    """The inputs of all measurements.
 
     Attributes:
-        names: the contenders, in order.
-        server, collection: where and what.
-        folder: of the collection's files.
-        environments: of the contenders' libraries.
-        rounds: how often they take turns.
-        batch: rows of an upsert.
-        say: tells how far the run is.
+        names: Names of the contenders, in order.
+        server: Server with the contenders' databases.
+        collection: Rows and queries.
+        folder: Folder of the collection's files.
+        environments: Folder of the contenders' virtual environments.
+        rounds: Number of turns of each contender.
+        batch: Number of rows of an upsert call.
+        log: Function that prints the progress of the run.
     """
 
     names: list[str]
@@ -50,33 +54,39 @@ class Comparison:
     environments: Path
     rounds: int
     batch: int
-    say: Callable[[str], None]
+    log: Callable[[str], None]
 
     @property
     def writers(self) -> list[str]:
-        """The contenders that have a table of their own."""
+        """Names of the contenders that have their own table."""
         return [name for name in self.names if CONTENDERS[name].table_of is None]
 
     def databases(self, purpose: str, names: Sequence[str]) -> dict[str, str]:
-        """A database for each contender; readers get that of whose table they read."""
+        """Create a database for each contender and return the connection strings.
+
+        A contender that reads the table of another gets the database of that contender.
+        """
         owners = {name: CONTENDERS[name].table_of or name for name in names}
-        made = {owner: self.server.database(f"{owner}_{purpose}") for owner in {*owners.values()}}
-        return {name: made[owner] for name, owner in owners.items()}
+        dsns = {
+            owner: self.server.create_database(f"{owner}_{purpose}") for owner in {*owners.values()}
+        }
+        return {name: dsns[owner] for name, owner in owners.items()}
 
     def workers(self, dsns: dict[str, str]) -> Any:
-        """A worker for each contender, in a context."""
+        """Return a context manager that runs a worker for each contender."""
         dimensions = self.collection.vectors.shape[1]
         return open_workers(dsns, self.folder, self.environments, dimensions)
 
 
 def upserts(run: Comparison, rows: int) -> dict[str, Any]:
-    """Rows a second into an empty table without an ANN index, and of the same once more.
+    """Measure upserts into an empty table without an ANN index, and upserts of unchanged rows.
 
-    After a batch that does not count, with which libraries and server get to know the table.
+    The rates are in rows per second. A first batch is not counted: it warms up the library's and
+    the server's caches.
     """
     part = {"start": 0, "stop": rows, "batch": run.batch, "tenant": ONE_TENANT}
-    fresh: dict[str, list[float]] = {}
-    again: dict[str, list[float]] = {}
+    new_rates: dict[str, list[float]] = {}
+    unchanged_rates: dict[str, list[float]] = {}
     dsns = run.databases(_SCRATCH, run.writers)
     with run.workers(dsns) as workers:
         for name in run.writers:
@@ -84,16 +94,19 @@ def upserts(run: Comparison, rows: int) -> dict[str, Any]:
             workers[name]("upsert", **{**part, "stop": min(rows, run.batch)})
         for turn in range(run.rounds):
             for name in rotated(run.writers, turn):
-                run.server.empty(dsns[name])
-                fresh.setdefault(name, []).append(rows / workers[name]("upsert", **part))
-                seconds = _offered(workers[name], "rewrite", **part)
+                run.server.truncate(dsns[name])
+                new_rates.setdefault(name, []).append(rows / workers[name]("upsert", **part))
+                seconds = _if_supported(workers[name], "rewrite", **part)
                 if seconds is not None:
-                    again.setdefault(name, []).append(rows / seconds)
-    return {"upsert": _medians(fresh), "rewrite": _medians(again)}
+                    unchanged_rates.setdefault(name, []).append(rows / seconds)
+    return {"upsert": _medians(new_rates), "rewrite": _medians(unchanged_rates)}
 
 
 def bulk(run: Comparison, rows: int) -> dict[str, Any]:
-    """Seconds to bring rows of one tenant into an empty table, the ANN index at the end."""
+    """Measure the seconds to load one tenant's rows into an empty table and build the ANN index.
+
+    The upserts into a live index serve as a comparison.
+    """
     names = [name for name in ("floor", "cenote") if name in run.names]
     whole = {"start": 0, "stop": rows, "tenant": ONE_TENANT}
     seconds: dict[str, float] = {}
@@ -113,16 +126,16 @@ def bulk(run: Comparison, rows: int) -> dict[str, Any]:
 
 
 def load(run: Comparison, dsns: dict[str, str], tenant: str | None) -> dict[str, Any]:
-    """Fill every contender's table, and index it."""
+    """Fill and index every contender's table, and measure the seconds."""
     seconds = {}
     size = run.collection.size
     for name in run.writers:
         with run.workers({name: dsns[name]}) as workers:
             workers[name]("create_table")
             loaded = workers[name]("bulk_load", start=0, stop=size, tenant=tenant)
-        run.server.settle(dsns[name])
+        run.server.vacuum(dsns[name])
         seconds[name] = loaded["seconds"]
-        run.say(f"  {name}: {size:,} rows in {loaded['seconds']:.1f} s")
+        run.log(f"  {name}: {size:,} rows in {loaded['seconds']:.1f} s")
     return {"rows": size, "seconds": seconds}
 
 
@@ -136,44 +149,45 @@ def search(
     limit: int,
     share: float,
 ) -> dict[str, Any]:
-    """A cell: all queries within one tenant, under one kind of filter.
+    """Measure one cell: all queries within one tenant, with one kind of filter.
 
-    Who is slow answers a third of them, or a run would take hours.
+    A slow contender runs a third of the queries; otherwise a run would take hours.
     """
     queries = range(len(run.collection.queries))
     filters = [run.collection.filter_of(kind, number) for number in queries]
     expected = [
         truth.judge(number, tenant, filters[number], limit, ()).expected for number in queries
     ]
-    asked = [number for number in queries if expected[number]]
+    answerable = [number for number in queries if expected[number]]
     cell: dict[str, Any] = {"tenant": tenant, "share": share, "filter": kind, "limit": limit}
-    cell |= {"queries": len(asked), "contenders": {}}
-    if not asked:
+    cell |= {"queries": len(answerable), "contenders": {}}
+    if not answerable:
         return cell
     milliseconds: dict[str, list[float]] = {name: [] for name in workers}
     found: dict[str, dict[int, list[int]]] = {name: {} for name in workers}
-    fewer: dict[str, int] = {}
+    divisors: dict[str, int] = {}
     for name in workers:
-        warm = _searched(workers[name], asked[:_WARM_UP], filters, tenant, limit)
-        fewer[name] = _FEWER if statistics.median(warm["milliseconds"]) > _SLOW else 1
+        warm_up = _run_queries(workers[name], answerable[:_WARM_UP], filters, tenant, limit)
+        is_slow = statistics.median(warm_up["milliseconds"]) > _SLOW
+        divisors[name] = _SLOW_DIVISOR if is_slow else 1
     for turn in range(run.rounds):
         for name in rotated(list(workers), turn):
-            part = asked[turn :: run.rounds * fewer[name]]
-            answer = _searched(workers[name], part, filters, tenant, limit)
-            milliseconds[name] += answer["milliseconds"]
-            found[name] |= dict(zip(part, answer["found"], strict=True))
+            part = answerable[turn :: run.rounds * divisors[name]]
+            result = _run_queries(workers[name], part, filters, tenant, limit)
+            milliseconds[name] += result["milliseconds"]
+            found[name] |= dict(zip(part, result["found"], strict=True))
     for name in workers:
-        judged = [
+        judgements = [
             truth.judge(number, tenant, filters[number], limit, rows)
             for number, rows in found[name].items()
         ]
         cell["contenders"][name] = {
-            "queries": len(judged),
+            "queries": len(judgements),
             "p50": float(np.percentile(milliseconds[name], 50)),
             "p95": float(np.percentile(milliseconds[name], 95)),
-            "completeness": statistics.fmean(one.returned / one.expected for one in judged),
-            "recall": statistics.fmean(one.hits / one.expected for one in judged),
-            "foreign": sum(one.foreign for one in judged),
+            "completeness": statistics.fmean(j.returned / j.expected for j in judgements),
+            "recall": statistics.fmean(j.hits / j.expected for j in judgements),
+            "foreign": sum(j.foreign for j in judgements),
         }
     return cell
 
@@ -181,13 +195,13 @@ def search(
 def sweep(
     run: Comparison, workers: dict[str, WorkerProcess], truth: Truth, tenant: str, share: float
 ) -> list[dict[str, Any]]:
-    """The cells of one tenant at several settings of ``hnsw.ef_search``, where one can set it."""
-    able = {name: worker for name, worker in workers.items() if name in ("floor", "cenote")}
+    """Measure one tenant's cell at several settings of ``hnsw.ef_search``, for floor and cenote."""
+    swept = {name: worker for name, worker in workers.items() if name in ("floor", "cenote")}
     cells = []
-    for ef_search in EF_SEARCHES if able else ():
-        for worker in able.values():
+    for ef_search in EF_SEARCHES if swept else ():
+        for worker in swept.values():
             worker("set_ef_search", ef_search=ef_search)
-        cell = search(run, able, truth, tenant=tenant, kind="none", limit=10, share=share)
+        cell = search(run, swept, truth, tenant=tenant, kind="none", limit=10, share=share)
         cells.append({**cell, "ef_search": ef_search})
     return cells
 
@@ -195,7 +209,10 @@ def sweep(
 def clients(
     run: Comparison, workers: dict[str, WorkerProcess], searches: int, count: int
 ) -> dict[str, Any]:
-    """Searches a second of clients at once, of tenants as often as they have rows."""
+    """Measure the searches per second of concurrent clients.
+
+    Each tenant is searched in proportion to its rows.
+    """
     random = np.random.default_rng(1)
     rows = random.integers(0, run.collection.size, searches)
     jobs = [
@@ -210,7 +227,10 @@ def clients(
 
 
 def scans(run: Comparison, dsns: dict[str, str], tenant: str) -> dict[str, Any]:
-    """Rows a second when a tenant is read, and how much the reader grows; fresh processes."""
+    """Measure the rows per second of reading a tenant, and the growth of the process's memory.
+
+    Each contender runs in a new process.
+    """
     rates: dict[str, list[float]] = {}
     growth: dict[str, float] = {}
     missing: dict[str, str] = {}
@@ -219,18 +239,21 @@ def scans(run: Comparison, dsns: dict[str, str], tenant: str) -> dict[str, Any]:
         for turn in range(run.rounds):
             for name in rotated(run.writers, turn):
                 try:
-                    answer = workers[name]("scan", tenant=tenant)
-                except NotOfferedError as reason:
+                    result = workers[name]("scan", tenant=tenant)
+                except UnsupportedError as reason:
                     missing[name] = str(reason)
                     continue
-                rows = answer["rows"]
-                rates.setdefault(name, []).append(rows / answer["seconds"])
-                growth.setdefault(name, answer["growth"])
+                rows = result["rows"]
+                rates.setdefault(name, []).append(rows / result["seconds"])
+                growth.setdefault(name, result["growth"])
     return {"rows": rows, "per_second": _medians(rates), "growth": growth, "missing": missing}
 
 
 def live_upserts(run: Comparison, dsns: dict[str, str], rows: int) -> dict[str, float]:
-    """Rows a second into the full table with its ANN index; of the largest tenant."""
+    """Measure upserts of the largest tenant into the full table with its ANN index.
+
+    The rates are in rows per second.
+    """
     seconds = dict.fromkeys(run.writers, 0.0)
     bounds = np.linspace(run.collection.size, run.collection.size + rows, 5).astype(int)
     with run.workers({name: dsns[name] for name in run.writers}) as workers:
@@ -238,28 +261,28 @@ def live_upserts(run: Comparison, dsns: dict[str, str], rows: int) -> dict[str, 
             part = {"start": int(start), "stop": int(stop), "batch": run.batch, "tenant": None}
             for name in rotated(run.writers, turn):
                 seconds[name] += workers[name]("upsert", **part)
-    return {name: rows / spent for name, spent in seconds.items()}
+    return {name: rows / elapsed for name, elapsed in seconds.items()}
 
 
-def _searched(
+def _run_queries(
     worker: WorkerProcess, queries: Sequence[int], filters: list[Any], tenant: str, limit: int
 ) -> dict[str, Any]:
-    answer: dict[str, Any] = worker(
+    result: dict[str, Any] = worker(
         "search",
         queries=list(queries),
         filters=[filters[number] for number in queries],
         tenant=tenant,
         limit=limit,
     )
-    return answer
+    return result
 
 
-def _offered(worker: WorkerProcess, do: str, **arguments: Any) -> Any:
+def _if_supported(worker: WorkerProcess, operation: str, **arguments: Any) -> Any:
     try:
-        return worker(do, **arguments)
-    except NotOfferedError:
+        return worker(operation, **arguments)
+    except UnsupportedError:
         return None
 
 
-def _medians(values: dict[str, list[float]]) -> dict[str, float]:
-    return {name: statistics.median(some) for name, some in values.items()}
+def _medians(series: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in series.items()}

@@ -1,4 +1,4 @@
-"""Searches of the in-memory store beside the product and partial sort that they cannot do without.
+"""Compare searches of the in-memory store with the product and partial sort that they require.
 
 python -m benchmarks.memory
 """
@@ -19,24 +19,25 @@ DIMENSIONS = 384
 
 
 async def measure(count: int, queries: int) -> list[dict[str, Any]]:
-    """Medians of both for each filter, in turn for each query."""
+    """Measure the medians of both for each filter, in turn for each query."""
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal((count, DIMENSIONS)).astype(np.float32)
     store = InMemoryVectorStore(DIMENSIONS)
     await store.upsert(_chunks(vectors), "n")
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    measured = []
+    measurements = []
     for filter in (None, {"half": 1}, {"year": 2007}):
-        bare, ours = [], []
+        product_seconds, search_seconds = [], []
         for query in generator.standard_normal((queries, DIMENSIONS)).astype(np.float32):
             begin = time.perf_counter()
             np.argpartition(units @ query, -10)[-10:]
             middle = time.perf_counter()
             await store.search(query, "n", 10, filter)
-            bare.append(middle - begin)
-            ours.append(time.perf_counter() - middle)
-        product, search = statistics.median(bare), statistics.median(ours)
-        measured.append(
+            product_seconds.append(middle - begin)
+            search_seconds.append(time.perf_counter() - middle)
+        product = statistics.median(product_seconds)
+        search = statistics.median(search_seconds)
+        measurements.append(
             {
                 "rows": count,
                 "filter": filter,
@@ -45,12 +46,12 @@ async def measure(count: int, queries: int) -> list[dict[str, Any]]:
                 "microseconds_above": (search - product) * 1e6,
             }
         )
-    return measured
+    return measurements
 
 
 def run(counts: list[int], queries: int) -> list[dict[str, Any]]:
-    """The measurement at several numbers of rows."""
-    return [one for count in counts for one in asyncio.run(measure(count, queries))]
+    """Run the measurement for several numbers of rows."""
+    return [result for count in counts for result in asyncio.run(measure(count, queries))]
 
 
 def _chunks(vectors: Floats) -> list[EmbeddedChunk]:
@@ -71,8 +72,8 @@ def _chunks(vectors: Floats) -> list[EmbeddedChunk]:
 
 
 if __name__ == "__main__":
-    for one in run([10_000, 50_000, 200_000], queries=100):
+    for result in run([10_000, 50_000, 200_000], queries=100):
         print(
-            f"{one['rows']:9,} rows, filter {one['filter']!s:16} "
-            f"{one['ratio']:5.2f} x the bare product and argpartition"
+            f"{result['rows']:9,} rows, filter {result['filter']!s:16} "
+            f"{result['ratio']:5.2f} x the plain product and argpartition"
         )

@@ -1,4 +1,4 @@
-"""A comparison in four pictures, of ratios alone; needs matplotlib."""
+"""Draw the ratios of a comparison in four pictures. Requires matplotlib."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 Result = dict[str, Any]
 
-# Okabe and Ito's palette, told apart with any kind of colour vision.
+# Okabe and Ito's palette, which people with any kind of colour vision can distinguish.
 COLOURS = {
     "cenote": "#0072B2",
     "complete": "#56B4E9",
@@ -32,9 +32,9 @@ COLOURS = {
     "vecs-tuned": "#CC79A7",
 }
 _SIZE = (9.0, 4.8)  # 900 pixels wide
-_UNDATED: Any = {"Date": None}  # a second run of the same numbers gives the same file
+_UNDATED: Any = {"Date": None}  # the same numbers always produce the same file
 _GAP = 0.045
-"""Between two labels, in heights of the picture."""
+"""Minimum distance between two labels, relative to the height of the picture."""
 
 
 _STYLE: Any = {
@@ -47,7 +47,7 @@ _STYLE: Any = {
 
 
 def draw(result: Result, folder: Path) -> None:
-    """Write the pictures that the run has numbers for."""
+    """Draw the pictures for which the run has numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(_STYLE):
         if any(cell["contenders"] for cell in result["cells"]):
@@ -60,7 +60,7 @@ def draw(result: Result, folder: Path) -> None:
 
 @contextmanager
 def pair_of_axes(file: Path) -> Iterator[tuple[Any, Any]]:
-    """Two axes side by side to draw on, and a picture of them at the end."""
+    """Yield two axes side by side, and write the picture at the end."""
     with plt.rc_context(_STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=_SIZE)
         yield left, right
@@ -77,7 +77,7 @@ def _save(file: Path, paint: Callable[..., None], *arguments: Any) -> None:
 
 
 def _by_share(axes: Any, result: Result, measure: str) -> None:
-    """Lines over the tenants' shares, each with its name at the end of the small tenants."""
+    """Draw a line over the tenants' shares for each contender, labelled at the smallest tenant."""
     cells = [c for c in result["cells"] if c["filter"] == "none" and c["limit"] == 10]
     cells = sorted((c for c in cells if c["contenders"]), key=lambda cell: -cell["share"])
     shares = [cell["share"] for cell in cells]
@@ -98,21 +98,24 @@ def _by_share(axes: Any, result: Result, measure: str) -> None:
 
 
 def _recall_and_latency(axes: Any, result: Result) -> None:
-    """A point for each contender, over all its cells; lines where ef_search was varied."""
+    """Draw a point for each contender over all cells, and a line for each sweep of ef_search."""
     cells = [cell["contenders"] for cell in result["cells"] if cell["contenders"]]
     points = []
     for name in result["about"]["contenders"]:
         recall = statistics.fmean(cell[name]["recall"] for cell in cells)
         ratio = statistics.median(cell[name]["p50"] / cell["floor"]["p50"] for cell in cells)
         points.append((ratio, recall, name))
-    for place, (ratio, recall, name) in enumerate(sorted(points)):
-        below = (5, -12 - 12 * (place % 4))  # many are near one line
+    for position, (ratio, recall, name) in enumerate(sorted(points)):
+        offset = (
+            5,
+            -12 - 12 * (position % 4),
+        )  # staggered, since many points have a similar recall
         filled = COLOURS[name] if not name.endswith("-tuned") else "white"
         axes.plot(ratio, recall, "o", color=COLOURS[name], markerfacecolor=filled)
         axes.annotate(
             name,
             (ratio, recall),
-            below,
+            offset,
             textcoords="offset points",
             fontsize=9,
             color=COLOURS[name],
@@ -133,7 +136,7 @@ def _recall_and_latency(axes: Any, result: Result) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.minorticks_off()
-    axes.set_xlabel("p50, in multiples of floor's (median of all cells)")
+    axes.set_xlabel("p50, relative to floor (median of all cells)")
     axes.set_ylabel("recall@limit, mean of all cells")
     axes.set_title(
         "Recall and latency; lines: hnsw.ef_search from 20 to 640, one tenant", loc="left"
@@ -141,42 +144,43 @@ def _recall_and_latency(axes: Any, result: Result) -> None:
 
 
 def _throughput(axes: Any, result: Result) -> None:
-    """Bars in multiples of the floor's."""
-    measured = {
+    """Draw bars of the throughput relative to floor."""
+    measurements = {
         "upsert, no index": result["upsert"],
         "upsert, live index": result["live"],
         f"{result['clients']['clients']} clients": result["clients"]["per_second"],
     }
     names = [name for name in result["about"]["contenders"] if name in result["upsert"]]
     width = 0.8 / len(names)
-    for place, name in enumerate(names):
-        ratios = [rates[name] / rates["floor"] for rates in measured.values()]
-        places = [group + place * width for group in range(len(measured))]
+    for position, name in enumerate(names):
+        ratios = [rates[name] / rates["floor"] for rates in measurements.values()]
+        lefts = [group + position * width for group in range(len(measurements))]
         tuned = name.endswith("-tuned")
         axes.bar(
-            places,
+            lefts,
             ratios,
             width * 0.9,
             color="white" if tuned else COLOURS[name],
             edgecolor=COLOURS[name],
         )
-        for x, ratio in zip(places, ratios, strict=True):
+        for x, ratio in zip(lefts, ratios, strict=True):
             label = f"{name} {ratio:.2f}"
             axes.text(x, ratio + 0.02, label, rotation=90, ha="center", va="bottom", fontsize=8)
-    axes.set_xticks([group + 0.4 - width / 2 for group in range(len(measured))], list(measured))
+    centres = [group + 0.4 - width / 2 for group in range(len(measurements))]
+    axes.set_xticks(centres, list(measurements))
     axes.set_yticks([0, 0.5, 1.0])
     axes.set_ylim(0, max(1.7, axes.get_ylim()[1] + 0.4))
-    axes.set_title("Throughput, in multiples of floor's", loc="left")
+    axes.set_title("Throughput, relative to floor", loc="left")
 
 
 def _line(name: str) -> dict[str, Any]:
-    dashed = "--" if name.endswith("-tuned") else "-"
-    heavy = 3.0 if name == "cenote" else 1.4
-    return {"color": COLOURS[name], "linestyle": dashed, "linewidth": heavy}
+    style = "--" if name.endswith("-tuned") else "-"
+    width = 3.0 if name == "cenote" else 1.4
+    return {"color": COLOURS[name], "linestyle": style, "linewidth": width}
 
 
 def label_ends(axes: Any, ends: dict[str, float]) -> None:
-    """Names beside the ends of their lines, moved apart where they would meet."""
+    """Write each name beside the end of its line, and move names apart that would overlap."""
     bottom, top = axes.get_ylim()
     lowest = top
     for name, value in sorted(ends.items(), key=lambda end: end[1], reverse=True):

@@ -1,4 +1,4 @@
-"""A comparison's numbers as tables of ratios, for a terminal and for Markdown."""
+"""Format the numbers of a comparison as tables of ratios, for a terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A titled table; the first column is of words, the others of numbers."""
+    """A table with a title. Its first column contains text, the others numbers."""
 
     title: str
     head: list[str]
     rows: list[list[str]]
 
     def as_text(self) -> str:
-        """Aligned by blanks."""
+        """Return the table with columns aligned by spaces."""
         lines = [self.head, *self.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.head))]
         body = [
@@ -34,19 +34,19 @@ class Table:
         return "\n".join([self.title, *("  " + line for line in body)])
 
     def as_markdown(self) -> str:
-        """A Markdown table under its title."""
+        """Return a Markdown table under its title."""
         rule = ["---", *["---:"] * (len(self.head) - 1)]
         lines = ["| " + " | ".join(line) + " |" for line in (self.head, rule, *self.rows)]
         return "\n".join([f"**{self.title}**", "", *lines])
 
 
 def as_text(result: Result) -> str:
-    """All tables, for a terminal."""
+    """Return all tables for a terminal."""
     return "\n\n".join(table.as_text() for table in _tables(result))
 
 
 def as_markdown(result: Result) -> str:
-    """All tables, for benchmarks/README.md."""
+    """Return all tables for benchmarks/README.md."""
     about = result["about"]
     settings = ", ".join(f"{name} {value}" for name, value in about["settings"].items())
     head = (
@@ -57,8 +57,8 @@ def as_markdown(result: Result) -> str:
 
 
 def _tables(result: Result) -> Iterator[Table]:
-    checked = targets(result)
-    yield Table("Targets", ["target", "wanted", "measured", ""], [_row(one) for one in checked])
+    rows = [_row(target) for target in targets(result)]
+    yield Table("Targets", ["target", "wanted", "measured", ""], rows)
     if result["cells"]:
         yield _by_share(result, "completeness")
         yield _by_share(result, "recall")
@@ -113,16 +113,16 @@ def _large_limits(result: Result) -> Iterator[Table]:
     for name in result["about"]["contenders"]:
         row = [name]
         for cell in cells:
-            own = cell["contenders"][name]
-            ratio = own["p50"] / cell["contenders"]["floor"]["p50"]
-            row.append(f"{own['completeness']:.2f} / {own['recall']:.2f} / {ratio:.1f}")
+            measured = cell["contenders"][name]
+            ratio = measured["p50"] / cell["contenders"]["floor"]["p50"]
+            row.append(f"{measured['completeness']:.2f} / {measured['recall']:.2f} / {ratio:.1f}")
         rows.append(row)
-    yield Table("Large limits: completeness / recall / p50 in multiples of the floor's", head, rows)
+    yield Table("Large limits: completeness / recall / p50 relative to floor", head, rows)
 
 
 def _latency(result: Result) -> Table:
     cells = [cell["contenders"] for cell in result["cells"] if cell["contenders"]]
-    others = [
+    references = [
         name
         for name in ("floor", "complete", "floor-exact")
         if name in result["about"]["contenders"]
@@ -130,60 +130,60 @@ def _latency(result: Result) -> Table:
     rows = []
     for name in result["about"]["contenders"]:
         row = [name]
-        for other in others:
-            ratios = [cell[name]["p50"] / cell[other]["p50"] for cell in cells]
+        for reference in references:
+            ratios = [cell[name]["p50"] / cell[reference]["p50"] for cell in cells]
             row.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         rows.append(row)
-    title = "p50 in multiples of another's, cell by cell: median (lowest to highest)"
-    return Table(title, ["", *others], rows)
+    title = "p50 relative to other contenders, cell by cell: median (lowest to highest)"
+    return Table(title, ["", *references], rows)
 
 
 def _rates(result: Result) -> Table:
-    measured = {
+    measurements = {
         "upsert": result.get("upsert"),
-        "the same again": result.get("rewrite"),
+        "unchanged upsert": result.get("rewrite"),
         "upsert, live index": result.get("live"),
         "clients": result.get("clients", {}).get("per_second"),
         "scan": result.get("scan", {}).get("per_second"),
     }
-    measured = {name: rates for name, rates in measured.items() if rates}
+    measurements = {name: rates for name, rates in measurements.items() if rates}
     rows = []
     for name in result["about"]["contenders"]:
         row = [name]
-        for rates in measured.values():
+        for rates in measurements.values():
             known = name in rates and "floor" in rates
             row.append(f"{rates[name] / rates['floor']:.2f}" if known else "-")
         row.append(_megabytes(result.get("peak", {}).get(name)))
         row.append(_megabytes(result.get("scan", {}).get("growth", {}).get(name)))
         rows.append(row)
-    head = ["", *measured, "peak MB", "scan grows by MB"]
-    return Table("Rates in multiples of the floor's; memory of the client process", head, rows)
+    head = ["", *measurements, "peak MB", "growth in scan, MB"]
+    return Table("Rates relative to floor; memory of the client process", head, rows)
 
 
 def _bulk(result: Result) -> Table:
     bulk = result["bulk"]
-    whole = bulk["seconds"].get("floor, upsert into a live index")
+    floor_upsert = bulk["seconds"].get("floor, upsert into a live index")
     rows = [
-        [name, f"{seconds / whole:.2f}" if whole else "-"]
+        [name, f"{seconds / floor_upsert:.2f}" if floor_upsert else "-"]
         for name, seconds in bulk["seconds"].items()
     ]
-    title = f"Time to bring {bulk['rows']:,} rows into an empty table, index included"
-    return Table(title, ["", "of the floor's upsert"], rows)
+    title = f"Time to load {bulk['rows']:,} rows into an empty table, including the index"
+    return Table(title, ["", "relative to floor's upsert"], rows)
 
 
 def _memory(result: Result) -> Table:
     rows = [
-        [f"{one['rows']:,}, filter {one['filter']}", f"{one['ratio']:.2f}"]
-        for one in result["memory"]
+        [f"{search['rows']:,}, filter {search['filter']}", f"{search['ratio']:.2f}"]
+        for search in result["memory"]
     ]
-    return Table("Search in memory", ["rows", "x bare product"], rows)
+    return Table("Search in memory", ["rows", "relative to plain product"], rows)
 
 
-def _cells(result: Result, **wanted: Any) -> list[Any]:
+def _cells(result: Result, **values: Any) -> list[Any]:
     return [
         cell
         for cell in result["cells"]
-        if cell["contenders"] and all(cell[key] == value for key, value in wanted.items())
+        if cell["contenders"] and all(cell[key] == value for key, value in values.items())
     ]
 
 

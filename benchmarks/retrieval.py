@@ -1,9 +1,9 @@
-"""Both stores on a real collection: agreement, recall, nDCG@10, and that of words beside vectors.
+"""Measure agreement, recall and nDCG@10 of both stores on a collection with relevance judgements.
 
     python -m benchmarks.retrieval FOLDER
 
-The folder holds docs.jsonl and queries.jsonl (one {"id", "text"} a line), docs.npy and queries.npy
-(their embeddings, row by row), and qrels.tsv (qid, docid, rel; with a header).
+The folder contains docs.jsonl and queries.jsonl (one {"id", "text"} per line), docs.npy and
+queries.npy (their embeddings, row by row), and qrels.tsv (qid, docid, rel; with a header).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from cenote.retrievers import BM25Retriever, HybridRetriever, VectorRetriever, s
 
 BATCH = 1000
 
-Find = Callable[[str], Awaitable[list[RetrievalResult]]]
+Search = Callable[[str], Awaitable[list[RetrievalResult]]]
 
 
 async def measure(dsn: str, folder: Path) -> None:
-    """Load the collection into one namespace of both stores, and play its queries."""
+    """Load the collection into both stores, run its queries and print the measurements."""
     documents, vectors = _read(folder, "docs")
     queries, query_vectors = _read(folder, "queries")
     relevant = _judgements(folder)
@@ -55,28 +55,28 @@ async def measure(dsn: str, folder: Path) -> None:
         for start in range(0, len(chunks), BATCH):
             await store.upsert(chunks[start : start + BATCH], "collection")
             await memory.upsert(chunks[start : start + BATCH], "collection")
-        agreeing, recalls, gains, difference = 0, [], [], 0.0
+        identical, recalls, gains, difference = 0, [], [], 0.0
         for query, vector in zip(queries, query_vectors, strict=True):
             default = await store.search(vector, "collection")
             exact = await store.search(vector, "collection", exact=True)
             in_memory = await memory.search(vector, "collection")
-            agreeing += _ids(exact) == _ids(in_memory)
+            identical += _ids(exact) == _ids(in_memory)
             pairs = zip(exact, in_memory, strict=True)
-            difference = max(difference, *(abs(one.score - two.score) for one, two in pairs))
+            difference = max(difference, *(abs(a.score - b.score) for a, b in pairs))
             recalls.append(len(set(_ids(default)) & set(_ids(exact))) / len(exact))
             gains.append(_ndcg(_ids(default), relevant[query["id"]]))
         print(f"{len(documents):,} documents, {len(queries)} queries, limit 10")
-        print(f"  exact in Postgres and memory: {agreeing} of {len(queries)} queries the same ids")
+        print(f"  exact search, Postgres and memory: same ids in {identical} of {len(queries)}")
         print(f"  largest difference of a score: {difference:.1e}")
-        print(f"  recall of the default search against exact: {np.mean(recalls):.3f}")
+        print(f"  recall of the default search: {np.mean(recalls):.3f}")
         print(f"  nDCG@10 of the default search: {np.mean(gains):.4f}")
-        await _by_words(store, memory, queries, query_vectors, relevant)
+        await _measure_text_search(store, memory, queries, query_vectors, relevant)
 
 
-async def _by_words(
+async def _measure_text_search(
     store: VectorStore, memory: VectorStore, queries: Any, query_vectors: Any, relevant: Any
 ) -> None:
-    """nDCG@10 of the ways to search by words, alone and fused with the vectors."""
+    """Print nDCG@10 of the text searches, alone and combined with vectors, and their times."""
     vector_of = {
         query["text"]: vector for query, vector in zip(queries, query_vectors, strict=True)
     }
@@ -84,42 +84,48 @@ async def _by_words(
     by_words = BM25Retriever(store)
     by_stems = BM25Retriever(store, tokenize=stems("english"))
 
-    def by_vector_in(store: VectorStore) -> Find:
+    def vector_search(store: VectorStore) -> Search:
         return lambda text: store.search(vector_of[text], "collection")
 
-    def by_words_in(store: VectorStore) -> Find:
+    def text_search(store: VectorStore) -> Search:
         return lambda text: store.search_text(text, "collection")
 
-    def both(store: VectorStore) -> Find:
+    def hybrid_search(store: VectorStore) -> Search:
         return lambda text: store.search_hybrid(text, vector_of[text], "collection")
 
-    ways: dict[str, Find] = {
+    searches: dict[str, Search] = {
         "BM25 of words": lambda text: by_words.retrieve(text, "collection"),
         "BM25 of words and vectors": lambda text: HybridRetriever([by_vector, by_words]).retrieve(
             text, "collection"
         ),
         "BM25 of stems": lambda text: by_stems.retrieve(text, "collection"),
-        "search_text in Postgres": by_words_in(store),
-        "search_text in memory": by_words_in(memory),
-        "search_hybrid in Postgres": both(store),
-        "search_hybrid in memory": both(memory),
+        "search_text in Postgres": text_search(store),
+        "search_text in memory": text_search(memory),
+        "search_hybrid in Postgres": hybrid_search(store),
+        "search_hybrid in memory": hybrid_search(memory),
     }
-    for name, find in ways.items():
-        gains = [_ndcg(_ids(await find(query["text"])), relevant[query["id"]]) for query in queries]
+    for name, search in searches.items():
+        gains = [
+            _ndcg(_ids(await search(query["text"])), relevant[query["id"]]) for query in queries
+        ]
         print(f"  nDCG@10 of {name}: {np.mean(gains):.4f}")
-    print("  medians of time, as ratios to a search of the same store by vector alone:")
-    for name, searched in (("Postgres", store), ("memory", memory)):
-        finds: list[Find] = [by_vector_in(searched), by_words_in(searched), both(searched)]
-        alone, words, hybrid = [await _median(queries, find) for find in finds]
-        print(f"    {name}: by words {words / alone:.2f}, by both {hybrid / alone:.2f}")
+    print("  median times, relative to a vector search of the same store:")
+    for name, measured in (("Postgres", store), ("memory", memory)):
+        timed: list[Search] = [
+            vector_search(measured),
+            text_search(measured),
+            hybrid_search(measured),
+        ]
+        vector, words, hybrid = [await _median_seconds(queries, search) for search in timed]
+        print(f"    {name}: text {words / vector:.2f}, hybrid {hybrid / vector:.2f}")
 
 
-async def _median(queries: Any, find: Find) -> float:
-    """Seconds that an answer takes."""
+async def _median_seconds(queries: Any, search: Search) -> float:
+    """Return the median duration of a search."""
     times = []
     for query in queries:
         start = time.perf_counter()
-        await find(query["text"])
+        await search(query["text"])
         times.append(time.perf_counter() - start)
     return float(np.median(times))
 
@@ -143,13 +149,15 @@ def _ids(results: list[RetrievalResult]) -> list[str]:
 
 
 def _ndcg(found: list[str], relevant: set[str]) -> float:
-    """Normalised discounted cumulative gain, binary grades, log2 discount."""
+    """Return the normalised discounted cumulative gain, with binary grades and a log2 discount."""
     gain = sum(1 / math.log2(rank + 2) for rank, hit in enumerate(found) if hit in relevant)
     return gain / sum(1 / math.log2(rank + 2) for rank in range(min(10, len(relevant))))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure both stores on a collection.")
+    parser = argparse.ArgumentParser(
+        description="Measure both stores on a collection with relevance judgements."
+    )
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     with EmbeddedPostgres() as server:

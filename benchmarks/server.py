@@ -1,4 +1,4 @@
-"""The one server of a comparison, with settings that a careful administrator would give it."""
+"""The server of a comparison, with settings that a careful administrator would choose."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SETTINGS = {
     "random_page_cost": "1.1",
     "max_connections": "300",
 }
-"""Everything held in memory, index builds too; commits are as safe as ever."""
+"""Settings that keep all data and index builds in memory, and commits durable."""
 
-_SHOWN = ("server_version", "jit", "synchronous_commit", "fsync", *SETTINGS)
+_REPORTED_SETTINGS = ("server_version", "jit", "synchronous_commit", "fsync", *SETTINGS)
 _PREFIX = "benchmark_"
 _TRUNCATE = """
 DO $$ DECLARE names text; BEGIN
@@ -40,38 +40,42 @@ END $$
 
 
 class Server:
-    """Databases on a server: one for each contender's table.
+    """A server with one database for each contender's table.
 
     Args:
-        dsn: of any database of the server, by a role that may create others.
+        dsn: Connection string of any database on the server. Its role must be allowed to create
+            databases.
     """
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
-        self._made: list[str] = []
+        self._databases: list[str] = []
 
-    def database(self, name: str) -> str:
-        """A new database with the extension, in the place of any that a run left behind."""
+    def create_database(self, name: str) -> str:
+        """Create a database with pgvector and return its connection string.
+
+        A database of this name that an earlier run left behind is dropped first.
+        """
         name = _PREFIX + name.replace("-", "_")
         self._execute(self.dsn, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         self._execute(self.dsn, f'CREATE DATABASE "{name}" TEMPLATE template0')
-        self._made.append(name)
+        self._databases.append(name)
         dsn = make_url(self.dsn).set(drivername="postgresql", database=name)
         text = dsn.render_as_string(hide_password=False)
         self._execute(text, "CREATE EXTENSION vector")
         return text
 
-    def empty(self, dsn: str) -> None:
-        """Remove all rows, and leave tables and prepared statements as they are."""
+    def truncate(self, dsn: str) -> None:
+        """Delete all rows; tables and prepared statements stay."""
         self._execute(dsn, _TRUNCATE)
 
-    def settle(self, dsn: str) -> None:
-        """After a load: what autovacuum would do in its own time."""
+    def vacuum(self, dsn: str) -> None:
+        """Vacuum and analyze after a load, as autovacuum would do later, and write a checkpoint."""
         self._execute(dsn, "VACUUM ANALYZE")
         self._execute(dsn, "CHECKPOINT")
 
     def sizes(self, dsn: str) -> dict[str, int]:
-        """Bytes of all HNSW indexes, and of all tables without their indexes."""
+        """Return the bytes of all HNSW indexes, and of all tables without their indexes."""
         return {
             "index": self._value(
                 dsn,
@@ -86,12 +90,12 @@ class Server:
         }
 
     def settings(self) -> dict[str, str]:
-        """What the run was made with."""
-        return {name: self._value(self.dsn, f"SHOW {name}") for name in _SHOWN}
+        """Return the server's version and the settings that matter for the results."""
+        return {name: self._value(self.dsn, f"SHOW {name}") for name in _REPORTED_SETTINGS}
 
     def drop_databases(self) -> None:
-        """Leave nothing behind."""
-        for name in self._made:
+        """Drop all databases that this object created."""
+        for name in self._databases:
             self._execute(self.dsn, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def _execute(self, dsn: str, statement: str) -> None:
@@ -113,8 +117,11 @@ class Server:
 
 
 @contextmanager
-def a_server(dsn: str | None) -> Iterator[Server]:
-    """The given server as it is, or the embedded one with `SETTINGS`; no database is left."""
+def benchmark_server(dsn: str | None) -> Iterator[Server]:
+    """Yield the server at `dsn` as it is, or an embedded one with `SETTINGS`.
+
+    All databases created on it are dropped at the end.
+    """
     if dsn is not None:
         server = Server(make_url(dsn).set(drivername="postgresql").render_as_string(False))
         try:
@@ -122,11 +129,13 @@ def a_server(dsn: str | None) -> Iterator[Server]:
         finally:
             server.drop_databases()
         return
-    with tempfile.TemporaryDirectory(prefix="cenote-benchmark-", ignore_cleanup_errors=True) as one:
-        folder = Path(one) / "postgres"
+    with tempfile.TemporaryDirectory(
+        prefix="cenote-benchmark-", ignore_cleanup_errors=True
+    ) as temporary:
+        folder = Path(temporary) / "postgres"
         with EmbeddedPostgres(folder) as embedded:
             configured = Server(embedded.dsn)
             for name, value in SETTINGS.items():
                 configured._execute(embedded.dsn, f"ALTER SYSTEM SET {name} = '{value}'")
-        with EmbeddedPostgres(folder) as embedded:  # started anew, since some need that
+        with EmbeddedPostgres(folder) as embedded:  # restarted, since some settings need it
             yield Server(embedded.dsn)

@@ -1,4 +1,4 @@
-"""What cenote has to reach, and whether a run did."""
+"""The targets that cenote should reach, and a comparison of a run's results with them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,22 @@ BULK_OF_LIVE_UPSERT = 1 / 3
 SCAN_OF_FLOOR = 0.7
 MEMORY_OF_PRODUCT = 1.3
 MEMORY_FROM = 50_000
-"""Rows from which a search in memory has a target; below, calls weigh more than numbers."""
+"""Number of rows from which a search in memory has a target.
+
+With fewer rows, the cost of function calls outweighs the cost of the arithmetic.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A target, and what was measured."""
+    """A target and the measured result.
+
+    Attributes:
+        name: Quantity that is measured.
+        wanted: Value to reach, for display.
+        measured: Measured value, for display.
+        met: Whether the run reached the target.
+    """
 
     name: str
     wanted: str
@@ -33,31 +43,38 @@ class Target:
 
 
 def targets(result: dict[str, Any]) -> list[Target]:
-    """All targets of which the run says anything."""
-    return [*_of_cells(result), *_of_rates(result), *_of_bulk(result), *_of_memory(result)]
+    """Return all targets for which the run has measurements."""
+    return [
+        *_search_targets(result),
+        *_rate_targets(result),
+        *_bulk_load_targets(result),
+        *_memory_targets(result),
+    ]
 
 
-def _of_cells(result: dict[str, Any]) -> Iterator[Target]:
+def _search_targets(result: dict[str, Any]) -> Iterator[Target]:
     cells = [cell for cell in result["cells"] if "cenote" in cell["contenders"]]
     if not cells:
         return
-    ours = [cell["contenders"]["cenote"] for cell in cells]
-    worst = min(cell["completeness"] for cell in ours)
+    worst = min(cell["contenders"]["cenote"]["completeness"] for cell in cells)
     yield Target("completeness, every cell", "1.00", f"{worst:.4f}", worst >= COMPLETENESS)
     low = min((cell["contenders"]["cenote"]["recall"], _name(cell)) for cell in cells)
     measured = f"{low[0]:.3f} ({low[1]})"
     yield Target("recall, every cell", f">= {RECALL}", measured, low[0] >= RECALL)
     if "complete" in cells[0]["contenders"]:
-        yield _latency(cells)
+        yield _latency_target(cells)
     if "floor-exact" in cells[0]["contenders"]:
         high = max((_ratio(cell, "floor-exact"), _name(cell)) for cell in cells)
         measured = f"{high[0]:.2f} ({high[1]})"
-        yield Target("p50 of floor-exact's, every cell", "<= 1", measured, high[0] <= 1)
+        yield Target("p50 relative to floor-exact, every cell", "<= 1", measured, high[0] <= 1)
 
 
-def _latency(cells: list[Any]) -> Target:
-    """The better of two ratios, each to its own limit, in the worst cell."""
-    excess = max(
+def _latency_target(cells: list[Any]) -> Target:
+    """Return the target for p50, which a cell meets by either of two ratios.
+
+    The measured values come from the worst cell.
+    """
+    worst_excess = max(
         (min(_ratio(cell, "floor") / P50_OF_FLOOR, _ratio(cell, "complete") / P50_OF_COMPLETE), n)
         for n, cell in enumerate(cells)
     )
@@ -65,7 +82,7 @@ def _latency(cells: list[Any]) -> Target:
         _ratio(cell, "floor") > P50_OF_FLOOR and _ratio(cell, "complete") > P50_OF_COMPLETE
         for cell in cells
     )
-    worst = cells[excess[1]]
+    worst = cells[worst_excess[1]]
     return Target(
         "p50, every cell",
         f"<= {P50_OF_FLOOR} x floor or <= {P50_OF_COMPLETE} x complete",
@@ -75,10 +92,10 @@ def _latency(cells: list[Any]) -> Target:
     )
 
 
-def _of_rates(result: dict[str, Any]) -> Iterator[Target]:
+def _rate_targets(result: dict[str, Any]) -> Iterator[Target]:
     clients = result.get("clients", {})
     scan = result.get("scan", {}).get("per_second")
-    wanted = (
+    minimums = (
         (f"{clients.get('clients')} clients", clients.get("per_second"), "floor", CLIENTS_OF_FLOOR),
         ("upsert without an ANN index", result.get("upsert"), "floor", UPSERT_OF_FLOOR),
         ("upsert without an ANN index", result.get("upsert"), "original", UPSERT_OF_ORIGINAL),
@@ -86,32 +103,32 @@ def _of_rates(result: dict[str, Any]) -> Iterator[Target]:
         ("unchanged upsert", result.get("rewrite"), "original", REWRITE_OF_ORIGINAL),
         ("scan", scan, "floor", SCAN_OF_FLOOR),
     )
-    for name, rates, other, least in wanted:
-        if rates and "cenote" in rates and other in rates:
-            ratio = rates["cenote"] / rates[other]
-            yield Target(f"{name}, of {other}'s", f">= {least:g}", f"{ratio:.2f}", ratio >= least)
+    for name, rates, reference, minimum in minimums:
+        if rates and "cenote" in rates and reference in rates:
+            ratio = rates["cenote"] / rates[reference]
+            label = f"{name}, relative to {reference}"
+            yield Target(label, f">= {minimum:g}", f"{ratio:.2f}", ratio >= minimum)
 
 
-def _of_bulk(result: dict[str, Any]) -> Iterator[Target]:
+def _bulk_load_targets(result: dict[str, Any]) -> Iterator[Target]:
     seconds = result.get("bulk", {}).get("seconds", {})
     if "cenote" in seconds:
         ratio = seconds["cenote"] / seconds["cenote, upsert into a live index"]
         met = ratio <= BULK_OF_LIVE_UPSERT
         rows = result["bulk"]["rows"]
-        yield Target(
-            f"bulk load of {rows:,} rows, of upserting them", "<= 1/3", f"{ratio:.2f}", met
-        )
+        name = f"bulk load of {rows:,} rows, relative to upserts"
+        yield Target(name, "<= 1/3", f"{ratio:.2f}", met)
 
 
-def _of_memory(result: dict[str, Any]) -> Iterator[Target]:
-    by_rows: dict[int, list[dict[str, Any]]] = {}
-    for one in result.get("memory", ()):
-        by_rows.setdefault(one["rows"], []).append(one)
-    for rows, measured in by_rows.items():
+def _memory_targets(result: dict[str, Any]) -> Iterator[Target]:
+    ratios_by_rows: dict[int, list[float]] = {}
+    for search in result.get("memory", ()):
+        ratios_by_rows.setdefault(search["rows"], []).append(search["ratio"])
+    for rows, ratios in ratios_by_rows.items():
         if rows < MEMORY_FROM:
             continue
-        ratio = max(one["ratio"] for one in measured)
-        name = f"memory, {rows:,} rows, of the bare product"
+        ratio = max(ratios)
+        name = f"memory, {rows:,} rows, relative to plain product"
         yield Target(name, f"<= {MEMORY_OF_PRODUCT}", f"{ratio:.2f}", ratio <= MEMORY_OF_PRODUCT)
 
 

@@ -1,10 +1,10 @@
-"""A contender's process: orders come in as lines of JSON, answers go out so.
+"""A contender's process, which reads requests and writes responses as lines of JSON.
 
     python -m benchmarks.worker CONTENDER FOLDER
 
-The data are in the folder's files; only numbers and ids go through the pipe. The worker times what
-it is ordered to do, so that the pipe costs nothing. It runs in each contender's environment, and
-imports nothing beyond numpy and the contender.
+The data is in the folder's files; only numbers and ids go through the pipe. The worker itself
+measures the time of each operation, so the pipe does not count. It runs in the contender's
+environment, and imports only numpy and the contender.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ import numpy as np
 
 from benchmarks.collection import id_of, row_of
 from benchmarks.contenders import CONTENDERS
-from benchmarks.contenders.base import Contender, Job, NotOfferedError, Row
+from benchmarks.contenders.base import Contender, Job, Row, UnsupportedError
 
 
 class Worker:
-    """What can be ordered: each method takes the order's arguments and returns the answer."""
+    """The operations: each method takes a request's arguments and returns the result."""
 
     def __init__(self, contender: Contender, folder: Path) -> None:
         self._contender = contender
         self._folder = folder
-        self._queries = [contender.as_query(one) for one in np.load(folder / "queries.npy")]
+        self._queries = [contender.as_query(vector) for vector in np.load(folder / "queries.npy")]
 
     async def open(self, dsn: str, dimensions: int) -> None:
         await self._contender.open(dsn, dimensions)
@@ -49,11 +49,11 @@ class Worker:
         await self._contender.create_index()
 
     async def upsert(self, start: int, stop: int, batch: int, tenant: str | None) -> float:
-        """Seconds to write rows, of their own tenants or of one."""
+        """Upsert rows and return the seconds; None as `tenant` keeps each row's tenant."""
         return await self._write(self._contender.upsert, start, stop, batch, tenant)
 
     async def rewrite(self, start: int, stop: int, batch: int, tenant: str | None) -> float:
-        """Seconds to write the same once more."""
+        """Upsert rows that are stored already and return the seconds."""
         return await self._write(self._contender.rewrite, start, stop, batch, tenant)
 
     async def _write(self, write: Any, start: int, stop: int, batch: int, tenant: Any) -> float:
@@ -67,7 +67,7 @@ class Worker:
         return seconds
 
     async def bulk_load(self, start: int, stop: int, tenant: str | None) -> dict[str, float]:
-        """Seconds to fill the table, and by how many bytes the process grew meanwhile."""
+        """Fill the table, and return the seconds and the growth of the process in bytes."""
         rows = list(self._rows(start, stop, tenant))
         before = _restart_peak()
         begin = time.perf_counter()
@@ -77,7 +77,7 @@ class Worker:
     async def search(
         self, queries: list[int], filters: list[Any], tenant: str, limit: int
     ) -> dict[str, Any]:
-        """Milliseconds of each search, and the rows it found."""
+        """Run searches, and return the milliseconds and the found rows of each."""
         milliseconds, found = [], []
         for number, filter in zip(queries, filters, strict=True):
             job = Job(self._queries[number], tenant, filter, limit)
@@ -91,16 +91,17 @@ class Worker:
         await self._contender.set_ef_search(ef_search)
 
     async def clients(self, jobs: list[list[Any]], limit: int, count: int) -> float:
-        """Searches a second of so many clients."""
-        ready = [Job(self._queries[number], tenant, None, limit) for number, tenant in jobs]
-        # Opens the connections, and goes past the five plans that a server makes anew on each.
-        await self._contender.clients(ready[: 10 * count], count)
+        """Run searches with this number of clients and return the searches per second."""
+        searches = [Job(self._queries[number], tenant, None, limit) for number, tenant in jobs]
+        # The warm-up opens the connections. The server also makes a new plan for the first five
+        # executions on each of them.
+        await self._contender.clients(searches[: 10 * count], count)
         begin = time.perf_counter()
-        await self._contender.clients(ready, count)
-        return len(ready) / (time.perf_counter() - begin)
+        await self._contender.clients(searches, count)
+        return len(searches) / (time.perf_counter() - begin)
 
     async def scan(self, tenant: str) -> dict[str, float]:
-        """Rows, seconds, and by how many bytes the process grew meanwhile."""
+        """Read a tenant, and return rows, seconds and the growth of the process in bytes."""
         before = _restart_peak()
         begin = time.perf_counter()
         rows = await self._contender.scan(tenant)
@@ -108,30 +109,30 @@ class Worker:
         return {"rows": rows, "seconds": seconds, "growth": _peak() - before}
 
     async def peak(self) -> int:
-        """The most bytes that the process held, since it was last asked to start counting."""
+        """Return the peak memory in bytes since the last restart of the peak."""
         return _peak()
 
     def _rows(self, start: int, stop: int, tenant: str | None) -> Iterator[Row]:
         vectors = np.load(self._folder / "vectors.npy", mmap_mode="r")
         with (self._folder / "rows.jsonl").open(encoding="utf-8") as lines:
             for number, line in enumerate(islice(lines, start, stop), start):
-                given = json.loads(line)
+                fields = json.loads(line)
                 yield Row(
                     id=id_of(number),
                     document_id=str(number // 10),
-                    content=given["content"],
+                    content=fields["content"],
                     position=number % 10,
-                    metadata=given["metadata"],
-                    tenant=tenant or given["tenant"],
+                    metadata=fields["metadata"],
+                    tenant=tenant or fields["tenant"],
                     vector=np.array(vectors[number]),
                 )
 
 
 def _peak() -> int:
-    """The most memory that was resident.
+    """Return the peak of the resident memory in bytes.
 
-    Not ``ru_maxrss`` where the kernel tells better: a process inherits that from the one which
-    started it.
+    Linux reports it in ``/proc``. ``ru_maxrss`` is the fallback, since a process inherits its value
+    from the process that started it.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -143,33 +144,33 @@ def _peak() -> int:
 
 
 def _restart_peak() -> int:
-    """Count from what is resident now, where the kernel can."""
+    """Restart the peak at the current memory, where the kernel supports it, and return it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak()
 
 
-async def serve(worker: Worker, answers: Any) -> None:
-    """Take orders until there are no more."""
+async def serve(worker: Worker, responses: Any) -> None:
+    """Answer the requests on stdin until it is closed."""
     for line in sys.stdin:
-        order = json.loads(line)
-        answer: dict[str, Any]
+        request = json.loads(line)
+        response: dict[str, Any]
         try:
-            answer = {"result": await getattr(worker, order.pop("do"))(**order)}
-        except NotOfferedError as reason:
-            answer = {"not_offered": str(reason)}
+            response = {"result": await getattr(worker, request.pop("operation"))(**request)}
+        except UnsupportedError as reason:
+            response = {"unsupported": str(reason)}
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            response = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        responses.write(json.dumps(response) + "\n")
+        responses.flush()
 
 
 def main() -> None:
-    """Serve; whatever a library prints goes to stderr."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    """Serve requests, and redirect everything a library prints to stderr."""
+    responses = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     name, folder = sys.argv[1:]
-    asyncio.run(serve(Worker(CONTENDERS[name].make(), Path(folder)), answers))
+    asyncio.run(serve(Worker(CONTENDERS[name].make(), Path(folder)), responses))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The driver's side of the workers."""
+"""The processes of the contenders, as the driver sees them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders.base import UnsupportedError
 
 _ROOT = Path(__file__).parent.parent
 
 
-class NotOfferedError(Exception):
-    """The contender has no way to do this."""
-
-
 class WorkerProcess:
-    """A contender in a process of its own.
+    """A contender's process.
 
     Args:
-        name: the contender.
-        folder: of the data.
-        environments: of the virtual environments of the contenders that need one.
+        name: Name of the contender.
+        folder: Folder of the data.
+        environments: Folder of the contenders' virtual environments.
     """
 
     def __init__(self, name: str, folder: Path, environments: Path) -> None:
@@ -41,27 +38,27 @@ class WorkerProcess:
             env={**os.environ, "PYTHONPATH": str(_ROOT)},
         )
 
-    def __call__(self, do: str, **arguments: Any) -> Any:
-        """Order something, and wait for the result.
+    def __call__(self, operation: str, **arguments: Any) -> Any:
+        """Run an operation of the worker and return its result.
 
         Raises:
-            NotOfferedError: the contender has no way to do it.
-            RuntimeError: it failed.
+            UnsupportedError: The contender does not support the operation.
+            RuntimeError: The operation failed.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self._process.stdin.write(json.dumps({"operation": operation, **arguments}) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "the worker ended"}
-        if "not_offered" in answer:
-            raise NotOfferedError(answer["not_offered"])
-        if "error" in answer:
-            raise RuntimeError(f"{self.name}, {do}: {answer['error']}")
-        return answer["result"]
+        response = json.loads(line) if line else {"error": "the worker exited"}
+        if "unsupported" in response:
+            raise UnsupportedError(response["unsupported"])
+        if "error" in response:
+            raise RuntimeError(f"{self.name}, {operation}: {response['error']}")
+        return response["result"]
 
     def stop(self) -> None:
-        """End the process."""
+        """Stop the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -73,10 +70,11 @@ class WorkerProcess:
 def open_workers(
     dsns: dict[str, str], folder: Path, environments: Path, dimensions: int
 ) -> Iterator[dict[str, WorkerProcess]]:
-    """A worker for each contender, connected to its database."""
+    """Start a worker for each contender, connected to its database, and yield them by name."""
     with ExitStack() as stack:
         workers = {}
-        for name in dsns:  # all at first, since they spend their first second on imports
+        # Start all processes before connecting: each spends its first second on imports.
+        for name in dsns:
             workers[name] = WorkerProcess(name, folder, environments)
             stack.callback(workers[name].stop)
         for name, dsn in dsns.items():
@@ -87,7 +85,7 @@ def open_workers(
 
 
 def interpreter(name: str, environments: Path) -> Path:
-    """The Python that has the contender's library."""
+    """Return the path of the Python that has the contender's library."""
     environment = CONTENDERS[name].environment
     if environment is None:
         return Path(sys.executable)
@@ -95,11 +93,11 @@ def interpreter(name: str, environments: Path) -> Path:
 
 
 def installed(environments: Path) -> list[str]:
-    """The contenders whose library is there."""
+    """Return the names of the contenders whose library is installed."""
     return [name for name in CONTENDERS if interpreter(name, environments).exists()]
 
 
 def rotated(names: Sequence[str], by: int) -> list[str]:
-    """The same in another order, so that none comes first in every round."""
+    """Rotate the names, so that no contender comes first in every round."""
     by %= len(names)
     return [*names[by:], *names[:by]]

@@ -1,7 +1,7 @@
-"""The contenders of the comparison: a name for each, and how to make it.
+"""The contenders of the comparison, by name.
 
-Each runs in a process of its own (`benchmarks.worker`), under the interpreter that has its library.
-So nothing is imported here, and a contender's module is imported by its own worker only.
+Each contender runs in its own process (`benchmarks.worker`), under the interpreter that has its
+library. Only that process imports the contender's module, so this module imports none of them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Entry:
     """A contender.
 
     Attributes:
-        module, name: where its class is.
-        arguments: of the class.
-        environment: the virtual environment that its library needs; None for cenote's own.
-        table_of: the contender whose table it searches, if it writes none.
+        module, name: Module and name of its class.
+        arguments: Arguments of the class.
+        environment: Virtual environment with its library; None for cenote's environment.
+        table_of: Contender whose table it searches; None if it has its own table.
     """
 
     module: str
@@ -32,10 +32,10 @@ class Entry:
     table_of: str | None = None
 
     def make(self) -> Contender:
-        """The contender, in a process that has its library."""
+        """Create the contender, in a process that has its library."""
         module = importlib.import_module(f"benchmarks.contenders.{self.module}")
-        made: Contender = getattr(module, self.name)(**self.arguments)
-        return made
+        contender: Contender = getattr(module, self.name)(**self.arguments)
+        return contender
 
 
 _TUNED = {"tuned": True}

@@ -1,7 +1,7 @@
-"""What a contender does, for the worker that drives it.
+"""The interface of a contender, for the worker that drives it.
 
-This module and the worker run in every contender's environment: they import numpy and the standard
-library, and nothing else.
+This module and the worker run in every contender's environment, so they import only numpy and the
+standard library.
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 M, EF_CONSTRUCTION = 16, 64
-"""The HNSW parameters of all: pgvector's defaults."""
+"""HNSW parameters of all contenders: pgvector's defaults."""
 
 TUNED_EF_SEARCH = 200
-"""What the tuned contenders ask for: as many candidates as cenote does by default."""
+"""``hnsw.ef_search`` of the tuned contenders: the number of candidates that cenote uses by default.
+"""
 
 ITERATIVE_SCAN = "strict_order"
-"""What the tuned contenders scan by: pgvector's README names it first, and their results come in
-the order of the scan, so that the relaxed one would be wrong."""
+"""``hnsw.iterative_scan`` of the tuned contenders.
+
+pgvector's README names it first. These contenders return results in the order of the scan, so
+``relaxed_order`` would return them in a wrong order.
+"""
 
 BULK_BATCH = 1000
 
 
-class NotOfferedError(Exception):
-    """The library has no way to do this."""
+class UnsupportedError(Exception):
+    """The contender does not support the operation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Row:
 
 
 class Job(NamedTuple):
-    """A search: the query as the contender takes it, and what it is limited to."""
+    """A search: the query in the contender's format, and the tenant, filter and limit."""
 
     query: Any
     tenant: str
@@ -56,44 +60,44 @@ class Job(NamedTuple):
 
 
 class Contender(ABC):
-    """A library, or code by hand, over a table in a database of its own."""
+    """A library or hand-written code over a table in its own database."""
 
     @abstractmethod
     async def open(self, dsn: str, dimensions: int) -> None:
-        """Connect to a database that has the extension."""
+        """Connect to a database that has pgvector installed."""
 
     @abstractmethod
     async def close(self) -> None:
         """Disconnect."""
 
     async def create_table(self) -> None:
-        """An empty table without an ANN index, in the place of any that is there."""
-        raise NotOfferedError("it searches the table of another contender")
+        """Replace the table with an empty one without an ANN index."""
+        raise UnsupportedError("searches the table of another contender")
 
     async def create_index(self) -> None:
-        """The ANN index, and what other ones the contender is tuned by."""
-        raise NotOfferedError("it searches the table of another contender")
+        """Create the ANN index, and any other indexes of a tuned contender."""
+        raise UnsupportedError("searches the table of another contender")
 
     def as_query(self, vector: NDArray[np.float32]) -> Any:
-        """A query as the library's documentation has it; made before the clock starts."""
+        """Convert a query to the format that the library documents. This is not timed."""
         return vector
 
     def as_batch(self, rows: Sequence[Row]) -> Any:
-        """Rows as the library's documentation has them; made before the clock starts."""
+        """Convert rows to the format that the library documents. This is not timed."""
         return rows
 
     async def upsert(self, batch: Any) -> None:
-        """Write what `as_batch` made; the rows of a batch may be of several tenants."""
-        raise NotOfferedError("it searches the table of another contender")
+        """Write a batch from `as_batch`, whose rows may belong to several tenants."""
+        raise UnsupportedError("searches the table of another contender")
 
     async def rewrite(self, batch: Any) -> None:
-        """Write the same once more."""
+        """Upsert a batch that is stored already."""
         await self.upsert(batch)
 
     async def bulk_load(self, rows: Sequence[Row]) -> None:
-        """Fill an empty table the fastest way there is; the ANN index is there at the end.
+        """Fill an empty table in the fastest way the library has, and create the ANN index.
 
-        Where the library has no way of its own: upserts, then the index.
+        The default upserts the rows and then creates the index.
         """
         for start in range(0, len(rows), BULK_BATCH):
             await self.upsert(self.as_batch(rows[start : start + BULK_BATCH]))
@@ -101,35 +105,35 @@ class Contender(ABC):
 
     @abstractmethod
     async def search(self, job: Job) -> list[str]:
-        """The ids of the nearest rows, the nearest first."""
+        """Return the ids of the nearest rows, nearest first."""
 
     async def scan(self, tenant: str) -> int:
-        """Read all rows of a tenant, without vectors, and count them."""
-        raise NotOfferedError("it has no way to read a tenant's rows")
+        """Read all rows of a tenant, without vectors, and return their number."""
+        raise UnsupportedError("cannot read the rows of a tenant")
 
     async def set_ef_search(self, ef_search: int) -> None:
-        """Search with other than the default number of candidates from now on."""
-        raise NotOfferedError("it is measured at its defaults, and tuned")
+        """Set the number of candidates of the following searches."""
+        raise UnsupportedError("is measured at its defaults and tuned only")
 
     async def clients(self, jobs: Sequence[Job], count: int) -> None:
-        """All searches, by so many clients at once."""
-        await share_out(jobs, range(count), lambda _, job: self.search(job))
+        """Run all searches with this number of concurrent clients."""
+        await run_clients(jobs, range(count), lambda _, job: self.search(job))
 
 
-async def share_out(
-    jobs: Sequence[Job], seats: Sequence[Any], search: Callable[[Any, Job], Awaitable[Any]]
+async def run_clients(
+    jobs: Sequence[Job], clients: Sequence[Any], search: Callable[[Any, Job], Awaitable[Any]]
 ) -> None:
-    """Let each seat, a connection for instance, take the next search that is left."""
-    left = iter(jobs)
+    """Run all searches; each client, e.g. a connection, takes the next search when it is free."""
+    remaining = iter(jobs)
 
-    async def client(seat: Any) -> None:
-        for job in left:
-            await search(seat, job)
+    async def run(client: Any) -> None:
+        for job in remaining:
+            await search(client, job)
 
-    await asyncio.gather(*(client(seat) for seat in seats))
+    await asyncio.gather(*(run(client) for client in clients))
 
 
 def by_tenant(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """Neighbouring rows of a tenant."""
+    """Yield each tenant with its rows, which must be adjacent."""
     for tenant, group in groupby(rows, key=lambda row: row.tenant):
         yield tenant, list(group)

@@ -1,4 +1,4 @@
-"""cenote's `PgVectorStore` at its defaults: 16 partitions, complete searches."""
+"""cenote's `PgVectorStore` with its defaults: 16 partitions, complete searches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cenote import Chunk, EmbeddedChunk, PgVectorStore
 
 
 class Cenote(Contender):
-    """cenote itself."""
+    """cenote's `PgVectorStore`."""
 
     async def open(self, dsn: str, dimensions: int) -> None:
         self._dimensions = dimensions
         self._store = await PgVectorStore.connect(dsn, dimensions)
-        self._searching = self._store
+        self._search_store = self._store
 
     async def close(self) -> None:
         await self._store.close()
@@ -42,10 +42,11 @@ class Cenote(Contender):
             await self._store.upsert(chunks, tenant)
 
     async def bulk_load(self, rows: Sequence[Row]) -> None:
-        """Into the table as the migrations leave it, the ANN index included.
+        """Load the rows into a table as the migrations create it, with its ANN index.
 
-        One tenant by `bulk_load`, whose default drops the index of an empty table and builds it
-        afterwards; many within `deferred_ann_index`, as its documentation has it.
+        For a single tenant, `bulk_load` drops the index of the empty table and builds it
+        afterwards. Several tenants are loaded within `deferred_ann_index`, as its documentation
+        recommends.
         """
         store: Any = self._store
         if not hasattr(store, "bulk_load"):
@@ -58,7 +59,7 @@ class Cenote(Contender):
                 await store.bulk_load((_chunk(row) for row in group), tenant)
 
     async def search(self, job: Job) -> list[str]:
-        found = await self._searching.search(job.query, job.tenant, job.limit, job.filter)
+        found = await self._search_store.search(job.query, job.tenant, job.limit, job.filter)
         return [result.chunk.id for result in found]
 
     async def scan(self, tenant: str) -> int:
@@ -68,7 +69,7 @@ class Cenote(Contender):
         return count
 
     async def set_ef_search(self, ef_search: int) -> None:
-        self._searching = PgVectorStore(
+        self._search_store = PgVectorStore(
             self._store.engine, self._dimensions, hnsw_ef_search=ef_search
         )
 
@@ -79,7 +80,7 @@ class Cenote(Contender):
 
     def _ann_index(self) -> Index:
         table: Any = self._store.model.__table__
-        (index,) = (one for one in table.indexes if one.name == f"ix_{table.name}_embedding")
+        (index,) = (i for i in table.indexes if i.name == f"ix_{table.name}_embedding")
         assert isinstance(index, Index)
         return index
 

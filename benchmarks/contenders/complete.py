@@ -1,8 +1,9 @@
 """Hand-written asyncpg that runs cenote's own statement on cenote's own table.
 
-The SQL is what the store compiles, taken once for each shape of a filter and each size of a limit;
-a search then makes a tuple and fetches records. What cenote takes longer than this is the price of
-the library and of SQLAlchemy; what this takes longer than `floor` is the price of all results.
+The store compiles the SQL once with and without a filter and for each limit. A search then only
+makes a tuple of arguments and fetches records. The difference between cenote and this contender is
+the cost of the library and of SQLAlchemy. The difference between this contender and `floor` is the
+cost of complete results.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ import asyncpg
 import pgvector.asyncpg
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from benchmarks.contenders.base import Contender, Job, share_out
+from benchmarks.contenders.base import Contender, Job, run_clients
 from cenote import PgVectorStore
 from cenote.filters import Conditions, as_filter
 
 
 class Complete(Contender):
-    """By hand, and complete."""
+    """Hand-written asyncpg with complete results."""
 
     async def open(self, dsn: str, dimensions: int) -> None:
         self._dsn = dsn
-        # Of the store nothing is used but the text of its statements.
+        # The store only compiles statements; it never connects.
         self._store = PgVectorStore(create_async_engine("postgresql+asyncpg://"), dimensions)
         self._prepared: dict[Any, tuple[str, list[Any], dict[str, int]]] = {}
         self._connections = [await self._connect()]
@@ -35,19 +36,19 @@ class Complete(Contender):
             await connection.close()
 
     async def search(self, job: Job) -> list[str]:
-        return await self._searched(self._connections[0], job)
+        return await self._search(self._connections[0], job)
 
-    async def _searched(self, connection: asyncpg.Connection, job: Job) -> list[str]:
-        sql, arguments, places = self._statement(job)
+    async def _search(self, connection: asyncpg.Connection, job: Job) -> list[str]:
+        sql, arguments, positions = self._statement(job)
         arguments = arguments.copy()
-        arguments[places["namespace"]] = job.tenant
-        arguments[places["query"]] = job.query
+        arguments[positions["namespace"]] = job.tenant
+        arguments[positions["query"]] = job.query
         if job.filter:
-            arguments[places["filter_0"]] = json.dumps(job.filter)
+            arguments[positions["filter_0"]] = json.dumps(job.filter)
         return [record["id"] for record in await connection.fetch(sql, *arguments)]
 
     def _statement(self, job: Job) -> tuple[str, list[Any], dict[str, int]]:
-        """The SQL, its arguments with what is the same each time, and the places of the others."""
+        """Return the SQL, its constant arguments, and the position of each argument by name."""
         shape = (bool(job.filter), job.limit)
         if shape not in self._prepared:
             statements = self._store._searches
@@ -55,18 +56,18 @@ class Complete(Contender):
             compiled = statement.compile(dialect=self._store.engine.dialect)
             names = list(getattr(compiled, "positiontup", None) or ())
             values = dict(compiled.params) | statements.search_parameters(job.limit)
-            places = {name: place for place, name in enumerate(names)}
-            self._prepared[shape] = compiled.string, [values[name] for name in names], places
+            positions = {name: position for position, name in enumerate(names)}
+            self._prepared[shape] = compiled.string, [values[name] for name in names], positions
         return self._prepared[shape]
 
     async def clients(self, jobs: Sequence[Job], count: int) -> None:
-        """A connection for each client."""
+        """Run the searches with one connection for each client."""
         while len(self._connections) < count:
             self._connections.append(await self._connect())
-        await share_out(jobs, self._connections[:count], self._searched)
+        await run_clients(jobs, self._connections[:count], self._search)
 
     async def _connect(self) -> asyncpg.Connection:
-        """As cenote's own connections: without JIT."""
+        """Connect without JIT, like cenote's connections."""
         connection = await asyncpg.connect(self._dsn, server_settings={"jit": "off"})
         await pgvector.asyncpg.register_vector(connection)
         return connection

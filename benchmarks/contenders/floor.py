@@ -1,10 +1,10 @@
-"""Hand-written asyncpg over one plain table, as fast as it can be: pgvector's binary codec, a
-connection without a pool, records left as the driver gives them.
+"""Hand-written asyncpg over one plain table, as fast as it can be.
 
-It has the indexes that cenote's table has, on key, document and metadata, so that writes pay for
-the same and a filter has what serves it; one HNSW index covers all tenants. The search runs at
-pgvector's default settings. It is the query that loses results; `exact` is the one that does not,
-and compares with every row of the tenant.
+It uses pgvector's binary codec and one connection without a pool, and returns the driver's records.
+The table has the same indexes on key, document and metadata as cenote's, so writes maintain the
+same indexes and filters can use them. One HNSW index covers all tenants. The search runs with
+pgvector's default settings and loses results. With `exact`, it compares the query with every row of
+the tenant and loses none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 import pgvector.asyncpg
 
-from benchmarks.contenders.base import Contender, Job, Row, share_out
+from benchmarks.contenders.base import Contender, Job, Row, run_clients
 
 _TABLE = """
 DROP TABLE IF EXISTS chunks;
@@ -65,15 +65,15 @@ _PAGE = 500
 
 
 class Floor(Contender):
-    """By hand.
+    """Hand-written asyncpg.
 
     Args:
-        exact: whether searches compare with every row of the tenant.
+        exact: Whether searches compare the query with every row of the tenant.
     """
 
     def __init__(self, *, exact: bool = False) -> None:
-        self._search = _EXACT if exact else _SEARCH
-        self._search_filtered = _EXACT_FILTERED if exact else _SEARCH_FILTERED
+        self._sql = _EXACT if exact else _SEARCH
+        self._sql_filtered = _EXACT_FILTERED if exact else _SEARCH_FILTERED
         self._connections: list[asyncpg.Connection] = []
 
     async def open(self, dsn: str, dimensions: int) -> None:
@@ -99,17 +99,17 @@ class Floor(Contender):
         await self.create_index()
 
     async def search(self, job: Job) -> list[str]:
-        return await self._searched(self._connections[0], job)
+        return await self._search(self._connections[0], job)
 
-    async def _searched(self, connection: asyncpg.Connection, job: Job) -> list[str]:
+    async def _search(self, connection: asyncpg.Connection, job: Job) -> list[str]:
         if job.filter is None:
-            found = await connection.fetch(self._search, job.query, job.tenant, job.limit)
+            records = await connection.fetch(self._sql, job.query, job.tenant, job.limit)
         else:
-            wanted = json.dumps(job.filter)
-            found = await connection.fetch(
-                self._search_filtered, job.query, job.tenant, job.limit, wanted
+            filter = json.dumps(job.filter)
+            records = await connection.fetch(
+                self._sql_filtered, job.query, job.tenant, job.limit, filter
             )
-        return [record["id"] for record in found]
+        return [record["id"] for record in records]
 
     async def scan(self, tenant: str) -> int:
         count = 0
@@ -124,10 +124,13 @@ class Floor(Contender):
         )
 
     async def clients(self, jobs: Sequence[Job], count: int) -> None:
-        """A connection for each client: a pool would reset it after every search."""
+        """Run the searches with one connection for each client.
+
+        A pool would reset the connection after every search.
+        """
         while len(self._connections) < count:
             self._connections.append(await self._connect())
-        await share_out(jobs, self._connections[:count], self._searched)
+        await run_clients(jobs, self._connections[:count], self._search)
 
     async def _connect(self) -> asyncpg.Connection:
         connection = await asyncpg.connect(self._dsn)

@@ -1,16 +1,16 @@
 """langchain-postgres: PGVectorStore (v2) over a PGEngine, through its async methods.
 
-The tenant is a metadata column, ``namespace``, as its guide has it for what is filtered by; the
-other keys stay in the JSON column. The HNSW index is made by ``aapply_vector_index`` after the
-load, with its default parameters, which are pgvector's. The driver is psycopg, as in its README.
+The tenant is a metadata column, ``namespace``, as its guide recommends for filters. The other keys
+stay in the JSON column. ``aapply_vector_index`` creates the HNSW index after the load, with its
+default parameters, which are pgvector's. The driver is psycopg, as in its README.
 
-Tuned, by what its API takes:
+The tuned contender uses these options of its API:
 
 - ``HNSWQueryOptions(ef_search=200)`` as ``index_query_options`` (langchain_postgres/v2/indexes.py);
-- an engine made by ``PGEngine.from_engine``, which runs in the caller's loop and not in a thread,
+- an engine from ``PGEngine.from_engine``, which runs in the caller's event loop instead of a thread
   and whose connections start with ``hnsw.iterative_scan=strict_order`` (``connect_args`` of
   SQLAlchemy's ``create_async_engine``; pgvector's README, "Iterative Index Scans");
-- an index on the column ``namespace``, by SQL: the library makes none.
+- an index on the column ``namespace``, created with SQL because the library creates none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TABLE = "chunks"
 
 
 class _NoEmbeddings(Embeddings):  # type: ignore[misc, unused-ignore]
-    """The store wants a model; all vectors are given."""
+    """The embedding model that the store requires, never called: all vectors are passed in."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         raise NotImplementedError
@@ -40,10 +40,10 @@ class _NoEmbeddings(Embeddings):  # type: ignore[misc, unused-ignore]
 
 
 class Langchain(Contender):
-    """PGVectorStore.
+    """langchain-postgres' PGVectorStore.
 
     Args:
-        tuned: with what its API takes for better results.
+        tuned: Whether to set the options above for better results.
     """
 
     def __init__(self, *, tuned: bool = False) -> None:
@@ -55,15 +55,15 @@ class Langchain(Contender):
         url = dsn.replace("postgresql://", "postgresql+psycopg://", 1)
         if self._tuned:
             settings = {"options": f"-c hnsw.iterative_scan={ITERATIVE_SCAN}"}
-            self._own = create_async_engine(url, connect_args=settings)
-            self._engine = PGEngine.from_engine(self._own)
+            self._sql_engine = create_async_engine(url, connect_args=settings)
+            self._engine = PGEngine.from_engine(self._sql_engine)
         else:
-            self._own = create_async_engine(url)  # for what the library does not do
+            self._sql_engine = create_async_engine(url)  # for statements that the library lacks
             self._engine = PGEngine.from_connection_string(url)
 
     async def close(self) -> None:
         await self._engine.close()
-        await self._own.dispose()
+        await self._sql_engine.dispose()
 
     async def create_table(self) -> None:
         await self._engine.ainit_vectorstore_table(
@@ -76,7 +76,7 @@ class Langchain(Contender):
     async def create_index(self) -> None:
         await (await self._store()).aapply_vector_index(HNSWIndex())
         if self._tuned:
-            async with self._own.begin() as connection:
+            async with self._sql_engine.begin() as connection:
                 await connection.execute(text("CREATE INDEX ON chunks (namespace)"))
 
     def as_query(self, vector: Any) -> Any:
@@ -96,16 +96,16 @@ class Langchain(Contender):
     async def search(self, job: Job) -> list[str]:
         filter = {"namespace": job.tenant, **(job.filter or {})}
         store = await self._store()
-        found = await store.asimilarity_search_with_score_by_vector(
+        results = await store.asimilarity_search_with_score_by_vector(
             job.query, k=job.limit, filter=filter
         )
-        return [document.id for document, _ in found]
+        return [document.id for document, _ in results]
 
     async def scan(self, tenant: str) -> int:
         return len((await (await self._store()).aget(where={"namespace": tenant}))["ids"])
 
     async def _store(self) -> Any:
-        """The store, which wants the table to be there when it is made."""
+        """Return the store. The library requires that its table exists before it is created."""
         if self._opened is None:
             options = HNSWQueryOptions(ef_search=TUNED_EF_SEARCH) if self._tuned else None
             self._opened = await PGVectorStore.create(

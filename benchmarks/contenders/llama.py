@@ -1,18 +1,19 @@
 """llama-index-vector-stores-postgres: PGVectorStore through its async methods.
 
-Its own default is no ANN index at all (``hnsw_kwargs=None``), an exact search of every row. It is
-measured with the index, by the parameters that its documentation shows: m 16, ef_construction 64,
-ef_search 40, cosine. The library makes the index with the table; here it comes after the load, from
-a second store, as for the others. The tenant is a metadata filter, since it has no other notion.
+By default the library creates no ANN index (``hnsw_kwargs=None``) and every search compares all
+rows. It is measured with the index and the parameters that its documentation shows: m 16,
+ef_construction 64, ef_search 40, cosine. The library creates the index with the table; here a
+second store creates it after the load, as for the other contenders. The tenant is a metadata
+filter, since the library has no concept of tenants.
 
-It adds rows, and never replaces any: writing the same once more makes duplicates. Its search sets
-``enable_bitmapscan = off`` whenever it has ``hnsw_kwargs``.
+The library adds rows and never replaces them: writing the same rows again creates duplicates. Its
+search sets ``enable_bitmapscan = off`` whenever it has ``hnsw_kwargs``.
 
-Tuned, by what its API takes:
+The tuned contender uses these options of its API:
 
 - ``hnsw_ef_search`` 200;
 - ``use_jsonb=True`` and ``indexed_metadata_keys={("namespace", "text")}``: an index on the tenant;
-- engines of one's own (``engine=``, ``async_engine=``), whose connections start with
+- the caller's engines (``engine=``, ``async_engine=``), whose connections start with
   ``hnsw.iterative_scan=strict_order`` (pgvector's README, "Iterative Index Scans").
 """
 
@@ -38,18 +39,18 @@ from benchmarks.contenders.base import (
     Contender,
     Job,
     M,
-    NotOfferedError,
     Row,
+    UnsupportedError,
 )
 
 _DEFAULT_EF_SEARCH = 40
 
 
 class LlamaIndex(Contender):
-    """PGVectorStore.
+    """LlamaIndex's PGVectorStore.
 
     Args:
-        tuned: with what its API takes for better results.
+        tuned: Whether to set the options above for better results.
     """
 
     def __init__(self, *, tuned: bool = False) -> None:
@@ -70,7 +71,7 @@ class LlamaIndex(Contender):
     async def create_table(self) -> None:
         with self._engine.begin() as connection:
             connection.execute(text("DROP TABLE IF EXISTS data_chunks"))
-        # A store makes its table at its first use, and its index with it if it has one.
+        # A store creates its table at its first use, and then also its index if it has one.
         await self._store.close()
         self._store = self._new_store(indexed=False)
         await self._store.aget_nodes(node_ids=["none"])
@@ -98,7 +99,7 @@ class LlamaIndex(Contender):
         await self._store.async_add(batch)
 
     async def rewrite(self, batch: Any) -> None:
-        raise NotOfferedError("it adds duplicates")
+        raise UnsupportedError("adds duplicates instead of replacing rows")
 
     async def search(self, job: Job) -> list[str]:
         query = VectorStoreQuery(
@@ -106,11 +107,11 @@ class LlamaIndex(Contender):
             similarity_top_k=job.limit,
             filters=_filters({"namespace": job.tenant, **(job.filter or {})}),
         )
-        found = await self._store.aquery(query)
-        return list(found.ids)
+        result = await self._store.aquery(query)
+        return list(result.ids)
 
     async def scan(self, tenant: str) -> int:
-        """It reads the vectors too, and cannot leave them."""
+        """Read all rows of a tenant. The library always reads the vectors, too."""
         return len(await self._store.aget_nodes(filters=_filters({"namespace": tenant})))
 
     def _new_store(self, *, indexed: bool) -> Any:
@@ -143,7 +144,7 @@ class LlamaIndex(Contender):
         }
 
 
-def _filters(wanted: dict[str, Any]) -> MetadataFilters:
+def _filters(values: dict[str, Any]) -> MetadataFilters:
     return MetadataFilters(
-        filters=[MetadataFilter(key=key, value=value) for key, value in wanted.items()]
+        filters=[MetadataFilter(key=key, value=value) for key, value in values.items()]
     )

@@ -1,8 +1,8 @@
-"""The design that cenote replaced: an asyncpg pool, vectors as text, one HNSW over all tenants.
+"""The design that cenote replaced: an asyncpg pool, vectors as text, one HNSW index for everyone.
 
-An upsert is one executemany that always rewrites. A search sets ``hnsw.ef_search`` by SET LOCAL
-outside a transaction, where it has no effect, and so runs at pgvector's defaults. A scan fetches
-all rows at once.
+An upsert is one ``executemany`` that always rewrites rows. A search sets ``hnsw.ef_search`` with
+SET LOCAL outside a transaction, where it has no effect, so it runs with pgvector's defaults. A scan
+fetches all rows at once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FROM chunks WHERE namespace = $1 ORDER BY id
 
 
 class Original(Contender):
-    """The former design."""
+    """The design that cenote replaced."""
 
     async def open(self, dsn: str, dimensions: int) -> None:
         self._dimensions = dimensions
@@ -94,18 +94,18 @@ class Original(Contender):
             await connection.execute("SET LOCAL hnsw.ef_search = 100")
             if job.filter is None:
                 query = _SEARCH, _text(job.query), job.tenant, job.limit
-                found = await connection.fetch(*query)
+                records = await connection.fetch(*query)
             else:
-                wanted = json.dumps(job.filter)
-                found = await connection.fetch(
-                    _SEARCH_FILTERED, _text(job.query), job.tenant, job.limit, wanted
+                filter = json.dumps(job.filter)
+                records = await connection.fetch(
+                    _SEARCH_FILTERED, _text(job.query), job.tenant, job.limit, filter
                 )
-        return [chunk["id"] for chunk in map(_chunk, found)]
+        return [chunk["id"] for chunk in map(_chunk, records)]
 
     async def scan(self, tenant: str) -> int:
         async with self._pool.acquire() as connection:
-            found = await connection.fetch(_SCAN, tenant)
-        return sum(1 for _ in map(_chunk, found))
+            records = await connection.fetch(_SCAN, tenant)
+        return sum(1 for _ in map(_chunk, records))
 
 
 def _text(vector: Any) -> str:

@@ -1,20 +1,20 @@
-"""vecs, the client of Supabase: synchronous, so that clients are threads.
+"""vecs, Supabase's client. It is synchronous, so the clients are threads.
 
-A collection comes from ``get_or_create_collection``, the index from ``create_index`` with HNSW and
-its default parameters, which are pgvector's. A record is an id, a vector and metadata: the tenant
-and the content are metadata. Searches ask for values and metadata, as the others give them. Its
-``query`` refuses limits above 1,000, and there is no way to read all records of a tenant.
+``get_or_create_collection`` creates the collection and ``create_index`` the HNSW index, with its
+default parameters, which are pgvector's. A record has an id, a vector and metadata; the tenant and
+the content are part of the metadata. Searches return values and metadata, like the other
+contenders. Its ``query`` rejects limits above 1,000, and it cannot read all records of a tenant.
 
-The driver is psycopg2, the one it depends on; it must be named in the connection string, since
-SQLAlchemy 2.1 takes psycopg for a plain ``postgresql://``.
+The driver is psycopg2, which vecs depends on. The connection string must name it, because
+SQLAlchemy 2.1 uses psycopg for a plain ``postgresql://``.
 
-Tuned, by what its API takes:
+The tuned contender uses these options of its API:
 
 - ``ef_search=200`` of ``query``;
 - ``?options=-c hnsw.iterative_scan=strict_order`` in the connection string (pgvector's README,
-  "Iterative Index Scans"), the only way to its connections;
-- an index on the metadata's ``namespace``, by SQL: it has none (that of ``create_collection``,
-  which is deprecated, serves no comparison of texts).
+  "Iterative Index Scans"), the only way to configure its connections;
+- an index on the metadata's ``namespace``, created with SQL because vecs creates none (the index of
+  the deprecated ``create_collection`` does not support comparisons of texts).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _INDEX = "CREATE INDEX ON vecs.chunks ((metadata -> 'namespace'))"
 
 
 class Vecs(Contender):
-    """A collection.
+    """A vecs collection.
 
     Args:
-        tuned: with what its API takes for better results.
+        tuned: Whether to set the options above for better results.
     """
 
     def __init__(self, *, tuned: bool = False) -> None:
@@ -50,14 +50,14 @@ class Vecs(Contender):
             options = quote(f"-c hnsw.iterative_scan={ITERATIVE_SCAN}")
             url += ("&" if "?" in url else "?") + "options=" + options
         self._client: Any = vecs.create_client(url)
-        self._collection = self._get()
+        self._collection = self._get_or_create_collection()
 
     async def close(self) -> None:
         self._client.disconnect()
 
     async def create_table(self) -> None:
         self._client.delete_collection("chunks")
-        self._collection = self._get()
+        self._collection = self._get_or_create_collection()
 
     async def create_index(self) -> None:
         self._collection.create_index(method=vecs.IndexMethod.hnsw)
@@ -82,12 +82,12 @@ class Vecs(Contender):
         self._collection.upsert(records=batch)
 
     async def search(self, job: Job) -> list[str]:
-        return self._searched(job)
+        return self._search(job)
 
-    def _searched(self, job: Job) -> list[str]:
-        wanted = {"namespace": job.tenant, **(job.filter or {})}
-        conditions = [{key: {"$eq": value}} for key, value in wanted.items()]
-        found = self._collection.query(
+    def _search(self, job: Job) -> list[str]:
+        values = {"namespace": job.tenant, **(job.filter or {})}
+        conditions = [{key: {"$eq": value}} for key, value in values.items()]
+        records = self._collection.query(
             data=job.query,
             limit=job.limit,
             filters={"$and": conditions},
@@ -95,14 +95,14 @@ class Vecs(Contender):
             include_metadata=True,
             ef_search=TUNED_EF_SEARCH if self._tuned else None,
         )
-        return [record[0] for record in found]
+        return [record[0] for record in records]
 
     async def clients(self, jobs: Sequence[Job], count: int) -> None:
-        """A thread for each client."""
+        """Run the searches with one thread for each client."""
         with ThreadPoolExecutor(count) as threads:
-            list(threads.map(self._searched, jobs))
+            list(threads.map(self._search, jobs))
 
-    def _get(self) -> Any:
+    def _get_or_create_collection(self) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self._client.get_or_create_collection(name="chunks", dimension=self._dimensions)
