@@ -175,7 +175,7 @@ class _Comparable:
 
     def in_(self, values: Iterable[Any]) -> Filter:
         """Equals any of `values`; never matches if `values` is empty."""
-        wanted = [self._value(value) for value in _as_list(values, f"{self._operand} in_")]
+        wanted = [self._value(value) for value in _value_list(values, f"{self._operand} in_")]
         if len(wanted) > _LONG_LIST:
             not_null = Leaf(
                 IsOneOf(self._operand, [value for value in wanted if value is not None])
@@ -234,12 +234,12 @@ class Meta(_Comparable):
 
     def any_of(self, values: Iterable[Any]) -> Filter:
         """Is a list that contains any of `values`; never matches if `values` is empty."""
-        wanted = _as_list(values, f"{self._operand} any_of")
+        wanted = _value_list(values, f"{self._operand} any_of")
         return Or(tuple(self.contains(value) for value in wanted))
 
     def all_of(self, values: Iterable[Any]) -> Filter:
         """Is a list that contains all of `values`, which must not be empty."""
-        wanted = _as_list(values, f"{self._operand} all_of")
+        wanted = _value_list(values, f"{self._operand} all_of")
         if not wanted:
             raise invalid_filter(f"{self._operand} all_of requires at least one value")
         return And(tuple(self.contains(value) for value in wanted))
@@ -336,7 +336,9 @@ def parse_filter(given: Any, depth: int = 0, number: Iterator[int] | None = None
         if key in ("$and", "$or"):
             kind = And if key == "$and" else Or
             parts.append(
-                kind(tuple(parse_filter(part, depth + 1, number) for part in _as_list(value, key)))
+                kind(
+                    tuple(parse_filter(part, depth + 1, number) for part in _value_list(value, key))
+                )
             )
         elif key == "$not":
             parts.append(Not(parse_filter(value, depth + 1, number)))
@@ -384,7 +386,7 @@ def _apply_operators(key: Meta, operators: Any, depth: int) -> Filter:
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
-    values = _as_list(value, "$between")
+    values = _value_list(value, "$between")
     if len(values) != 2:
         raise invalid_filter(f"$between requires two values, not {len(values):,}")
     return values[0], values[1]
@@ -396,7 +398,7 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _as_list(values: Any, operator: str) -> list[Any]:
+def _value_list(values: Any, operator: str) -> list[Any]:
     rule = f"{operator} requires a list of values"
     return listed(values, rule, field="filter", but_not=(str, bytes, Mapping))
 
