@@ -1,4 +1,4 @@
-"""What every build of an ANN index takes: its session, its memory, its progress."""
+"""Sessions, memory and progress reports for builds of an ANN index."""
 
 from __future__ import annotations
 
@@ -34,20 +34,23 @@ _PROGRESS_SECONDS = 0.5
 _AFTER_BUILDING = ("before validation", "index validation", "old snapshots")
 
 _TIMEOUTS = ("statement_timeout", "lock_timeout", "transaction_timeout")
-"""What a role or a database may set that would end a build; not every server has each."""
+"""Timeouts that a role or a database may set, and that would end a build.
+
+Not every server has all of them.
+"""
 
 _INVALID_VALUE = "22023"
-"""The SQLSTATE of a setting that the server refuses."""
+"""SQLSTATE of a setting that the server rejects."""
 
 
 _logger = logging.getLogger(__name__)
 
 
 def read_chunk_table(connection: Connection, config: SchemaConfig) -> LiveTable:
-    """The live table of a configuration.
+    """Read the live chunk table of a configuration.
 
     Raises:
-        MigrationError: there is none, it has other dimensions, or a partition is missing.
+        MigrationError: The table does not exist, has other dimensions, or lacks a partition.
     """
     live = read_table(connection, config.table_name, config.schema)
     if live is None or live.column_type is None:
@@ -62,7 +65,10 @@ def read_chunk_table(connection: Connection, config: SchemaConfig) -> LiveTable:
 
 
 def is_empty(connection: Connection, name: str, schema: str | None) -> bool:
-    """Whether a table has no rows; where row-level security hides them, whether it has no pages."""
+    """Return whether a table has no rows.
+
+    If row-level security hides rows from the current role, return whether it has no pages.
+    """
     relation = func.to_regclass(qualified(name, schema))
     if connection.scalar(select(func.row_security_active(cast(relation, OID)))):
         tree = func.pg_partition_tree(relation).table_valued("relid")
@@ -75,7 +81,15 @@ def is_empty(connection: Connection, name: str, schema: str | None) -> bool:
 def ann_index(
     name: str, live: LiveTable, on: str, config: SchemaConfig, *, concurrently: bool = True
 ) -> Index:
-    """An ANN index of this name on the table or one of its partitions."""
+    """Return an ANN index with the parameters of a configuration.
+
+    Args:
+        name: Name of the index.
+        live: The live table.
+        on: Name of the table or partition that gets the index.
+        config: Configuration with the HNSW parameters.
+        concurrently: Whether the index is built concurrently.
+    """
     target = table_of(on, live.schema)
     target.append_column(Column("embedding", embedding_type(config.column_type)))
     return Index(
@@ -95,9 +109,15 @@ def ann_index(
 async def build_session(
     engine: AsyncEngine, config: SchemaConfig, action: str, seconds: float | None = None
 ) -> AsyncIterator[AsyncConnection]:
-    """A connection of its own that holds the migration lock, and that no timeout ends.
+    """Open a connection in AUTOCOMMIT mode that holds the migration lock and has no timeouts.
 
-    Lock and settings end with it. It waits so many seconds for the lock.
+    The lock and the settings end with the connection, which does not return to the pool.
+
+    Args:
+        engine: Engine of the database.
+        config: Configuration of the table.
+        action: What did not happen if an error occurs, for the error message.
+        seconds: How long to wait for the lock; None for the default.
     """
     async with own_connection(engine, action) as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -117,14 +137,17 @@ def transact(
     work: Callable[[], None],
     seconds: float | None = None,
 ) -> None:
-    """Do work in one short transaction of a session that is in AUTOCOMMIT."""
+    """Run `work` in one short transaction of a session that is in AUTOCOMMIT mode.
+
+    It is repeated for up to `seconds` while others hold the table; see `with_short_waits`.
+    """
     connection.commit()
     connection.execution_options(isolation_level="READ COMMITTED")
     with_short_waits(connection, config.table_name, work, seconds=seconds)
     connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
-# -- its memory ------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
 def set_build_memory(
@@ -136,7 +159,15 @@ def set_build_memory(
     *,
     local: bool = False,
 ) -> None:
-    """Give the session, or the transaction, what a build needs; see `reindex`."""
+    """Lift the timeouts and set the memory for a build, by default what the graph needs.
+
+    Args:
+        connection: The connection that builds.
+        live: The live table.
+        config: Configuration with the HNSW parameters.
+        memory, workers: As for `cenote.indexes.reindex`.
+        local: Whether the settings end with the transaction instead of the session.
+    """
     _lift_timeouts(connection, local=local)
     needed = _graph_kilobytes(connection, live, config) if memory is None else 0
     if needed > _kilobytes_set(connection):
@@ -147,6 +178,11 @@ def set_build_memory(
 def set_for_build(
     connection: Connection, memory: str | None, workers: int | None, *, local: bool = False
 ) -> None:
+    """Set memory and parallel workers for a build; None keeps the server's value.
+
+    Raises:
+        MigrationError: The server rejects a value.
+    """
     values = {"maintenance_work_mem": memory, "max_parallel_maintenance_workers": workers}
     for name, value in values.items():
         if value is None:
@@ -165,10 +201,10 @@ def _lift_timeouts(connection: Connection, *, local: bool = False) -> None:
 
 
 def _graph_kilobytes(connection: Connection, live: LiveTable, config: SchemaConfig) -> int:
-    """About what the graph of the largest part needs in memory while it is built, up to 1 GB.
+    """Estimate the memory in kB that the largest graph needs during its build, up to 1 GB.
 
-    Each element has its vector, up to 2 m neighbours of 16 bytes on the lowest level and few above,
-    and about 150 bytes besides (pgvector 0.8, src/hnsw.h).
+    Each element consists of its vector, up to 2 m neighbours of 16 bytes on the lowest level and a
+    few above it, and about 150 further bytes (pgvector 0.8, src/hnsw.h).
     """
     rows = max(
         connection.scalar(select(func.count()).select_from(table_of(part, live.schema))) or 0
@@ -179,11 +215,12 @@ def _graph_kilobytes(connection: Connection, live: LiveTable, config: SchemaConf
 
 
 def _kilobytes_set(connection: Connection) -> int:
+    """Return the `maintenance_work_mem` of the session in kB."""
     where = pg_settings.c.name == "maintenance_work_mem"
     return int(connection.scalar(select(pg_settings.c.setting).where(where)) or 0)
 
 
-# -- its progress ----------------------------------------------------------------------------------
+# -- progress --------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -195,7 +232,16 @@ async def reporting(
     number: int,
     of: int,
 ) -> AsyncIterator[None]:
-    """Report what Postgres says of the build meanwhile, by another connection."""
+    """Report the progress of the build that runs in the block, through another connection.
+
+    Args:
+        engine: Engine for the other connection.
+        connection: The connection that builds.
+        report: Callback that takes an `IndexProgress`; None reports nothing.
+        index: Name of the index that is built.
+        number: Number of this build, from 1.
+        of: Number of all builds.
+    """
     if report is None:
         yield
         return
@@ -218,9 +264,9 @@ async def reporting(
 async def _watch(
     engine: AsyncEngine, pid: int, index: str, state: Callable[[str, float], None]
 ) -> None:
-    """Ask for a session's progress until cancelled; a build goes on where that cannot be told."""
+    """Query the progress of a server process until cancelled. An error does not end the build."""
     query = select(pg_stat_progress_create_index).where(pg_stat_progress_create_index.c.pid == pid)
-    waits_for = None
+    blocker = None
     try:
         async with engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -228,12 +274,16 @@ async def _watch(
                 row = (await connection.execute(query)).one_or_none()
                 if row is not None:
                     state(row.phase, _fraction(row))
-                    if row.current_locker_pid and row.current_locker_pid != waits_for:
-                        waits_for = row.current_locker_pid
-                        _logger.info("%s: the build waits for server process %s", index, waits_for)
+                    if row.current_locker_pid and row.current_locker_pid != blocker:
+                        blocker = row.current_locker_pid
+                        _logger.info(
+                            "index %s: the build waits for server process %s", index, blocker
+                        )
                 await asyncio.sleep(_PROGRESS_SECONDS)
     except database_errors() as error:
-        _logger.info("the progress cannot be told: %s", describe(driver_error(error)))
+        _logger.info(
+            "the progress of the build is not available: %s", describe(driver_error(error))
+        )
 
 
 def _fraction(row: Row[Any]) -> float:

@@ -1,4 +1,4 @@
-"""What hangs on a chunk table: what a rewritten one gets back, and what would be lost."""
+"""Objects that depend on a chunk table: those that a rewrite restores, and those it would lose."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ from cenote.policies import PERMITS, RESTRICTS
 
 _index_class = pg_class.alias("index_class")
 
-# -- what is kept ----------------------------------------------------------------------------------
+# -- objects that a rewrite restores ---------------------------------------------------------------
 
 
 def facts_query(oid: int) -> Executable:
+    """Select a table's owner and comment, and the current role."""
     return select(
         func.pg_get_userbyid(pg_class.c.relowner).label("owner"),
         func.current_user().label("me"),
@@ -53,15 +54,15 @@ def facts_query(oid: int) -> Executable:
     ).where(pg_class.c.oid == oid)
 
 
-def own_constraints(oid: int) -> Executable:
-    """Those that LIKE leaves out: keys, unique and exclusion constraints, foreign keys."""
+def constraints_query(oid: int) -> Executable:
+    """Select the constraints that LIKE does not copy: keys, unique, exclusion and foreign keys."""
     return _constraints(
         pg_constraint.c.conrelid == oid, pg_constraint.c.contype.in_(["p", "u", "x", "f"])
     )
 
 
-def referenced_tables(oid: int) -> Executable:
-    """The tables that the table's foreign keys point at."""
+def referenced_tables_query(oid: int) -> Executable:
+    """Select the tables that the table's foreign keys point at."""
     return (
         select(pg_class.c.relname, pg_namespace.c.nspname)
         .distinct()
@@ -76,8 +77,8 @@ def referenced_tables(oid: int) -> Executable:
     )
 
 
-def incoming_keys(oid: int) -> Executable:
-    """Foreign keys of other tables."""
+def incoming_keys_query(oid: int) -> Executable:
+    """Select the foreign keys of other tables that point at the table."""
     return _constraints(
         pg_constraint.c.confrelid == oid,
         pg_constraint.c.conrelid != oid,
@@ -86,7 +87,7 @@ def incoming_keys(oid: int) -> Executable:
 
 
 def _constraints(*conditions: ColumnElement[bool]) -> Executable:
-    """Constraints with the tables they are on, keys first, without the parts of partitions."""
+    """Select constraints and their tables, foreign keys last, without those of partitions."""
     return (
         select(
             pg_constraint.c.conname,
@@ -102,16 +103,19 @@ def _constraints(*conditions: ColumnElement[bool]) -> Executable:
     )
 
 
-def index_definitions(live: LiveTable) -> Executable:
-    """Valid indexes that no constraint brings along; ours first, so that their parts get the
-    names that Postgres gives to the first."""
-    of_constraint = exists().where(pg_constraint.c.conindid == pg_index.c.indexrelid)
+def index_definitions_query(live: LiveTable) -> Executable:
+    """Select the definitions of valid indexes that do not back a constraint.
+
+    Cenote's come first: then their indexes on the partitions get the names that Postgres gives to
+    the first index with the same columns.
+    """
+    backs_constraint = exists().where(pg_constraint.c.conindid == pg_index.c.indexrelid)
     return (
         select(func.pg_get_indexdef(pg_index.c.indexrelid))
         .join(pg_class, pg_class.c.oid == pg_index.c.indexrelid)
         .where(
             pg_index.c.indrelid == live.oid,
-            not_(of_constraint),
+            not_(backs_constraint),
             pg_index.c.indisvalid,
             pg_class.c.relname.not_in(left_over_names(live)),
         )
@@ -121,7 +125,10 @@ def index_definitions(live: LiveTable) -> Executable:
 
 
 def grants_query(name: str, schema: str | None) -> Executable:
-    """All privileges, the owner's too; no role means everybody. None where none were ever set."""
+    """Select all privileges on a table, including the owner's.
+
+    A NULL role means everybody. No rows are returned if no privileges were ever set.
+    """
     acl = _acl()
     return (
         select(
@@ -134,8 +141,8 @@ def grants_query(name: str, schema: str | None) -> Executable:
     )
 
 
-def grantees(name: str, schema: str | None) -> Executable:
-    """Whoever has privileges."""
+def grantees_query(name: str, schema: str | None) -> Executable:
+    """Select the roles that have privileges on a table; NULL means everybody."""
     acl = _acl()
     return (
         select(func.pg_get_userbyid(func.nullif(acl.c.grantee, 0)))
@@ -150,8 +157,8 @@ def _acl() -> Any:
     return func.aclexplode(pg_class.c.relacl).table_valued(*names).render_derived()
 
 
-def column_privileges(oid: int, name: str) -> Executable:
-    """Whether a column has privileges of its own."""
+def column_privileges_query(oid: int, name: str) -> Executable:
+    """Select whether a column has privileges of its own."""
     return select(
         exists().where(
             pg_attribute.c.attrelid == oid,
@@ -161,49 +168,50 @@ def column_privileges(oid: int, name: str) -> Executable:
     )
 
 
-# -- what is refused -------------------------------------------------------------------------------
+# -- objects that a rewrite would lose -------------------------------------------------------------
 
 
-def refuse_what_would_be_lost(connection: Connection, live: LiveTable, new_name: str) -> None:
-    """Refuse what a copy of the table would not have, and a name that is taken.
+def check_nothing_is_lost(connection: Connection, live: LiveTable, new_name: str) -> None:
+    """Check that a rewrite loses nothing, and that the name of the new table is free.
 
     Raises:
-        MigrationError: there is such a thing.
+        MigrationError: The table has something that its copy would not have, or a table with the
+            new name exists.
     """
     row = connection.execute(_losses(live)).one()
-    lost = [name.replace("_", " ") for name, there in row._mapping.items() if there]
+    lost = [name.replace("_", " ") for name, present in row._mapping.items() if present]
     if lost:
         raise MigrationError(
-            f"table {live.name!r} has {', '.join(lost)}, which rewriting it would lose; drop and "
-            "make them again by hand around it"
+            f"table {live.name!r} has {', '.join(lost)}, which rewriting it would lose; drop them "
+            "first and create them again afterwards"
         )
     new = qualified(new_name, live.schema)
     if connection.scalar(select(func.to_regclass(new))) is not None:
-        raise MigrationError(f"there is a table {new} already, whose name is needed; move it away")
+        raise MigrationError(f"table {new} exists, but the rewrite needs its name; rename it first")
 
 
 def _losses(live: LiveTable) -> Executable:
-    """One column for each kind of thing that LIKE and this module do not carry over."""
+    """Select one boolean for each kind of object that neither LIKE nor this module restores."""
     oid, left_over = live.oid, left_over_names(live)
-    parts = select(pg_inherits.c.inhrelid).where(pg_inherits.c.inhparent == oid)
+    partitions = select(pg_inherits.c.inhrelid).where(pg_inherits.c.inhparent == oid)
     partition = pg_class.alias("partition")
 
-    def ours(owner: Any) -> Any:
-        return or_(owner == oid, owner.in_(parts))
+    def of_table(owner: Any) -> Any:
+        return or_(owner == oid, owner.in_(partitions))
 
     own_rules = select(pg_rewrite.c.oid).where(pg_rewrite.c.ev_class == oid)
-    own_indexes = select(pg_index.c.indexrelid).where(ours(pg_index.c.indrelid))
+    own_indexes = select(pg_index.c.indexrelid).where(of_table(pg_index.c.indrelid))
     return select(
         exists()
-        .where(ours(pg_trigger.c.tgrelid), not_(pg_trigger.c.tgisinternal))
+        .where(of_table(pg_trigger.c.tgrelid), not_(pg_trigger.c.tgisinternal))
         .label("triggers"),
         exists()
-        .where(ours(pg_policy.c.polrelid), pg_policy.c.polname.not_in([PERMITS, RESTRICTS]))
+        .where(of_table(pg_policy.c.polrelid), pg_policy.c.polname.not_in([PERMITS, RESTRICTS]))
         .label("row_security_policies"),
         exists()
-        .where(ours(pg_class.c.oid), pg_class.c.relrowsecurity, literal(not live.row_security))
+        .where(of_table(pg_class.c.oid), pg_class.c.relrowsecurity, literal(not live.row_security))
         .label("row_level_security"),
-        exists().where(ours(pg_rewrite.c.ev_class)).label("rules"),
+        exists().where(of_table(pg_rewrite.c.ev_class)).label("rules"),
         exists()
         .where(
             pg_depend.c.refobjid == oid,
@@ -212,9 +220,9 @@ def _losses(live: LiveTable) -> Executable:
             pg_depend.c.objid.not_in(own_rules),
         )
         .label("views"),
-        exists().where(ours(pg_publication_rel.c.prrelid)).label("publications"),
+        exists().where(of_table(pg_publication_rel.c.prrelid)).label("publications"),
         exists()
-        .where(ours(pg_attribute.c.attrelid), pg_attribute.c.attacl.is_not(None))
+        .where(of_table(pg_attribute.c.attrelid), pg_attribute.c.attacl.is_not(None))
         .label("column_privileges"),
         exists()
         .where(pg_attribute.c.attrelid == oid, pg_attribute.c.attidentity != "")
@@ -223,17 +231,17 @@ def _losses(live: LiveTable) -> Executable:
         .where(pg_depend.c.refobjid == oid, pg_depend.c.deptype == "a", _is_sequence())
         .label("sequences_of_its_own"),
         exists()
-        .where(partition.c.oid.in_(parts), partition.c.relacl.is_not(None))
+        .where(partition.c.oid.in_(partitions), partition.c.relacl.is_not(None))
         .label("privileges_on_single_partitions"),
         exists()
         .where(and_(pg_class.c.oid == oid, pg_class.c.relreplident != "d"))
         .label("a_replica_identity"),
         exists()
-        .where(ours(pg_class.c.oid), pg_class.c.reloptions.is_not(None))
+        .where(of_table(pg_class.c.oid), pg_class.c.reloptions.is_not(None))
         .label("storage_parameters"),
         exists()
         .where(
-            ours(pg_attribute.c.attrelid),
+            of_table(pg_attribute.c.attrelid),
             or_(
                 func.coalesce(pg_attribute.c.attstattarget, -1) > 0,
                 pg_attribute.c.attoptions.is_not(None),
@@ -242,15 +250,15 @@ def _losses(live: LiveTable) -> Executable:
         .label("statistics_targets"),
         exists()
         .where(
-            or_(ours(pg_class.c.oid), pg_class.c.oid.in_(own_indexes)),
+            or_(of_table(pg_class.c.oid), pg_class.c.oid.in_(own_indexes)),
             pg_class.c.reltablespace != 0,
         )
         .label("a_tablespace"),
         exists().where(pg_inherits.c.inhrelid == oid).label("a_parent_table"),
         exists()
-        .where(ours(pg_index.c.indrelid), pg_index.c.indisclustered)
+        .where(of_table(pg_index.c.indrelid), pg_index.c.indisclustered)
         .label("a_cluster_order"),
-        exists().where(ours(pg_statistic_ext.c.stxrelid)).label("extended_statistics"),
+        exists().where(of_table(pg_statistic_ext.c.stxrelid)).label("extended_statistics"),
         exists()
         .where(
             or_(
@@ -258,26 +266,26 @@ def _losses(live: LiveTable) -> Executable:
                 pg_description.c.objoid.in_(
                     select(pg_constraint.c.oid).where(pg_constraint.c.conrelid == oid)
                 ),
-                pg_description.c.objoid.in_(parts),
+                pg_description.c.objoid.in_(partitions),
             )
         )
         .label("comments_on_indexes,_constraints_or_partitions"),
         or_(
             exists().where(
-                pg_index.c.indrelid.in_(parts),
+                pg_index.c.indrelid.in_(partitions),
                 pg_index.c.indexrelid.not_in(select(pg_inherits.c.inhrelid)),
                 _index_class.c.oid == pg_index.c.indexrelid,
                 _index_class.c.relname.not_in(left_over),
             ),
             exists().where(
-                pg_constraint.c.conrelid.in_(parts),
+                pg_constraint.c.conrelid.in_(partitions),
                 pg_constraint.c.conparentid == 0,
                 pg_constraint.c.coninhcount == 0,
                 pg_constraint.c.contype != "n",
             ),
         ).label("indexes_or_constraints_of_single_partitions"),
         exists()
-        .where(ours(pg_class.c.oid), pg_class.c.relpersistence != "p")
+        .where(of_table(pg_class.c.oid), pg_class.c.relpersistence != "p")
         .label("unlogged_storage"),
     )
 

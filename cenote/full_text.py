@@ -1,7 +1,7 @@
-"""Giving a table full text, changing its languages, or taking it away, whenever that is wanted.
+"""Add full text to an existing table, change its languages, or remove it.
 
-Revision cenote_0002 does the first for a table that is made with `SchemaConfig.text_search`; the
-catalogue is the record of what was done since.
+Revision cenote_0002 adds full text to a table that is created with `SchemaConfig.text_search`.
+Later changes are recorded only in the live table itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cenote import ddl
 from cenote.builds import read_chunk_table, set_build_memory
 from cenote.catalog import LiveTable
 from cenote.config import SchemaConfig
-from cenote.dependents import column_privileges
+from cenote.dependents import column_privileges_query
 from cenote.drift import subject_of, text_search_finding
 from cenote.errors import MigrationError
 from cenote.locks import migration_lock, with_short_waits
@@ -37,26 +37,26 @@ async def set_text_search(
     *,
     memory: str | None = None,
 ) -> bool:
-    """Make the table's full text that of some text search configurations, or none.
+    """Set the text search configurations of a table's full text, or remove the full text.
 
-    **The table is locked until it ends**: but for None, Postgres writes all rows anew and builds
-    all indexes again. It needs disk space for a second copy. An interruption at any moment leaves
-    all as it was. Where the table has that full text already, nothing is done.
+    **The table is locked until this ends**: unless the full text is removed, Postgres rewrites all
+    rows and rebuilds all indexes. It needs disk space for a second copy. An interruption changes
+    nothing. If the table has that full text already, nothing is changed.
 
     Args:
-        engine: the database; one connection is taken from its pool.
-        config: which table it is.
-        text_search: as of `SchemaConfig`; None for no full text.
+        engine: Engine of the database. One connection of its pool is used.
+        config: Configuration of the table.
+        text_search: Text search configurations, as in `SchemaConfig`; None to remove the full text.
         memory: ``maintenance_work_mem`` of the transaction; see `cenote.indexes.reindex`.
 
     Returns:
         Whether the table was changed.
 
     Raises:
-        ConfigurationError: this names no text search configurations.
-        MigrationError: there is no such chunk table, no such text search configuration, the column
-            is not cenote's or has indexes or privileges of your own, or the database refused; the
-            table is as it was.
+        ConfigurationError: `text_search` is not a list of names.
+        MigrationError: The chunk table or a text search configuration does not exist; the column
+            was not created by cenote, or has indexes or privileges of your own; or the database
+            raised an error. The table is unchanged.
     """
     config = replace(config, text_search=text_search)
     async with own_connection(engine, "the full text was not changed") as connection:
@@ -67,13 +67,14 @@ def _set(connection: Connection, config: SchemaConfig, memory: str | None) -> bo
     with migration_lock(connection, config.table_name):
         live = read_chunk_table(connection, config)
         connection.commit()
-        if _is_so(live, config):
+        if _has_full_text(live, config):
             return False
         with_short_waits(connection, config.table_name, lambda: _change(connection, config, memory))
         return True
 
 
-def _is_so(live: LiveTable, config: SchemaConfig) -> bool:
+def _has_full_text(live: LiveTable, config: SchemaConfig) -> bool:
+    """Return whether the table has exactly the full text of the configuration."""
     if not config.languages:
         return COLUMN not in live.columns
     subject = subject_of(live.name, live.schema)
@@ -87,14 +88,14 @@ def _change(connection: Connection, config: SchemaConfig, memory: str | None) ->
     live = read_chunk_table(connection, config)
     ops.execute(ddl.lock_table(live.name, live.schema))
     if COLUMN in live.columns:
-        _refuse_what_would_be_lost(connection, live)
+        _check_nothing_is_lost(connection, live)
         ops.drop_column(live.name, COLUMN, schema=live.schema)
     if not config.languages:
         return
-    _logger.info("table %s: writing all rows with their words", live.name)
+    _logger.info("table %s: adding the full text to all rows", live.name)
     set_build_memory(connection, live, config, memory, None, local=True)
-    words = Column(COLUMN, TSVECTOR, generated(config.languages), nullable=False)
-    ops.add_column(live.name, words, schema=live.schema)
+    text_column = Column(COLUMN, TSVECTOR, generated(config.languages), nullable=False)
+    ops.add_column(live.name, text_column, schema=live.schema)
     ops.create_index(
         text_index_name(live.name),
         live.name,
@@ -105,26 +106,28 @@ def _change(connection: Connection, config: SchemaConfig, memory: str | None) ->
     ops.execute(ddl.analyze(live.name, live.schema))
 
 
-def _refuse_what_would_be_lost(connection: Connection, live: LiveTable) -> None:
-    """Refuse to drop a column that cenote did not make, or that others have built on.
+def _check_nothing_is_lost(connection: Connection, live: LiveTable) -> None:
+    """Check that dropping the column loses nothing that cenote did not create.
 
     Raises:
-        MigrationError: there is such a thing.
+        MigrationError: The column was not created by cenote, or has indexes or privileges of the
+            user.
     """
     if live.text_search is None:
         raise MigrationError(
-            f"table {live.name!r} has a column {COLUMN} that cenote did not make; rename it"
+            f"table {live.name!r} has a column {COLUMN} that cenote did not create; rename it"
         )
-    own = {text_index_name(live.name)}
     lost = [
         f"index {index.name}"
         for index in live.indexes
-        if index.table == live.name and COLUMN in index.columns and index.name not in own
+        if index.table == live.name
+        and COLUMN in index.columns
+        and index.name != text_index_name(live.name)
     ]
-    if connection.scalar(column_privileges(live.oid, COLUMN)):
+    if connection.scalar(column_privileges_query(live.oid, COLUMN)):
         lost.append("column privileges")
     if lost:
         raise MigrationError(
             f"the column {COLUMN} of table {live.name!r} has {', '.join(lost)}, which would be "
-            "lost; drop and make them again by hand around it"
+            "lost; drop them first and create them again afterwards"
         )

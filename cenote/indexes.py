@@ -1,9 +1,10 @@
-"""Rebuilding the ANN index with other parameters while the table is read and written.
+"""Drop, build and rebuild the ANN index.
 
-A plain table's index is built beside the old one and takes its name. A partitioned table's cannot
-be built, dropped or altered concurrently as a whole: each partition's part is built concurrently,
-and one short transaction makes the new parent on ``ONLY`` the parent table, attaches the parts and
-drops the old one. Both exist meanwhile, and each write goes to both.
+A rebuild runs while the table is read and written. On a plain table, the new index is built beside
+the old one and then takes its name. The index of a partitioned table cannot be built, dropped or
+altered concurrently as a whole. So the index of each partition is built concurrently, and one short
+transaction creates the new parent index with ``ON ONLY``, attaches the indexes of the partitions
+and drops the old parent. Until then both indexes exist, and each write goes to both.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ from cenote.orm import OPERATOR_CLASS, ann_index_name
 from cenote.progress import Report
 from cenote.schema import own_connection
 
-_ACTION = "the index was not rebuilt"
+_NOT_REBUILT = "the index was not rebuilt"
+_NOT_BUILT = "the index was not built"
 _NOT_DROPPED = "the index was not dropped"
 
 _logger = logging.getLogger(__name__)
@@ -61,10 +63,11 @@ class Plan:
     """The statements of a rebuild.
 
     Attributes:
-        clear: leftovers of an interrupted run, each dropped outside a transaction.
-        build: the parts by name, each built outside a transaction.
-        swap: one transaction.
-        finish: what is dropped afterwards, outside a transaction.
+        clear: Drop what an interrupted run left behind; each statement runs outside a transaction.
+        build: Build the index of each partition, by its name; each statement runs outside a
+            transaction.
+        swap: Replace the old index by the new one, in one transaction.
+        finish: Drop the old index of a plain table, outside a transaction.
     """
 
     clear: list[ExecutableDDLElement] = field(default_factory=list)
@@ -73,7 +76,7 @@ class Plan:
     finish: list[ExecutableDDLElement] = field(default_factory=list)
 
     def statements(self) -> Iterator[ExecutableDDLElement]:
-        """All of them, in order."""
+        """Iterate over all statements in their order."""
         yield from (*self.clear, *self.build.values(), *self.swap, *self.finish)
 
 
@@ -85,26 +88,30 @@ async def reindex(
     workers: int | None = None,
     progress: Report | None = None,
 ) -> None:
-    """Build the ANN index anew with the configuration's parameters, while the table is in use.
+    """Rebuild the ANN index with the configuration's parameters, while the table is in use.
 
-    It waits for transactions that are open when a part is built and hold a snapshot or have written
-    to the table, as Postgres does, and takes the table for itself for a moment at the end. What an
-    interrupted run left behind is cleared first. A missing or invalid index is built, too.
+    A missing or invalid index is built. Indexes that an interrupted run left behind are dropped
+    first. Like every concurrent build in Postgres, the build waits for transactions that are open
+    when it starts and hold a snapshot or have written to the table. At the end it locks the table
+    for a moment.
 
     Args:
-        engine: the database; one connection of its pool builds, another asks for the progress.
-        config: whose `hnsw_m` and `hnsw_ef_construction` the index gets.
-        memory: ``maintenance_work_mem`` of this session, such as ``"2GB"``. By default what the
-            graph of the largest part is estimated to need, up to 1 GB, and at least the server's.
-        workers: ``max_parallel_maintenance_workers`` of this session; the server's by default. A
+        engine: Engine of the database. One connection of its pool builds, another one queries the
+            progress.
+        config: Configuration of the table, with the `hnsw_m` and `hnsw_ef_construction` of the new
+            index.
+        memory: ``maintenance_work_mem`` of the build, e.g. ``"2GB"``. By default the estimated size
+            of the largest partition's graph, up to 1 GB, but at least the server's value.
+        workers: ``max_parallel_maintenance_workers`` of the build; the server's value by default. A
             parallel build takes its memory from shared memory, which containers often limit.
-        progress: takes an `IndexProgress` about twice a second; what it raises is logged.
+        progress: Callback that takes an `IndexProgress` about twice a second. Its exceptions are
+            logged.
 
     Raises:
-        MigrationError: there is no such chunk table, it has other dimensions, or the database
-            refused; the old index is still there.
+        MigrationError: The chunk table does not exist or has other dimensions, or the database
+            raised an error. The old index still exists.
     """
-    async with build_session(engine, config, _ACTION) as connection:
+    async with build_session(engine, config, _NOT_REBUILT) as connection:
         live = await connection.run_sync(read_chunk_table, config)
         await connection.run_sync(set_build_memory, live, config, memory, workers)
         await _build(engine, connection, live, config, progress)
@@ -137,19 +144,20 @@ async def build_after_load(
     workers: int | None = None,
     progress: Report | None = None,
 ) -> None:
-    """Build a missing ANN index for rows that were loaded in bulk; a valid one stays as it is.
+    """Build the ANN index after a bulk load if it is missing or invalid.
 
-    The table is vacuumed and analysed before: the one makes counting a namespace an affair of its
-    index alone, the other lets the planner see how large it is. It waits, however long, for others
-    that build: their index is likely to be this one.
+    ``VACUUM`` runs before the build, because it lets Postgres count a namespace from the index
+    alone, and ``ANALYZE``, because it tells the planner how large the table is. If another session
+    is building, this function waits for it without limit, because that session probably builds the
+    same index.
 
     Args:
-        engine, config, memory, workers, progress: as for `reindex`.
+        engine, config, memory, workers, progress: As for `reindex`.
 
     Raises:
-        MigrationError: as `reindex`.
+        MigrationError: As for `reindex`.
     """
-    async with build_session(engine, config, "the index was not built", math.inf) as connection:
+    async with build_session(engine, config, _NOT_BUILT, math.inf) as connection:
         live = await connection.run_sync(read_chunk_table, config)
         index = live.index(ann_index_name(live.name))
         if index is None or not index.valid:
@@ -165,18 +173,18 @@ async def drop_ann_index(
     memory: str | None = None,
     workers: int | None = None,
 ) -> None:
-    """Drop the ANN index, until `reindex` builds it: before rows are loaded in bulk.
+    """Drop the ANN index before a bulk load; `build_after_load` or `reindex` builds it again.
 
-    Searches stay complete, and compare with every matching chunk.
+    Searches stay complete, but compare the query with every matching chunk.
 
     Args:
-        engine: the database; one connection of its pool is used.
-        config: of the table.
-        memory, workers: of the build that is to follow, for the server to refuse before anything
-            is dropped.
+        engine: Engine of the database. One connection of its pool is used.
+        config: Configuration of the table.
+        memory, workers: Settings of the later build. They are checked before the index is dropped.
 
     Raises:
-        MigrationError: there is no such chunk table, or the database refused.
+        MigrationError: The chunk table does not exist, the server rejects a setting, or the
+            database raised an error.
     """
     async with build_session(engine, config, _NOT_DROPPED) as connection:
         await connection.run_sync(set_for_build, memory, workers)
@@ -190,18 +198,18 @@ async def drop_ann_index_of_empty_table(
     memory: str | None = None,
     workers: int | None = None,
 ) -> bool:
-    """Drop the ANN index where nobody can miss it: no row is there, and the table is the role's.
+    """Drop the ANN index if the table is empty and owned by the current role.
 
-    It stays where others are at work on the schema or hold the table, rather than to wait for them.
+    The index stays if others hold the table or the migration lock for longer than a moment.
 
     Args:
-        engine, config, memory, workers: as for `drop_ann_index`.
+        engine, config, memory, workers: As for `drop_ann_index`.
 
     Returns:
-        Whether there is no ANN index now, and the role may build it.
+        Whether the index is missing now and the role may build it.
 
     Raises:
-        MigrationError: as `drop_ann_index`.
+        MigrationError: As for `drop_ann_index`.
     """
     async with own_connection(engine, _NOT_DROPPED) as connection:
         live = await connection.run_sync(read_chunk_table, config)
@@ -216,12 +224,12 @@ async def drop_ann_index_of_empty_table(
             await connection.run_sync(set_for_build, memory, workers)
             return await connection.run_sync(_drop, config, if_empty=True)
     except (InUseError, TransactionPoolingError) as error:
-        _logger.info("the rows go into the live index: %s", error)
+        _logger.info("the bulk load inserts into the live index: %s", error)
         return False
 
 
 def _drop(connection: Connection, config: SchemaConfig, *, if_empty: bool) -> bool:
-    """Whether there is no ANN index now."""
+    """Drop the index in a short transaction, and return whether it is missing now."""
     live = read_chunk_table(connection, config)
     name = ann_index_name(live.name)
     dropped = True
@@ -239,36 +247,40 @@ def _drop(connection: Connection, config: SchemaConfig, *, if_empty: bool) -> bo
 
 
 async def reindex_plan(engine: AsyncEngine, config: SchemaConfig) -> list[ExecutableDDLElement]:
-    """The statements that `reindex` would execute.
+    """Return the statements that `reindex` would execute.
 
     Raises:
-        MigrationError: as `reindex`.
+        MigrationError: As for `reindex`.
     """
-    async with own_connection(engine, _ACTION) as connection:
+    async with own_connection(engine, _NOT_REBUILT) as connection:
         live = await connection.run_sync(read_chunk_table, config)
         return [*make_plan(live, config).statements()]
 
 
 def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
-    """The statements that rebuild the ANN index of a live table."""
+    """Return the statements that rebuild the ANN index of a live table.
+
+    Raises:
+        MigrationError: Another index has a name that the index of a partition needs.
+    """
     name = ann_index_name(live.name)
-    there = live.index(name) is not None
-    plan = Plan(clear=[*_leftovers(live)])
+    exists = live.index(name) is not None
+    plan = Plan(clear=[*_drop_leftovers(live)])
     if not live.partitions:
         plan.build[name + NEW] = CreateIndex(ann_index(name + NEW, live, live.name, config))
-        if there:
+        if exists:
             plan.swap.append(rename_index(name, name + OLD, live.schema))
             plan.finish.append(_drop_statement(name + OLD, live))
         plan.swap.append(rename_index(name + NEW, name, live.schema))
         return plan
-    _refuse_taken_names(live, config)
+    _check_names(live, config)
     parts = {partition: part_name(partition) + NEW for partition in live.partitions}
     for partition, part in parts.items():
         plan.build[part] = CreateIndex(ann_index(part, live, partition, config))
     parent = ann_index(name + NEW, live, live.name, config, concurrently=False)
     plan.swap += [lock_table(live.name, live.schema), create_index_on_only(parent)]
     plan.swap += [attach_index(name + NEW, part, live.schema) for part in parts.values()]
-    if there:
+    if exists:
         plan.swap.append(_drop_statement(name, live, concurrently=False))
     plan.swap.append(rename_index(name + NEW, name, live.schema))
     plan.swap += [
@@ -277,25 +289,30 @@ def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
     return plan
 
 
-def _refuse_taken_names(live: LiveTable, config: SchemaConfig) -> None:
-    """Refuse another index by the name that a part of ours will have, before hours of building.
+def _check_names(live: LiveTable, config: SchemaConfig) -> None:
+    """Check before hours of building that the names of the partitions' indexes are free.
 
-    The parts of the old index go with it, whatever that is.
+    A partition's index of the old ANN index may have such a name, whatever its definition is,
+    because it is dropped together with its parent.
+
+    Raises:
+        MigrationError: Another index has such a name.
     """
-    ours: set[tuple[str, tuple[str, ...], tuple[str, ...]]]
-    ours = {("hnsw", ("embedding",), (OPERATOR_CLASS[config.column_type],))}
+    ann_shapes: set[tuple[str, tuple[str, ...], tuple[str, ...]]]
+    ann_shapes = {("hnsw", ("embedding",), (OPERATOR_CLASS[config.column_type],))}
     old = live.index(ann_index_name(live.name))
     if old is not None:
-        ours.add((old.method, old.columns, old.operator_classes))
+        ann_shapes.add((old.method, old.columns, old.operator_classes))
     for index in live.indexes:
         shape = (index.method, index.columns, index.operator_classes)
-        if index.name == part_name(index.table) and shape not in ours:
+        if index.name == part_name(index.table) and shape not in ann_shapes:
             raise MigrationError(
-                f"index {index.name!r} has the name of a part of the ANN index; rename it first"
+                f"index {index.name!r} has a name that the ANN index of partition {index.table!r} "
+                "needs; rename it first"
             )
 
 
-def _leftovers(live: LiveTable) -> Iterator[DropIndex]:
+def _drop_leftovers(live: LiveTable) -> Iterator[DropIndex]:
     names = left_over_names(live)
     for index in live.indexes:
         if index.name in names:
@@ -308,7 +325,10 @@ def _drop_statement(name: str, live: LiveTable, *, concurrently: bool = True) ->
 
 
 def _swap(connection: Connection, plan: Plan, config: SchemaConfig) -> None:
-    """Put the new index in the old one's place in one short transaction, however often it takes."""
+    """Replace the old index by the new one in one short transaction.
+
+    It is retried while others hold the table.
+    """
 
     def swap() -> None:
         for statement in plan.swap:

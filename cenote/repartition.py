@@ -1,10 +1,10 @@
-"""Rewriting a chunk table into hash partitions, into another number of them, or back into one.
+"""Rewrite a chunk table into another number of hash partitions, or into a plain table.
 
-One transaction under an exclusive lock, also of the tables that a foreign key connects with it:
-readers and writers wait, and an interruption at any moment leaves all as it was. Extra columns,
-defaults, checks, comments on table and columns, indexes, foreign keys from and to other tables,
-owner, privileges and cenote's row-level security are kept; what else could be lost is refused
-before anything is done.
+The rewrite is one transaction that locks the table and all tables connected with it by a foreign
+key: readers and writers wait, and an interruption changes nothing. It keeps additional columns,
+defaults, checks, comments on the table and its columns, indexes, foreign keys from and to other
+tables, the owner, privileges and cenote's row-level security. If the table has anything else that
+would be lost, an error is raised before anything is changed.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from cenote.catalog import LiveTable
 from cenote.config import SchemaConfig
 from cenote.ddl import partition_name, qualified
 from cenote.dependents import (
+    check_nothing_is_lost,
+    constraints_query,
     facts_query,
-    grantees,
+    grantees_query,
     grants_query,
-    incoming_keys,
-    index_definitions,
-    own_constraints,
-    referenced_tables,
-    refuse_what_would_be_lost,
+    incoming_keys_query,
+    index_definitions_query,
+    referenced_tables_query,
 )
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.locks import migration_lock, with_short_waits
@@ -50,7 +50,8 @@ from cenote.schema import own_connection
 
 _NEW = "_new"
 
-_SHORT_WAITS = select(func.set_config("lock_timeout", "500ms", True))
+_SET_SHORT_LOCK_TIMEOUT = select(func.set_config("lock_timeout", "500ms", True))
+"""Set the `lock_timeout` of the transaction below the server's `deadlock_timeout` of 1 s."""
 
 _logger = logging.getLogger(__name__)
 
@@ -58,30 +59,32 @@ _logger = logging.getLogger(__name__)
 async def repartition(
     engine: AsyncEngine, config: SchemaConfig, *, memory: str | None = None
 ) -> bool:
-    """Rewrite the table into the configuration's number of partitions; 0 makes it plain.
+    """Rewrite the table into the configuration's number of partitions, or 0 for a plain table.
 
-    **The table is locked until it ends**, and so are tables with a foreign key to it or from it:
-    about the time of loading all rows and building all indexes. It needs disk space for a second
-    copy. An adopted table's positions become 64-bit. Where the table has that many partitions
-    already, nothing is done.
+    **The table is locked until the rewrite ends**, and so are the tables with a foreign key to it
+    or from it. This takes about as long as loading all rows and building all indexes, and needs
+    disk space for a second copy. The INTEGER `position` column of a legacy table becomes BIGINT. If
+    the table has the right number of partitions already, nothing is changed.
 
     Args:
-        engine: the database; one connection is taken from its pool.
-        config: whose `partitions` the table gets.
+        engine: Engine of the database. One connection of its pool is used.
+        config: Configuration of the table, with the new number of `partitions`.
         memory: ``maintenance_work_mem`` of the transaction; see `cenote.indexes.reindex`.
 
     Returns:
         Whether the table was rewritten.
 
     Raises:
-        ConfigurationError: the configuration says no number of partitions.
-        MigrationError: there is no such chunk table, it has other dimensions or something that
-            could not be kept (the message lists it), or the database refused; the table is as it
-            was.
+        ConfigurationError: `config.partitions` is None.
+        MigrationError: The chunk table does not exist, has other dimensions, is distributed by
+            Citus or has something that would be lost (the message lists it), or the database raised
+            an error. The table is unchanged.
     """
     if config.partitions is None:
         raise ConfigurationError(
-            "how many partitions? Say partitions=16, or 0 for a plain table", setting="partitions"
+            "the number of partitions is required: set partitions=16, or partitions=0 for a plain "
+            "table",
+            setting="partitions",
         )
     async with own_connection(engine, "the table was not rewritten") as connection:
         return await connection.run_sync(_repartition, config, memory)
@@ -102,28 +105,32 @@ def _repartition(connection: Connection, config: SchemaConfig, memory: str | Non
 
 
 def rewrite(connection: Connection, config: SchemaConfig, memory: str | None) -> None:
-    """Rewrite the table into the configuration's number of partitions, in the open transaction."""
+    """Rewrite the table into the configuration's number of partitions, in the open transaction.
+
+    Raises:
+        MigrationError: The table has something that would be lost.
+    """
     ops = Operations(MigrationContext.configure(connection))
     live = read_chunk_table(connection, config)
-    # In the order in which applications write: documents, chunks, what points at chunks. Once one
-    # is held, its holder may wait for ours: give way before the server's deadlock_timeout of 1 s
-    # looks for a victim.
-    for referenced in connection.execute(referenced_tables(live.oid)).all():
+    # Lock in the order in which applications write: documents, chunks, then tables that point at
+    # chunks. Once we hold one table, an application that holds the next one may wait for us: give
+    # up before the server's deadlock_timeout of 1 s picks a victim.
+    for referenced in connection.execute(referenced_tables_query(live.oid)).all():
         ops.execute(ddl.lock_table(referenced.relname, referenced.nspname))
-        connection.execute(_SHORT_WAITS)
+        connection.execute(_SET_SHORT_LOCK_TIMEOUT)
     ops.execute(ddl.lock_table(live.name, live.schema))
-    connection.execute(_SHORT_WAITS)
-    live = read_chunk_table(connection, config)  # again, for nobody can change it any more
-    refuse_what_would_be_lost(connection, live, live.name + _NEW)
+    connection.execute(_SET_SHORT_LOCK_TIMEOUT)
+    live = read_chunk_table(connection, config)  # it cannot change any more
+    check_nothing_is_lost(connection, live, live.name + _NEW)
     facts = connection.execute(facts_query(live.oid)).one()
-    constraints = connection.execute(own_constraints(live.oid)).all()
-    incoming = connection.execute(incoming_keys(live.oid)).all()
-    indexes = connection.scalars(index_definitions(live)).all()
+    constraints = connection.execute(constraints_query(live.oid)).all()
+    incoming = connection.execute(incoming_keys_query(live.oid)).all()
+    indexes = connection.scalars(index_definitions_query(live)).all()
     grants = connection.execute(grants_query(live.name, live.schema)).all()
     for key in (*incoming, *(row for row in constraints if row.is_foreign_key)):
         ops.drop_constraint(key.conname, key.relname, schema=key.nspname, type_="foreignkey")
     set_build_memory(connection, live, config, memory, None, local=True)
-    if live.row_security:  # which would hide the rows from the owner, too
+    if live.row_security:  # forced, it would hide the rows from the owner too
         for name in (live.name, *live.partitions):
             ops.execute(alter_row_security(name, live.schema, enabled=True, forced=False))
     _copy(connection, ops, live, config.new_partitions)
@@ -131,36 +138,36 @@ def rewrite(connection: Connection, config: SchemaConfig, memory: str | None) ->
     for constraint in constraints:
         ops.execute(_add_constraint(constraint))
     for definition in indexes:
-        ops.execute(ddl.server_definition(_for_all_parts(definition, live)))
+        ops.execute(ddl.server_definition(_for_all_partitions(definition, live)))
     for key in incoming:
         ops.execute(_add_constraint(key))
-    _give_back(connection, ops, live, config.new_partitions, facts, grants)
+    _restore_properties(connection, ops, live, config.new_partitions, facts, grants)
     ops.execute(ddl.analyze(live.name, live.schema))
     if live.row_security:
-        parts = (partition_name(live.name, number) for number in range(config.new_partitions))
-        for statement in enable_row_security_statements([live.name, *parts], live.schema):
+        partitions = (partition_name(live.name, number) for number in range(config.new_partitions))
+        for statement in enable_row_security_statements([live.name, *partitions], live.schema):
             ops.execute(statement)
 
 
-def _for_all_parts(definition: str, live: LiveTable) -> str:
-    """An index definition of a partitioned table's, as it was made: not for the parent alone."""
+def _for_all_partitions(definition: str, live: LiveTable) -> str:
+    """Remove ``ONLY`` from the server's definition of an index on a partitioned table."""
     table = qualified(live.name, live.schema)
     head, only, tail = definition.partition(f" ON ONLY {table} ")
     return f"{head} ON {table} {tail}" if only else definition
 
 
 def _copy(connection: Connection, ops: Operations, live: LiveTable, partitions: int) -> None:
-    """Put a copy of the rows in another shape in the table's place, without indexes."""
+    """Replace the table by a copy of its rows with other partitions, and without indexes."""
     new, schema = live.name + _NEW, live.schema
     _logger.info("table %s: copying all rows", live.name)
     columns = inspect(connection).get_columns(live.name, schema=schema)
     ops.execute(ddl.create_table_like(new, live.name, schema, partitioned=bool(partitions)))
-    types = {found["name"]: found["type"] for found in columns}
-    if not isinstance(types["position"], BigInteger):  # an adopted table's
+    types = {info["name"]: info["type"] for info in columns}
+    if not isinstance(types["position"], BigInteger):  # a legacy table
         ops.alter_column(new, "position", type_=BigInteger(), schema=schema)
     for remainder in range(partitions):
         ops.execute(ddl.create_hash_partition(new, schema, partitions, remainder))
-    names = [found["name"] for found in columns if "computed" not in found]
+    names = [info["name"] for info in columns if "computed" not in info]
     old_rows, new_rows = (
         table(name, *(column(name) for name in names), schema=schema) for name in (live.name, new)
     )
@@ -173,7 +180,7 @@ def _copy(connection: Connection, ops: Operations, live: LiveTable, partitions: 
         )
 
 
-def _give_back(
+def _restore_properties(
     connection: Connection,
     ops: Operations,
     live: LiveTable,
@@ -181,12 +188,15 @@ def _give_back(
     facts: Row[Any],
     grants: Sequence[Row[Any]],
 ) -> None:
-    """Comment, owner and exactly the privileges there were: none that the role's defaults add."""
+    """Restore the comment, the owner and exactly the former privileges.
+
+    Privileges that the role's default privileges added to the copy are revoked.
+    """
     names = [live.name, *(partition_name(live.name, number) for number in range(partitions))]
     for name in names:
         if facts.owner != facts.me:
             ops.execute(ddl.set_owner(name, live.schema, facts.owner))
-        for role in connection.scalars(grantees(name, live.schema)).all():
+        for role in connection.scalars(grantees_query(name, live.schema)).all():
             if role != facts.owner:
                 ops.execute(ddl.revoke_all(name, live.schema, role))
     if grants:

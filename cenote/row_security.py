@@ -1,7 +1,7 @@
-"""Turning a table's row-level security on and off, whenever that is wanted.
+"""Turn the row-level security of an existing table on or off.
 
-Revision cenote_0003 turns it on for a table that is made with `SchemaConfig.row_security`; the
-catalogue is the record of what was done since. What it consists of is in `cenote.policies`.
+Revision cenote_0003 turns it on for a table that is created with `SchemaConfig.row_security`. Later
+changes are recorded only in the live table itself. `cenote.policies` contains the statements.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ async def set_row_security(engine: AsyncEngine, config: SchemaConfig, *, on: boo
     """Turn a table's row-level security on or off. The table is locked for a moment.
 
     Args:
-        engine: the database; one connection is taken from its pool.
-        config: which table it is.
-        on: what it shall be.
+        engine: Engine of the database. One connection of its pool is used.
+        config: Configuration of the table.
+        on: Whether to turn it on or off.
 
     Returns:
         Whether anything was changed.
 
     Raises:
-        MigrationError: there is no such chunk table, it has policies of your own, or the database
-            refused.
+        MigrationError: The chunk table does not exist, is distributed by Citus or has policies of
+            your own, or the database raised an error.
     """
     async with own_connection(engine, "row-level security was not changed") as connection:
         return await connection.run_sync(_set, config, on)
@@ -46,7 +46,7 @@ def _set(connection: Connection, config: SchemaConfig, on: bool) -> bool:
 
         def change() -> None:
             connection.execute(lock_table(config.table_name, config.schema))
-            live = read_chunk_table(connection, config)  # as it is now, and stays
+            live = read_chunk_table(connection, config)  # it cannot change any more
             refuse_to_secure(live)
             statements = enable_row_security_statements if on else disable_row_security_statements
             for statement in statements([live.name, *live.partitions], live.schema):

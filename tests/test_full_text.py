@@ -141,7 +141,7 @@ async def test_a_column_of_others(filled: PgVectorStore, engine: AsyncEngine) ->
     """Is never dropped, by the command or on the way down; nor what others have built on ours."""
     await execute(engine, "ALTER TABLE cenote_chunks ADD content_tsv tsvector DEFAULT 'mine'")
     for languages in ("english", None):
-        with pytest.raises(MigrationError, match="did not make; rename it"):
+        with pytest.raises(MigrationError, match="did not create; rename it"):
             await set_text_search(engine, filled.config, languages)
     with pytest.raises(MigrationError):
         await schema.upgrade(engine, ENGLISH)

@@ -147,7 +147,7 @@ async def test_what_would_be_lost_is_refused(empty_engine: AsyncEngine, what: st
         ("ALTER TABLE cenote_chunks_p03 ADD CHECK (position > 0)", "of single partitions"),
         ("COMMENT ON TABLE cenote_chunks_p03 IS 'mine'", "comments on"),
         ("ALTER TABLE cenote_chunks DETACH PARTITION cenote_chunks_p03", "ATTACH PARTITION"),
-        ("CREATE TABLE cenote_chunks_new ()", "whose name is needed"),
+        ("CREATE TABLE cenote_chunks_new ()", "needs its name"),
     ],
 )
 async def test_what_single_partitions_would_lose_is_refused(
@@ -285,7 +285,7 @@ async def test_a_cancelled_rewrite_changes_nothing(
 
 async def test_a_number_is_needed(engine: AsyncEngine) -> None:
     """None would be any."""
-    with pytest.raises(ConfigurationError, match="how many partitions"):
+    with pytest.raises(ConfigurationError, match="number of partitions is required"):
         await repartition(engine, SchemaConfig(dimensions=4))
 
 
