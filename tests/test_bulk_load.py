@@ -1,4 +1,4 @@
-"""Bulk loads: the ANN index meanwhile, others' searches, and loads that end midway."""
+"""Test bulk loads: the ANN index, concurrent searches, and interrupted loads."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ QUERY = [1.0, 0.5, 0.25, 0.125]
 
 
 def many(count: int, seed: int = 0) -> Iterator[EmbeddedChunk]:
-    """Chunks with random vectors, made as they are needed."""
+    """Generate chunks with random vectors."""
     generator = np.random.default_rng(seed)
     for number in range(count):
         yield embedded(f"{number:06}", generator.standard_normal(4))
 
 
 async def ann_indexes(engine: AsyncEngine) -> int:
-    """How many valid parts of the ANN index there are, the parent included."""
+    """Return the number of valid ANN indexes of the table and its partitions."""
     query = text(
         "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
         "WHERE c.relname LIKE '%embedding%' AND i.indisvalid"
@@ -54,7 +54,7 @@ NEIGHBOUR = "m"
 
 
 async def test_an_empty_table_is_indexed_last(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """No index while rows come; then all parts of it, statistics, and complete searches."""
+    """There is no index while rows are written; then come all indexes and statistics."""
     seen: list[Any] = []
     during: list[tuple[int, int]] = []
 
@@ -66,9 +66,9 @@ async def test_an_empty_table_is_indexed_last(store: PgVectorStore, engine: Asyn
             yield item
 
     assert await store.bulk_load(source(), "n", progress=seen.append) == 3500
-    assert during == [(PARTS, 0), (0, 1000), (0, 2000), (0, 3000)]  # one batch is held, no more
+    assert during == [(PARTS, 0), (0, 1000), (0, 2000), (0, 3000)]  # at most one batch is held
     assert await ann_indexes(engine) == PARTS
-    assert [one.chunks for one in seen if isinstance(one, LoadProgress)] == [
+    assert [state.chunks for state in seen if isinstance(state, LoadProgress)] == [
         *(1000, 2000, 3000, 3500, 3500)
     ]
     assert seen[-1].done
@@ -101,10 +101,10 @@ async def test_a_table_with_rows_keeps_its_index(
 
 
 @pytest.mark.parametrize(("ann_index", "during"), [("rebuild", 0), ("keep", PARTS)])
-async def test_the_caller_says_what_becomes_of_the_index(
+async def test_the_caller_chooses_what_happens_to_the_index(
     store: PgVectorStore, engine: AsyncEngine, ann_index: Any, during: int
 ) -> None:
-    """Dropped though others use it; or kept though the table is empty."""
+    """It is dropped although others use it, or kept although the table is empty."""
     if ann_index == "rebuild":
         await store.upsert([embedded("a")], "other")
     counts: list[int] = []
@@ -112,7 +112,7 @@ async def test_the_caller_says_what_becomes_of_the_index(
     async def source() -> AsyncIterator[EmbeddedChunk]:
         for item in many(1010):
             yield item
-        counts.append(await ann_indexes(engine))  # the first batch is written
+        counts.append(await ann_indexes(engine))  # when the first batch is written
 
     await store.bulk_load(source(), "n", ann_index=ann_index)
     assert counts == [during]
@@ -120,7 +120,7 @@ async def test_the_caller_says_what_becomes_of_the_index(
 
 
 async def test_many_namespaces(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """One index build after all of them."""
+    """The index is built once, after all of them."""
     async with store.deferred_ann_index():
         for namespace in ("a", "b", "c"):
             assert await store.bulk_load(many(20), namespace) == 20
@@ -132,7 +132,7 @@ async def test_many_namespaces(store: PgVectorStore, engine: AsyncEngine) -> Non
 
 
 async def test_a_bad_chunk_ends_the_load(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """What was written before stays; loading again goes on, and builds the index."""
+    """Batches before it stay. Loading again writes the rest, and builds the index."""
 
     def source(dimensions: int) -> Iterator[EmbeddedChunk]:
         yield from many(1500)
@@ -171,19 +171,19 @@ asyncio.run(main())
 
 
 async def test_a_killed_load_goes_on(store: PgVectorStore, engine: AsyncEngine, dsn: str) -> None:
-    """Whole batches are left; loading the same again stores each chunk once."""
+    """Whole batches remain. Loading the same chunks again stores each of them once."""
     with subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-c", _LOADING, dsn], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "loading\n"
         process.send_signal(signal.SIGKILL)
-    left = len(await stored(store, "n"))
-    assert left % 1000 == 0
-    assert 4000 <= left < 200_000
-    again = (embedded(f"{n:06}", [1.0, n % 7, n % 11, 0.5]) for n in range(left + 500))
-    assert await store.bulk_load(again, "n") == left + 500
-    assert len(await stored(store, "n")) == left + 500
+    remaining = len(await stored(store, "n"))
+    assert remaining % 1000 == 0
+    assert 4000 <= remaining < 200_000
+    chunks = (embedded(f"{n:06}", [1.0, n % 7, n % 11, 0.5]) for n in range(remaining + 500))
+    assert await store.bulk_load(chunks, "n") == remaining + 500
+    assert len(await stored(store, "n")) == remaining + 500
     assert await ann_indexes(engine) == PARTS
     async with engine.connect() as connection:  # nothing was rewritten
         query = text("SELECT count(DISTINCT created_at) FROM cenote_chunks WHERE id < '004000'")
@@ -193,7 +193,7 @@ async def test_a_killed_load_goes_on(store: PgVectorStore, engine: AsyncEngine, 
 async def test_a_role_that_does_not_own_the_table(
     store: PgVectorStore, engine: AsyncEngine, dsn: str
 ) -> None:
-    """May load, into the live index."""
+    """It can load, into the live index."""
     async with engine.begin() as connection:
         for statement in (
             "CREATE ROLE loader LOGIN",
@@ -207,7 +207,7 @@ async def test_a_role_that_does_not_own_the_table(
         ) as loader:
             assert await loader.bulk_load(many(20), "n") == 20
             assert await ann_indexes(engine) == PARTS
-            async with store.deferred_ann_index():  # its owner's business, not the loader's
+            async with store.deferred_ann_index():  # only the owner can do this
                 assert await loader.bulk_load(many(30), "n") == 30
                 assert await ann_indexes(engine) == 0
         assert await ann_indexes(engine) == PARTS
@@ -218,10 +218,10 @@ async def test_a_role_that_does_not_own_the_table(
 
 
 @pytest.mark.parametrize("settings", [{"memory": "lots"}, {"workers": -1}, {}])
-async def test_nothing_is_dropped_for_nothing(
+async def test_arguments_are_checked_before_the_index_is_dropped(
     store: PgVectorStore, engine: AsyncEngine, settings: Any
 ) -> None:
-    """A first batch, or settings of the build, that cannot work are refused before."""
+    """An invalid first batch and invalid build settings raise an error before that."""
     await store.upsert([embedded("a")], "other")
     dimensions = 4 if settings else 3
     for load in (
@@ -239,15 +239,15 @@ async def _load_without_index(store: PgVectorStore, settings: Any) -> None:
         await store.bulk_load([embedded("b", [1.0, 2.0, 3.0])], "n")
 
 
-async def test_a_missing_index_is_told(store: PgVectorStore) -> None:
-    """By a note to whatever error there was."""
+async def test_an_error_has_a_note_about_the_missing_index(store: PgVectorStore) -> None:
+    """The note names the command that builds it."""
     with pytest.raises(DimensionMismatchError) as error:
         await _load_without_index(store, {})
     assert "cenote reindex" in error.value.__notes__[0]
 
 
-async def test_a_closed_store_drops_nothing(dsn: str, engine: AsyncEngine) -> None:
-    """Neither way."""
+async def test_a_closed_store_does_not_drop_the_index(dsn: str, engine: AsyncEngine) -> None:
+    """Neither `bulk_load` nor `deferred_ann_index` does."""
     store = await PgVectorStore.connect(dsn, 4)
     await store.apply_migrations()
     await store.close()
@@ -257,17 +257,19 @@ async def test_a_closed_store_drops_nothing(dsn: str, engine: AsyncEngine) -> No
     assert await ann_indexes(engine) == PARTS
 
 
-async def test_an_empty_table_that_others_hold(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """Is loaded into its live index, rather than not at all."""
+async def test_an_empty_table_that_others_lock(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """The load does not wait, and inserts into the live index."""
     async with engine.connect() as reader:
-        await reader.execute(text("SELECT count(*) FROM cenote_chunks"))  # and stays open
+        await reader.execute(
+            text("SELECT count(*) FROM cenote_chunks")
+        )  # the transaction stays open
         assert await store.bulk_load(many(20), "n") == 20
         assert len(await stored(store, "n")) == 20
     assert await ann_indexes(engine) == PARTS
 
 
 async def test_the_callers_generator_is_closed(store: PgVectorStore) -> None:
-    """Before the error of a load reaches the caller."""
+    """It is closed before the error of a load reaches the caller."""
     closed = []
 
     async def source() -> AsyncIterator[EmbeddedChunk]:
@@ -285,13 +287,17 @@ async def test_the_callers_generator_is_closed(store: PgVectorStore) -> None:
     assert closed == [True]
 
 
-async def test_in_memory() -> None:
-    """The same calls."""
+async def test_loading_into_memory() -> None:
+    """`InMemoryVectorStore` has the same methods."""
     memory = InMemoryVectorStore(4)
     seen: list[LoadProgress] = []
     async with memory.deferred_ann_index():
         assert await memory.bulk_load(many(1500), "n", progress=seen.append) == 1500
-    assert [(one.chunks, one.done) for one in seen] == [(1000, False), (1500, False), (1500, True)]
+    assert [(state.chunks, state.done) for state in seen] == [
+        (1000, False),
+        (1500, False),
+        (1500, True),
+    ]
     assert len(await memory.search(QUERY, "n", 2000)) == 1500
 
 
@@ -306,15 +312,15 @@ async def test_in_memory() -> None:
     ],
 )
 async def test_bad_arguments(store: PgVectorStore, arguments: Any, field: str) -> None:
-    """Alike in both stores."""
-    for one in (store, InMemoryVectorStore(4)):
+    """Both stores raise the same error."""
+    for any_store in (store, InMemoryVectorStore(4)):
         with pytest.raises(InvalidInputError) as error:
-            await one.bulk_load(**{"embedded_chunks": [], "namespace": "n", **arguments})
+            await any_store.bulk_load(**{"embedded_chunks": [], "namespace": "n", **arguments})
         assert error.value.field == field
 
 
-def test_the_bar() -> None:
-    """Is drawn where somebody looks; the count comes without a total, too."""
+def test_progress_bar() -> None:
+    """It is drawn only on a terminal."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -327,6 +333,6 @@ def test_the_bar() -> None:
     lines = out.getvalue().split("\n")
     assert lines[0].startswith("\r\x1b[K2,000 chunks of 2,000 [" + "#" * 30 + "] ")
     assert lines[1] == "\r\x1b[Kindex 2/2 [" + "#" * 30 + "] built"
-    nobody = io.StringIO()
-    progress_bar(stream=nobody)(LoadProgress(chunks=1))
-    assert nobody.getvalue() == ""
+    file = io.StringIO()
+    progress_bar(stream=file)(LoadProgress(chunks=1))
+    assert file.getvalue() == ""

@@ -1,4 +1,4 @@
-"""Rebuilding the ANN index while the table is read and written."""
+"""Test rebuilding the ANN index while the table is read and written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from cenote.testing import embedded, found
 
 @pytest.fixture(params=[0, 4], ids=["plain", "partitioned"])
 async def store(empty_engine: AsyncEngine, request: pytest.FixtureRequest) -> PgVectorStore:
-    """A store with 2,000 chunks of four tenants, in a table of each kind."""
+    """Return a store with 2,000 chunks of four tenants, in a plain or a partitioned table."""
     store = PgVectorStore(empty_engine, 8, partitions=request.param)
     await store.apply_migrations()
     for tenant in "abcd":
@@ -44,7 +44,7 @@ async def store(empty_engine: AsyncEngine, request: pytest.FixtureRequest) -> Pg
 
 
 def chunks(number: int, first: int = 0) -> list[EmbeddedChunk]:
-    """Chunks with random vectors, the same ones each time."""
+    """Return chunks with reproducible random vectors."""
     vectors = np.random.default_rng(first).standard_normal((number, 8), dtype=np.float32)
     return [
         EmbeddedChunk(
@@ -59,12 +59,12 @@ def chunks(number: int, first: int = 0) -> list[EmbeddedChunk]:
 def with_parameters(
     store: PgVectorStore, *, hnsw_m: int = 8, hnsw_ef_construction: int = 32
 ) -> SchemaConfig:
-    """The store's configuration with other HNSW parameters."""
+    """Return the store's configuration with other HNSW parameters."""
     return replace(store.config, hnsw_m=hnsw_m, hnsw_ef_construction=hnsw_ef_construction)
 
 
 async def index_names(engine: AsyncEngine) -> list[str]:
-    """Every index on the table and its partitions, by name, with its parameters."""
+    """Return all indexes of the table and its partitions: name, parameters, validity."""
     query = text(
         "SELECT relname || ' ' || coalesce(array_to_string(reloptions, ','), '') || indisvalid"
         " FROM pg_class JOIN pg_index ON indexrelid = oid"
@@ -76,13 +76,15 @@ async def index_names(engine: AsyncEngine) -> list[str]:
 
 
 async def test_the_index_gets_other_parameters(store: PgVectorStore) -> None:
-    """And keeps its name, as do its parts; nothing else is left, and searches use it."""
+    """All names stay the same, nothing is left behind, and searches use the index."""
     before = await index_names(store.engine)
     seen: list[IndexProgress] = []
     await reindex(store.engine, with_parameters(store), progress=seen.append)
     after = await index_names(store.engine)
-    other = [name.replace("m=16,ef_construction=64", "m=8,ef_construction=32") for name in before]
-    assert after == other
+    expected = [
+        name.replace("m=16,ef_construction=64", "m=8,ef_construction=32") for name in before
+    ]
+    assert after == expected
     assert before != after
     assert await schema.check(store.engine, with_parameters(store)) == []
     parts = store.config.partitions or 1
@@ -101,8 +103,8 @@ async def test_the_index_gets_other_parameters(store: PgVectorStore) -> None:
         assert "embedding" in "\n".join(plan)
 
 
-async def test_what_the_session_was_given_ends_with_it(store: PgVectorStore) -> None:
-    """Neither the lock nor the memory stays on a connection of the pool."""
+async def test_lock_and_settings_end_with_the_session(store: PgVectorStore) -> None:
+    """No connection of the pool keeps them."""
     await reindex(store.engine, with_parameters(store), memory="77MB", workers=0)
     connections = [store.engine.connect() for _ in range(3)]
     opened = [await connection.__aenter__() for connection in connections]
@@ -116,7 +118,7 @@ async def test_what_the_session_was_given_ends_with_it(store: PgVectorStore) -> 
 
 @asynccontextmanager
 async def traffic(store: PgVectorStore) -> AsyncIterator[dict[str, int]]:
-    """A writer and a reader beside what is tested; every call has to succeed."""
+    """Write and read during the block; every call has to succeed."""
     done = {"writes": 0, "reads": 0}
     stop = asyncio.Event()
 
@@ -140,7 +142,7 @@ async def traffic(store: PgVectorStore) -> AsyncIterator[dict[str, int]]:
 
 
 async def test_the_table_is_used_meanwhile(store: PgVectorStore) -> None:
-    """No call fails, every search is complete, and every row written is in the new index."""
+    """No call fails, all searches are complete, and all written rows are in the new index."""
     async with traffic(store) as done:
         await until(lambda: all(done.values()))
         await reindex(store.engine, with_parameters(store))
@@ -162,7 +164,7 @@ async def test_the_table_is_used_meanwhile(store: PgVectorStore) -> None:
 
 
 async def test_an_interrupted_run_is_cleared(store: PgVectorStore) -> None:
-    """Cancelled at several moments: the old index serves on, and the next run ends well."""
+    """After cancellations at several moments, the next run succeeds."""
     before = await index_names(store.engine)
     for delay in (0.02, 0.08, 0.2):
         task = asyncio.create_task(reindex(store.engine, with_parameters(store)))
@@ -174,33 +176,37 @@ async def test_an_interrupted_run_is_cleared(store: PgVectorStore) -> None:
 
 
 async def test_leftovers_are_named_and_cleared(store: PgVectorStore) -> None:
-    """An invalid part of a build that was killed, and a valid one that was never put in place."""
+    """`check_schema` reports what a killed build left behind, and the next run drops it."""
     partition = "cenote_chunks_p01" if store.config.partitions else "cenote_chunks"
-    left = f"{partition}_embedding_idx_new"
-    left = left if store.config.partitions else "ix_cenote_chunks_embedding_new"
+    left_over = f"{partition}_embedding_idx_new"
+    left_over = left_over if store.config.partitions else "ix_cenote_chunks_embedding_new"
     before = await index_names(store.engine)
     async with store.engine.begin() as connection:
         await connection.execute(
-            text(f"CREATE INDEX {left} ON {partition} USING hnsw (embedding vector_cosine_ops)")
+            text(
+                f"CREATE INDEX {left_over} ON {partition} USING hnsw (embedding vector_cosine_ops)"
+            )
         )
         await connection.execute(
-            text(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{left}'::regclass")
+            text(
+                f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{left_over}'::regclass"
+            )
         )
     (finding,) = await store.check_schema()
     assert finding.kind == "index_left_over"
-    assert left in finding.subject
+    assert left_over in finding.subject
     config = with_parameters(store, hnsw_m=16, hnsw_ef_construction=64)
     plan = [
-        str(s.compile(dialect=store.engine.dialect))
-        for s in await reindex_plan(store.engine, config)
+        str(statement.compile(dialect=store.engine.dialect))
+        for statement in await reindex_plan(store.engine, config)
     ]
-    assert plan[0].strip() == f"DROP INDEX CONCURRENTLY public.{left}"
+    assert plan[0].strip() == f"DROP INDEX CONCURRENTLY public.{left_over}"
     await reindex(store.engine, config)
     assert await index_names(store.engine) == before
 
 
 async def test_a_killed_run_blocks_nobody(store: PgVectorStore, empty_dsn: str) -> None:
-    """A process killed in the middle; the next one clears what it left."""
+    """A process is killed during a build. The next one does not wait, and cleans up."""
     before = await index_names(store.engine)
     async with store.engine.connect() as holder:  # a build waits for this transaction
         await holder.execute(text("SELECT count(*) FROM cenote_chunks"))
@@ -220,10 +226,11 @@ async def test_a_killed_run_blocks_nobody(store: PgVectorStore, empty_dsn: str) 
     assert len(await index_names(store.engine)) == len(before)
 
 
-class InTheWay:
-    """A transaction of another program that reads the table, from a given moment on.
+class BlockingReader:
+    """A transaction of another program that reads the table when the last build has ended.
 
-    Not before: a concurrent build waits for every transaction that is open when it starts.
+    It must not begin earlier: a concurrent build waits for all transactions that are open when it
+    starts.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -232,7 +239,7 @@ class InTheWay:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._read()))
 
     def report(self, progress: IndexProgress) -> None:
-        """A progress callback: the last part is built, the swap comes next."""
+        """Begin the transaction after the last build, before the swap; a progress callback."""
         if progress.number == progress.of and progress.phase == "built":
             self._thread.start()
             self._reads.wait(10)
@@ -246,58 +253,58 @@ class InTheWay:
         await engine.dispose()
 
     async def end(self) -> None:
-        """Let it end."""
+        """End the transaction."""
         self.leave.set()
         await asyncio.to_thread(self._thread.join)
 
 
-async def test_the_swap_waits_its_turn(
+async def test_the_swap_waits_for_a_reader(
     empty_engine: AsyncEngine, empty_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A transaction in the way delays it, in short tries that hold nobody else up for long."""
+    """It is retried in short attempts, so that other callers are not blocked for long."""
     caplog.set_level("INFO", "cenote")
     store = PgVectorStore(empty_engine, 4, partitions=2)
     await store.apply_migrations()
-    other = InTheWay(empty_dsn)
+    reader = BlockingReader(empty_dsn)
     config = SchemaConfig(dimensions=4, partitions=2, hnsw_m=8)
-    task = asyncio.create_task(reindex(empty_engine, config, progress=other.report))
+    task = asyncio.create_task(reindex(empty_engine, config, progress=reader.report))
     await until(lambda: "in use; trying again" in caplog.text)
     assert not task.done()
     await asyncio.wait_for(store.upsert([embedded("b")], "n"), 10)
-    await other.end()
+    await reader.end()
     await task
     assert await schema.check(empty_engine, config) == []
     assert await found(store, [1, 0, 0, 0], "n") == ["b"]
 
 
-async def test_a_swap_that_never_gets_its_turn_ends(
+async def test_the_swap_gives_up(
     empty_engine: AsyncEngine, empty_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an error that says what to do; the old index serves on, the next run clears up."""
+    """The error says what to do, the old index stays in use, and the next run cleans up."""
     monkeypatch.setattr(locks, "TABLE_LOCK_TIMEOUT_SECONDS", 0.3)
     store = PgVectorStore(empty_engine, 4, partitions=2)
     await store.apply_migrations()
     config = SchemaConfig(dimensions=4, partitions=2, hnsw_m=8)
     before = await index_names(empty_engine)
-    other = InTheWay(empty_dsn)
+    reader = BlockingReader(empty_dsn)
     with pytest.raises(MigrationError, match="end their transactions"):
-        await reindex(empty_engine, config, progress=other.report)
-    await other.end()
+        await reindex(empty_engine, config, progress=reader.report)
+    await reader.end()
     assert [finding.kind for finding in await store.check_schema()] == ["index_left_over"] * 2
     await reindex(empty_engine, config)
     assert await schema.check(empty_engine, config) == []
     assert len(await index_names(empty_engine)) == len(before)
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Wait until something is true, for 30 seconds at most."""
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true, for at most 30 seconds."""
     async with asyncio.timeout(30):
-        while not true():  # noqa: ASYNC110 - nothing sets an event
+        while not condition():  # noqa: ASYNC110 - nothing sets an event
             await asyncio.sleep(0.02)
 
 
 async def test_a_missing_index_is_built(store: PgVectorStore) -> None:
-    """Which is what `cenote check` advises."""
+    """`cenote check` suggests this command for a missing index."""
     before = await index_names(store.engine)
     async with store.engine.begin() as connection:
         await connection.execute(text("DROP INDEX ix_cenote_chunks_embedding"))
@@ -308,7 +315,7 @@ async def test_a_missing_index_is_built(store: PgVectorStore) -> None:
 async def test_a_callback_that_fails_is_logged(
     store: PgVectorStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And so is a pool with nothing left to ask with: neither ends the build."""
+    """Neither this nor a pool without a connection for the progress ends the build."""
 
     def report(progress: IndexProgress) -> None:
         raise ZeroDivisionError(progress.phase)
@@ -322,8 +329,8 @@ async def test_a_callback_that_fails_is_logged(
     assert await schema.check(store.engine, config) == []
 
 
-async def test_a_cancelled_run_is_cancelled(store: PgVectorStore) -> None:
-    """At whatever moment: between two parts, and in the swap."""
+async def test_cancelling_after_the_last_build(store: PgVectorStore) -> None:
+    """The task ends with CancelledError, and the next run cleans up."""
 
     def cancel(progress: IndexProgress) -> None:
         if progress.number == progress.of and progress.phase == "built":
@@ -339,7 +346,7 @@ async def test_a_cancelled_run_is_cancelled(store: PgVectorStore) -> None:
 
 
 async def test_timeouts_of_the_database_do_not_end_a_build(store: PgVectorStore) -> None:
-    """It waits as long as it takes, whatever the role or the database allows others."""
+    """The build lifts `statement_timeout` and `lock_timeout`."""
     async with store.engine.begin() as connection:
         name = await connection.scalar(text("SELECT quote_ident(current_database())"))
         await connection.execute(text(f"ALTER DATABASE {name} SET statement_timeout = '20ms'"))
@@ -354,8 +361,8 @@ async def test_timeouts_of_the_database_do_not_end_a_build(store: PgVectorStore)
     await task
 
 
-async def test_a_name_that_is_taken_is_refused(empty_engine: AsyncEngine) -> None:
-    """Before hours of building."""
+async def test_a_name_that_another_index_has(empty_engine: AsyncEngine) -> None:
+    """The error is raised before the build."""
     store = PgVectorStore(empty_engine, 4, partitions=2)
     await store.apply_migrations()
     await execute(
@@ -369,7 +376,7 @@ async def test_a_name_that_is_taken_is_refused(empty_engine: AsyncEngine) -> Non
 
 @pytest.mark.parametrize("wrong", ["hnsw (embedding vector_l2_ops)", "gin (metadata)"])
 async def test_an_index_of_another_kind_is_replaced(store: PgVectorStore, wrong: str) -> None:
-    """Whose parts have the very names that the new ones get."""
+    """The indexes of its partitions have the names that the new ones get."""
     before = await index_names(store.engine)
     await execute(
         store.engine,
@@ -382,8 +389,8 @@ async def test_an_index_of_another_kind_is_replaced(store: PgVectorStore, wrong:
     assert await index_names(store.engine) == before
 
 
-async def test_what_cannot_be_rebuilt_is_refused(store: PgVectorStore) -> None:
-    """A table that is not there, another dimension, parameters that cannot work."""
+async def test_invalid_arguments(store: PgVectorStore) -> None:
+    """A missing table, another dimension and invalid parameters raise an error."""
     with pytest.raises(MigrationError, match="no chunk table 'other'"):
         await reindex(store.engine, SchemaConfig(dimensions=8, table_name="other"))
     with pytest.raises(MigrationError, match=r"is vector\(8\), expected vector\(9\)"):
@@ -392,13 +399,13 @@ async def test_what_cannot_be_rebuilt_is_refused(store: PgVectorStore) -> None:
         with_parameters(store, hnsw_ef_construction=4)
     with pytest.raises(MigrationError, match="maintenance_work_mem cannot be 'a lot'"):
         await reindex(store.engine, with_parameters(store), memory="a lot")
-    for nothing in (None, store.engine.sync_engine):
+    for not_async in (None, store.engine.sync_engine):
         with pytest.raises(ConfigurationError, match="AsyncEngine"):
-            await reindex(nothing, with_parameters(store))  # type: ignore[arg-type]
+            await reindex(not_async, with_parameters(store))  # type: ignore[arg-type]
 
 
 async def test_the_command(store: PgVectorStore, empty_dsn: str) -> None:
-    """A dry run prints statements that do it; what is not set stays as the live index has it."""
+    """A dry run prints the statements; parameters that are not set keep the live values."""
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     before = await index_names(store.engine)
     printed = output_of(cenote("reindex", "--m", "8", "--dry-run", **url))

@@ -1,4 +1,4 @@
-"""Rewriting a table into partitions and back."""
+"""Test rewriting a table into partitions and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cenote.indexes import reindex
 from cenote.repartition import repartition
 from cenote.testing import embedded, found
 
-HOST = [
+APPLICATION_DDL = [
     'CREATE TABLE documents (id text COLLATE "C" PRIMARY KEY)',
     "INSERT INTO documents VALUES ('doc')",
     "ALTER TABLE cenote_chunks ADD COLUMN lang text DEFAULT 'en'",
@@ -63,27 +63,27 @@ FACTS = {
 
 
 async def facts(engine: AsyncEngine) -> dict[str, Any]:
-    """Everything that has to be the same afterwards."""
+    """Return everything that a rewrite must not change."""
     async with engine.connect() as connection:
         return {name: await connection.scalar(text(query)) for name, query in FACTS.items()}
 
 
 async def partitions(engine: AsyncEngine) -> list[str]:
-    """The names of the partitions."""
+    """Return the names of the partitions."""
     query = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY 1"
     async with engine.connect() as connection:
         return [*await connection.scalars(text(query))]
 
 
-async def test_there_and_back(empty_engine: AsyncEngine) -> None:
-    """Everything a host has added is kept, on every way, and the store works throughout."""
+async def test_the_application_keeps_its_objects(empty_engine: AsyncEngine) -> None:
+    """A rewrite keeps everything that the application added, and the store works."""
     engine = empty_engine
     store = PgVectorStore(engine, 4, partitions=0)
     await store.apply_migrations()
     items = [embedded(id, position=n) for n, id in enumerate("abc")]
     await store.upsert(items, "n")
     await store.upsert(items, "m")
-    await execute(engine, *HOST)
+    await execute(engine, *APPLICATION_DDL)
     before = await facts(engine)
     assert before["relations"] is None
     for number in (4, 16, 0):
@@ -127,8 +127,8 @@ LOST = {
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_what_would_be_lost_is_refused(empty_engine: AsyncEngine, what: str) -> None:
-    """By name, and nothing has changed."""
+async def test_objects_that_would_be_lost(empty_engine: AsyncEngine, what: str) -> None:
+    """The error lists them, and nothing is changed."""
     store = PgVectorStore(empty_engine, 4, partitions=0)
     await store.apply_migrations()
     await store.upsert([embedded("a")], "n")
@@ -140,7 +140,7 @@ async def test_what_would_be_lost_is_refused(empty_engine: AsyncEngine, what: st
 
 
 @pytest.mark.parametrize(
-    ("what", "says"),
+    ("statement", "message"),
     [
         ("GRANT SELECT ON cenote_chunks_p03 TO PUBLIC", "privileges on single partitions"),
         ("CREATE INDEX ON cenote_chunks_p03 (content)", "of single partitions"),
@@ -150,19 +150,19 @@ async def test_what_would_be_lost_is_refused(empty_engine: AsyncEngine, what: st
         ("CREATE TABLE cenote_chunks_new ()", "needs its name"),
     ],
 )
-async def test_what_single_partitions_would_lose_is_refused(
-    engine: AsyncEngine, what: str, says: str
+async def test_objects_that_single_partitions_would_lose(
+    engine: AsyncEngine, statement: str, message: str
 ) -> None:
-    """Rows of a detached partition above all."""
-    await execute(engine, what)
+    """They include the rows of a detached partition."""
+    await execute(engine, statement)
     before = await partitions(engine)
-    with pytest.raises(MigrationError, match=says):
+    with pytest.raises(MigrationError, match=message):
         await repartition(engine, SchemaConfig(dimensions=4, partitions=0))
     assert await partitions(engine) == before
 
 
-async def test_privileges_stay_exactly_what_they_were(engine: AsyncEngine) -> None:
-    """Those the owner gave up, and those that the role's defaults would give anew."""
+async def test_privileges_stay_exactly_the_same(engine: AsyncEngine) -> None:
+    """Privileges that the owner gave up or that default privileges would add stay revoked."""
     await execute(
         engine,
         "DROP ROLE IF EXISTS serves",
@@ -170,19 +170,19 @@ async def test_privileges_stay_exactly_what_they_were(engine: AsyncEngine) -> No
         "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO serves",
         "REVOKE DELETE ON cenote_chunks FROM CURRENT_USER",
     )
-    granted = FACTS["grants"]
-    before = await scalar(engine, granted)
+    grants = FACTS["grants"]
+    before = await scalar(engine, grants)
     for number in (0, 3):
         await repartition(engine, SchemaConfig(dimensions=4, partitions=number))
-        assert await scalar(engine, granted) == before
+        assert await scalar(engine, grants) == before
     for name in ("cenote_chunks", "cenote_chunks_p01"):
-        may = f"SELECT has_table_privilege('serves', '{name}', 'SELECT')"
-        assert await scalar(engine, may) is False
+        query = f"SELECT has_table_privilege('serves', '{name}', 'SELECT')"
+        assert await scalar(engine, query) is False
     await execute(engine, "DROP OWNED BY serves", "DROP ROLE serves")
 
 
-async def test_indexes_keep_their_names_and_invalid_ones_go(engine: AsyncEngine) -> None:
-    """Whatever they are called."""
+async def test_valid_indexes_keep_their_names(engine: AsyncEngine) -> None:
+    """Unusual names are kept, and invalid indexes are dropped."""
     await execute(
         engine,
         'CREATE INDEX "x ON ONLY y" ON cenote_chunks (content)',
@@ -202,8 +202,8 @@ async def test_indexes_keep_their_names_and_invalid_ones_go(engine: AsyncEngine)
     assert await PgVectorStore(engine, 4, hnsw_m=8).check_schema() == []
 
 
-async def test_a_host_that_writes_both_tables_waits(engine: AsyncEngine) -> None:
-    """Documents and their chunks in one transaction, beside a rewrite: nobody deadlocks."""
+async def test_no_deadlock_with_a_writer_of_both_tables(engine: AsyncEngine) -> None:
+    """An application writes documents and their chunks in one transaction during a rewrite."""
     await execute(
         engine,
         'CREATE TABLE documents (id text COLLATE "C" PRIMARY KEY)',
@@ -234,8 +234,8 @@ async def test_a_host_that_writes_both_tables_waits(engine: AsyncEngine) -> None
     assert await scalar(engine, "SELECT count(*) FROM cenote_chunks") == written
 
 
-async def test_callers_wait_and_go_on(engine: AsyncEngine) -> None:
-    """Calls made while the table is rewritten end well; prepared statements find the new one."""
+async def test_callers_wait(engine: AsyncEngine) -> None:
+    """Calls during a rewrite succeed; prepared statements find the new table."""
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded(id) for id in "abc"], "n")
     stop = asyncio.Event()
@@ -258,7 +258,7 @@ async def test_callers_wait_and_go_on(engine: AsyncEngine) -> None:
 async def test_a_cancelled_rewrite_changes_nothing(
     engine: AsyncEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While rows are copied, and while indexes are built."""
+    """It is cancelled while rows are copied, and while indexes are built."""
     caplog.set_level("INFO", "cenote.repartition")
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded(id) for id in "abc"], "n")
@@ -283,14 +283,14 @@ async def test_a_cancelled_rewrite_changes_nothing(
         ] == []
 
 
-async def test_a_number_is_needed(engine: AsyncEngine) -> None:
-    """None would be any."""
+async def test_the_number_of_partitions_is_required(engine: AsyncEngine) -> None:
+    """A configuration without it raises an error."""
     with pytest.raises(ConfigurationError, match="number of partitions is required"):
         await repartition(engine, SchemaConfig(dimensions=4))
 
 
 async def test_the_command(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """It takes everything else from the live table, and mends what `check` finds."""
+    """It reads the other settings from the live table, and resolves the finding of `check`."""
     store = PgVectorStore(
         empty_engine, 4, table_name="t", schema="s", column_type="halfvec", partitions=0
     )
@@ -298,8 +298,8 @@ async def test_the_command(empty_engine: AsyncEngine, empty_dsn: str) -> None:
     await store.upsert([embedded("a")], "n")
     settings = ["-x", "table_name=t", "-x", "schema=s"]
     url = {"CENOTE_DATABASE_URL": empty_dsn}
-    said = cenote("check", *settings, "-x", "partitions=3", **url).stdout
-    assert "cenote repartition -x table_name=t -x schema=s 3" in said
+    output = cenote("check", *settings, "-x", "partitions=3", **url).stdout
+    assert "cenote repartition -x table_name=t -x schema=s 3" in output
     output_of(cenote("repartition", *settings, "3", **url))
     assert await partitions(empty_engine) == ["t_p00", "t_p01", "t_p02"]
     output_of(cenote("check", *settings, "-x", "partitions=3", **url))
