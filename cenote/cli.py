@@ -256,7 +256,7 @@ def _with_engine(
 def _check(options: argparse.Namespace) -> int:
     async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
         async with schema.own_connection(engine, _READING) as connection:
-            found = await connection.run_sync(schema.find_drift, given)
+            found = await connection.run_sync(schema.run_checks, given)
         if options.json:
             print(json.dumps([finding.as_dict() for finding in found], indent=2))
         for finding in () if options.json else found:
@@ -359,7 +359,7 @@ async def _live_config(
     engine: AsyncEngine, given: dict[str, Any], **changes: int | None
 ) -> SchemaConfig:
     """The live table's own settings, parameters of the ANN index included, but for changes."""
-    name, where = settings.table_of_settings(given)
+    name, where = settings.table_name_and_schema(given)
     async with schema.own_connection(engine, _READING) as connection:
         live = await connection.run_sync(read_table, name, where)
     if live is None or live.dimensions is None:
@@ -381,7 +381,7 @@ def _live_or_given(given: dict[str, Any]) -> SchemaConfig | None:
         engine = create_engine(given["database_url"], pool_size=1)
         try:
             async with schema.own_connection(engine, _READING) as connection:
-                name, where = settings.table_of_settings(given)
+                name, where = settings.table_name_and_schema(given)
                 live = await connection.run_sync(read_table, name, where)
                 return settings.resolve(given, live)
         finally:

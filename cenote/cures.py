@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from cenote.config import SchemaConfig
-from cenote.settings import given_in_code
+from cenote.settings import explicit_settings
 
-HOSTS_COMMANDS = (
+APPLICATION_MIGRATIONS = (
     "your own migrations (alembic revision --autogenerate, with cenote.autogenerate.hooks() in "
     "env.py; then alembic upgrade head)"
 )
@@ -22,11 +22,11 @@ def upgrade_command(given: Mapping[str, Any]) -> str:
     return f"cenote migrate {dimensions}{arguments_for(given)}upgrade head"
 
 
-def migrations(config: SchemaConfig, *, hosts_own: bool) -> str:
+def migration_hint(config: SchemaConfig, *, user_model: bool) -> str:
     """What makes the table of a store."""
-    if hosts_own:
-        return HOSTS_COMMANDS
-    return "await store.apply_migrations(), or " + upgrade_command(given_in_code(config))
+    if user_model:
+        return APPLICATION_MIGRATIONS
+    return "await store.apply_migrations(), or " + upgrade_command(explicit_settings(config))
 
 
 def reindex_command(config: SchemaConfig) -> str:
@@ -64,16 +64,16 @@ def arguments_for(given: Mapping[str, Any]) -> str:
     )
 
 
-def store_cure(sqlstate: str | None, config: SchemaConfig, *, hosts_own: bool) -> str:
+def error_hint(sqlstate: str | None, config: SchemaConfig, *, user_model: bool) -> str:
     """What a store's message says to do about an error of the server.
 
     Source of the codes: PostgreSQL manual, appendix A.
     """
     match sqlstate:
-        case "42P01" | "42703" if hosts_own:
-            return "; the table is not that of the model: run " + HOSTS_COMMANDS
+        case "42P01" | "42703" if user_model:
+            return "; the table is not that of the model: run " + APPLICATION_MIGRATIONS
         case "42P01":
-            return "; the table does not exist: run " + migrations(config, hosts_own=False)
+            return "; the table does not exist: run " + migration_hint(config, user_model=False)
         case "42703" if config.languages:
             return "; the table may have lost its full text: run " + text_search_command(config)
         case "42703":

@@ -83,17 +83,17 @@ class Finding:
         subject: what differs, such as ``"table cenote_chunks"``.
         actual: what is.
         expected: what was expected.
-        cure: the command or setting that mends it.
+        hint: the command or setting that mends it.
     """
 
     kind: FindingKind
     subject: str
     actual: str
     expected: str
-    cure: str
+    hint: str
 
     def __str__(self) -> str:
-        return f"{self.subject}: {self.actual}, expected {self.expected}; {self.cure}"
+        return f"{self.subject}: {self.actual}, expected {self.expected}; {self.hint}"
 
     def as_dict(self) -> dict[str, str]:
         """The attributes, for machines."""
@@ -129,7 +129,7 @@ def extension_finding(version: str | None) -> Finding | None:
         subject="extension vector",
         actual="it is missing" if version is None else f"it is {version}",
         expected=".".join(str(part) for part in OLDEST_PGVECTOR) + " or newer",
-        cure="run CREATE EXTENSION vector, or cenote migrate, which does"
+        hint="run CREATE EXTENSION vector, or cenote migrate, which does"
         if version is None
         else "install it on the server, then run ALTER EXTENSION vector UPDATE",
     )
@@ -149,21 +149,21 @@ def table_finding(
             subject=subject,
             actual="it has no column embedding of a fixed length",
             expected="a table made by cenote's revisions",
-            cure="choose another table_name, or move it away",
+            hint="choose another table_name, or move it away",
         )
     if recorded is not None:
         forget = f"cenote migrate {arguments_for(given)}stamp base"
-        actual, cure = f"it is missing, and recorded as {recorded}", f"run {forget}, then "
+        actual, hint = f"it is missing, and recorded as {recorded}", f"run {forget}, then "
     else:
-        actual, cure = "it is missing", "run "
+        actual, hint = "it is missing", "run "
         if elsewhere:
-            cure = f"say -x schema={elsewhere[0]} if that is the one, or run "
+            hint = f"say -x schema={elsewhere[0]} if that is the one, or run "
     return Finding(
         kind="table_missing",
         subject=subject,
         actual=actual,
         expected="a table made by cenote's revisions",
-        cure=cure + upgrade_command(given),
+        hint=hint + upgrade_command(given),
     )
 
 
@@ -174,14 +174,14 @@ def revision_finding(
     if recorded == head:
         return None
     kind: FindingKind = "revision_behind"
-    actual, cure = f"it is at revision {recorded}", "run " + upgrade_command(given)
+    actual, hint = f"it is at revision {recorded}", "run " + upgrade_command(given)
     if recorded is None:
         kind, actual = "revision_missing", "no revision is recorded"
-        cure += ", which adopts a table of the first cenote; if one of these revisions made it, "
-        cure += f"cenote migrate {arguments_for(given)}stamp {head}"
+        hint += ", which adopts a table of the first cenote; if one of these revisions made it, "
+        hint += f"cenote migrate {arguments_for(given)}stamp {head}"
     elif recorded not in known:
-        kind, cure = "revision_ahead", "install the cenote that made it, or a newer one"
-    return Finding(kind=kind, subject=subject, actual=actual, expected=head, cure=cure)
+        kind, hint = "revision_ahead", "install the cenote that made it, or a newer one"
+    return Finding(kind=kind, subject=subject, actual=actual, expected=head, hint=hint)
 
 
 def embedding_finding(
@@ -195,7 +195,7 @@ def embedding_finding(
         subject=subject,
         actual="the embedding column is " + embedding_sql(column_type, dimensions),
         expected=embedding_sql(config.column_type, config.dimensions),
-        cure="use the table's own, or another table_name",
+        hint="use the table's own, or another table_name",
     )
 
 
@@ -208,7 +208,7 @@ def partitions_finding(subject: str, live: LiveTable, config: SchemaConfig) -> F
             subject=subject,
             actual=f"its {number} partitions do not take every namespace",
             expected="all partitions of one modulus",
-            cure="run " + "; ".join(_attach(live)) if live.bounds else "attach its partitions",
+            hint="run " + "; ".join(_attach(live)) if live.bounds else "attach its partitions",
         )
     if config.partitions in (None, number):
         return None
@@ -217,7 +217,7 @@ def partitions_finding(subject: str, live: LiveTable, config: SchemaConfig) -> F
         subject=subject,
         actual=f"it has {number} partitions",
         expected=str(config.partitions),
-        cure=f"set partitions={number}, or run {repartition_command(config)}",
+        hint=f"set partitions={number}, or run {repartition_command(config)}",
     )
 
 
@@ -239,7 +239,7 @@ def text_search_finding(
         subject=subject,
         actual=f"its full text is {text_search}" if text_search else "it has no full text",
         expected=", ".join(config.languages),
-        cure="run " + text_search_command(config),
+        hint="run " + text_search_command(config),
     )
 
 
@@ -257,7 +257,7 @@ def row_security_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
         subject=subject,
         actual=actual,
         expected="it on the table and every partition" if wanted else "none",
-        cure="run " + row_security_command(config, on=wanted),
+        hint="run " + row_security_command(config, on=wanted),
     )
 
 
@@ -271,7 +271,7 @@ def distribution_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
             subject=subject,
             actual="it is on one machine",
             expected="it distributed by Citus",
-            cure="run " + distribute_command(config),
+            hint="run " + distribute_command(config),
         )
     if config.shard_count in (None, live.shards):
         return None
@@ -280,7 +280,7 @@ def distribution_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
         subject=subject,
         actual=f"it has {live.shards} shards",
         expected=str(config.shard_count),
-        cure=f"set shard_count={live.shards}, or run Citus' alter_distributed_table",
+        hint=f"set shard_count={live.shards}, or run Citus' alter_distributed_table",
     )
 
 
@@ -293,7 +293,7 @@ def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Fi
                 subject=f"shard {shard.number}",
                 actual="its node did not answer",
                 expected="an answer",
-                cure="look at the nodes: SELECT * FROM citus_check_cluster_node_health()",
+                hint="look at the nodes: SELECT * FROM citus_check_cluster_node_health()",
             )
         elif shard.invalid_indexes:
             yield Finding(
@@ -301,7 +301,7 @@ def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Fi
                 subject=f"shard {shard.number}",
                 actual=f"invalid: {shard.invalid_indexes}",
                 expected="valid indexes",
-                cure="run " + reindex_command(config),
+                hint="run " + reindex_command(config),
             )
     largest = max(shards, key=lambda shard: shard.size, default=None)
     if largest is None or largest.size < _SMALL_SHARD:
@@ -313,12 +313,12 @@ def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Fi
             subject=f"shard {largest.number}",
             actual=f"{largest.size / usual:.1f} times the size of the average shard",
             expected=f"at most {_UNEVEN} times",
-            cure="give its largest namespace a shard of its own by Citus' "
+            hint="give its largest namespace a shard of its own by Citus' "
             "isolate_tenant_to_new_shard, then run citus_rebalance_start",
         )
 
 
-def refuse_to_secure(live: LiveTable) -> None:
+def check_can_secure(live: LiveTable) -> None:
     """Refuse to turn row-level security on or off where that would touch what is of others.
 
     Raises:
@@ -362,7 +362,7 @@ def _columns_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Fin
         subject=subject,
         actual=", ".join(f"{name} is {actual[name]}" for name in differing),
         expected=", ".join(expected[name] for name in differing),
-        cure="alter them by hand, or move the table away and make it again",
+        hint="alter them by hand, or move the table away and make it again",
     )
 
 
@@ -378,19 +378,19 @@ def _key_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding
         return None
     name, schema = config.table_name, config.schema
     columns = ", ".join(KEY)
-    cure: list[ExecutableDDLElement] = [
+    hint: list[ExecutableDDLElement] = [
         add_constraint(name, schema, "pk_" + name, "PRIMARY KEY (" + columns + ")")
     ]
     if live.key_name is not None:
         old = PrimaryKeyConstraint(name=live.key_name)
         table_of(name, schema).append_constraint(old)
-        cure.insert(0, DropConstraint(old))
+        hint.insert(0, DropConstraint(old))
     return Finding(
         kind="key",
         subject=subject,
         actual=f"its primary key is ({', '.join(live.key)})" if live.key else "it has no key",
         expected=f"({columns})",
-        cure="run " + "; ".join(_sql(statement) for statement in cure),
+        hint="run " + "; ".join(_sql(statement) for statement in hint),
     )
 
 
@@ -420,7 +420,7 @@ def _of_indexes(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
                 subject=f"index {name}",
                 actual="it is missing",
                 expected=_described(*_shape(index)),
-                cure="run " + _make(index, config),
+                hint="run " + _make(index, config),
             )
         else:
             yield from _differences(actual, index, config)
@@ -432,7 +432,7 @@ def _of_indexes(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
                 subject=f"index {actual.name}",
                 actual=f"it is left (on {actual.table}) by a rebuild that did not end, or goes on",
                 expected="no such index",
-                cure="run " + reindex_command(config),
+                hint="run " + reindex_command(config),
             )
         elif not actual.valid and (actual.table != live.name or actual.name not in expected):
             yield _invalid(actual, live, config)
@@ -448,7 +448,7 @@ def _differences(actual: LiveIndex, index: Index, config: SchemaConfig) -> Itera
             subject=f"index {actual.name}",
             actual=is_,
             expected=expected,
-            cure=f"{drop_first}run {_make(index, config)}",
+            hint=f"{drop_first}run {_make(index, config)}",
         )
 
 
@@ -492,7 +492,7 @@ def _invalid(actual: LiveIndex, live: LiveTable | None, config: SchemaConfig) ->
         subject=f"index {actual.name}",
         actual=f"it is invalid (on {actual.table}): its build did not end",
         expected="a valid index",
-        cure="run " + reindex_command(config) if rebuild else "drop it, and build it again",
+        hint="run " + reindex_command(config) if rebuild else "drop it, and build it again",
     )
 
 

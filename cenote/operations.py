@@ -60,7 +60,7 @@ from cenote.ddl import (
 )
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.policies import disable_row_security_statements, enable_row_security_statements
-from cenote.settings import HOW_TO_SET_DIMENSIONS, given_in_code
+from cenote.settings import HOW_TO_SET_DIMENSIONS, explicit_settings
 
 __all__ = [
     "create_partitions",
@@ -235,7 +235,7 @@ def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) 
     if not op.get_context().as_sql:
         live = read_table(op.get_bind(), table_name, schema)
         if live is not None:
-            drift.refuse_to_secure(live)
+            drift.check_can_secure(live)
             tables = [live.name, *live.partitions]
     for statement in enable_row_security_statements(tables, schema):
         op.execute(statement)
@@ -491,7 +491,7 @@ def check_row_security_allowed() -> None:
     """
     live = _live_table()
     if live is not None:
-        drift.refuse_to_secure(live)
+        drift.check_can_secure(live)
 
 
 def live_partitions() -> tuple[str, ...]:
@@ -543,7 +543,7 @@ def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
     finding = None
     if live is None:
         if recorded is not None:
-            finding = drift.table_finding(subject, None, recorded, given_in_code(config))
+            finding = drift.table_finding(subject, None, recorded, explicit_settings(config))
     elif live.column_type is not None:
         finding = drift.embedding_finding(
             subject, live.column_type, live.dimensions, config

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cenote.builds import read_chunk_table
 from cenote.config import SchemaConfig
 from cenote.ddl import lock_table
-from cenote.drift import refuse_to_secure
+from cenote.drift import check_can_secure
 from cenote.locks import migration_lock, with_short_waits
 from cenote.policies import disable_row_security_statements, enable_row_security_statements
 from cenote.schema import own_connection
@@ -47,7 +47,7 @@ def _set(connection: Connection, config: SchemaConfig, on: bool) -> bool:
         def change() -> None:
             connection.execute(lock_table(config.table_name, config.schema))
             live = read_chunk_table(connection, config)  # it cannot change any more
-            refuse_to_secure(live)
+            check_can_secure(live)
             statements = enable_row_security_statements if on else disable_row_security_statements
             for statement in statements([live.name, *live.partitions], live.schema):
                 connection.execute(statement)

@@ -42,7 +42,7 @@ from cenote.connections import (
     safe_url,
     silence,
 )
-from cenote.cures import HOSTS_COMMANDS
+from cenote.cures import APPLICATION_MIGRATIONS
 from cenote.drift import Finding
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
 from cenote.locks import migration_lock, process_lock
@@ -97,7 +97,7 @@ async def current(database: AsyncEngine | AsyncConnection, config: SchemaConfig)
 
 
 async def check(
-    database: AsyncEngine | AsyncConnection, config: SchemaConfig, *, hosts_own: bool = False
+    database: AsyncEngine | AsyncConnection, config: SchemaConfig, *, user_model: bool = False
 ) -> list[Finding]:
     """What differs between the database and what is expected of it, the gravest first.
 
@@ -108,20 +108,20 @@ async def check(
     Args:
         database: an engine, or a connection without an open transaction.
         config: what is expected.
-        hosts_own: the table is a model's of the host, whose own migrations make it, and not
+        user_model: the table is a model's of the host, whose own migrations make it, and not
             cenote's revisions.
 
     Raises:
         MigrationError: the database refused.
     """
     async with own_connection(database, "the schema cannot be read") as connection:
-        return await connection.run_sync(find_drift, settings.given_in_code(config), hosts_own)
+        return await connection.run_sync(run_checks, settings.explicit_settings(config), user_model)
 
 
 def _upgrade(connection: Connection, config: SchemaConfig, revision: str) -> None:
     with migration_lock(connection, config.table_name), process_lock(connection):
         alembic_config = Config(
-            attributes={"connection": connection, "cenote": settings.given_in_code(config)}
+            attributes={"connection": connection, "cenote": settings.explicit_settings(config)}
         )
         alembic_config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
         alembic.command.upgrade(alembic_config, revision)
@@ -184,11 +184,11 @@ def _isolation_level(connection: AsyncConnection) -> Any:
 # -- drift -----------------------------------------------------------------------------------------
 
 
-def find_drift(
-    connection: Connection, given: Mapping[str, Any], hosts_own: bool = False
+def run_checks(
+    connection: Connection, given: Mapping[str, Any], user_model: bool = False
 ) -> list[Finding]:
     """As `check`, on a synchronous connection and for settings that need not be complete."""
-    name, where = settings.table_of_settings(given)
+    name, where = settings.table_name_and_schema(given)
     subject = drift.subject_of(name, where)
     installed = connection.execute(EXTENSION_QUERY).one_or_none()
     live = read_table(connection, name, where)
@@ -198,9 +198,11 @@ def find_drift(
     if live is None or live.column_type is None or config is None:
         elsewhere = schemas_with(connection, name) if live is None else []
         missing = drift.table_finding(subject, live, recorded, given, elsewhere)
-        found.append(replace(missing, cure="run " + HOSTS_COMMANDS) if hosts_own else missing)
+        found.append(
+            replace(missing, hint="run " + APPLICATION_MIGRATIONS) if user_model else missing
+        )
     else:
-        if not hosts_own:
+        if not user_model:
             known, head = operations.known_revisions(), operations.head_revision()
             found.append(drift.revision_finding(subject, recorded, known, head, given))
         found += drift.findings(live, config)
@@ -308,7 +310,7 @@ async def _run_with_own_engine(url: str, given: Mapping[str, Any]) -> None:
 
 
 def _run_online(connection: Connection, given: Mapping[str, Any], *, locked: bool) -> None:
-    name, schema = settings.table_of_settings(given)
+    name, schema = settings.table_name_and_schema(given)
     config = settings.resolve(given, read_table(connection, name, schema))
     # Alembic takes an open transaction for the caller's and would not commit its own work.
     connection.commit()
@@ -362,7 +364,7 @@ def _goes_up() -> bool:
 
 
 def _run_offline(given: Mapping[str, Any]) -> None:
-    _, schema = settings.table_of_settings(given)
+    _, schema = settings.table_name_and_schema(given)
     config = settings.resolve(given, None)
     context.configure(dialect_name="postgresql", literal_binds=True, **_options(given, config))
     with context.begin_transaction():
@@ -372,7 +374,7 @@ def _run_offline(given: Mapping[str, Any]) -> None:
 
 
 def _options(given: Mapping[str, Any], config: SchemaConfig | None) -> dict[str, Any]:
-    name, schema = settings.table_of_settings(given)
+    name, schema = settings.table_name_and_schema(given)
     return {
         "cenote": config,  # for the revisions
         "cenote_table": (name, schema),

@@ -94,13 +94,13 @@ def _number(name: str, value: str) -> int:
         ) from None
 
 
-def given_in_code(config: SchemaConfig) -> dict[str, Any]:
+def explicit_settings(config: SchemaConfig) -> dict[str, Any]:
     """A configuration as settings; what it leaves open is not given."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def table_of_settings(given: Mapping[str, Any]) -> tuple[str, str | None]:
+def table_name_and_schema(given: Mapping[str, Any]) -> tuple[str, str | None]:
     """Name and schema of the chunk table, checked.
 
     Raises:
@@ -121,7 +121,7 @@ def resolve(given: Mapping[str, Any], live: LiveTable | None) -> SchemaConfig | 
     """
     known = {} if live is None or live.dimensions is None else live.settings
     values = {**known, **{name: given[name] for name in given if name != "database_url"}}
-    table_of_settings(given)
+    table_name_and_schema(given)
     if values.get("distribution") and "partitions" not in given:
         values.pop("partitions", None)  # of a table that is not distributed yet
     return SchemaConfig(**values) if "dimensions" in values else None

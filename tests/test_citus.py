@@ -85,7 +85,7 @@ async def test_distribute_without_the_extension(engine: AsyncEngine, dsn: str) -
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded("a")], "n")
     (finding,) = await schema.check(engine, DISTRIBUTED)
-    assert (finding.kind, finding.cure) == ("distribution", "run cenote distribute")
+    assert (finding.kind, finding.hint) == ("distribution", "run cenote distribute")
     with pytest.raises(MigrationError, match="CREATE EXTENSION citus"):
         await distribute(engine, DISTRIBUTED)
     with pytest.raises(ConfigurationError):

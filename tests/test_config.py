@@ -10,7 +10,7 @@ import pytest
 from cenote import ConfigurationError, InMemoryVectorStore, PgVectorStore, SchemaConfig
 from cenote.catalog import LiveTable
 from cenote.cures import upgrade_command
-from cenote.settings import gather, given_in_code, resolve
+from cenote.settings import explicit_settings, gather, resolve
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_the_store_takes_an_engine_only(engine: Any) -> None:
 def test_the_command_that_makes_a_table_names_what_is_not_the_default() -> None:
     """And nothing else; reading it back gives the same configuration."""
     config = SchemaConfig(dimensions=4000, column_type="halfvec", schema="s", partitions=0)
-    command = upgrade_command(given_in_code(config))
+    command = upgrade_command(explicit_settings(config))
     assert command.startswith("cenote migrate -x dimensions=4000 ")
     assert command.endswith(" upgrade head")
     arguments = dict(re.findall(r"-x (\w+)=(\S+)", command))

@@ -273,7 +273,7 @@ async def test_drift_is_found_and_named(
     found = [finding for finding in await store.check_schema() if finding.kind == kind]
     assert len(found) == 1
     (finding,) = found
-    told = [finding.subject, finding.actual, finding.expected, finding.cure]
+    told = [finding.subject, finding.actual, finding.expected, finding.hint]
     for part, words in zip(told, says, strict=True):
         assert words in part
         assert part in str(finding)
@@ -287,7 +287,7 @@ async def test_a_revision_behind_is_found(
     (finding,) = await PgVectorStore(engine, 4).check_schema()
     assert finding.kind == "revision_behind"
     assert "at revision cenote_0004" in finding.actual
-    assert "cenote migrate -x dimensions=4 upgrade head" in finding.cure
+    assert "cenote migrate -x dimensions=4 upgrade head" in finding.hint
 
 
 async def test_the_cures_cure(engine: AsyncEngine, dsn: str) -> None:
@@ -304,7 +304,7 @@ async def test_the_cures_cure(engine: AsyncEngine, dsn: str) -> None:
     found = await store.check_schema()
     assert [finding.kind for finding in found] == ["key", *["index_missing"] * 3]
     for finding in found:
-        cure = finding.cure.partition("run ")[2]
+        cure = finding.hint.partition("run ")[2]
         if cure.startswith("cenote "):
             result = cenote(*cure.split()[1:], CENOTE_DATABASE_URL=dsn)
             assert result.returncode == 0, result.stderr
@@ -313,20 +313,20 @@ async def test_the_cures_cure(engine: AsyncEngine, dsn: str) -> None:
     assert await store.check_schema() == []
     await execute(engine, "ALTER TABLE cenote_chunks DETACH PARTITION cenote_chunks_p07")
     (finding,) = await store.check_schema()
-    await execute(engine, finding.cure.removeprefix("run "))
+    await execute(engine, finding.hint.removeprefix("run "))
     assert await store.check_schema() == []
     await execute(engine, "DROP TABLE cenote_chunks")
     (finding,) = await store.check_schema()
     result = cenote("migrate", "-x", "dimensions=4", "upgrade", "head", CENOTE_DATABASE_URL=dsn)
     assert result.returncode != 0  # instead of finding nothing to do
     assert "recorded as cenote_0004" in result.stdout
-    for command in finding.cure.removeprefix("run ").split(", then "):
+    for command in finding.hint.removeprefix("run ").split(", then "):
         result = cenote(*command.split()[1:], CENOTE_DATABASE_URL=dsn)
         assert result.returncode == 0, result.stdout
     assert await store.check_schema() == []
     await execute(engine, "DELETE FROM cenote_chunks_alembic_version")
     (finding,) = await store.check_schema()
-    stamp = finding.cure.rpartition("cenote migrate ")[2]
+    stamp = finding.hint.rpartition("cenote migrate ")[2]
     result = cenote("migrate", *stamp.split(), CENOTE_DATABASE_URL=dsn)
     assert result.returncode == 0, result.stdout
     assert await store.check_schema() == []

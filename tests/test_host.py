@@ -76,7 +76,7 @@ ALL_TABLES = ["alembic_version", "cenote_chunks", "cenote_chunks_alembic_version
 ALL_TABLES += ["documents", "notes"]
 
 
-async def test_in_the_hosts_own_line(
+async def test_in_the_applications_history(
     host: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
 ) -> None:
     """One head; up, check, autogenerate, down and --sql; settings stay as they were written."""

@@ -434,7 +434,7 @@ async def test_the_application_migrates_the_table_of_a_user_model(
     with pytest.raises(VectorStoreError, match="alembic upgrade head"):
         await found(store, [1, 0, 0, 0], "t")
     (missing,) = await store.check_schema()
-    assert (missing.kind, "alembic upgrade head" in missing.cure) == ("table_missing", True)
+    assert (missing.kind, "alembic upgrade head" in missing.hint) == ("table_missing", True)
     async with empty_engine.begin() as connection:
         await connection.run_sync(LibraryBase.metadata.create_all)
     assert await store.check_schema() == []

@@ -417,7 +417,7 @@ async def test_there_and_back(deployed: Deployment) -> None:
     assert await set_row_security(deployed.owner, config, on=False) is True
     assert await PgVectorStore(deployed.app, 4).count("acme") == 2
     (finding,) = await deployed.owners.check_schema()
-    assert (finding.kind, finding.cure) == ("row_security", "run cenote row-security on")
+    assert (finding.kind, finding.hint) == ("row_security", "run cenote row-security on")
 
 
 async def test_what_is_missing_is_found(deployed: Deployment) -> None:

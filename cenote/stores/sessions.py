@@ -32,7 +32,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from cenote import connections
 from cenote.config import SchemaConfig
-from cenote.cures import HOSTS_COMMANDS, migrations, row_security_command, store_cure
+from cenote.cures import APPLICATION_MIGRATIONS, error_hint, migration_hint, row_security_command
 from cenote.errors import (
     InvalidInputError,
     StoreConnectionError,
@@ -56,7 +56,7 @@ class Connections:
         engine: the store's engine.
         model: the chunk model.
         config: what its table is expected to look like.
-        hosts_own: whether the model is the host's.
+        user_model: whether the model is the host's.
         operation_timeout: seconds that an operation may take; any number when None.
     """
 
@@ -66,7 +66,7 @@ class Connections:
         model: type[Any],
         config: SchemaConfig,
         *,
-        hosts_own: bool,
+        user_model: bool,
         operation_timeout: float | None,
     ) -> None:
         # One statement is one round trip where no BEGIN and COMMIT go around it.
@@ -76,8 +76,8 @@ class Connections:
         self._model = model
         self.table = model.__table__
         self._config = config
-        self._hosts_own = hosts_own
-        self._migrations = migrations(config, hosts_own=hosts_own)
+        self._has_user_model = user_model
+        self._migrations = migration_hint(config, user_model=user_model)
         self._secured = bool(config.row_security)
         self._timeout = operation_timeout
         self._table_checked = False
@@ -225,8 +225,8 @@ class Connections:
             names = catalog.configurations_of(rows)
             finding = drift.text_search_finding(subject, text_search, self._config, names)
         if finding is not None:
-            if self._hosts_own and text_search is None:
-                finding = replace(finding, cure="run " + HOSTS_COMMANDS)
+            if self._has_user_model and text_search is None:
+                finding = replace(finding, hint="run " + APPLICATION_MIGRATIONS)
             raise VectorStoreError(str(finding))
         if live.row_security_active and not self._secured:
             raise VectorStoreError(
@@ -270,7 +270,7 @@ class Connections:
             message = (
                 f"{operation} on table {self.table.fullname!r} failed: "
                 + connections.describe(cause)
-                + store_cure(state, self._config, hosts_own=self._hosts_own)
+                + error_hint(state, self._config, user_model=self._has_user_model)
             )
             kind = StoreConnectionError if connections.is_lost(error) else VectorStoreError
             connections.silence(error)

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import (
 from cenote import config as defaults
 from cenote import connections
 from cenote.config import SchemaConfig
-from cenote.cures import HOSTS_COMMANDS
+from cenote.cures import APPLICATION_MIGRATIONS
 from cenote.errors import InvalidInputError, MigrationError
 from cenote.mapping import config_from_model, model_for_config
 from cenote.orm import ChunkRow
@@ -167,7 +167,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             "text_search": text_search,
             "row_security": row_security,
         }
-        self._hosts_own = model is not None
+        self._has_user_model = model is not None
         self._config = SchemaConfig(**given) if model is None else config_from_model(model, given)
         self._model = model_for_config(self._config) if model is None else model
         self._engine = connections.asyncpg_engine(engine)
@@ -327,7 +327,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             self._engine,
             self._model,
             self._config,
-            hosts_own=self._hosts_own,
+            user_model=self._has_user_model,
             operation_timeout=self._operation_timeout,
         )
 
@@ -338,10 +338,10 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             MigrationError: the database refused, and the transaction was rolled back; or the table
                 is a model's of your own, which your own migrations make.
         """
-        if self._hosts_own:
+        if self._has_user_model:
             raise MigrationError(
                 f"table {self._model.__table__.fullname!r} is that of your model "
-                f"{self._model.__name__}, and made by {HOSTS_COMMANDS}"
+                f"{self._model.__name__}, and made by {APPLICATION_MIGRATIONS}"
             )
         from cenote import schema  # imports alembic, which a running application need not
 
@@ -355,4 +355,4 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         """
         from cenote import schema
 
-        return await schema.check(self._engine, self._config, hosts_own=self._hosts_own)
+        return await schema.check(self._engine, self._config, user_model=self._has_user_model)
