@@ -1,4 +1,4 @@
-"""Full text in Postgres: how a table gets it and keeps it, what serves it, and the host's part."""
+"""Test full text in Postgres: changing the table, plans, and use by an application."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ texts = {"a": "The cat sleeps.", "b": "Dogs are running.", "c": "Un gato y dos p
 
 
 async def ids(store: PgVectorStore, text: str, namespace: str = "n", **options: Any) -> list[str]:
-    """What a search by words finds."""
-    return [one.chunk.id for one in await store.search_text(text, namespace, **options)]
+    """Return the ids that a text search finds."""
+    return [result.chunk.id for result in await store.search_text(text, namespace, **options)]
 
 
 def store_of(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
-    """A store for a table of that name and text."""
+    """Return a store with the table name and text search configurations of `config`."""
     return PgVectorStore(
         engine,
         4,
@@ -58,14 +58,14 @@ def store_of(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
 
 @pytest.fixture
 async def filled(store: PgVectorStore) -> PgVectorStore:
-    """A store without full text, with chunks."""
-    await store.upsert([embedded(one, content=said) for one, said in texts.items()], "n")
+    """Return a store with chunks and without full text."""
+    await store.upsert([embedded(id, content=content) for id, content in texts.items()], "n")
     return store
 
 
 @pytest.fixture
 async def worded(engine: AsyncEngine, filled: PgVectorStore) -> PgVectorStore:
-    """The same with English full text."""
+    """Return a store with chunks and English full text."""
     await set_text_search(engine, filled.config, "english")
     return store_of(engine, ENGLISH)
 
@@ -74,8 +74,10 @@ async def worded(engine: AsyncEngine, filled: PgVectorStore) -> PgVectorStore:
 
 
 @pytest.mark.parametrize("partitions", [16, 0])
-async def test_there_and_back(filled: PgVectorStore, engine: AsyncEngine, partitions: int) -> None:
-    """A table gets full text, another one, and none, with its rows."""
+async def test_changing_the_full_text(
+    filled: PgVectorStore, engine: AsyncEngine, partitions: int
+) -> None:
+    """A table with rows gets full text, then other languages, then none."""
     await repartition(engine, replace(filled.config, partitions=partitions))
     assert await set_text_search(engine, filled.config, "english") is True
     assert await set_text_search(engine, filled.config, " english,") is False
@@ -89,7 +91,7 @@ async def test_there_and_back(filled: PgVectorStore, engine: AsyncEngine, partit
     assert await ids(spanish, "perro") == ["c"]
     await repartition(engine, replace(filled.config, partitions=4))
     assert await spanish.check_schema() == []
-    assert await filled.check_schema() == []  # which says nothing of it, and takes it as it is
+    assert await filled.check_schema() == []  # a store without the setting accepts it
     assert await ids(spanish, "gatos") == ["c"]
     assert await set_text_search(engine, filled.config, None) is True
     assert await set_text_search(engine, filled.config, None) is False
@@ -97,25 +99,25 @@ async def test_there_and_back(filled: PgVectorStore, engine: AsyncEngine, partit
     assert await found(filled, NEAR, "n") == ["a", "b", "c"]
 
 
-async def test_a_text_search_configuration_of_ones_own(
+async def test_a_text_search_configuration_of_the_user(
     filled: PgVectorStore, engine: AsyncEngine
 ) -> None:
-    """By its name, with its schema."""
+    """It can be named with or without its schema."""
     await execute(
         engine,
         "CREATE SCHEMA mine",
         "CREATE TEXT SEARCH CONFIGURATION mine.exactly (COPY = simple)",
         "CREATE TEXT SEARCH CONFIGURATION public.here (COPY = english)",
     )
-    for name, question in (("mine.exactly", "RUNNING"), ("public.here", "run"), ("here", "run")):
+    for name, query in (("mine.exactly", "RUNNING"), ("public.here", "run"), ("here", "run")):
         await set_text_search(engine, filled.config, name)
         store = store_of(engine, replace(ENGLISH, text_search=name))
         assert await store.check_schema() == []
-        assert await ids(store, question) == ["b"]
+        assert await ids(store, query) == ["b"]
 
 
 async def test_names_in_several_schemas(filled: PgVectorStore, engine: AsyncEngine) -> None:
-    """Are not taken for one another."""
+    """Configurations with the same name in different schemas are distinguished."""
     await execute(engine, "CREATE TEXT SEARCH CONFIGURATION public.english (COPY = simple)")
     assert await set_text_search(engine, filled.config, "english") is True
     mine = store_of(engine, replace(ENGLISH, text_search="public.english"))
@@ -129,16 +131,16 @@ async def test_names_in_several_schemas(filled: PgVectorStore, engine: AsyncEngi
     assert await ids(mine, "run") == []
 
 
-async def test_capitals_are_folded(filled: PgVectorStore, engine: AsyncEngine) -> None:
-    """As Postgres does."""
+async def test_names_are_case_insensitive(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """Names are folded to lower case, as Postgres does."""
     assert await set_text_search(engine, filled.config, "English") is True
     store = store_of(engine, replace(ENGLISH, text_search="ENGLISH"))
     assert await store.check_schema() == []
     assert await ids(store, "run") == ["b"]
 
 
-async def test_a_column_of_others(filled: PgVectorStore, engine: AsyncEngine) -> None:
-    """Is never dropped, by the command or on the way down; nor what others have built on ours."""
+async def test_columns_and_indexes_of_the_user(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """Neither a user's column `content_tsv` nor a user's index on cenote's column is dropped."""
     await execute(engine, "ALTER TABLE cenote_chunks ADD content_tsv tsvector DEFAULT 'mine'")
     for languages in ("english", None):
         with pytest.raises(MigrationError, match="did not create; rename it"):
@@ -163,7 +165,7 @@ async def test_a_column_of_others(filled: PgVectorStore, engine: AsyncEngine) ->
 
 
 async def test_another_language_before_the_revision(empty_engine: AsyncEngine) -> None:
-    """Refused before it is recorded."""
+    """An upgrade raises an error before it records the revision."""
     config = SchemaConfig(dimensions=4)
     await schema.upgrade(empty_engine, config, "cenote_0001")
     await set_text_search(empty_engine, config, "spanish")
@@ -174,8 +176,8 @@ async def test_another_language_before_the_revision(empty_engine: AsyncEngine) -
     assert await store_of(empty_engine, config).check_schema() == []
 
 
-async def test_a_language_that_is_not_there(filled: PgVectorStore, engine: AsyncEngine) -> None:
-    """The table stays as it was, and the error names it."""
+async def test_an_unknown_configuration(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """The error names it, and the table is unchanged."""
     await set_text_search(engine, filled.config, "english")
     with pytest.raises(MigrationError, match='"klingon" does not exist'):
         await set_text_search(engine, filled.config, "klingon")
@@ -191,15 +193,15 @@ async def test_a_language_that_is_not_there(filled: PgVectorStore, engine: Async
 @pytest.mark.parametrize(
     "wrong", ["", ", ", "a b", "1st", "a.b.c", "a-b", 7, ["english"], "x" * 64]
 )
-def test_settings_that_name_nothing(wrong: Any) -> None:
-    """Are refused where they are given."""
+def test_invalid_settings(wrong: Any) -> None:
+    """`SchemaConfig` rejects them."""
     with pytest.raises(ConfigurationError) as error:
         SchemaConfig(dimensions=4, text_search=wrong)
     assert error.value.setting == "text_search"
 
 
 async def test_a_table_with_rows_is_upgraded(empty_engine: AsyncEngine) -> None:
-    """By the revision, if the setting is there by then."""
+    """The revision adds full text to a table with rows if the setting is present."""
     config = SchemaConfig(dimensions=4)
     await schema.upgrade(empty_engine, config, "cenote_0001")
     store = store_of(empty_engine, config)
@@ -214,7 +216,7 @@ async def test_a_table_with_rows_is_upgraded(empty_engine: AsyncEngine) -> None:
 
 
 async def test_a_setting_that_comes_later(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """An upgrade does not pass over it in silence, and the command that it names does it."""
+    """An upgrade raises an error that names the command."""
     with pytest.raises(MigrationError, match="cenote text-search english"):
         await schema.upgrade(engine, ENGLISH)
     with pytest.raises(VectorStoreError, match="it has no full text, expected english"):
@@ -227,12 +229,12 @@ async def test_a_setting_that_comes_later(store: PgVectorStore, engine: AsyncEng
 
 
 async def test_the_command(store: PgVectorStore, engine: AsyncEngine, dsn: str) -> None:
-    """Gives full text and takes it away; check sees what is missing of it."""
+    """It adds and removes full text; `check` reports a missing index."""
     url = {"CENOTE_DATABASE_URL": dsn}
-    said = output_of(cenote("text-search", "spanish,english", **url))
-    assert said == "table cenote_chunks has full text: spanish,english\n"
-    said = output_of(cenote("text-search", "spanish,english", **url))
-    assert said == "table cenote_chunks has full text: spanish,english already\n"
+    output = output_of(cenote("text-search", "spanish,english", **url))
+    assert output == "table cenote_chunks has full text: spanish,english\n"
+    output = output_of(cenote("text-search", "spanish,english", **url))
+    assert output == "table cenote_chunks has full text: spanish,english already\n"
     assert output_of(cenote("check", "-x", "text_search=spanish, english", **url)).startswith("no")
     await execute(engine, "DROP INDEX ix_cenote_chunks_content_tsv")
     result = cenote("check", **url)
@@ -248,8 +250,8 @@ async def test_the_command(store: PgVectorStore, engine: AsyncEngine, dsn: str) 
     assert '"klingon" does not exist' in result.stderr
 
 
-async def test_bulk_loads_carry_the_words(engine: AsyncEngine, worded: PgVectorStore) -> None:
-    """Rows of a bulk load are found by their words."""
+async def test_a_bulk_load(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """Its rows are found by their words."""
     await worded.bulk_load(
         [embedded(f"{number}", content=f"loaded word{number}") for number in range(50)], "other"
     )
@@ -262,14 +264,15 @@ async def test_bulk_loads_carry_the_words(engine: AsyncEngine, worded: PgVectorS
 
 
 def executed(plan: str) -> str:
-    """The parts of a plan that ran."""
+    """Return the lines of a plan that were executed."""
     return "\n".join(line for line in plan.splitlines() if "never executed" not in line)
 
 
 async def test_plans(engine: AsyncEngine, worded: PgVectorStore) -> None:
-    """Words come by their index, vectors by theirs, and the chunks that remain by the key.
+    """A search uses the indexes of words and vectors, and reads its results by the primary key.
 
-    A small tenant's are looked at one by one, beside whose words the index would read all others'.
+    The chunks of a small tenant are read one by one, because the index of words would read the
+    words of all tenants.
     """
     rows = [
         embedded(f"{n:05}", [1, n % 97, n % 89, 1], content=f"word{n} even{n % 2}")
@@ -301,21 +304,21 @@ async def test_plans(engine: AsyncEngine, worded: PgVectorStore) -> None:
 async def test_in_one_round_trip_and_in_the_callers_transaction(
     engine: AsyncEngine, worded: PgVectorStore
 ) -> None:
-    """What is not committed is found there, and by nobody else; settings are put back."""
+    """Only the transaction finds its uncommitted chunks, and the settings are restored."""
     async with async_sessionmaker(engine)() as session:
         await worded.upsert([embedded("new", content="A cat")], "n", session=session)
         mine = await worded.search_text("cat", "n", session=session)
-        assert {one.chunk.id for one in mine} == {"a", "new"}
+        assert {result.chunk.id for result in mine} == {"a", "new"}
         before = await session.scalar(text("SELECT current_setting('hnsw.ef_search', true)"))
         both = await worded.search_hybrid("cat", NEAR, "n", session=session)
-        assert {one.chunk.id for one in both} == {"a", "b", "c", "new"}
+        assert {result.chunk.id for result in both} == {"a", "b", "c", "new"}
         after = await session.scalar(text("SELECT current_setting('hnsw.ef_search', true)"))
         assert after == before
         assert await ids(worded, "cat") == ["a"]
 
 
-async def test_conditions_of_the_hosts(engine: AsyncEngine, worded: PgVectorStore) -> None:
-    """Before the limit is counted, in both rankings."""
+async def test_conditions_of_the_application(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """They apply before the limit, in both rankings."""
     chunk = worded.model
     async with engine.begin() as connection:
         await connection.run_sync(Document.metadata.tables["documents"].create)
@@ -325,11 +328,11 @@ async def test_conditions_of_the_hosts(engine: AsyncEngine, worded: PgVectorStor
     both = await worded.search_hybrid(
         "cat dog", NEAR, "n", 1, {"x": {"$exists": False}}, where=readable
     )
-    assert [one.chunk.id for one in both] == ["b"]
+    assert [result.chunk.id for result in both] == ["b"]
 
 
-async def test_names_of_the_hosts(engine: AsyncEngine, worded: PgVectorStore) -> None:
-    """Tables and CTEs may be called as anything inside."""
+async def test_names_of_the_application(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """Its tables and CTEs may have the same names as those inside the statement."""
     await execute(engine, "CREATE TABLE asked (id text)", "INSERT INTO asked VALUES ('b')")
     chunk = worded.model
     few = select(text("id FROM asked")).cte("few")
@@ -339,7 +342,7 @@ async def test_names_of_the_hosts(engine: AsyncEngine, worded: PgVectorStore) ->
     ):
         assert await ids(worded, "cat dog", where=condition) == ["b"]
         both = await worded.search_hybrid("cat dog", NEAR, "n", where=condition)
-        assert [one.chunk.id for one in both] == ["b"]
+        assert [result.chunk.id for result in both] == ["b"]
     for name in ("few", "by_words", "fused", "asked_"):
         store = store_of(engine, replace(ENGLISH, table_name=name))
         await store.apply_migrations()
@@ -350,8 +353,8 @@ async def test_names_of_the_hosts(engine: AsyncEngine, worded: PgVectorStore) ->
         )
 
 
-async def test_a_model_of_the_hosts(empty_engine: AsyncEngine) -> None:
-    """Gets the column as an attribute, which queries of the host's own can use."""
+async def test_a_user_model(empty_engine: AsyncEngine) -> None:
+    """It has the column as an attribute, which the application's queries can use."""
 
     class Base(DeclarativeBase):
         pass
@@ -366,7 +369,7 @@ async def test_a_model_of_the_hosts(empty_engine: AsyncEngine) -> None:
         await connection.run_sync(Base.metadata.create_all)
     store = PgVectorStore(empty_engine, model=Note)
     await store.upsert([embedded("a", content="Running", columns={"stars": 3})], "n")
-    assert [one.chunk.id for one in await store.search_hybrid("runs", NEAR, "n")] == ["a"]
+    assert [result.chunk.id for result in await store.search_hybrid("runs", NEAR, "n")] == ["a"]
     assert await store.check_schema() == []
     async with async_sessionmaker(empty_engine)() as session:
         matching = Note.content_tsv.bool_op("@@")(text("to_tsquery('english', 'run')"))
@@ -384,7 +387,7 @@ async def test_a_model_of_the_hosts(empty_engine: AsyncEngine) -> None:
 
 
 async def test_a_model_with_other_full_text_than_its_table(empty_engine: AsyncEngine) -> None:
-    """Is told to migrate as hosts do."""
+    """The error names the command of the application's own migrations."""
 
     class Base(DeclarativeBase):
         pass
@@ -398,7 +401,7 @@ async def test_a_model_with_other_full_text_than_its_table(empty_engine: AsyncEn
 
 
 async def test_texts_at_the_bounds(worded: PgVectorStore, engine: AsyncEngine) -> None:
-    """What is looked at of a content fits whatever it is; one of millions is stored, too."""
+    """Contents of millions of characters are stored: what is indexed of them is bounded."""
     marks = [chr(0x20000 + n) for n in range(500)]
     pairs = " ".join(f"{a}-{b}" for a in marks for b in marks)
     parts = [a + b for a in marks for b in marks]
@@ -407,24 +410,26 @@ async def test_texts_at_the_bounds(worded: PgVectorStore, engine: AsyncEngine) -
     for number, content in enumerate((pairs, paths, chains, "x" * 3_000_000, "a " * 1_000_000)):
         await worded.upsert([embedded("long", content=content)], f"bounds{number}")
     assert await ids(worded, "http://a.b/77/y", "bounds1") == ["long"]
-    assert await ids(worded, " ".join(["filler"] * 1_000) + " cat", "n") == []  # past the bound
+    assert (
+        await ids(worded, " ".join(["filler"] * 1_000) + " cat", "n") == []
+    )  # the query is cut before this word
     assert await scalar(engine, "SELECT max(pg_column_size(content_tsv)) FROM cenote_chunks") > 1000
 
 
 async def test_retrievers(worded: PgVectorStore) -> None:
-    """By words in the store, alone and with others."""
+    """`TextRetriever` works alone and within `HybridRetriever`."""
     by_words = TextRetriever(worded)
-    assert [one.chunk.id for one in await by_words.retrieve("dogs", "n")] == ["b"]
+    assert [result.chunk.id for result in await by_words.retrieve("dogs", "n")] == ["b"]
     both = HybridRetriever([VectorRetriever(worded, lambda _: NEAR), by_words])
     apart = await both.retrieve("dog", "n")
     assert apart == await worded.search_hybrid("dog", NEAR, "n")
 
 
 def test_stems_in_many_threads() -> None:
-    """One stemmer is for one word at a time."""
-    said = ["caminaban", "jardines", "universidades", "corriendo", "gatos"]
+    """A stemmer is not used by two threads at the same time."""
+    content = ["caminaban", "jardines", "universidades", "corriendo", "gatos"]
     stems.cache_clear()
-    expected = stems("spanish")(" ".join(said))
+    expected = stems("spanish")(" ".join(content))
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -432,15 +437,15 @@ def test_stems_in_many_threads() -> None:
             for suffix in range(300):
                 stems.cache_clear()
                 stem = stems("spanish")
-                texts = [" ".join([*said, f"otro{suffix}{n}"]) for n in range(4)]
-                for found_ in threads.map(stem, texts):
-                    assert [*found_][:5] == expected
+                texts = [" ".join([*content, f"otro{suffix}{n}"]) for n in range(4)]
+                for stemmed in threads.map(stem, texts):
+                    assert [*stemmed][:5] == expected
     finally:
         sys.setswitchinterval(interval)
 
 
 def test_stems() -> None:
-    """Of Postgres' languages; others are refused by name."""
+    """Languages of Postgres are available; the error for another one lists them."""
     assert [*stems("spanish")("Caminaban por JARDINES")] == ["camin", "por", "jardin"]
     assert [*stems("simple")("It's ÑANDÚ 7")] == ["it", "s", "ñandú", "7"]
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Tenants kept apart by the database, tried as the roles that a deployment has."""
+"""Test row-level security with the roles of a deployment: owner, application, superuser."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ GRANTS = "GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO cenote_app"
 
 @dataclass
 class Deployment:
-    """Who owns the table, who serves, and the superuser who made them."""
+    """Engines of the table's owner, the application, and the superuser who created both roles."""
 
     owner: AsyncEngine
     app: AsyncEngine
     admin: AsyncEngine
 
     def store(self, **options: Any) -> PgVectorStore:
-        """The store of the application."""
+        """Return the store of the application."""
         return PgVectorStore(self.app, 4, **OPTIONS | options)
 
     @property
@@ -69,7 +69,7 @@ class Deployment:
 
 @pytest.fixture
 async def roles(empty_dsn: str, empty_engine: AsyncEngine) -> AsyncIterator[Deployment]:
-    """The recipe of docs/reliability.md: one role migrates and owns, the other serves."""
+    """Create the roles of docs/reliability.md: one owns the table, the other one uses it."""
     await execute(empty_engine, *ROLES)
     url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     owner = create_async_engine(url.set(username="cenote_owner"))
@@ -82,7 +82,7 @@ async def roles(empty_dsn: str, empty_engine: AsyncEngine) -> AsyncIterator[Depl
 
 @pytest.fixture
 async def deployed(roles: Deployment) -> Deployment:
-    """With the table, and two tenants."""
+    """Return a deployment with the table and two tenants."""
     await roles.owners.apply_migrations()
     await execute(roles.owner, GRANTS.format("cenote_chunks"))
     await roles.store().upsert([embedded("a", content="cat"), embedded("b")], "acme")
@@ -91,12 +91,12 @@ async def deployed(roles: Deployment) -> Deployment:
 
 
 async def rows(session: Any) -> list[str]:
-    """The ids that a query without a predicate sees."""
+    """Return the ids that a query without a predicate sees."""
     return [*await session.scalars(select(ChunkRow.id).order_by(ChunkRow.id))]
 
 
-async def test_the_page(roles: Deployment) -> None:
-    """What docs/reliability.md shows runs as it stands there, and prints what it says."""
+async def test_the_documentation(roles: Deployment) -> None:
+    """The program of docs/reliability.md prints what the page says."""
     page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
     code, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     await PgVectorStore(roles.owner, 2, row_security=True).apply_migrations()
@@ -107,7 +107,7 @@ async def test_the_page(roles: Deployment) -> None:
 
 
 async def test_a_forgotten_predicate_sees_nothing(deployed: Deployment) -> None:
-    """Nor changes it anything, whoever forgets it: the application, or the owner."""
+    """It changes nothing either, as the application and as the owner."""
     for engine in (deployed.app, deployed.owner):
         async with AsyncSession(engine) as session, session.begin():
             assert await rows(session) == []
@@ -119,7 +119,7 @@ async def test_a_forgotten_predicate_sees_nothing(deployed: Deployment) -> None:
 
 
 async def test_nothing_can_be_written_for_others(deployed: Deployment) -> None:
-    """Without a tenant, or beside it; nor moved there."""
+    """Rows of other tenants are neither inserted nor moved there."""
     store = deployed.store()
     values = {
         **dict.fromkeys(("id", "document_id", "content", "content_hash"), "x"),
@@ -142,7 +142,7 @@ async def test_nothing_can_be_written_for_others(deployed: Deployment) -> None:
 
 
 async def test_every_operation_works(deployed: Deployment) -> None:
-    """On connections of the store's own, in the caller's transaction, and as the owner."""
+    """They work on the store's connections, in the caller's transaction, and as the owner."""
     for store in (deployed.store(), deployed.owners):
         async with AsyncSession(deployed.app) as session:
             joined: Any = session if store is not deployed.owners else None
@@ -160,7 +160,9 @@ async def _every_operation(store: PgVectorStore, options: dict[str, Any]) -> Non
     assert await found(store, NEAR, "acme", filter=meta("k").exists(), **options) == []
     (many,) = await store.search_many([NEAR], "acme", **options)
     assert len(many) == len(await store.search_diverse(NEAR, "acme", **options)) == 4
-    assert [one.chunk.id for one in await store.search_text("cat", "acme", **options)] == ["a"]
+    assert [result.chunk.id for result in await store.search_text("cat", "acme", **options)] == [
+        "a"
+    ]
     hybrid = await store.search_hybrid("dog", NEAR, "acme", **options)
     assert len(hybrid) == 4
     assert [chunk.id for chunk in await stored(store, "acme", **options)] == list("abcd")
@@ -183,7 +185,7 @@ async def _every_operation(store: PgVectorStore, options: dict[str, Any]) -> Non
 
 
 async def test_a_bulk_load(deployed: Deployment) -> None:
-    """As either role: where rows are hidden nobody takes the table for an empty one."""
+    """A table whose rows are hidden is not mistaken for an empty one, as either role."""
     for number, store in enumerate((deployed.store(), deployed.owners)):
         chunks = [embedded(f"{n}", [1, n, 0, 0]) for n in range(1500)]
         assert await store.bulk_load(chunks, f"loaded{number}") == 1500
@@ -193,7 +195,7 @@ async def test_a_bulk_load(deployed: Deployment) -> None:
 
 
 async def test_two_tenants_in_one_transaction(deployed: Deployment) -> None:
-    """Each call for its own, and afterwards the one of the block around it, or none."""
+    """Each call sets its tenant, and then restores the one of the surrounding block."""
     store = deployed.store()
     async with AsyncSession(deployed.app) as session, session.begin():
         assert await store.count("acme", session=session) == 2
@@ -210,7 +212,7 @@ async def test_two_tenants_in_one_transaction(deployed: Deployment) -> None:
 
 
 async def test_errors_leave_no_tenant_behind(deployed: Deployment) -> None:
-    """Refused on this side or by the server, inside a savepoint or not, or cancelled."""
+    """The error may come from cenote, from the server or from a cancellation."""
     store = deployed.store()
     async with AsyncSession(deployed.app) as session:
         for call in (
@@ -239,7 +241,7 @@ async def test_errors_leave_no_tenant_behind(deployed: Deployment) -> None:
 
 
 async def test_a_pooled_connection_of_another_tenant(deployed: Deployment) -> None:
-    """The pool has one: what was set is gone with its transaction."""
+    """The pool has one connection, and the setting ends with each transaction."""
     store = deployed.store()
     for tenant, ids in (("acme", ["a", "b"]), ("globex", ["x"]), ("nobody", [])):
         assert await found(store, NEAR, tenant) == ids
@@ -248,7 +250,7 @@ async def test_a_pooled_connection_of_another_tenant(deployed: Deployment) -> No
 
 
 async def test_pending_objects_are_flushed_as_the_tenant(deployed: Deployment) -> None:
-    """At the end of the block at the latest."""
+    """They are flushed at the end of the block at the latest."""
     store = deployed.store()
     async with AsyncSession(deployed.app) as session:
         async with store.tenant(session, "acme"):
@@ -259,7 +261,7 @@ async def test_pending_objects_are_flushed_as_the_tenant(deployed: Deployment) -
 
 
 async def test_adapters(deployed: Deployment) -> None:
-    """They find and remove the chunks of the tenant they were made for."""
+    """They find and delete the chunks of their own tenant."""
     from haystack import Document as HaystackDocument
     from langchain_core.embeddings import DeterministicFakeEmbedding
     from llama_index.core.schema import TextNode
@@ -272,12 +274,12 @@ async def test_adapters(deployed: Deployment) -> None:
 
     chain = langchain.CenoteVectorStore(store, DeterministicFakeEmbedding(size=4), "acme")
     await chain.aadd_texts(["dog"], ids=["a"])
-    assert [one.id for one in await chain.asimilarity_search("dog", 9)] == ["a"]
+    assert [document.id for document in await chain.asimilarity_search("dog", 9)] == ["a"]
     await chain.adelete(["a", "x"])
 
     hay = haystack.CenoteDocumentStore(store, "acme")
     await hay.write_documents_async([HaystackDocument(id="a", content="dog", embedding=NEAR)])
-    assert [one.id for one in await hay.filter_documents_async()] == ["a"]
+    assert [document.id for document in await hay.filter_documents_async()] == ["a"]
     await hay.delete_documents_async(["a", "x"])
 
     llama = llama_index.CenoteVectorStore(store, "acme")
@@ -290,7 +292,7 @@ async def test_adapters(deployed: Deployment) -> None:
 
 
 async def test_composed_searches(deployed: Deployment) -> None:
-    """Inside of the tenant's block; outside they find nothing."""
+    """They find chunks within the block of the tenant, and nothing outside of it."""
     store = deployed.store()
     statement = store.search_statement(NEAR, "acme")
     async with AsyncSession(deployed.app) as session:
@@ -304,7 +306,7 @@ async def test_composed_searches(deployed: Deployment) -> None:
     "name", ["' OR true --", "acme'; DROP TABLE cenote_chunks; --", "a,b", "%"]
 )
 async def test_a_namespace_that_looks_like_sql(deployed: Deployment, name: str) -> None:
-    """Is a name."""
+    """It is treated as a name."""
     store = deployed.store()
     assert await found(store, NEAR, name) == []
     await store.upsert([embedded("own")], name)
@@ -313,7 +315,7 @@ async def test_a_namespace_that_looks_like_sql(deployed: Deployment, name: str) 
 
 
 async def test_search_path_tricks(deployed: Deployment) -> None:
-    """A function of the application's own does not stand in for the one in the policy."""
+    """The policy does not call a function of the application with the same name."""
     await execute(
         deployed.admin,
         "CREATE SCHEMA trick AUTHORIZATION cenote_app",
@@ -326,8 +328,8 @@ async def test_search_path_tricks(deployed: Deployment) -> None:
         await connection.invalidate()
 
 
-async def test_partitions_and_what_else_is_there(deployed: Deployment) -> None:
-    """A partition by its own name, a permissive policy of the host's, and a copy."""
+async def test_other_ways_to_the_rows(deployed: Deployment) -> None:
+    """Single partitions, a permissive policy of the user and a copy show no rows."""
     await execute(deployed.admin, GRANTS.format("cenote_chunks_p00"))
     await execute(
         deployed.owner, "CREATE POLICY open ON cenote_chunks USING (true) WITH CHECK (true)"
@@ -343,16 +345,16 @@ async def test_partitions_and_what_else_is_there(deployed: Deployment) -> None:
         assert copied.rowcount == 0
 
 
-async def test_all_tenants_at_once_are_for_another_role(deployed: Deployment) -> None:
-    """An error, and not an empty answer."""
+async def test_listing_all_tenants_needs_another_role(deployed: Deployment) -> None:
+    """It raises an error instead of returning nothing."""
     with pytest.raises(VectorStoreError, match="BYPASSRLS"):
         await deployed.store().list_namespaces()
     as_admin = PgVectorStore(deployed.admin, 4, **OPTIONS)
     assert await as_admin.list_namespaces() == {"acme": 2, "globex": 1}
 
 
-async def test_a_store_that_does_not_know(deployed: Deployment) -> None:
-    """Of a table that has it, or of one that has not."""
+async def test_a_store_with_the_wrong_setting(deployed: Deployment) -> None:
+    """The error names the setting, or the command."""
     with pytest.raises(VectorStoreError, match="make it with row_security=True"):
         await PgVectorStore(deployed.app, 4, text_search="simple").count("acme")
     await set_row_security(deployed.owner, deployed.owners.config, on=False)
@@ -371,8 +373,8 @@ async def test_a_store_that_does_not_know(deployed: Deployment) -> None:
 # -- the table
 
 
-async def test_policies_of_the_hosts(deployed: Deployment) -> None:
-    """Are neither widened nor disabled."""
+async def test_policies_of_the_user(deployed: Deployment) -> None:
+    """They are neither widened nor disabled."""
     await execute(deployed.owner, "CREATE POLICY mine ON cenote_chunks AS RESTRICTIVE USING (true)")
     config = deployed.owners.config
     with pytest.raises(MigrationError, match="policies of your own"):
@@ -389,7 +391,7 @@ async def test_policies_of_the_hosts(deployed: Deployment) -> None:
 
 
 async def test_the_empty_namespace(deployed: Deployment) -> None:
-    """Is nobody's, also where the setting was made before in the session."""
+    """It belongs to no tenant, even if the session had the setting before."""
     async with deployed.app.connect() as connection:
         await deployed.store().count("acme", session=connection)
         await connection.commit()
@@ -403,8 +405,8 @@ async def test_the_empty_namespace(deployed: Deployment) -> None:
             )
 
 
-async def test_there_and_back(deployed: Deployment) -> None:
-    """Rewriting the table keeps its rows and policies, as the owner, whom they restrict."""
+async def test_repartitioning(deployed: Deployment) -> None:
+    """It keeps rows and policies, although they restrict the owner too."""
     config = deployed.owners.config
     for partitions in (3, 0, 16):
         assert await repartition(deployed.owner, replace(config, partitions=partitions)) is True
@@ -420,8 +422,8 @@ async def test_there_and_back(deployed: Deployment) -> None:
     assert (finding.kind, finding.hint) == ("row_security", "run cenote row-security on")
 
 
-async def test_what_is_missing_is_found(deployed: Deployment) -> None:
-    """Of each partition, and mended by the command."""
+async def test_missing_policies_are_found(deployed: Deployment) -> None:
+    """`check_schema` names each partition, and turning it on restores them."""
     await execute(
         deployed.owner,
         "ALTER TABLE cenote_chunks_p03 NO FORCE ROW LEVEL SECURITY",
@@ -436,10 +438,10 @@ async def test_what_is_missing_is_found(deployed: Deployment) -> None:
 
 
 async def test_the_command(engine: AsyncEngine, dsn: str) -> None:
-    """On, off, and from a setting."""
+    """It turns row-level security on and off; an upgrade with the setting names the command."""
     url = {"CENOTE_DATABASE_URL": dsn}
-    said = output_of(cenote("row-security", "on", **url))
-    assert said == "row-level security of table cenote_chunks is on\n"
+    output = output_of(cenote("row-security", "on", **url))
+    assert output == "row-level security of table cenote_chunks is on\n"
     assert "already" in output_of(cenote("row-security", "on", **url))
     output_of(cenote("check", "-x", "row_security=on", **url))
     assert cenote("check", "-x", "row_security=off", **url).returncode == 1
@@ -453,14 +455,14 @@ async def test_the_command(engine: AsyncEngine, dsn: str) -> None:
 
 
 async def test_a_downgrade_while_it_is_off(engine: AsyncEngine, dsn: str) -> None:
-    """By name, with the setting still on: going down asks for no shape."""
+    """A downgrade does not compare the table with the setting, which is still on."""
     url = {"CENOTE_DATABASE_URL": dsn, "CENOTE_DIMENSIONS": "4"}
     output_of(cenote("migrate", "downgrade", "cenote_0002", CENOTE_ROW_SECURITY="on", **url))
     assert await schema.current(engine, SchemaConfig(dimensions=4)) == "cenote_0002"
 
 
-async def test_a_model_of_the_hosts(empty_engine: AsyncEngine) -> None:
-    """Gets it when its metadata creates the table; foreign keys go on cascading."""
+async def test_a_user_model(empty_engine: AsyncEngine) -> None:
+    """Its metadata creates the table with row-level security."""
 
     class Base(DeclarativeBase):
         pass
@@ -478,7 +480,7 @@ async def test_a_model_of_the_hosts(empty_engine: AsyncEngine) -> None:
 
 
 async def test_an_upgrade_turns_it_on(empty_engine: AsyncEngine) -> None:
-    """Of a table with rows, by the revision; down and up again."""
+    """The revision turns it on for a table with rows."""
     config = SchemaConfig(dimensions=4, row_security=True)
     await schema.upgrade(empty_engine, config, "cenote_0002")
     await PgVectorStore(empty_engine, 4).upsert([embedded("a")], "n")
