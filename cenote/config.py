@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from cenote.errors import ConfigurationError
 from cenote.types import ColumnType
-from cenote.validation import check_column_type, shown
+from cenote.validation import check_column_type, check_integer_setting, is_integer, shown
 
 DEFAULT_TABLE_NAME = "cenote_chunks"
 DEFAULT_HNSW_M = 16
@@ -23,7 +23,7 @@ to 1.3 ms, because each graph holds fewer rows of other tenants. More partitions
 to plan and migrate (five per partition).
 """
 
-MAX_DIMENSIONS: dict[str, int] = {"vector": 2000, "halfvec": 4000}
+MAX_INDEXED_DIMENSIONS: dict[str, int] = {"vector": 2000, "halfvec": 4000}
 """Maximum number of dimensions that pgvector's HNSW can index, by column type.
 
 An index page of 8 kB must hold a vector.
@@ -99,16 +99,24 @@ class SchemaConfig:
                 f"row_security must be True or False, not {shown(self.row_security)}",
                 setting="row_security",
             )
-        _check_integer("hnsw_m", self.hnsw_m, 2, 100)
-        _check_integer("hnsw_ef_construction", self.hnsw_ef_construction, 4, 1000)
+        check_integer_setting(self.hnsw_m, setting="hnsw_m", least=2, most=100)
+        check_integer_setting(
+            self.hnsw_ef_construction, setting="hnsw_ef_construction", least=4, most=1000
+        )
         if self.hnsw_ef_construction < 2 * self.hnsw_m:
             raise ConfigurationError(
                 f"hnsw_ef_construction is {self.hnsw_ef_construction}; pgvector needs at least "
                 f"2 * hnsw_m = {2 * self.hnsw_m}",
                 setting="hnsw_ef_construction",
             )
-        if self.partitions is not None and not _is_zero(self.partitions):
-            _check_integer("partitions", self.partitions, 2, 1024, or_else="0 for a plain table")
+        if self.partitions is not None and not is_integer(self.partitions, 0, 0):
+            check_integer_setting(
+                self.partitions,
+                setting="partitions",
+                least=2,
+                most=1024,
+                hint="0 for a plain table",
+            )
         self._check_distribution()
 
     @property
@@ -125,12 +133,12 @@ class SchemaConfig:
 
     def _check_dimensions(self) -> None:
         check_column_type(self.column_type)
-        most = MAX_DIMENSIONS[self.column_type]
+        most = MAX_INDEXED_DIMENSIONS[self.column_type]
         if self.column_type == "vector":
             hint = "column_type='halfvec' supports up to 4,000"
         else:
             hint = "pgvector's HNSW cannot index more; shorten the vectors"
-        _check_integer("dimensions", self.dimensions, 1, most, or_else=hint)
+        check_integer_setting(self.dimensions, setting="dimensions", least=1, most=most, hint=hint)
 
     def _check_distribution(self) -> None:
         if self.distribution not in (None, "citus"):
@@ -158,7 +166,9 @@ class SchemaConfig:
                 setting="row_security",
             )
         if self.shard_count is not None:
-            _check_integer("shard_count", self.shard_count, 1, _MAX_SHARDS)
+            check_integer_setting(
+                self.shard_count, setting="shard_count", least=1, most=_MAX_SHARDS
+            )
         if self.colocate_with is not None:
             self._check_colocation()
 
@@ -241,20 +251,5 @@ def check_identifier(setting: str, name: Any, most_bytes: int) -> None:
     if len(name.encode()) > most_bytes:
         raise ConfigurationError(
             f"{setting} must have at most {most_bytes} bytes; it has {len(name.encode())}",
-            setting=setting,
-        )
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value == 0
-
-
-def _check_integer(
-    setting: str, value: Any, least: int, most: int, *, or_else: str | None = None
-) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        hint = "" if or_else is None else f" ({or_else})"
-        raise ConfigurationError(
-            f"{setting} must be an integer from {least:,} to {most:,}{hint}, not {shown(value)}",
             setting=setting,
         )

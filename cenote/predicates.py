@@ -53,6 +53,7 @@ from sqlalchemy.types import TypeEngine
 
 from cenote.errors import InvalidInputError
 from cenote.jsonvalues import NotJSONError, canonical_json, json_text, unstorable
+from cenote.validation import is_integer, is_number
 
 Columns: TypeAlias = Any
 """The columns of a chunk table, by name: ``table.c``."""
@@ -157,7 +158,7 @@ class MetadataOperand:
 
     def orders(self, value: Any) -> bool:
         """Return whether values can be ordered relative to `value`."""
-        return isinstance(value, str | int | float) and not isinstance(value, bool)
+        return isinstance(value, str) or is_number(value)
 
     def value_in(self, row: Row) -> Any:
         """Return the row's value, or `MISSING`."""
@@ -225,14 +226,14 @@ class ColumnOperand:
             InvalidInputError: the column cannot hold the value.
         """
         kind = _KINDS.get(self.name, object)
-        fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        fits = is_integer(value) if kind is int else isinstance(value, kind)
         if value is not None and not fits:
             raise InvalidInputError(
                 f"{self} requires {self.ordered_kinds}, not {type(value).__name__}", field="filter"
             )
         if isinstance(value, str) and (reason := unstorable(value)):
             raise InvalidInputError(f"the value of {self} {reason}", field="filter")
-        if kind is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        if kind is int and is_integer(value) and not -(2**63) <= value < 2**63:
             raise InvalidInputError(f"{self} requires a 64-bit integer", field="filter")
         if isinstance(value, datetime) and self.name in _KINDS and value.tzinfo is None:
             raise InvalidInputError(f"{self} requires a datetime with a time zone", field="filter")
@@ -469,8 +470,7 @@ class Ordered:
                 return value is not MISSING and bool(_ORDERS[self.operator](value, self.value))
             except TypeError:  # values of user columns may have types that do not compare
                 return False
-        kind = str if self._compares_strings else (int, float)
-        comparable = isinstance(value, kind) and not isinstance(value, bool)
+        comparable = isinstance(value, str) if self._compares_strings else is_number(value)
         return comparable and bool(_ORDERS[self.operator](value, self.value))
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:

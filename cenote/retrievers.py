@@ -139,7 +139,7 @@ class BM25Retriever:
     def __init__(
         self, store: VectorStore, *, tokenize: Tokenize = words, namespaces: int = 100
     ) -> None:
-        validation.check_whole("namespaces", namespaces)
+        validation.check_integer_setting(namespaces, setting="namespaces", least=1)
         imported("bm25s")
         self._store = store
         self._tokenize = tokenize
@@ -239,7 +239,7 @@ class HybridRetriever:
                     setting="retrievers",
                 )
         validation.check_weights(weights, len(retrievers))
-        validation.check_whole("depth", depth)
+        validation.check_integer_setting(depth, setting="depth", least=1)
         self._retrievers = list(retrievers)
         self._weights = weights
         self._depth = depth

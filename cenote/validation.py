@@ -8,7 +8,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ MAX_DIMENSIONS = 16_000
 MAX_EF_SEARCH = 1000
 """The most that pgvector takes for ``hnsw.ef_search``."""
 
+_MAX_INT32 = 2**31 - 1
+_MAX_INT64 = 2**63 - 1
+
 _FLOAT32 = np.finfo(np.float32)
 _OUT_OF_RANGE = "is too small or too large: its squared norm leaves the range of a 32-bit float"
 _HALF_MAX = float(np.finfo(np.float16).max)
@@ -50,6 +53,70 @@ def shown(value: Any) -> str:
     return f"one of type {type(value).__name__}"
 
 
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+def is_integer(value: Any, least: int | None = None, most: int | None = None) -> TypeGuard[int]:
+    """Return whether a value is an `int` in a range. Booleans and numpy's integers are not."""
+    return (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+    )
+
+
+def is_number(
+    value: Any, least: float | None = None, most: float | None = None
+) -> TypeGuard[int | float]:
+    """Return whether a value is an `int` or a `float` in a range. Booleans are not."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+    )
+
+
+def _integer_error(value: Any, least: int, most: int | None, hint: str | None) -> str | None:
+    """Return what is wrong with a value that is not an integer in a range; None if it is one."""
+    if is_integer(value, least, most):
+        return None
+    accepted = f"of {least:,} or more" if most is None else f"from {least:,} to {most:,}"
+    if hint is not None:
+        accepted += f" ({hint})"
+    return f"must be an integer {accepted}, not {shown(value)}"
+
+
+def check_integer_argument(value: Any, *, field: str, least: int, most: int | None = None) -> None:
+    """Check that an argument of a call is an integer in a range.
+
+    Raises:
+        InvalidInputError: It is not.
+    """
+    if error := _integer_error(value, least, most, None):
+        raise InvalidInputError(f"{field} {error}", field=field)
+
+
+def check_integer_setting(
+    value: Any, *, setting: str, least: int, most: int | None = None, hint: str | None = None
+) -> None:
+    """Check that a setting is an integer in a range.
+
+    Args:
+        value: The setting's value.
+        setting: Name of the setting.
+        least: Smallest accepted value.
+        most: Largest accepted value; unlimited if None.
+        hint: Advice for the error message.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if error := _integer_error(value, least, most, hint):
+        raise ConfigurationError(f"{setting} {error}", setting=setting)
+
+
 # -- arguments -------------------------------------------------------------------------------------
 
 
@@ -62,24 +129,13 @@ def check_namespace(namespace: str) -> None:
 
 def check_limit(limit: int) -> None:
     """Refuse a limit that is no integer of 1 or more."""
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-        raise InvalidInputError(
-            f"limit must be an integer of 1 or more, not {shown(limit)}", field="limit"
-        )
-
-
-def ef_search_rule(ef_search: int) -> str | None:
-    """What an ``ef_search`` must be, if this is none."""
-    integer = isinstance(ef_search, int) and not isinstance(ef_search, bool)
-    if integer and 1 <= ef_search <= MAX_EF_SEARCH:
-        return None
-    return f"must be an integer from 1 to {MAX_EF_SEARCH:,}, not {shown(ef_search)}"
+    check_integer_argument(limit, field="limit", least=1)
 
 
 def check_ef_search(ef_search: int | None) -> None:
     """Refuse the ``ef_search`` of a call that pgvector would refuse."""
-    if ef_search is not None and (rule := ef_search_rule(ef_search)):
-        raise InvalidInputError(f"ef_search {rule}", field="ef_search")
+    if ef_search is not None:
+        check_integer_argument(ef_search, field="ef_search", least=1, most=MAX_EF_SEARCH)
 
 
 def listed(values: Any, rule: str, *, field: str, but_not: tuple[type, ...] = (str,)) -> list[Any]:
@@ -122,7 +178,7 @@ def check_ids_in_order(chunk_ids: Sequence[str]) -> list[str]:
 
 def check_min_score(min_score: float | None) -> None:
     """Refuse a least score that is no number from -1 to 1."""
-    if min_score is not None and not (_is_number(min_score) and -1 <= min_score <= 1):
+    if min_score is not None and not is_number(min_score, -1, 1):
         raise InvalidInputError(
             f"min_score must be a number from -1 to 1, not {shown(min_score)}", field="min_score"
         )
@@ -130,27 +186,22 @@ def check_min_score(min_score: float | None) -> None:
 
 def check_per_document(per_document: int | None) -> None:
     """Refuse a number of chunks of a document that is no integer of 1 or more."""
-    integer = isinstance(per_document, int) and not isinstance(per_document, bool)
-    if per_document is not None and not (integer and 1 <= per_document < 2**31):
-        raise InvalidInputError(
-            f"per_document must be an integer of 1 or more, not {shown(per_document)}",
-            field="per_document",
-        )
+    if per_document is not None:
+        check_integer_argument(per_document, field="per_document", least=1, most=_MAX_INT32)
 
 
 def check_diversity(diversity: float, candidates: int | None, limit: int) -> int:
     """The number of candidates, by default four times the limit; refuses what cannot work."""
     check_limit(limit)
-    if not (_is_number(diversity) and 0 <= diversity <= 1):
+    if not is_number(diversity, 0, 1):
         raise InvalidInputError(
             f"diversity must be a number from 0 to 1, not {shown(diversity)}", field="diversity"
         )
     if candidates is None:
         return 4 * limit
-    integer = isinstance(candidates, int) and not isinstance(candidates, bool)
-    if not (integer and candidates >= limit):
+    if not is_integer(candidates, limit):
         raise InvalidInputError(
-            f"candidates must be an integer of limit or more, not {shown(candidates)}",
+            f"candidates must be an integer of at least the limit, not {shown(candidates)}",
             field="candidates",
         )
     return candidates
@@ -160,7 +211,7 @@ def check_fusion(vector_weight: float, text_weight: float, depth: int) -> None:
     """Refuse weights that are no numbers from 0 to 1e9, or both 0, and a depth below 1."""
     weights = {"vector_weight": vector_weight, "text_weight": text_weight}
     for name, weight in weights.items():
-        if not _is_number(weight) or not (weight == 0 or 1e-9 <= weight <= 1e9):
+        if not (is_number(weight, 0, 0) or is_number(weight, 1e-9, 1e9)):
             raise InvalidInputError(
                 f"{name} must be 0, or a number from 1e-9 to 1e9, not {shown(weight)}", field=name
             )
@@ -168,10 +219,7 @@ def check_fusion(vector_weight: float, text_weight: float, depth: int) -> None:
         raise InvalidInputError(
             "vector_weight and text_weight are both 0: one must count", field="text_weight"
         )
-    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-        raise InvalidInputError(
-            f"depth must be an integer of 1 or more, not {shown(depth)}", field="depth"
-        )
+    check_integer_argument(depth, field="depth", least=1)
 
 
 def check_switch(value: bool, *, field: str) -> None:
@@ -200,17 +248,9 @@ def check_weights(weights: Sequence[float] | None, count: int) -> None:
         raise ConfigurationError(
             f"weights must be a list of {count}, one for each retriever", setting="weights"
         )
-    if not all(_is_number(weight) and 0 <= weight <= 1e9 for weight in weights) or not any(weights):
+    if not all(is_number(weight, 0, 1e9) for weight in weights) or not any(weights):
         raise ConfigurationError(
             "weights must be numbers from 0 to 1e9, of which one is more than 0", setting="weights"
-        )
-
-
-def check_whole(setting: str, number: int) -> None:
-    """Refuse a setting that is no integer of 1 or more."""
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ConfigurationError(
-            f"{setting} must be an integer of 1 or more, not {shown(number)}", setting=setting
         )
 
 
@@ -220,7 +260,7 @@ _LONGEST_TIMEOUT = 1e9
 
 def check_operation_timeout(seconds: float | None) -> None:
     """Refuse a time limit that is no number of seconds above 0."""
-    if seconds is not None and not (_is_number(seconds) and 0 < seconds <= _LONGEST_TIMEOUT):
+    if seconds is not None and not (is_number(seconds, 0, _LONGEST_TIMEOUT) and seconds):
         raise ConfigurationError(
             "operation_timeout must be a number of seconds above 0, and at most 1e9, not "
             f"{shown(seconds)}",
@@ -238,10 +278,6 @@ def check_full_text(languages: Sequence[str]) -> None:
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def check_chunk_id(chunk_id: str) -> None:
     """Refuse an id that cannot be stored."""
     _check_key(chunk_id, field="chunk_id")
@@ -254,21 +290,13 @@ def check_document_id(document_id: str) -> None:
 
 def check_neighbours(before: int, after: int) -> None:
     """Refuse numbers of neighbours that are no integers of 0 or more."""
-    for field, number in (("before", before), ("after", after)):
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31:
-            raise InvalidInputError(
-                f"{field} must be an integer of 0 or more, not {shown(number)}", field=field
-            )
+    check_integer_argument(before, field="before", least=0, most=_MAX_INT32)
+    check_integer_argument(after, field="after", least=0, most=_MAX_INT32)
 
 
 def check_dimensions(dimensions: int) -> None:
     """Refuse a number of dimensions that no vector can have."""
-    check_whole("dimensions", dimensions)
-    if dimensions > MAX_DIMENSIONS:
-        raise ConfigurationError(
-            f"dimensions must be at most {MAX_DIMENSIONS:,}, not {shown(dimensions)}",
-            setting="dimensions",
-        )
+    check_integer_setting(dimensions, setting="dimensions", least=1, most=MAX_DIMENSIONS)
 
 
 def check_column_type(column_type: ColumnType) -> None:
@@ -390,9 +418,7 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict
             field="columns",
             chunk_id=chunk.id,
         )
-    position = chunk.position
-    integer = isinstance(position, int) and not isinstance(position, bool)
-    if not integer or not -(2**63) <= position < 2**63:
+    if not is_integer(chunk.position, -_MAX_INT64 - 1, _MAX_INT64):
         raise InvalidInputError(
             f"chunk {shown(chunk.id)}: position must be a 64-bit integer",
             field="position",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cenote import ConfigurationError, InMemoryVectorStore, PgVectorStore, SchemaConfig
 from cenote.catalog import LiveTable
 from cenote.cures import upgrade_command
 from cenote.settings import explicit_settings, gather, resolve
+from cenote.validation import is_integer, is_number
 
 
 @pytest.mark.parametrize(
@@ -153,3 +155,20 @@ def test_settings_that_are_wrong_are_named() -> None:
     with pytest.raises(ConfigurationError, match="must be an integer") as error:
         gather({}, {}, {"CENOTE_HNSW_M": "many"})
     assert error.value.setting == "hnsw_m"
+
+
+@pytest.mark.parametrize("value", [True, False, np.int64(3), np.float32(1), "3", None, 1j])
+def test_values_that_are_not_numbers(value: Any) -> None:
+    """Booleans and numpy's own numbers are rejected as integers and as numbers."""
+    assert not is_integer(value)
+    assert not is_number(value)
+
+
+def test_ranges_of_numbers() -> None:
+    """Both limits are accepted values, and NaN is in no range."""
+    assert [number for number in range(5) if is_integer(number, 1, 3)] == [1, 2, 3]
+    assert is_number(0.5, 0, 0.5)
+    assert is_number(np.float64(0.5), 0, 1)  # a float
+    assert not is_integer(1.0)
+    assert not is_number(float("nan"), 0, 1)
+    assert not is_integer(10**400, 1, 10)

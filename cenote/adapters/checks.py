@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cenote.errors import InvalidInputError
-from cenote.validation import listed, shown
+from cenote.validation import is_number, listed, shown
 
 
 def list_of(values: Any, kind: type[Any], *, field: str) -> list[Any]:
@@ -48,24 +48,16 @@ def list_of_length(values: Any, count: int, *, field: str) -> list[Any]:
     return items
 
 
-def is_whole(value: Any, *, least: int) -> bool:
-    """Whether a value is an integer of so much or more."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def check_whole(value: Any, *, least: int, field: str) -> None:
-    """Refuse what is no integer of so much or more."""
-    if not is_whole(value, least=least):
-        raise InvalidInputError(
-            f"{field} must be an integer of {least} or more, not {shown(value)}", field=field
-        )
-
-
 def check_share(value: Any, *, field: str) -> None:
-    """Refuse what is no number from 0 to 1."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 0 <= value <= 1):
-        raise InvalidInputError(f"{field} must be from 0 to 1, not {shown(value)}", field=field)
+    """Check that an argument is a number from 0 to 1.
+
+    Raises:
+        InvalidInputError: It is not.
+    """
+    if not is_number(value, 0, 1):
+        raise InvalidInputError(
+            f"{field} must be a number from 0 to 1, not {shown(value)}", field=field
+        )
 
 
 def document_id(metadata: Any, key: str, chunk_id: Any) -> Any:

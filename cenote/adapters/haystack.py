@@ -11,14 +11,13 @@ from haystack.dataclasses import Document
 from haystack.document_stores.types import DuplicatePolicy, FilterPolicy, apply_filter_policy
 from haystack.utils import Secret
 
-from cenote.adapters.checks import is_whole
 from cenote.adapters.haystack_documents import Documents
 from cenote.adapters.haystack_filters import translate
 from cenote.adapters.loops import LoopThread
 from cenote.connections import create_engine
 from cenote.errors import ConfigurationError
 from cenote.stores import PgVectorStore, VectorStore
-from cenote.validation import shown
+from cenote.validation import is_integer, shown
 
 __all__ = ["CenoteDocumentStore", "CenoteEmbeddingRetriever"]
 
@@ -357,7 +356,7 @@ class CenoteEmbeddingRetriever:
             raise TypeError(
                 f"document_store must be a CenoteDocumentStore, not {type(document_store).__name__}"
             )
-        if not is_whole(top_k, least=1):
+        if not is_integer(top_k, least=1):
             raise ValueError(f"top_k must be an integer of 1 or more, not {shown(top_k)}")
         self.document_store = document_store
         self.filters = filters

@@ -14,13 +14,20 @@ from haystack.document_stores.errors import DuplicateDocumentError
 from haystack.document_stores.types import DuplicatePolicy
 from haystack.errors import FilterError
 
-from cenote.adapters.checks import check_whole, document_id, is_whole
+from cenote.adapters.checks import document_id
 from cenote.adapters.haystack_filters import NO_CONTENT, RESERVED, is_empty, translate
 from cenote.errors import InvalidInputError
 from cenote.models import Chunk, EmbeddedChunk
 from cenote.stores import VectorStore
 from cenote.types import Vector
-from cenote.validation import check_query_vector, check_text, listed, shown
+from cenote.validation import (
+    check_integer_argument,
+    check_query_vector,
+    check_text,
+    is_integer,
+    listed,
+    shown,
+)
 
 PAGE_SIZE = 500
 """Number of documents read or changed at a time."""
@@ -152,7 +159,7 @@ class Documents:
         self, query: list[float], filters: dict[str, Any] | None, top_k: int
     ) -> list[Document]:
         translated = translate(filters)
-        if not is_whole(top_k, least=0):
+        if not is_integer(top_k, least=0):
             raise ValueError(f"top_k must be an integer of 0 or more, not {shown(top_k)}")
         if top_k == 0:
             return []
@@ -263,8 +270,8 @@ class Documents:
     ) -> tuple[list[Any], int]:
         if search_term is not None:
             check_text(search_term, field="search_term")
-        check_whole(from_, least=0, field="from_")
-        check_whole(size, least=0, field="size")
+        check_integer_argument(from_, field="from_", least=0)
+        check_integer_argument(size, field="size", least=0)
         key, term = _key(metadata_field), (search_term or "").lower()
         distinct: dict[tuple[str, str], Any] = {}
         async for chunk in self._chunks(filters):

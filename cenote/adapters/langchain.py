@@ -11,13 +11,13 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore as LangChainVectorStore
 from pydantic import ValidationError
 
-from cenote.adapters.checks import check_share, check_whole, document_id, list_of, list_of_length
+from cenote.adapters.checks import check_share, document_id, list_of, list_of_length
 from cenote.adapters.loops import LoopThread
 from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters import FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.stores import VectorStore
-from cenote.validation import listed
+from cenote.validation import check_integer_argument, listed
 
 __all__ = ["CenoteVectorStore"]
 
@@ -290,8 +290,8 @@ class CenoteVectorStore(LangChainVectorStore):
         filter: FilterLike,
         **kwargs: Any,
     ) -> list[Document]:
-        check_whole(k, least=1, field="k")
-        check_whole(fetch_k, least=1, field="fetch_k")
+        check_integer_argument(k, field="k", least=1)
+        check_integer_argument(fetch_k, field="fetch_k", least=1)
         check_share(lambda_mult, field="lambda_mult")
         results = await store.search_diverse(
             vector,

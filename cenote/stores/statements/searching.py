@@ -47,7 +47,7 @@ from cenote.stores.search_many import SearchMany
 from cenote.stores.statements.binding import by_shape, parameter, value
 from cenote.stores.text import TextSearch
 from cenote.types import ColumnType, Float32Array
-from cenote.validation import ef_search_rule
+from cenote.validation import MAX_EF_SEARCH, check_integer_setting
 
 _dialect = PGDialect()  # type: ignore[no-untyped-call]
 
@@ -93,8 +93,7 @@ class SearchStatements:
     def __init__(
         self, model: type[Any], config: SchemaConfig, ef_search: int, *, schemas_translated: bool
     ) -> None:
-        if rule := ef_search_rule(ef_search):
-            raise ConfigurationError(f"hnsw_ef_search {rule}", setting="hnsw_ef_search")
+        check_integer_setting(ef_search, setting="hnsw_ef_search", least=1, most=MAX_EF_SEARCH)
         self._ef_search = ef_search
         self._row_bytes = config.dimensions * (2 if config.column_type == "halfvec" else 4) + 600
         self._model = model
