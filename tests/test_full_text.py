@@ -448,8 +448,5 @@ def test_stems() -> None:
     """Languages of Postgres are available; the error for another one lists them."""
     assert [*stems("spanish")("Caminaban por JARDINES")] == ["camin", "por", "jardin"]
     assert [*stems("simple")("It's ÑANDÚ 7")] == ["it", "s", "ñandú", "7"]
-    with pytest.raises(
-        ConfigurationError,
-        match="'klingon' is not available in memory; available are simple, arabic",
-    ):
+    with pytest.raises(ConfigurationError, match=r"'klingon' .* available are simple, arabic"):
         InMemoryVectorStore(4, text_search="klingon")

@@ -99,12 +99,12 @@ async def test_processes_at_once(empty_dsn: str, empty_engine: AsyncEngine) -> N
 
 @pytest.mark.parametrize("kill", [False, True], ids=["all live", "one is killed"])
 async def test_eight_pods(empty_dsn: str, empty_engine: AsyncEngine, kill: bool) -> None:
-    """One empty database, eight processes; the one that holds the lock is killed in the middle."""
+    """Eight processes upgrade one empty database; the holder of the lock may be killed."""
     pods = [await start_upgrade(empty_dsn, name=str(number)) for number in range(8)]
     killed = await kill_the_holder(empty_engine, pods) if kill else None
     for number, pod in enumerate(pods):
-        _, said = await asyncio.wait_for(pod.communicate(), 60)
-        assert pod.returncode == (-signal.SIGKILL if number == killed else 0), said.decode()
+        _, stderr = await asyncio.wait_for(pod.communicate(), 60)
+        assert pod.returncode == (-signal.SIGKILL if number == killed else 0), stderr.decode()
     assert await tables(empty_engine) == ["cenote_chunks", "cenote_chunks_alembic_version"]
     versions = "SELECT string_agg(version_num, ',') FROM cenote_chunks_alembic_version"
     assert await scalar(empty_engine, versions) == "cenote_0004"
@@ -114,7 +114,7 @@ async def test_eight_pods(empty_dsn: str, empty_engine: AsyncEngine, kill: bool)
 
 
 async def start_upgrade(dsn: str, name: str) -> Process:
-    """Start an upgrade in a process of its own, which the server knows by a name."""
+    """Start an upgrade in a process, with `name` as its application_name on the server."""
     url = make_url(dsn).update_query_dict({"application_name": name})
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "cenote", "migrate", "-x", "dimensions=4", "upgrade", "head"),
@@ -125,12 +125,12 @@ async def start_upgrade(dsn: str, name: str) -> Process:
 
 
 async def kill_the_holder(engine: AsyncEngine, pods: list[Process]) -> int:
-    """Kill the pod that holds the lock, held up by a table of the same name meanwhile."""
+    """Kill the pod that holds the lock, while a table of the same name blocks it."""
     holder = (
         "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)"
         " WHERE locktype = 'advisory' AND granted AND wait_event_type = 'Lock'"
     )
-    async with engine.begin() as connection:  # CREATE TABLE waits for us to give up the name
+    async with engine.begin() as connection:  # the pod's CREATE TABLE waits for this one's end
         await connection.execute(text("CREATE TABLE cenote_chunks ()"))
         async with asyncio.timeout(30):
             while (name := await scalar(engine, holder)) is None:  # noqa: ASYNC110
@@ -142,10 +142,8 @@ async def kill_the_holder(engine: AsyncEngine, pods: list[Process]) -> int:
     return number
 
 
-async def test_a_log_line_says_what_is_waited_for(
-    empty_engine: AsyncEngine, empty_dsn: str
-) -> None:
-    """On the command line too, with the server process that holds the lock."""
+async def test_waiting_for_the_lock_is_logged(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+    """The command's log names the table and the server process that holds the lock."""
     async with empty_engine.connect() as holder:
         pid = await holder.scalar(select(func.pg_backend_pid()))
         await holder.execute(select(func.pg_advisory_lock(locks.LOCK_KEY)))
@@ -163,18 +161,16 @@ async def test_a_log_line_says_what_is_waited_for(
             *command, env={**clean_environment(), "CENOTE_DATABASE_URL": empty_dsn}, stderr=PIPE
         )
         assert pod.stderr is not None
-        said = await asyncio.wait_for(pod.stderr.readuntil(b"server process "), 30)
-        assert b"waiting to migrate table cenote_chunks" in said
+        log = await asyncio.wait_for(pod.stderr.readuntil(b"server process "), 30)
+        assert b"waiting to migrate table cenote_chunks" in log
         assert await asyncio.wait_for(pod.stderr.readuntil(b")"), 30) == f"{pid})".encode()
         await holder.execute(select(func.pg_advisory_unlock(locks.LOCK_KEY)))
         await asyncio.wait_for(pod.communicate(), 30)
     assert pod.returncode == 0
 
 
-async def test_looking_changes_nothing_and_waits_for_nobody(
-    empty_engine: AsyncEngine, empty_dsn: str
-) -> None:
-    """`current` makes no schema and no table, and takes no lock."""
+async def test_read_only_commands_take_no_lock(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+    """`current` and `check` do not wait for a migration, and create no schema and no table."""
     async with empty_engine.connect() as holder:
         await holder.execute(select(func.pg_advisory_lock(locks.LOCK_KEY)))
         for command in (["migrate", "-x", "schema=s", "current"], ["check", "-x", "schema=s"]):
@@ -206,7 +202,7 @@ async def test_on_a_connection_of_the_callers(empty_engine: AsyncEngine) -> None
 
 
 async def test_a_cancelled_upgrade_leaves_no_lock(empty_engine: AsyncEngine) -> None:
-    """And the next one succeeds."""
+    """The next upgrade succeeds."""
     store = PgVectorStore(empty_engine, 4)
     for delay in (0.01, 0.05, 0.2):
         task = asyncio.create_task(store.apply_migrations())
@@ -217,10 +213,10 @@ async def test_a_cancelled_upgrade_leaves_no_lock(empty_engine: AsyncEngine) -> 
     await store.upsert([embedded("a")], "n")
 
 
-async def test_waiting_for_a_lock_ends(
+async def test_lock_timeout(
     empty_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With an error that says what was waited for, after a log line that does."""
+    """Waiting for the lock ends with an error; both the error and the log name the table."""
     caplog.set_level("INFO", "cenote.locks")
     monkeypatch.setattr(locks, "LOCK_TIMEOUT_SECONDS", 0.5)
     config = SchemaConfig(dimensions=4)
