@@ -1,24 +1,25 @@
-# make demo    search Python's own documentation; QUERY="..." asks your own question
-# make app     the sample application, at http://127.0.0.1:8000
-# make test    the tests, on CENOTE_TEST_DATABASE_URL, a container or an embedded Postgres
-# make browser the sample application's page in a headless browser, which it installs (Debian)
-# make pgbouncer the store behind PgBouncer, which it installs (Debian)
-# make torture the tests that damage a running server, twenty times as often
-# make check   formatting, lint, types
-# make build   wheel and sdist
-# make docs    the manual, in site/
-# make lowest  the tests with the oldest versions that pyproject.toml admits
-# make sbom    a CycloneDX bill of materials of cenote with its extras, in dist/
-# make audit   that environment against the databases of known vulnerabilities
-# make benchmark  cenote beside hand-written SQL and three libraries; see benchmarks/README.md
+# make demo       search Python's documentation; QUERY="..." asks your own question
+# make app        run the sample application at http://127.0.0.1:8000
+# make test       run the tests, on CENOTE_TEST_DATABASE_URL, a container or an embedded Postgres
+# make browser    test the sample application in a headless browser (installs it on Debian)
+# make pgbouncer  test the store behind PgBouncer (installs it on Debian)
+# make torture    run the fault, load and fuzz tests for twenty times as long
+# make check      check formatting, lint and types
+# make build      build the wheel and the sdist in dist/
+# make docs       build the manual in site/
+# make lowest     run the tests with the oldest versions that pyproject.toml allows
+# make sbom       write a CycloneDX bill of materials of cenote and its extras to dist/
+# make audit      check cenote and its extras for known vulnerabilities
+# make benchmark  compare cenote with hand-written SQL and three libraries (benchmarks/README.md)
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-# Each process has a server of its own, unless one is given: roles are a server's.
-AT_ONCE = $(if $(CENOTE_TEST_DATABASE_URL),,--numprocesses logical --maxprocesses 4 --dist worksteal)
+# Tests run in parallel only if each process starts its own server: they create roles, which belong
+# to the whole server.
+PARALLEL = $(if $(CENOTE_TEST_DATABASE_URL),,--numprocesses logical --maxprocesses 4 --dist worksteal)
 
 .PHONY: demo app test torture lowest browser pgbouncer check build docs sbom audit benchmark clean
 
@@ -31,7 +32,7 @@ app: $(VENV)/app-installed
 	$(BIN)/python -m examples.document_search $(ARGS)
 
 test: $(VENV)/dev-installed
-	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 torture: $(VENV)/dev-installed
 	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/test_faults.py tests/test_load.py tests/test_fuzz.py tests/test_fuzz_adapters.py $(ARGS)
@@ -39,13 +40,13 @@ torture: $(VENV)/dev-installed
 browser: $(VENV)/dev-installed
 	@command -v chromium && command -v chromedriver || $(AS_ROOT) apt-get install -y -q \
 	    --no-install-recommends chromium chromium-driver || \
-	    { echo "install chromium and chromedriver, then say make browser again"; exit 1; }
+	    { echo "install chromium and chromedriver, then run make browser again"; exit 1; }
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 pgbouncer: $(VENV)/dev-installed
 	@PATH="$$PATH:/usr/sbin" command -v pgbouncer || $(AS_ROOT) apt-get install -y -q \
 	    --no-install-recommends pgbouncer || \
-	    { echo "install pgbouncer, then say make pgbouncer again"; exit 1; }
+	    { echo "install pgbouncer, then run make pgbouncer again"; exit 1; }
 	$(BIN)/python -m pytest tests/pgbouncer $(ARGS)
 
 check: $(VENV)/dev-installed
@@ -57,12 +58,12 @@ check: $(VENV)/dev-installed
 build: $(VENV)/dev-installed
 	$(BIN)/python -m build
 
-# A notice about the future of MkDocs is none of the manual's warnings.
+# NO_MKDOCS_2_WARNING hides a notice about the future of MkDocs, which does not concern the manual.
 docs: $(VENV)/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
 
 lowest: .lowest/installed
-	.lowest/bin/python -m pytest $(AT_ONCE) $(ARGS)
+	.lowest/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 .lowest/installed: pyproject.toml
 	$(PYTHON) -m venv .lowest
@@ -76,7 +77,7 @@ sbom: .release/installed
 	.release/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library \
 	    --output-reproducible --output-file dist/cenote.cdx.json .release/runtime/bin/python
 
-# Strict: what could not be looked up fails it.
+# With --strict, a package that cannot be looked up is an error.
 audit: .release/installed
 	.release/runtime/bin/python -m pip freeze --exclude-editable > .release/requirements.txt
 	.release/tools/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
@@ -93,7 +94,7 @@ audit: .release/installed
 benchmark: $(VENV)/benchmark-installed $(PEERS:%=.bench/%/installed)
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
-# Each library in an environment of its own, since their requirements exclude one another.
+# Each library has its own environment, because their requirements conflict.
 .bench/%/installed: benchmarks/requirements/%.txt | $(BIN)/python
 	$(BIN)/python -m venv .bench/$*
 	.bench/$*/bin/python -m pip install --quiet --requirement $<
@@ -108,5 +109,5 @@ $(VENV)/%-installed: pyproject.toml | $(BIN)/python
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "cenote needs Python 3.11 or newer; say make PYTHON=python3.12 ..."; exit 1; }
+	    { echo "cenote needs Python 3.11 or newer: run make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -1,8 +1,8 @@
-"""Shows the docstrings of the house as Markdown, for the reference pages of the manual.
+"""Convert cenote's docstrings to Markdown for the reference pages of the manual.
 
-The docstrings are Google's in their sections and reStructuredText's in what is inline. Here roles
-and names in backquotes become links where the manual has such a name, literal blocks become fenced
-ones, simple tables become Markdown's, and "a, b: ..." becomes a line for each argument.
+The docstrings have Google's sections and reStructuredText's inline markup. Roles and names in
+backquotes become links if the manual documents such a name, literal blocks become fenced blocks,
+simple tables become Markdown tables, and "a, b: ..." becomes one line for each argument.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _NAME = re.compile(r"(?<!'s )(?<![`\[\w])`([A-Za-z_][\w.]*)(\(\))?`(?!`)")
 _LITERAL = re.compile(r"^(.*?):?::\n\n((?:[ ]{4}.*\n|\n)+)", re.MULTILINE)
 _TABLE = re.compile(r"^(=+(?: +=+)+)\n((?:.*\n)+?)\1$(?:\n((?:.*\n)+?)\1$)?", re.MULTILINE)
 _SECTION = re.compile(r"^(Args|Attributes|Raises):$")
-_SEVERAL = re.compile(r"^    (\w+(?:, \w+)+): (.*)$")
+_SEVERAL_NAMES = re.compile(r"^    (\w+(?:, \w+)+): (.*)$")
 
 
 class HouseStyle(griffe.Extension):
-    """Mends each docstring before it is parsed."""
+    """Converts each docstring before it is parsed."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
@@ -30,86 +30,87 @@ class HouseStyle(griffe.Extension):
 
 
 def markdown(text: str, obj: griffe.Object) -> str:
-    """A docstring of the house as Markdown."""
+    """Convert a docstring to Markdown."""
     text = _ROLE.sub(r"`\1`", text)
     text = _LITERAL.sub(_fenced, text + "\n").rstrip()
     text = _TABLE.sub(_table, text)
-    text = "\n".join(_one_each(text.split("\n")))
-    fences = text.split("```")
-    fences[::2] = [_NAME.sub(lambda found: _link(found, obj), part) for part in fences[::2]]
-    return "```".join(fences)
+    text = "\n".join(_split_names(text.split("\n")))
+    parts = text.split("```")
+    # Parts with an even number are outside the code blocks.
+    parts[::2] = [_NAME.sub(lambda match: _link(match, obj), part) for part in parts[::2]]
+    return "```".join(parts)
 
 
-def _fenced(found: re.Match[str]) -> str:
-    before = f"{found[1]}:\n\n" if found[1] else ""
-    return f"{before}```python\n{textwrap.dedent(found[2]).strip()}\n```\n\n"
+def _fenced(match: re.Match[str]) -> str:
+    before = f"{match[1]}:\n\n" if match[1] else ""
+    return f"{before}```python\n{textwrap.dedent(match[2]).strip()}\n```\n\n"
 
 
-def _table(found: re.Match[str]) -> str:
-    """A simple table; a line without a first cell goes on with the row before."""
-    starts = [edge.start() for edge in re.finditer(r"=+", found[1])]
+def _table(match: re.Match[str]) -> str:
+    """Convert a simple table. A line without a first cell continues the previous row."""
+    starts = [column.start() for column in re.finditer(r"=+", match[1])]
     spans = list(zip(starts, [*starts[1:], None], strict=True))
     rows: list[list[str]] = []
-    head, body = (found[2], found[3]) if found[3] else ("", found[2])
+    head, body = (match[2], match[3]) if match[3] else ("", match[2])
     for line in body.splitlines():
         cells = [line[start:end].strip() for start, end in spans]
         if cells[0] and not (rows and rows[-1][0].endswith(",")):
             rows.append(cells)
         else:
-            rows[-1] = [" ".join(filter(None, both)) for both in zip(rows[-1], cells, strict=True)]
-    first = [head[start:end].strip() for start, end in spans]
-    lines = [first, ["---"] * len(spans), *rows]
+            rows[-1] = [" ".join(filter(None, pair)) for pair in zip(rows[-1], cells, strict=True)]
+    header = [head[start:end].strip() for start, end in spans]
+    lines = [header, ["---"] * len(spans), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _one_each(lines: list[str]) -> list[str]:
-    """Several names before one colon, as a line each."""
+def _split_names(lines: list[str]) -> list[str]:
+    """Give each of several names before one colon its own line."""
     result: list[str] = []
     section = ""
     for number, line in enumerate(lines):
-        if found := _SECTION.match(line):
-            section = found[1]
+        if heading := _SECTION.match(line):
+            section = heading[1]
         elif line and not line.startswith(" "):
             section = ""
-        if section and (several := _SEVERAL.match(line)):
-            rest = []
-            for later in lines[number + 1 :]:
-                if not later.startswith("     "):
+        if section and (entry := _SEVERAL_NAMES.match(line)):
+            continuation = []
+            for later_line in lines[number + 1 :]:
+                if not later_line.startswith("     "):
                     break
-                rest.append(later)
-            names = several[1].split(", ")
+                continuation.append(later_line)
+            names = entry[1].split(", ")
             for name in names[:-1]:
-                result += [f"    {name}: {several[2]}", *rest]
-            result.append(f"    {names[-1]}: {several[2]}")
+                result += [f"    {name}: {entry[2]}", *continuation]
+            result.append(f"    {names[-1]}: {entry[2]}")
         else:
             result.append(line)
     return result
 
 
-def _link(found: re.Match[str], obj: griffe.Object) -> str:
-    """A name as a link, if the manual has such an object, and as code otherwise."""
-    name, brackets = found[1], found[2] or ""
+def _link(match: re.Match[str], obj: griffe.Object) -> str:
+    """Convert a name to a link if the manual documents such an object, and to code otherwise."""
+    name, brackets = match[1], match[2] or ""
     code = f"<code>{name}{brackets}</code>"
     for identifier in _candidates(name, obj):
         return f'<autoref optional identifier="{identifier}">{code}</autoref>'
-    return found[0]
+    return match[0]
 
 
 def _candidates(name: str, obj: griffe.Object) -> list[str]:
-    """The full names that a name in a docstring may stand for, where there is such an object."""
+    """Return the full names of the existing objects that a name in a docstring may refer to."""
     scopes = [obj, *_parents(obj)]
     package = scopes[-1]
-    found = []
+    candidates = []
     for prefix in [*(scope.path for scope in scopes), "cenote.stores"]:
         for path in (f"{prefix}.{name}", name):
             if not path.startswith("cenote."):
                 continue
             try:
                 target = package[path.removeprefix("cenote.")]
-                found.append(target.canonical_path)
+                candidates.append(target.canonical_path)
             except (KeyError, griffe.AliasResolutionError):
                 continue
-    return found
+    return candidates
 
 
 def _parents(obj: griffe.Object) -> list[griffe.Object]:

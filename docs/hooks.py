@@ -1,4 +1,4 @@
-"""What the manual takes over from the README, so that it is written once."""
+"""A MkDocs hook that inserts parts of the README into pages of the manual."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 _README = Path(__file__).parents[1] / "README.md"
-_TAKEN = re.compile(r"^<!-- README\.md: (\w+) -->$", re.MULTILINE)
+_PLACEHOLDER = re.compile(r"^<!-- README\.md: (\w+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in the parts that a page names, and turn their links, which are the README's."""
+    """Replace each placeholder with the README's part of that name, and adapt its links."""
     to_docs = os.path.relpath(".", os.path.dirname(page.file.src_uri) or ".")
 
-    def part(found: re.Match[str]) -> str:
-        name = found[1]
+    def part(placeholder: re.Match[str]) -> str:
+        name = placeholder[1]
         text = _README.read_text(encoding="utf-8")
-        (taken,) = re.findall(rf"<!-- {name}:.*?-->(.*?)<!-- end of {name} -->", text, re.DOTALL)
-        return str(taken).strip().replace("](docs/", f"]({to_docs}/")
+        (content,) = re.findall(rf"<!-- {name}:.*?-->(.*?)<!-- end of {name} -->", text, re.DOTALL)
+        return str(content).strip().replace("](docs/", f"]({to_docs}/")
 
-    return _TAKEN.sub(part, markdown)
+    return _PLACEHOLDER.sub(part, markdown)

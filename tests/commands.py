@@ -1,4 +1,4 @@
-"""Running programs as a user would."""
+"""Run programs as a user would."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FORKS.set_forkserver_preload(["cenote.cli", "sqlalchemy.dialects.postgresql.asy
 
 
 def run(*command: str, cwd: str | Path = REPOSITORY, **environ: str) -> CompletedProcess[str]:
-    """Run a program without this process' CENOTE_ settings."""
+    """Run a program without this process's CENOTE_ settings."""
     return subprocess.run(
         command,
         cwd=cwd,
@@ -32,35 +32,40 @@ def run(*command: str, cwd: str | Path = REPOSITORY, **environ: str) -> Complete
 
 
 def clean_environment() -> dict[str, str]:
-    """This process' environment without its CENOTE_ settings."""
+    """Return this process's environment without its CENOTE_ settings."""
     return {key: value for key, value in os.environ.items() if not key.startswith("CENOTE_")}
 
 
 def alembic(*arguments: str, cwd: str | Path = REPOSITORY, **environ: str) -> CompletedProcess[str]:
-    """Run alembic's own command line."""
+    """Run the alembic command."""
     return run_module("alembic", *arguments, cwd=cwd, **environ)
 
 
 def cenote(*arguments: str, cwd: str | Path = REPOSITORY, **environ: str) -> CompletedProcess[str]:
-    """Run our command line."""
+    """Run the cenote command."""
     return run_module("cenote", *arguments, cwd=cwd, **environ)
 
 
 def run_module(
-    module: str, *arguments: str, cwd: str | Path = REPOSITORY, **environ: str
+    module: str, *options: str, cwd: str | Path = REPOSITORY, **environ: str
 ) -> CompletedProcess[str]:
-    """As ``python -m``, in a process that has imported already what takes most of a second."""
-    command = [module, *arguments]
+    """Run a module like ``python -m``, in a fork of a process that has imported cenote.
+
+    The imports would take most of a second.
+    """
+    command = [module, *options]
     environment = {**clean_environment(), **environ}
     with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
-        become = (command, str(cwd), environment, [out.name, err.name])
-        process = _FORKS.Process(target=_become, args=become)
+        arguments = (command, str(cwd), environment, [out.name, err.name])
+        process = _FORKS.Process(target=_run_in_fork, args=arguments)
         process.start()
         process.join()
         return CompletedProcess(command, process.exitcode or 0, out.read(), err.read())
 
 
-def _become(command: list[str], cwd: str, environment: dict[str, str], streams: list[str]) -> None:
+def _run_in_fork(
+    command: list[str], cwd: str, environment: dict[str, str], streams: list[str]
+) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -73,11 +78,11 @@ def _become(command: list[str], cwd: str, environment: dict[str, str], streams: 
 
 
 def output_of(result: CompletedProcess[str]) -> str:
-    """What a program printed, if it ended well."""
+    """Return the output of a program, after checking that it succeeded."""
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
 def asyncpg_url(dsn: str) -> str:
-    """What a host gives to create_async_engine."""
+    """Return the URL that an application passes to create_async_engine."""
     return make_url(dsn).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)

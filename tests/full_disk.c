@@ -1,7 +1,7 @@
-/* A disk that is full, for the server into which this is loaded (LD_PRELOAD, Linux).
+/* Simulate a full disk for the server that preloads this library (LD_PRELOAD, Linux).
 
-   The file that FULL_DISK names holds the path of a folder. While there is such a file, what would
-   make a file in that folder, or below it, longer fails with ENOSPC; what overwrites does not. */
+   The file named by FULL_DISK contains the path of a folder. While that file exists, every call that
+   would extend a file in or below the folder fails with ENOSPC. Overwriting still works. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-"""Plans of statements, as a server that prepared them chooses them."""
+"""Query plans, as the server chooses them for prepared statements."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ async def explain(
     *,
     after: int = 0,
 ) -> str:
-    """The executed plan of a statement.
+    """Execute a prepared statement and return its plan.
 
-    EXPLAIN of a statement with bound values would always show a custom one.
+    EXPLAIN of a statement with bound values would always show a custom plan.
 
     Args:
-        connection: where to run it.
-        statement: what to run.
+        connection: Connection to use.
+        statement: Statement to execute.
         mode: ``force_custom_plan``, ``force_generic_plan`` or ``auto``.
-        parameters: for what the statement leaves open.
-        after: how many executions went before; in ``auto`` mode, the server thinks about a generic
-            plan after five.
+        parameters: Values of the statement's parameters that have none yet.
+        after: Number of executions before the explained one. In ``auto`` mode, the server
+            considers a generic plan after five.
     """
     compiled: Any = statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
     bound = compiled.construct_params(parameters)

@@ -1,4 +1,4 @@
-"""A real PgBouncer before the tests' server; `make pgbouncer` installs it."""
+"""A real PgBouncer in front of the tests' server; `make pgbouncer` installs it."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ ignore_startup_parameters = jit
 def running_pgbouncer(
     dsn: str, mode: str = "transaction", *, servers: int = 2, role: str | None = None
 ) -> Iterator[URL]:
-    """A PgBouncer before a database, on a Unix socket, for as long as the block runs.
+    """Run a PgBouncer in front of a database, on a Unix socket, for the duration of the block.
 
     Args:
-        dsn: of the database.
-        mode: for how long it lends a connection to the server: ``transaction`` or ``session``.
-        servers: how many of these it has.
-        role: who connects; the DSN's user when None.
+        dsn: Connection string of the database.
+        mode: Pool mode, ``transaction`` or ``session``.
+        servers: Number of connections to the server.
+        role: Role that connects; None stands for the user of `dsn`.
 
     Yields:
-        The URL of the database.
+        URL of the database through PgBouncer.
     """
     server = make_url(dsn)
     role = role or server.username
@@ -71,13 +71,16 @@ def running_pgbouncer(
 
 
 def _program() -> str:
-    found = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
-    assert found, "there is no pgbouncer; say make pgbouncer"
-    return found
+    program = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
+    assert program, "pgbouncer is not installed: run make pgbouncer"
+    return program
 
 
 def _as_user(folder: Path, server: URL) -> list[str]:
-    """It refuses to run as root: as the user whose server it is, or as nobody."""
+    """Return the option that makes PgBouncer run as the server's user, or as nobody.
+
+    PgBouncer does not run as root.
+    """
     if os.getuid() != 0:
         return []
     socket = server.query.get("host")

@@ -1,4 +1,4 @@
-"""A loopback proxy in front of the real server, to see and to disturb what goes over the wire."""
+"""A loopback proxy in front of the real server, which observes and disturbs the network traffic."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from sqlalchemy.engine import make_url
 
 
 class Proxy:
-    """Forwards bytes and counts round trips: changes from receiving to sending.
+    """A proxy that forwards bytes and counts round trips.
 
     Attributes:
-        dsn: the connection string of the database, by way of the proxy.
-        round_trips: how often the client waited for the server.
-        open: cleared, nothing is forwarded, as on a network that has gone silent.
+        dsn: Connection string of the database through the proxy.
+        round_trips: Number of times the client started to send after receiving.
+        open: Event that stops all forwarding while it is cleared, like a network that has gone
+            silent.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -42,7 +43,7 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
-        """Break every connection, as a network does: neither side says good-bye."""
+        """Abort every connection, as a failing network does, without telling either side."""
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
@@ -82,7 +83,7 @@ class Proxy:
 
 @asynccontextmanager
 async def running_proxy(dsn: str) -> AsyncIterator[Proxy]:
-    """A proxy to the database, for as long as the block runs."""
+    """Run a proxy to the database for the duration of the block."""
     proxy = Proxy(dsn)
     await proxy.start()
     try:

@@ -1,4 +1,4 @@
-"""The comparison runs, and cenote is complete in it. Nothing of its times is asserted."""
+"""Tests of the benchmark comparison. They check its results, and no times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from commands import REPOSITORY, output_of, run
 
 @pytest.fixture(scope="module")
 def compared(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A small comparison's numbers, and its tables."""
+    """Numbers and tables of a small comparison."""
     folder = tmp_path_factory.mktemp("comparison")
     sizes = "--rows 1200 --queries 10 --dimensions 32 --upsert-rows 300 --bulk-rows 300"
     sizes += " --live-rows 100 --client-searches 40 --memory-rows 500 --memory-queries 5"
@@ -43,7 +43,7 @@ def test_every_measurement_has_numbers_of_every_contender(compared: Any) -> None
     assert set(result["clients"]["per_second"]) == set(result["peak"]) == readers
     assert set(result["scan"]["per_second"]) == writers
     assert {cell["ef_search"] for cell in result["sweep"]} >= {40, 160}
-    assert {one["rows"] for one in result["memory"]} == {500}
+    assert {search["rows"] for search in result["memory"]} == {500}
 
 
 def test_cenote_and_exact_searches_are_complete(compared: Any) -> None:

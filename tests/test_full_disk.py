@@ -1,6 +1,6 @@
-"""A disk that is full, of a real server: what is lost (nothing), and what the caller is told.
+"""Tests with a full disk: a real server loses nothing, and callers get a clear error.
 
-Linux only: a library that is loaded into the server refuses what would make its files longer.
+They run on Linux only. A library preloaded into the server fails all writes that extend a file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WRITERS = [f"n{number}" for number in range(3)]
 
 
 class Disk:
-    """The disk of a server's data, which can be full; it must be so before the server starts."""
+    """The disk with a server's data, which tests can fill. Create it before the server starts."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.data = folder / "data"
@@ -48,14 +48,14 @@ class Disk:
         patch.setenv("FULL_DISK", str(self._flag))
 
     def fill(self, folder: str) -> None:
-        """No file in this folder of the data can become longer."""
+        """Let all writes fail that extend a file in this folder of the data."""
         new = self._flag.with_suffix(".new")
         new.write_text(f"{self.data / folder}/")
         new.chmod(0o644)
         new.rename(self._flag)
 
     def log(self) -> str:
-        """What the server says."""
+        """Return the server's log."""
         return (self.data / "log").read_text()
 
     def make_room(self) -> None:
@@ -65,12 +65,12 @@ class Disk:
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     if sys.platform != "linux":
-        pytest.skip("the full disk is simulated by LD_PRELOAD and /proc, which are Linux's")
+        pytest.skip("the full disk is simulated with LD_PRELOAD and /proc, which need Linux")
     return Disk(tmp_path, monkeypatch)
 
 
 def batch(writer: int, rows: int = ROWS) -> list[EmbeddedChunk]:
-    """Chunks that say who wrote them, with what cannot be compressed."""
+    """Return chunks whose contents name their writer and cannot be compressed."""
     return [
         embedded(f"{n:04}", [1, n % 7, n % 11, 1], content=f"{writer} {os.urandom(2000).hex()}")
         for n in range(rows)
@@ -78,35 +78,35 @@ def batch(writer: int, rows: int = ROWS) -> list[EmbeddedChunk]:
 
 
 async def test_no_room_for_the_table(disk: Disk) -> None:
-    """Writers and a bulk load get an error that says so; with room again, all goes on."""
+    """Writers and a bulk load get an error that names the full disk; with room, all work again."""
     with EmbeddedPostgres(disk.data) as server:
         engine = create_engine(server.dsn, pool_size=5)
         store = PgVectorStore(engine, 4)
         await store.apply_migrations()
         acknowledged: dict[str, int] = {}
-        loaded: list[int] = []
+        loaded_counts: list[int] = []
         tasks = [asyncio.create_task(_write(store, name, acknowledged)) for name in WRITERS]
-        tasks.append(asyncio.create_task(_load(store, loaded)))
-        await _until(lambda: len(acknowledged) == len(WRITERS) and loaded[-1:] >= [2000])
+        tasks.append(asyncio.create_task(_load(store, loaded_counts)))
+        await _until(lambda: len(acknowledged) == len(WRITERS) and loaded_counts[-1:] >= [2000])
         disk.fill("base")
-        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
-        for error in ended:
+        errors = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
+        for error in errors:
             assert isinstance(error, CenoteError)
             assert "No space left on device" in str(error)
             assert isinstance(error, MigrationError) or "make room" in str(error)
-        assert [getattr(error, "sqlstate", None) for error in ended[:-1]] == ["53100"] * 3
+        assert [getattr(error, "sqlstate", None) for error in errors[:-1]] == ["53100"] * 3
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-        assert len(await stored(store, WRITERS[0])) == ROWS  # who reads is not disturbed
+        assert len(await stored(store, WRITERS[0])) == ROWS  # reads still work
         disk.make_room()
         await _check(store, acknowledged)
-        await store.bulk_load([embedded("last")], "loaded")  # mends what the other one left
-        assert await store.count("loaded") >= loaded[-1]
+        await store.bulk_load([embedded("last")], "loaded")  # repairs what the failed load left
+        assert await store.count("loaded") >= loaded_counts[-1]
         assert await store.check_schema() == []
         await engine.dispose()
 
 
 async def test_no_room_for_the_log(disk: Disk) -> None:
-    """The server panics, and cannot recover; with room again, and started, it has all of it."""
+    """The server panics and cannot recover; with room and after a restart, it has all rows."""
     acknowledged: dict[str, int] = {}
     with EmbeddedPostgres(disk.data) as server:
         engine = create_engine(server.dsn, pool_size=4)
@@ -115,8 +115,8 @@ async def test_no_room_for_the_log(disk: Disk) -> None:
         tasks = [asyncio.create_task(_write(store, name, acknowledged)) for name in WRITERS]
         await _until(lambda: len(acknowledged) == len(WRITERS))
         disk.fill("pg_wal")
-        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
-        assert {type(error) for error in ended} == {StoreConnectionError}
+        errors = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
+        assert {type(error) for error in errors} == {StoreConnectionError}
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         log = disk.data / "log"
         await _until(
@@ -130,17 +130,17 @@ async def test_no_room_for_the_log(disk: Disk) -> None:
         await engine.dispose()
 
 
-async def _write(store: PgVectorStore, namespace: str, done: dict[str, int]) -> None:
-    """One batch after another over the same ids, until the disk is full."""
-    writer = done.get(namespace, 0)
+async def _write(store: PgVectorStore, namespace: str, acknowledged: dict[str, int]) -> None:
+    """Upsert one batch after another over the same ids, until the disk is full."""
+    writer = acknowledged.get(namespace, 0)
     while True:
         writer += 1
         await store.upsert(batch(writer), namespace)
-        done[namespace] = writer
+        acknowledged[namespace] = writer
 
 
-async def _load(store: PgVectorStore, loaded: list[int]) -> None:
-    """More than there will be room for."""
+async def _load(store: PgVectorStore, loaded_counts: list[int]) -> None:
+    """Bulk load more rows than the disk has room for."""
 
     def chunks() -> Iterator[EmbeddedChunk]:
         for number in range(1_000_000):
@@ -148,13 +148,13 @@ async def _load(store: PgVectorStore, loaded: list[int]) -> None:
 
     def report(state: Any) -> None:
         if isinstance(state, LoadProgress):
-            loaded.append(state.chunks)
+            loaded_counts.append(state.chunks)
 
     await store.bulk_load(chunks(), "loaded", progress=report)
 
 
 async def _check(store: PgVectorStore, acknowledged: dict[str, int]) -> None:
-    """What was acknowledged is there, whole; and the same store and connections work."""
+    """Check that all acknowledged writes are complete, and that the store still works."""
     for namespace, writer in acknowledged.items():
         chunks = await stored(store, namespace)
         assert len(chunks) == ROWS
@@ -164,7 +164,7 @@ async def _check(store: PgVectorStore, acknowledged: dict[str, int]) -> None:
         assert await found(store, [1.0, 0, 0, 0], namespace, 1) == ["new"]
 
 
-async def _until(reached: Callable[[], bool]) -> None:
+async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while not reached():  # noqa: ASYNC110, the server's doing
+        while not condition():  # noqa: ASYNC110, the server changes it
             await asyncio.sleep(0.05)

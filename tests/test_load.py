@@ -1,6 +1,7 @@
-"""Many at once, for a while: no deadlock, no row of two writers, no result of another tenant.
+"""Load tests with many concurrent tasks.
 
-``CENOTE_TORTURE`` is how many times as long it takes as in CI (``make torture``).
+No deadlock may occur, no row may mix two writers, and no result may belong to another tenant.
+``CENOTE_TORTURE`` multiplies the duration (``make torture``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TENANTS = ["acme", "globex"]
 
 
 def written_by(writer: int, round_: int, tenant: str, chunk_id: str) -> EmbeddedChunk:
-    """A chunk all parts of which say who wrote it."""
+    """Return a chunk in which every field names its writer."""
     mark = f"{tenant} {writer} {round_}"
     return embedded(
         chunk_id,
@@ -35,18 +36,18 @@ def written_by(writer: int, round_: int, tenant: str, chunk_id: str) -> Embedded
     )
 
 
-def assert_whole(chunk: Chunk, tenant: str) -> None:
-    """It is one writer's, and of this tenant."""
+def check_consistent(chunk: Chunk, tenant: str) -> None:
+    """Check that all fields of the chunk come from one writer and from this tenant."""
     assert chunk.metadata == {"mark": chunk.content}
     assert chunk.content.startswith(tenant)
 
 
 async def test_sixteen_writers_and_sixteen_readers(dsn: str) -> None:
-    """Over the same ids; documents are synchronised, deleted and searched meanwhile."""
+    """They upsert, synchronise, delete and search the same ids at the same time."""
     engine = create_engine(dsn, pool_size=12)
     store = PgVectorStore(engine, 4)
     end = asyncio.get_running_loop().time() + SECONDS
-    done = {"written": 0, "read": 0}
+    completed = {"writes": 0, "reads": 0}
 
     async def write(writer: int) -> None:
         numbers = random.Random(writer)
@@ -55,17 +56,17 @@ async def test_sixteen_writers_and_sixteen_readers(dsn: str) -> None:
             round_ += 1
             tenant = numbers.choice(TENANTS)
             chosen = numbers.sample(IDS, 20)  # in any order
-            chunks = [written_by(writer, round_, tenant, one) for one in chosen]
+            chunks = [written_by(writer, round_, tenant, id) for id in chosen]
             match numbers.randrange(6):
                 case 0:
                     document = chunks[0].chunk.document_id
-                    own = [one for one in chunks if one.chunk.document_id == document]
-                    await store.sync_document(document, own, tenant)
+                    document_chunks = [c for c in chunks if c.chunk.document_id == document]
+                    await store.sync_document(document, document_chunks, tenant)
                 case 1:
                     await store.delete(chosen[:3], tenant)
                 case _:
                     await store.upsert(chunks, tenant)
-            done["written"] += 1
+            completed["writes"] += 1
 
     async def read(reader: int) -> None:
         numbers = random.Random(1000 + reader)
@@ -74,29 +75,31 @@ async def test_sixteen_writers_and_sixteen_readers(dsn: str) -> None:
             query = [1.0, numbers.uniform(0, 16), numbers.uniform(0, 1000), 1.0]
             match numbers.randrange(3):
                 case 0:
-                    found = [one.chunk for one in await store.search(query, tenant, 20)]
+                    found = [result.chunk for result in await store.search(query, tenant, 20)]
                 case 1:
                     found = await stored(store, tenant)
-                    assert [one.id for one in found] == sorted({one.id for one in found})
+                    assert [chunk.id for chunk in found] == sorted({chunk.id for chunk in found})
                 case _:
                     found = await store.get(numbers.sample(IDS, 9), tenant)
             for chunk in found:
-                assert_whole(chunk, tenant)
-            done["read"] += 1
+                check_consistent(chunk, tenant)
+            completed["reads"] += 1
 
     for tenant in TENANTS:
-        await store.upsert([written_by(0, 0, tenant, one) for one in IDS], tenant)
-    before = psutil.Process().memory_info().rss
-    await asyncio.gather(*(write(one) for one in range(1, 17)), *(read(one) for one in range(16)))
-    grown = psutil.Process().memory_info().rss - before
-    assert grown < 64 * 2**20, "memory is not flat"
-    assert min(done.values()) > 16
+        await store.upsert([written_by(0, 0, tenant, id) for id in IDS], tenant)
+    memory_before = psutil.Process().memory_info().rss
+    await asyncio.gather(
+        *(write(number) for number in range(1, 17)), *(read(number) for number in range(16))
+    )
+    growth = psutil.Process().memory_info().rss - memory_before
+    assert growth < 64 * 2**20, f"memory grew by {growth:,} bytes"
+    assert min(completed.values()) > 16
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     for tenant in TENANTS:
         chunks = await stored(store, tenant)
         for chunk in chunks:
-            assert_whole(chunk, tenant)
-        vectors = await store.get_embeddings([one.id for one in chunks], tenant)
+            check_consistent(chunk, tenant)
+        vectors = await store.get_embeddings([chunk.id for chunk in chunks], tenant)
         for chunk in chunks:
             _, writer, round_ = chunk.content.split()
             assert vectors[chunk.id].tolist() == [1.0, float(writer), int(round_) % 1000, 1.0]
@@ -104,13 +107,13 @@ async def test_sixteen_writers_and_sixteen_readers(dsn: str) -> None:
 
 
 async def test_a_tenant_deleted_while_it_is_written_and_searched(store: PgVectorStore) -> None:
-    """In the end nothing of it is left, and everything of the other one."""
-    await store.upsert([embedded(one) for one in IDS], "globex")
+    """Finally the deleted tenant has no rows, and the other tenant still has all of its rows."""
+    await store.upsert([embedded(id) for id in IDS], "globex")
     end = asyncio.get_running_loop().time() + 2 * TORTURE
 
     async def write() -> None:
         while asyncio.get_running_loop().time() < end:
-            await store.upsert([embedded(one) for one in random.sample(IDS, 30)], "acme")
+            await store.upsert([embedded(id) for id in random.sample(IDS, 30)], "acme")
 
     async def delete() -> None:
         while asyncio.get_running_loop().time() < end:
@@ -128,32 +131,32 @@ async def test_a_tenant_deleted_while_it_is_written_and_searched(store: PgVector
 
 
 async def test_an_iteration_over_what_changes(store: PgVectorStore) -> None:
-    """Each chunk that stays is seen exactly once, however many come and go."""
+    """An iteration yields every permanent chunk once while others are inserted and deleted."""
     count = 10_000 * TORTURE
     generator = np.random.default_rng(1)
-    stays = [embedded(f"s{number:06}", generator.random(4) + 0.1) for number in range(count)]
-    await store.bulk_load(stays, "n")
-    over = asyncio.Event()
+    permanent = [embedded(f"s{number:06}", generator.random(4) + 0.1) for number in range(count)]
+    await store.bulk_load(permanent, "n")
+    iterated = asyncio.Event()
 
     async def change(writer: int) -> None:
         numbers = random.Random(writer)
-        while not over.is_set():
+        while not iterated.is_set():
             number = numbers.randrange(count)
             await store.upsert([embedded(f"s{number:06}", content=f"changed {number}")], "n")
-            comes = f"{numbers.choice('rst')}{number:06}x"
-            await store.upsert([embedded(comes)], "n")
-            await store.delete([comes], "n")
+            temporary_id = f"{numbers.choice('rst')}{number:06}x"
+            await store.upsert([embedded(temporary_id)], "n")
+            await store.delete([temporary_id], "n")
 
     writers = [asyncio.create_task(change(number)) for number in range(4)]
-    seen: dict[str, int] = {}
-    last = ""
+    times_seen: dict[str, int] = {}
+    last_id = ""
     async for chunk in store.get_all_chunks("n"):
-        assert chunk.id > last
-        last = chunk.id
-        seen[chunk.id] = seen.get(chunk.id, 0) + 1
-        if len(seen) % 500 == 0:
-            await asyncio.sleep(0.02)  # a consumer that works
-    over.set()
+        assert chunk.id > last_id
+        last_id = chunk.id
+        times_seen[chunk.id] = times_seen.get(chunk.id, 0) + 1
+        if len(times_seen) % 500 == 0:
+            await asyncio.sleep(0.02)  # a consumer that needs time for the chunks
+    iterated.set()
     await asyncio.gather(*writers)
-    missing = [one.chunk.id for one in stays if seen.get(one.chunk.id) != 1]
-    assert missing == []
+    wrong = [item.chunk.id for item in permanent if times_seen.get(item.chunk.id) != 1]
+    assert wrong == []

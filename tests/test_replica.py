@@ -1,4 +1,4 @@
-"""Reading from a replica: a real standby that streams from a real server."""
+"""Test of reads from a replica, a real standby that streams from a real server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEAR = [1.0, 0.0, 0.0, 0.0]
 
 
 async def test_a_read_replica(tmp_path: Path) -> None:
-    """All that reads works there, writes are refused, and its lag is all that differs."""
+    """All reads work on the replica, writes fail, and it catches up with the primary."""
     with EmbeddedPostgres(tmp_path / "primary" / "data") as server:
         primary = create_engine(server.dsn, pool_size=1)
         writes = PgVectorStore(primary, 4, text_search="english")
@@ -31,7 +31,8 @@ async def test_a_read_replica(tmp_path: Path) -> None:
             replica = create_engine(standby.dsn, pool_size=1)
             reads = PgVectorStore(replica, 4, text_search="english")
             assert await found(reads, NEAR, "n") == ["a", "b"]
-            assert [one.chunk.id for one in await reads.search_text("cats", "n")] == ["a"]
+            results = await reads.search_text("cats", "n")
+            assert [result.chunk.id for result in results] == ["a"]
             assert len(await reads.search_hybrid("cats", NEAR, "n")) == 2
             assert await reads.check_schema() == []
             with pytest.raises(VectorStoreError) as caught:
@@ -39,7 +40,7 @@ async def test_a_read_replica(tmp_path: Path) -> None:
             assert caught.value.sqlstate == "25006"
 
             await writes.upsert([embedded("c")], "n")
-            for _ in range(600):  # until it has streamed
+            for _ in range(600):  # until the replica has received the row
                 if len(await stored(reads, "n")) == 3:
                     break
                 await asyncio.sleep(0.05)
@@ -49,11 +50,11 @@ async def test_a_read_replica(tmp_path: Path) -> None:
 
 
 def _copy(server: EmbeddedPostgres, folder: Path) -> None:
-    """A base backup that starts as a standby, made by the user who runs the server."""
+    """Make a base backup that starts as a standby, as the user who runs the server."""
     owner = (folder.parents[1] / "primary" / "data").stat().st_uid
     folder.parent.mkdir()
     os.chown(folder.parent, owner, -1)
     command = [str(programs(18) / "pg_basebackup"), "--pgdata", str(folder)]
     command += ["--dbname", server.dsn, "--write-recovery-conf", "--checkpoint=fast"]
     subprocess.run(command, check=True, user=owner if owner != os.getuid() else None, cwd="/")
-    (folder / ".s.PGSQL.5432.lock").unlink()  # the primary's, whose socket is in its folder
+    (folder / ".s.PGSQL.5432.lock").unlink()  # copied from the primary, whose socket is there

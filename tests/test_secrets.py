@@ -1,4 +1,4 @@
-"""No content, metadata, vector or password in what cenote says, however something fails."""
+"""Tests that errors and logs never contain contents, metadata, vectors or passwords."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SECRETS = [MARKER, str(NUMBER)]
 
 
 def secret(**changes: Any) -> EmbeddedChunk:
-    """A chunk of secrets, but for its ids, which are named in messages."""
+    """Return a chunk that consists of secrets, except for its ids, which messages may name."""
     values: dict[str, Any] = {
         "id": "id",
         "document_id": "document",
@@ -45,22 +45,22 @@ def secret(**changes: Any) -> EmbeddedChunk:
     )
 
 
-def said_by(error: BaseException) -> str:
-    """All that a log of an exception, its causes and contexts, and their attributes would hold."""
-    said = ""
-    one: BaseException | None = error
-    while one is not None:
-        said += "".join(traceback.format_exception(one)) + repr(one) + repr(vars(one))
-        if one.__context__ is not None and one.__context__ is not one.__cause__:
-            said += said_by(one.__context__)
-        one = one.__cause__
-    return said
+def logged_text(error: BaseException) -> str:
+    """Return the traceback, repr and attributes of an exception, its causes and contexts."""
+    text = ""
+    current: BaseException | None = error
+    while current is not None:
+        text += "".join(traceback.format_exception(current)) + repr(current) + repr(vars(current))
+        if current.__context__ is not None and current.__context__ is not current.__cause__:
+            text += logged_text(current.__context__)
+        current = current.__cause__
+    return text
 
 
-def leaks(said: str) -> list[str]:
-    """The secrets in a text, but for where this file says them itself."""
-    lines = [line for line in said.splitlines() if "secret(" not in line and "VECTOR" not in line]
-    return [one for one in SECRETS if one in "\n".join(lines)]
+def leaks(text: str) -> list[str]:
+    """Return the secrets in a text, ignoring traceback lines that quote this file's code."""
+    lines = [line for line in text.splitlines() if "secret(" not in line and "VECTOR" not in line]
+    return [secret for secret in SECRETS if secret in "\n".join(lines)]
 
 
 Call = Callable[[Any], Awaitable[Any]]
@@ -74,12 +74,12 @@ BAD_INPUT: dict[str, Call] = {
     "NaN in the vector": lambda s: s.upsert([secret(embedding=[NUMBER, float("nan"), 1, 1])], "n"),
     "text for a vector": lambda s: s.upsert([secret(embedding=MARKER)], "n"),
     "text in a vector": lambda s: s.upsert([secret(embedding=[MARKER, 1, 2, 3])], "n"),
-    "a position that is none": lambda s: s.upsert([secret(position=MARKER)], "n"),
+    "a position of text": lambda s: s.upsert([secret(position=MARKER)], "n"),
     "a query too long": lambda s: s.search([*VECTOR, NUMBER], "n"),
     "a query of text": lambda s: s.search(MARKER, "n"),
     "a filter of a set": lambda s: s.search(VECTOR, "n", filter={"key": {MARKER}}),
-    "an operator that is none": lambda s: s.search(VECTOR, "n", filter={"key": {"$eq": {MARKER}}}),
-    "a comparison that is none": lambda s: s.count("n", meta("key") < [MARKER]),
+    "an invalid operand": lambda s: s.search(VECTOR, "n", filter={"key": {"$eq": {MARKER}}}),
+    "an invalid comparison": lambda s: s.count("n", meta("key") < [MARKER]),
     "a column's value": lambda s: s.count("n", field("position") == MARKER),
     "a question": lambda s: s.search_text(MARKER + "\x00", "n"),
     "metadata": lambda s: s.update_metadata({"id": {MARKER: {MARKER}}}, "n"),
@@ -90,16 +90,18 @@ BAD_INPUT: dict[str, Call] = {
 
 @pytest.mark.parametrize("fault", BAD_INPUT)
 async def test_bad_input(engine: AsyncEngine, caplog: pytest.LogCaptureFixture, fault: str) -> None:
-    """Refused in either store, with a message that names no more than ids and kinds."""
+    """Both stores reject invalid input with a message that names only ids and kinds."""
     caplog.set_level(logging.DEBUG)
-    logging.getLogger("sqlalchemy").setLevel(logging.WARNING)  # the host's to set, and to see
-    postgres = PgVectorStore(engine, 4, table_name="worded", text_search="simple")
+    logging.getLogger("sqlalchemy").setLevel(
+        logging.WARNING
+    )  # the application controls SQLAlchemy's logging
+    postgres = PgVectorStore(engine, 4, table_name="with_text", text_search="simple")
     await postgres.apply_migrations()
     for store in (InMemoryVectorStore(4, text_search="simple"), postgres):
         caplog.clear()
         with pytest.raises(CenoteError) as error:
             await BAD_INPUT[fault](store)
-        assert leaks(said_by(error.value)) == []
+        assert leaks(logged_text(error.value)) == []
         assert leaks(caplog.text) == []
 
 
@@ -130,54 +132,54 @@ SERVER: dict[str, list[str]] = {
 async def test_errors_of_the_server(
     engine: AsyncEngine, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
-    """Which quotes rows in DETAIL, and values in messages, neither of which goes further."""
+    """The server quotes rows in DETAIL and values in messages; cenote passes on neither."""
     caplog.set_level(logging.DEBUG)
     logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
     store = PgVectorStore(engine, 4)
     await execute(engine, *SERVER[fault])
     with pytest.raises(CenoteError) as error:
         await store.upsert([secret()], "n")
-    assert leaks(said_by(error.value)) == []
+    assert leaks(logged_text(error.value)) == []
     assert leaks(caplog.text) == []
 
 
 async def test_passwords(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Of connection strings that work, and that do not."""
+    """Passwords never appear, whether or not the connection string works."""
     caplog.set_level(logging.DEBUG)
     url = make_url(dsn).set(password=MARKER, username="nobody")
     bad = url.render_as_string(hide_password=False)
     with pytest.raises(CenoteError) as error:
         await PgVectorStore.connect(bad, 4, startup_retries=0)
-    assert leaks(said_by(error.value)) == []
+    assert leaks(logged_text(error.value)) == []
     engine = create_async_engine(url.set(drivername="postgresql+asyncpg"))
     store = PgVectorStore(engine, 4)
     for call in (store.count("n"), schema.upgrade(engine, SchemaConfig(dimensions=4))):
         with pytest.raises(CenoteError) as error:
             await call
-        assert leaks(said_by(error.value)) == []
+        assert leaks(logged_text(error.value)) == []
     assert leaks(repr(store) + repr(store.config) + caplog.text) == []
     await engine.dispose()
 
 
-async def test_what_is_printed(engine: AsyncEngine) -> None:
-    """Chunks, results and filters keep their contents to themselves."""
+async def test_reprs(engine: AsyncEngine) -> None:
+    """The reprs of chunks and results contain no secrets."""
     store = PgVectorStore(engine, 4)
     await store.upsert([secret()], "n")
     results = await store.search(VECTOR, "n")
-    said = repr([secret(), results, await store.get(["id"], "n")])
-    assert leaks(said) == []
+    text_of_all = repr([secret(), results, await store.get(["id"], "n")])
+    assert leaks(text_of_all) == []
     async with engine.connect() as connection:
         assert await connection.scalar(text("SELECT content FROM cenote_chunks")) == MARKER
 
 
-async def test_errors_of_the_callers_stay_as_they_are(engine: AsyncEngine) -> None:
-    """What they were handling is theirs."""
+async def test_the_callers_exceptions_are_not_redacted(engine: AsyncEngine) -> None:
+    """An exception that the caller is handling keeps its arguments."""
     store = PgVectorStore(engine, 4)
     await execute(engine, *SERVER["a check"])
-    mine = ValueError(MARKER)
+    callers_error = ValueError(MARKER)
     try:
-        raise mine
+        raise callers_error
     except ValueError:
         with pytest.raises(CenoteError):
             await store.upsert([secret()], "n")
-    assert mine.args == (MARKER,)
+    assert callers_error.args == (MARKER,)

@@ -1,4 +1,7 @@
-"""A store by way of PgBouncer in transaction mode: another server process each transaction."""
+"""Tests of a store behind PgBouncer in transaction mode.
+
+Each transaction may run in another server process.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +39,12 @@ NO_PREPARED_STATEMENTS = {"statement_cache_size": 0, "prepared_statement_cache_s
 
 
 def engine_of(url: URL, **options: Any) -> AsyncEngine:
-    """As docs/reliability.md says."""
+    """Create an engine with the options that docs/reliability.md recommends."""
     return create_async_engine(url, connect_args=NO_PREPARED_STATEMENTS, **options)
 
 
 def batch(writer: int, ids: str = "") -> list[EmbeddedChunk]:
-    """Chunks that say who wrote them."""
+    """Return ten chunks whose contents name their writer."""
     return [embedded(f"{ids}{n}", [1, n, 1, 1], content=f"by {writer}") for n in range(10)]
 
 
@@ -53,7 +56,7 @@ def pooler(dsn: str) -> Iterator[URL]:
 
 @pytest.fixture
 async def pooled(pooler: URL) -> AsyncIterator[AsyncEngine]:
-    """An engine of 16 connections to the pooler, which has two to the server."""
+    """An engine with 16 connections to the pooler, which has two connections to the server."""
     engine = engine_of(pooler, pool_size=16, max_overflow=0)
     yield engine
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
@@ -67,7 +70,7 @@ def class_pooler(class_dsn: str) -> Iterator[URL]:
 
 
 class TestContract(VectorStoreContract):
-    """The contract, while others take turns with the store on the two connections."""
+    """The contract holds while other clients use the same two connections to the server."""
 
     @pytest.fixture
     async def make_store(
@@ -78,31 +81,31 @@ class TestContract(VectorStoreContract):
         async def make(dimensions: int, **options: Any) -> PgVectorStore:
             languages = options.get("text_search", "").replace(", ", "_")
             options |= {"table_name": "cenote_chunks" + languages}
-            if languages:  # on a direct connection
+            if languages:  # migrations need a direct connection
                 await PgVectorStore(class_engine, dimensions, **options).apply_migrations()
             store = PgVectorStore(engine, dimensions, **options)
             async with engine.begin() as connection:
                 await connection.execute(delete(chunk_table(store.config)))
             return store
 
-        others = [asyncio.create_task(self._take_turns(engine)) for _ in range(3)]
+        other_clients = [asyncio.create_task(self._use_connections(engine)) for _ in range(3)]
         yield make
-        for task in others:
+        for task in other_clients:
             assert not task.done()
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*other_clients, return_exceptions=True)
         await engine.dispose()
 
-    async def _take_turns(self, engine: AsyncEngine) -> None:
+    async def _use_connections(self, engine: AsyncEngine) -> None:
         while True:
             async with engine.begin() as connection:
                 await connection.execute(text("SELECT pg_sleep(0.002)"))
 
 
 async def test_sixteen_tasks_over_two_connections(pooled: AsyncEngine, engine: AsyncEngine) -> None:
-    """Each reads what it wrote; nothing is mixed."""
+    """Each task reads what it wrote, and no setting or lock stays on a server process."""
     store = PgVectorStore(pooled, 4)
-    seen: set[int] = set()
+    backend_pids: set[int] = set()
 
     async def work(number: int) -> None:
         ids = f"{number:02}-"
@@ -114,18 +117,22 @@ async def test_sixteen_tasks_over_two_connections(pooled: AsyncEngine, engine: A
             assert {chunk.content for chunk in chunks} == {f"by {turn}"}
             await store.update_metadata({f"{ids}0": {"turn": turn}}, "n")
             async with pooled.begin() as connection:
-                seen.add(await connection.scalar(text("SELECT pg_backend_pid()")) or 0)
+                backend_pids.add(await connection.scalar(text("SELECT pg_backend_pid()")) or 0)
             await store.delete([f"{ids}9"], "n")
 
     await asyncio.gather(*(work(number) for number in range(16)))
-    assert len(seen) == 2
+    assert len(backend_pids) == 2
     assert await store.count("n") == 16 * 9
     assert len(await stored(store, "n")) == 16 * 9
-    assert await left_on(pooled) == [(None, None, 0, 0)] * 2
+    assert await session_state(pooled) == [(None, None, 0, 0)] * 2
 
 
-async def left_on(engine: AsyncEngine) -> list[Any]:
-    """What each of the two server processes keeps of those that came before."""
+async def session_state(engine: AsyncEngine) -> list[Any]:
+    """Return what earlier clients left on each of the two server processes.
+
+    These are the namespace of row-level security, changed settings, and the numbers of prepared
+    statements and advisory locks.
+    """
     query = text(
         "SELECT nullif(current_setting('cenote.namespace', true), ''),"
         " (SELECT string_agg(name, ' ') FROM pg_settings WHERE source = 'session'"
@@ -133,39 +140,39 @@ async def left_on(engine: AsyncEngine) -> list[Any]:
         " (SELECT count(*) FROM pg_prepared_statements),"
         " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')"
     )
-    async with AsyncExitStack() as stack:  # both at once, which no process can serve alone
-        both = [await stack.enter_async_context(engine.begin()) for _ in range(2)]
-        return [tuple((await one.execute(query)).one()) for one in both]
+    async with AsyncExitStack() as stack:  # two open transactions occupy both server processes
+        connections = [await stack.enter_async_context(engine.begin()) for _ in range(2)]
+        return [tuple((await connection.execute(query)).one()) for connection in connections]
 
 
 async def test_two_tenants_over_one_connection(dsn: str, engine: AsyncEngine) -> None:
-    """Row-level security shows each its own rows, and nothing to who names no tenant."""
+    """Row-level security shows each tenant its own rows, and none without a tenant."""
     await _secure(engine, dsn)
     with running_pgbouncer(dsn, servers=1, role="cenote_app") as url:
         pooled = engine_of(url)
         store = PgVectorStore(pooled, 4, row_security=True)
-        seen: set[int] = set()
+        backend_pids: set[int] = set()
 
         async def work(tenant: str, number: int) -> None:
             for turn in range(8):
                 await store.upsert([embedded(f"{tenant}{number}")], tenant)
                 ids = await found(store, QUERY, tenant, 100)
                 assert f"{tenant}{number}" in ids
-                assert all(one.startswith(tenant) for one in ids)
+                assert all(id.startswith(tenant) for id in ids)
                 async with pooled.begin() as connection:
                     assert (await connection.scalars(select(ChunkRow.id))).all() == []
-                    seen.add(await connection.scalar(text("SELECT pg_backend_pid()")) or 0)
+                    backend_pids.add(await connection.scalar(text("SELECT pg_backend_pid()")) or 0)
                     async with store.tenant(connection, tenant):
                         rows = await connection.scalars(select(ChunkRow.namespace))
                         assert set(rows) == {tenant}, turn
 
         await asyncio.gather(*(work(tenant, n) for tenant in ("a", "b") for n in range(4)))
-        assert len(seen) == 1
+        assert len(backend_pids) == 1
         await pooled.dispose()
 
 
 async def _secure(engine: AsyncEngine, dsn: str) -> None:
-    """Policies, and a role that they are for."""
+    """Set row-level security and create a role that is subject to it."""
     store = PgVectorStore(engine, 4)
     await set_row_security(engine, store.config, on=True)
     await execute(
@@ -177,19 +184,19 @@ async def _secure(engine: AsyncEngine, dsn: str) -> None:
 
 
 async def test_a_time_limit(pooled: AsyncEngine) -> None:
-    """The cancelled statements free their server processes."""
+    """Statements cancelled by a time limit free their server processes."""
     store = PgVectorStore(pooled, 4, operation_timeout=1)
     await store.upsert(batch(1), "n")
     slow: Any = text("(SELECT true FROM pg_sleep(60))")
     calls = (store.search(QUERY, "n", where=slow) for _ in range(4))
-    ended = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
-    assert {type(one) for one in ended} == {StoreTimeoutError}
+    results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
+    assert {type(result) for result in results} == {StoreTimeoutError}
     store = PgVectorStore(pooled, 4, operation_timeout=20)
     assert await store.count("n") == 10
 
 
 async def test_prepared_statements(pooler: URL) -> None:
-    """Without the arguments they are lost on the way; the error says what to do."""
+    """Without the recommended options, prepared statements fail with an error that names them."""
     engine = create_async_engine(pooler, pool_size=16, max_overflow=0)
     store = PgVectorStore(engine, 4)
 
@@ -197,18 +204,20 @@ async def test_prepared_statements(pooler: URL) -> None:
         for _ in range(10):
             await store.count("n")
 
-    ended = await asyncio.gather(*(work() for _ in range(16)), return_exceptions=True)
-    errors = [one for one in ended if one is not None]
+    results = await asyncio.gather(*(work() for _ in range(16)), return_exceptions=True)
+    errors = [result for result in results if result is not None]
     assert errors
-    assert all(isinstance(one, VectorStoreError) for one in errors)
-    lost = [one for one in errors if getattr(one, "sqlstate", None) in ("26000", "42P05")]
-    assert lost
-    assert all("prepared_statement_cache_size=0" in str(one) for one in lost)
+    assert all(isinstance(error, VectorStoreError) for error in errors)
+    statement_errors = [
+        error for error in errors if getattr(error, "sqlstate", None) in ("26000", "42P05")
+    ]
+    assert statement_errors
+    assert all("prepared_statement_cache_size=0" in str(error) for error in statement_errors)
     await engine.dispose()
 
 
 async def test_in_the_connection_string(pooler: URL) -> None:
-    """`connect` takes the arguments there; PgBouncer is to ignore `jit`."""
+    """`connect` accepts the options in the connection string; PgBouncer ignores `jit`."""
     arguments = {name: str(value) for name, value in NO_PREPARED_STATEMENTS.items()}
     dsn = pooler.update_query_dict(arguments).render_as_string(hide_password=False)
     async with await PgVectorStore.connect(dsn, 4, min_size=4) as store:
@@ -218,10 +227,10 @@ async def test_in_the_connection_string(pooler: URL) -> None:
 
 
 def test_the_page(empty_dsn: str) -> None:
-    """What docs/reliability.md shows runs as it stands there, and prints what it says."""
+    """The code in docs/reliability.md runs and prints what the page shows."""
     page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
     codes = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    (code,) = [one for one in codes if "statement_cache_size" in one]
+    (code,) = [code for code in codes if "statement_cache_size" in code]
     direct = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     with running_pgbouncer(empty_dsn) as pooled:
         printed = output_of(
@@ -234,7 +243,7 @@ def test_the_page(empty_dsn: str) -> None:
     assert printed == "0\n"
 
 
-# -- what needs a session
+# -- operations that need a session
 
 OPERATIONS: dict[str, Callable[[PgVectorStore], Awaitable[Any]]] = {
     "apply_migrations": lambda store: store.apply_migrations(),
@@ -244,30 +253,30 @@ OPERATIONS: dict[str, Callable[[PgVectorStore], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-async def test_what_needs_a_session_is_refused(
+async def test_operations_that_need_a_session_are_rejected(
     pooled: AsyncEngine, engine: AsyncEngine, name: str
 ) -> None:
-    """Before it leaves a lock on a process of others'."""
+    """The error is raised before a lock is left on a shared server process."""
     with pytest.raises(MigrationError, match="run it on a direct connection"):
         await OPERATIONS[name](PgVectorStore(pooled, 4))
-    assert await left_on(pooled) == [(None, None, 0, 0)] * 2
+    assert await session_state(pooled) == [(None, None, 0, 0)] * 2
 
 
-async def test_what_needs_a_session_with_prepared_statements(
+async def test_operations_that_need_a_session_with_prepared_statements(
     pooled: AsyncEngine, pooler: URL
 ) -> None:
-    """Is refused, too, whichever of the two it runs into first."""
+    """They are rejected because of the lock or a prepared statement, whichever fails first."""
     caching = create_async_engine(pooler)
     for _ in range(5):
         with pytest.raises(MigrationError, match=r"direct connection|prepared statement"):
             await PgVectorStore(caching, 4).apply_migrations()
     await caching.dispose()
-    assert [one[-1] for one in await left_on(pooled)] == [0, 0]
+    assert [state[-1] for state in await session_state(pooled)] == [0, 0]
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_a_session_is_enough(dsn: str, name: str) -> None:
-    """In session mode all of it works, with prepared statements."""
+    """In session mode all operations work, with prepared statements."""
     with running_pgbouncer(dsn, "session") as url:
         engine = create_engine(url.render_as_string(hide_password=False))
         await OPERATIONS[name](PgVectorStore(engine, 4))
@@ -275,7 +284,7 @@ async def test_a_session_is_enough(dsn: str, name: str) -> None:
 
 
 async def test_no_session_left(empty_dsn: str) -> None:
-    """A pooler in session mode that has one for the migration alone: it is none of the others."""
+    """A migration succeeds through a pooler in session mode with a single server connection."""
     with running_pgbouncer(empty_dsn, "session", servers=1) as url:
         engine = create_engine(url.render_as_string(hide_password=False))
         await PgVectorStore(engine, 4).apply_migrations()
@@ -283,21 +292,21 @@ async def test_no_session_left(empty_dsn: str) -> None:
 
 
 async def test_a_bulk_load(pooled: AsyncEngine, engine: AsyncEngine) -> None:
-    """Goes into the live index, though the table is empty."""
+    """A bulk load writes into the live index even if the table is empty."""
     store = PgVectorStore(pooled, 4)
     assert await store.bulk_load(batch(1), "n") == 10
     assert await store.check_schema() == []
     assert await store.count("n") == 10
-    assert await left_on(pooled) == [(None, None, 0, 0)] * 2
+    assert await session_state(pooled) == [(None, None, 0, 0)] * 2
     assert await scalar(engine, "SELECT count(*) FROM cenote_chunks") == 10
 
 
 async def test_a_bulk_load_without_an_index(pooled: AsyncEngine, engine: AsyncEngine) -> None:
-    """The rows are stored, and the error says that the index is still to be built."""
+    """The rows are stored, and the error says that the index remains to be built."""
     await execute(engine, "DROP INDEX ix_cenote_chunks_embedding")
     store = PgVectorStore(pooled, 4)
     with pytest.raises(MigrationError, match="direct connection") as error:
         await store.bulk_load(batch(1), "n")
     assert "cenote reindex" in error.value.__notes__[0]
     assert await store.count("n") == 10
-    assert await left_on(pooled) == [(None, None, 0, 0)] * 2
+    assert await session_state(pooled) == [(None, None, 0, 0)] * 2

@@ -1,6 +1,6 @@
-"""The static types of the public API: checked by `make check`, with mypy and basedpyright, not run.
+"""Checks of the public API's static types. `make check` runs mypy and basedpyright on this file.
 
-Select is typed as SQLAlchemy 2.1 has it.
+The code is never executed. Select has the type parameters of SQLAlchemy 2.1.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Note(ChunkMixin, DataBase, dimensions=3, kw_only=True):
 
 
 def columns(passage: Passage, note: Note, row: ChunkRow) -> None:
-    """A subclass of the mixin types its own columns beside the chunk's."""
+    """A user model has types for its own columns and for the chunk's columns."""
     assert_type(passage.doc_id, uuid.UUID)
     assert_type(passage.document, Document)
     assert_type(passage.page, int | None)
@@ -77,14 +77,14 @@ def columns(passage: Passage, note: Note, row: ChunkRow) -> None:
 
 
 async def stores(engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession]) -> None:
-    """A store knows the class of its rows."""
+    """A store's type contains the class of its rows."""
     assert_type(PgVectorStore(engine, 384), PgVectorStore[ChunkRow])
     assert_type(PgVectorStore(sessions, 384, table_name="x", hnsw_m=24), PgVectorStore[ChunkRow])
     assert_type(PgVectorStore(engine, model=Passage), PgVectorStore[Passage])
     assert_type(PgVectorStore(engine, model=Passage).model, type[Passage])
     assert_type(await PgVectorStore.connect("dsn", 384), PgVectorStore[ChunkRow])
-    own = await PgVectorStore[Passage].connect("dsn", model=Passage)
-    assert_type(own, PgVectorStore[Passage])
+    connected = await PgVectorStore[Passage].connect("dsn", model=Passage)
+    assert_type(connected, PgVectorStore[Passage])
     takes_any_store(PgVectorStore(engine, model=Note))
     takes_any_store(InMemoryVectorStore(384))
     PgVectorStore(engine)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
@@ -92,7 +92,7 @@ async def stores(engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession]
 
 
 def takes_any_store(store: VectorStore) -> AsyncIterator[Chunk]:
-    """What an application types its store as."""
+    """An application may use the protocol as the type of its store."""
     return store.get_all_chunks("t")
 
 
@@ -103,7 +103,7 @@ async def calls(
     connection: AsyncConnection,
     chunks: list[EmbeddedChunk],
 ) -> None:
-    """Sessions and connections, conditions, and what comes back."""
+    """Operations accept sessions, connections and conditions, and return precise types."""
     await store.upsert(chunks, "t", session=session)
     await store.delete(["a"], "t", session=connection)
     where = Passage.document.has(Document.id == uuid.uuid4()) & (Passage.page > 3)
