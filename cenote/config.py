@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from cenote.errors import ConfigurationError
 from cenote.types import ColumnType
-from cenote.validation import check_column_type, check_integer_setting, is_integer, shown
+from cenote.validation import check_column_type, check_integer_setting, is_integer, safe_repr
 
 DEFAULT_TABLE_NAME = "cenote_chunks"
 DEFAULT_HNSW_M = 16
@@ -96,7 +96,7 @@ class SchemaConfig:
         check_text_search(self.text_search)
         if not isinstance(self.row_security, bool | None):
             raise ConfigurationError(
-                f"row_security must be True or False, not {shown(self.row_security)}",
+                f"row_security must be True or False, not {safe_repr(self.row_security)}",
                 setting="row_security",
             )
         check_integer_setting(self.hnsw_m, setting="hnsw_m", least=2, most=100)
@@ -143,7 +143,7 @@ class SchemaConfig:
     def _check_distribution(self) -> None:
         if self.distribution not in (None, "citus"):
             raise ConfigurationError(
-                f"distribution must be 'citus' or None, not {shown(self.distribution)}",
+                f"distribution must be 'citus' or None, not {safe_repr(self.distribution)}",
                 setting="distribution",
             )
         if self.distribution is None:
@@ -175,7 +175,7 @@ class SchemaConfig:
     def _check_colocation(self) -> None:
         if not isinstance(self.colocate_with, str):
             raise ConfigurationError(
-                f"colocate_with must be the name of a table, not {shown(self.colocate_with)}",
+                f"colocate_with must be the name of a table, not {safe_repr(self.colocate_with)}",
                 setting="colocate_with",
             )
         for part in self.colocate_with.split(".", 1):
@@ -222,7 +222,7 @@ def check_text_search(text_search: Any) -> None:
     if not isinstance(text_search, str) or not languages(text_search):
         raise ConfigurationError(
             "text_search must name one or more text search configurations, for example 'spanish' "
-            f"or 'spanish, english', not {shown(text_search)}",
+            f"or 'spanish, english', not {safe_repr(text_search)}",
             setting="text_search",
         )
     for name in languages(text_search):
@@ -245,7 +245,7 @@ def check_identifier(setting: str, name: Any, most_bytes: int) -> None:
     if not isinstance(name, str) or not name.isidentifier():
         raise ConfigurationError(
             f"{setting} must consist of letters, digits and underscores and not start with a "
-            f"digit; it is {shown(name)}",
+            f"digit; it is {safe_repr(name)}",
             setting=setting,
         )
     if len(name.encode()) > most_bytes:

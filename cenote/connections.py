@@ -1,5 +1,4 @@
-"""Reaching Postgres: connection strings, engines, what may be tried again, and each connection's
-preparation for vectors."""
+"""Connections to Postgres: connection strings, engines, errors, and preparation for vectors."""
 
 from __future__ import annotations
 
@@ -32,22 +31,21 @@ from cenote.pg_catalog import pg_extension, pg_namespace
 from cenote.sqltypes import install_codec
 
 OLDEST_PGVECTOR = (0, 8)
-"""Iterative index scans, without which a filtered search loses results, came with pgvector 0.8."""
+"""Minimum version of pgvector. 0.8 added iterative index scans, without which a filtered search
+loses results."""
 
 
 @cache
 def database_errors() -> tuple[type[Exception], ...]:
-    """What SQLAlchemy raises, and the driver where it does not wrap that.
+    """Return the errors of SQLAlchemy, and the driver's errors that SQLAlchemy does not wrap.
 
-    The driver's import takes time, and waits until there is an error.
+    Importing the driver takes time, so it is imported only when there is an error.
     """
     import asyncpg
 
-    own = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-    return SQLAlchemyError, OSError, *own
+    driver_errors = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+    return SQLAlchemyError, OSError, *driver_errors
 
-
-"""What the driver raises, where SQLAlchemy does not wrap it."""
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
@@ -60,7 +58,8 @@ _DRIVER_ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "max_cacheable_statement_size": ("max_cacheable_statement_size", int),
     "prepared_statement_cache_size": ("prepared_statement_cache_size", int),
 }
-"""Arguments of a connection string that asyncpg and the dialect take by name, and their types."""
+"""Query arguments of a connection string that asyncpg and the dialect accept as keywords, with
+their keywords and converters."""
 
 _BACKOFF_CAP_SECONDS = 30.0
 
@@ -76,23 +75,25 @@ EXTENSION_QUERY = (
 
 
 def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> AsyncEngine:
-    """An engine for a connection string.
+    """Create an engine for a connection string.
 
-    SQLAlchemy reads the string. Its query takes libpq's arguments (``sslmode``, ``sslrootcert``,
-    ``connect_timeout``, ``target_session_attrs``, ...), asyncpg's (``ssl``, ``command_timeout``,
-    ``statement_cache_size``, ...), the dialect's ``prepared_statement_cache_size``, and server
-    settings such as ``application_name``; for several hosts ``?host=a:5432&host=b:5432``.
+    SQLAlchemy parses the string. Its query may contain arguments of libpq (``sslmode``,
+    ``sslrootcert``, ``connect_timeout``, ``target_session_attrs``, ...), of asyncpg (``ssl``,
+    ``command_timeout``, ``statement_cache_size``, ...), the dialect's
+    ``prepared_statement_cache_size``, and server settings such as ``application_name``. For several
+    hosts, write ``?host=a:5432&host=b:5432``.
 
-    Each connection starts with ``jit=off``, since JIT costs more than it saves on short queries
-    over many partitions; PgBouncer wants that in its ``ignore_startup_parameters``.
+    Each connection starts with ``jit=off``, because JIT costs more than it saves on short queries
+    over many partitions. With PgBouncer, add it to ``ignore_startup_parameters``.
 
     Args:
-        dsn: ``postgresql://``, ``postgres://`` or ``postgresql+asyncpg://``.
-        pool_size: the most connections; no overflow.
-        timeout: seconds that one attempt to connect may take.
+        dsn: Connection string that starts with ``postgresql://``, ``postgres://`` or
+            ``postgresql+asyncpg://``.
+        pool_size: Maximum number of connections; there is no overflow.
+        timeout: Maximum seconds for one attempt to connect.
 
     Raises:
-        ConfigurationError: this is no such string.
+        ConfigurationError: The connection string is invalid.
     """
     url = _read_dsn(dsn)
     address = {name: value for name, value in url.query.items() if name in ("host", "port")}
@@ -103,7 +104,7 @@ def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> Asy
             connect_args={
                 "timeout": timeout,
                 "server_settings": {"jit": "off"},
-                # libpq's own arguments, which asyncpg takes from a string only.
+                # asyncpg accepts libpq's arguments only as a string.
                 "dsn": "postgresql://?" + urlencode(rest) if rest else None,
                 **arguments,
             },
@@ -111,15 +112,15 @@ def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> Asy
             max_overflow=0,
             hide_parameters=True,
         )
-    except (ArgumentError, ValueError):  # of several hosts, or of text that cannot be encoded
+    except (ArgumentError, ValueError):  # several hosts, or text that cannot be encoded
         raise _unreadable_dsn() from None
 
 
 def asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> AsyncEngine:
-    """The engine of a caller's, or the one that its sessionmaker is bound to.
+    """Return an engine, or the engine that a sessionmaker is bound to.
 
     Raises:
-        ConfigurationError: it is none, or another driver's.
+        ConfigurationError: It is not an `AsyncEngine`, or its driver is not asyncpg.
     """
     bind = engine.kw.get("bind") if isinstance(engine, async_sessionmaker) else engine
     if not isinstance(bind, AsyncEngine):
@@ -137,11 +138,11 @@ def asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> As
 
 
 _loops: WeakKeyDictionary[Pool, asyncio.AbstractEventLoop] = WeakKeyDictionary()
-"""The event loop in which each pool was first seen."""
+"""Event loop in which each pool was first used."""
 
 
-def is_of_other_loop(engine: AsyncEngine) -> bool:
-    """Whether the engine's pool holds connections of another event loop than the running one."""
+def belongs_to_other_loop(engine: AsyncEngine) -> bool:
+    """Return whether the engine's pool holds connections of an event loop that is not running."""
     pool, loop = engine.pool, asyncio.get_running_loop()
     if isinstance(pool, NullPool) or _loops.setdefault(pool, loop) is loop:
         return False
@@ -151,64 +152,64 @@ def is_of_other_loop(engine: AsyncEngine) -> bool:
     return True
 
 
-def refuse_other_loop(engine: AsyncEngine) -> None:
-    """Refuse an engine with connections of another event loop.
+def check_event_loop(engine: AsyncEngine) -> None:
+    """Check that an engine has no connections of another event loop.
 
-    In this one they would fail in asyncio's words, and from then on in any.
+    In the running loop they would fail with an error of asyncio, and after that in any loop.
 
     Raises:
-        ConfigurationError: it has such.
+        ConfigurationError: It has.
     """
-    if is_of_other_loop(engine):
-        raise other_loop()
+    if belongs_to_other_loop(engine):
+        raise event_loop_error()
 
 
-async def refuse_of_other_loop(connection: AsyncConnection) -> None:
-    """Refuse a connection of another event loop, which the pool had before cenote saw either.
+async def check_event_loop_of(connection: AsyncConnection) -> None:
+    """Check that a connection does not belong to another event loop.
 
-    Two threads at once in asyncpg's protocol can end the process. Of a new connection only asyncpg
-    knows the loop.
+    The pool may have opened it before cenote first used the pool; then only asyncpg knows its loop.
+    Two threads at once in asyncpg's protocol can end the process.
 
     Raises:
-        ConfigurationError: it is such a one.
+        ConfigurationError: It does.
     """
     driver = (await connection.get_raw_connection()).driver_connection
     running = asyncio.get_running_loop()
     if getattr(driver, "_loop", running) is not running:
         forget_loop(connection.engine)
-        raise other_loop()
+        raise event_loop_error()
 
 
 def forget_loop(engine: AsyncEngine) -> None:
-    """Ask again whose the engine's connections are: it is not the loop that was seen first."""
+    """Forget the event loop of an engine's pool, so that the next check determines it again."""
     _loops.pop(engine.pool, None)
 
 
-def other_loop() -> ConfigurationError:
-    """What to say of connections of another event loop."""
+def event_loop_error() -> ConfigurationError:
+    """Return the error for connections of another event loop."""
     return ConfigurationError(
-        "the engine has connections of another event loop: have an engine for each loop, and await "
-        "engine.dispose() before it ends; where it has ended, await engine.dispose(close=False) "
-        "in the next one",
+        "the engine has connections of another event loop: use one engine per loop, and await "
+        "engine.dispose() before the loop ends; if it has ended, await "
+        "engine.dispose(close=False) in the next one",
         setting="engine",
     )
 
 
-_OF_LOOPS = ("different loop", "different event loop", "Event loop is closed")
+_LOOP_ERRORS = ("different loop", "different event loop", "Event loop is closed")
 
 
-def is_about_loops(error: RuntimeError) -> bool:
-    """Whether asyncio says that something belongs to another event loop, or to one that is over."""
-    return any(words in str(error) for words in _OF_LOOPS)
+def is_event_loop_error(error: RuntimeError) -> bool:
+    """Return whether asyncio's error is about another event loop, or about a closed one."""
+    return any(words in str(error) for words in _LOOP_ERRORS)
 
 
 def safe_dsn(dsn: str) -> str:
-    """The connection string without password and query, for people to read."""
+    """Return the connection string without password and query, for messages."""
     return safe_url(_read_dsn(dsn))
 
 
 def safe_url(url: URL) -> str:
-    """A URL without password and query, for people to read."""
+    """Return a URL without password and query, for messages."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 
@@ -229,12 +230,12 @@ def _read_dsn(dsn: str) -> URL:
     except (ArgumentError, ValueError):
         raise _unreadable_dsn() from None
     if url.host is not None and not set(url.host).isdisjoint("@#?/ "):
-        raise _unreadable_dsn()  # part of a password, which no message may show
+        raise _unreadable_dsn()  # part of a password, which must not appear in a message
     return url
 
 
 def _driver_arguments(url: URL) -> tuple[dict[str, Any], dict[str, str]]:
-    """The query's arguments: those of driver and dialect with their types, and all others."""
+    """Split a URL's query into keyword arguments of the driver and dialect, and all others."""
     arguments: dict[str, Any] = {}
     rest: dict[str, str] = {}
     for name, value in url.query.items():
@@ -253,8 +254,8 @@ def _driver_arguments(url: URL) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _unreadable_dsn() -> ConfigurationError:
     return ConfigurationError(
-        "the connection string cannot be read; is everything but letters and digits in user and "
-        "password percent-encoded?",
+        "the connection string cannot be read; percent-encode everything in user and password "
+        "except letters and digits",
         setting="dsn",
     )
 
@@ -265,36 +266,52 @@ def _unreadable_dsn() -> ConfigurationError:
 def check_pool_arguments(
     min_size: int, max_size: int, retries: int, backoff: float, timeout: float
 ) -> None:
-    """Refuse sizes, retries and times that no pool can have; the error names the argument."""
+    """Check the sizes, retries and times of a pool. Numbers of numpy are accepted, too.
+
+    Raises:
+        ConfigurationError: A value is invalid; the error names the argument.
+    """
     rules: list[tuple[str, Any, type, Callable[[Any], bool], str]] = [
         ("max_size", max_size, Integral, lambda n: n >= 1, "an integer of 1 or more"),
-        ("min_size", min_size, Integral, lambda n: 0 <= n <= max_size, "from 0 to max_size"),
+        (
+            "min_size",
+            min_size,
+            Integral,
+            lambda n: 0 <= n <= max_size,
+            "an integer from 0 to max_size",
+        ),
         ("startup_retries", retries, Integral, lambda n: n >= 0, "an integer of 0 or more"),
-        ("startup_backoff_seconds", backoff, Real, lambda n: 0 <= n <= 1e9, "from 0 to 1e9"),
-        ("timeout", timeout, Real, lambda n: 0 < n <= 1e9, "more than 0, and at most 1e9"),
+        (
+            "startup_backoff_seconds",
+            backoff,
+            Real,
+            lambda n: 0 <= n <= 1e9,
+            "a number from 0 to 1e9",
+        ),
+        ("timeout", timeout, Real, lambda n: 0 < n <= 1e9, "a number above 0 and at most 1e9"),
     ]
-    for setting, value, kind, obeys, rule in rules:
-        if not isinstance(value, kind) or isinstance(value, bool) or not obeys(value):
+    for setting, value, kind, is_in_range, rule in rules:
+        if not isinstance(value, kind) or isinstance(value, bool) or not is_in_range(value):
             raise ConfigurationError(f"{setting} must be {rule}", setting=setting)
 
 
 async def open_pool(
     engine: AsyncEngine, size: int, retries: int, backoff_seconds: float, *, dsn: str
 ) -> None:
-    """Open connections and leave them in the engine's pool, waiting for a server that comes up.
+    """Open connections and leave them in the engine's pool. Wait for a server that starts up.
 
     Args:
-        engine: whose pool to fill.
-        dsn: where it connects to, for the error message.
-        size: how many connections to open.
-        retries: how often to try again what can heal.
-        backoff_seconds: the first wait; it doubles each time, up to 30 s, less a random part.
+        engine: Engine whose pool to fill.
+        dsn: Its connection string, for the error message.
+        size: Number of connections to open.
+        retries: Maximum number of retries after transient errors.
+        backoff_seconds: First wait. It doubles each time, up to 30 s, minus a random part.
 
     Raises:
-        ConfigurationError: the driver cannot read the connection string.
-        StoreConnectionError: the server refused for good, or kept refusing.
+        ConfigurationError: The driver cannot read the connection string.
+        StoreConnectionError: The error is not transient, or the retries are used up.
     """
-    refuse_other_loop(engine)
+    check_event_loop(engine)
     for attempt in range(retries + 1):
         try:
             async with AsyncExitStack() as stack:
@@ -303,14 +320,14 @@ async def open_pool(
             return
         except Exception as error:
             cause = driver_error(error)
-            if isinstance(cause, ValueError):  # the driver's, about an argument in the string
+            if isinstance(cause, ValueError):  # raised by the driver for an argument in the string
                 raise _unreadable_dsn() from None
-            if not can_heal(cause) or attempt == retries:
+            if not is_transient(cause) or attempt == retries:
                 raise _connection_error(cause, dsn, attempt + 1) from cause
             wait = min(backoff_seconds * 2**attempt, _BACKOFF_CAP_SECONDS)
             wait *= random.uniform(0.5, 1.0)
             _logger.warning(
-                "cannot connect to %s: %s; trying again in %.1f s (%d of %d)",
+                "cannot connect to %s: %s; retrying in %.1f s (%d of %d)",
                 safe_dsn(dsn),
                 describe(cause),
                 wait,
@@ -320,11 +337,11 @@ async def open_pool(
             await asyncio.sleep(wait)
 
 
-def can_heal(error: BaseException) -> bool:
-    """Whether a failure to connect may pass by itself.
+def is_transient(error: BaseException) -> bool:
+    """Return whether an error while connecting may go away by itself.
 
-    So do a server that is not there yet, starts up, is full or does not answer in time, and a name
-    that cannot be resolved for now; not so a wrong password, database or certificate.
+    It may if the server is not there yet, starts up, is full or does not answer in time, or if a
+    name cannot be resolved for now. A wrong password, database or certificate stays wrong.
     """
     if isinstance(error, socket.gaierror):
         return error.errno == socket.EAI_AGAIN
@@ -342,11 +359,11 @@ def can_heal(error: BaseException) -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error means that there is no connection: refused, broken or ended by the server.
+    """Return whether an error means that a connection was refused, broke or was ended.
 
-    SQLAlchemy knows of a connection that broke under it. Otherwise by SQLSTATE class: 08 connection
-    exception, 28 authorization, 3D no such database, 57P operator intervention; 53300 too many
-    connections. Source: PostgreSQL manual, appendix A.
+    SQLAlchemy marks errors of connections that break during use. Other errors are recognised by
+    their SQLSTATE class: 08 connection exception, 28 authorization, 3D no such database, 57P
+    operator intervention; 53300 too many connections. Source: PostgreSQL manual, appendix A.
     """
     if isinstance(error, DBAPIError):
         if error.connection_invalidated:
@@ -357,7 +374,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def driver_error(error: BaseException) -> BaseException:
-    """The driver's own error inside SQLAlchemy's wrappings."""
+    """Return the driver's error that SQLAlchemy's error wraps."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
         return error.__cause__ or error
@@ -365,55 +382,57 @@ def driver_error(error: BaseException) -> BaseException:
 
 
 def describe(error: BaseException) -> str:
-    """An error's type and SQLSTATE, and its text only if it is about connecting, or resources.
+    """Return an error's type and SQLSTATE, and its text if it is about connecting or resources.
 
-    The text of others may quote what people store. Resources are SQLSTATE class 53: which file the
-    disk has no room for, and the like.
+    The text of other errors may quote stored values. Errors about resources (SQLSTATE class 53)
+    say, for example, for which file the disk is full.
     """
     state = getattr(error, "sqlstate", None) or ""
     name = type(error).__name__ + (f" ({state})" if state else "")
-    said = str(error) if is_lost(error) else ""
-    if not said and state.startswith("53"):
-        said = str(error.args[0]) if error.args else ""  # without the server's hints
-    return f"{name}: {said}" if said else name
+    text = str(error) if is_lost(error) else ""
+    if not text and state.startswith("53"):
+        text = str(error.args[0]) if error.args else ""  # without the server's hints
+    return f"{name}: {text}" if text else name
 
 
-_HARMLESS = ("0A", "2B", "40", "42", "53", "55", "57", "58")
-"""Classes of errors of which the server speaks without quoting rows: what is not supported,
-dependent objects, undone transactions, names and syntax, resources, states of objects, operators,
-the system. Source: PostgreSQL manual, appendix A.
+_SAFE_CLASSES = ("0A", "2B", "40", "42", "53", "55", "57", "58")
+"""SQLSTATE classes whose messages quote no rows: unsupported features, dependent objects, rolled
+back transactions, names and syntax, resources, states of objects, operator intervention, system
+errors. Source: PostgreSQL manual, appendix A.
 """
 
 
-def is_harmless(error: BaseException) -> bool:
-    """Whether the words of an error are about connecting, or quote no rows."""
+def is_safe_to_quote(error: BaseException) -> bool:
+    """Return whether an error's message is about connecting, or quotes no rows."""
     state = getattr(driver_error(error), "sqlstate", None) or ""
-    return is_lost(error) or state.startswith(_HARMLESS)
+    return is_lost(error) or state.startswith(_SAFE_CLASSES)
 
 
-def silence(error: BaseException) -> None:
-    """Take the words that may quote rows or parameters from an error, and from those it came of.
+def redact(error: BaseException) -> None:
+    """Remove text that may quote rows or parameters from an error and from its causes.
 
     Postgres puts the whole row into the DETAIL of a violated check, and a value that it cannot read
-    into the message; asyncpg quotes what it cannot send; SQLAlchemy lists the parameters.
+    into the message. asyncpg quotes values that it cannot send. SQLAlchemy lists the parameters.
     """
     if not type(error).__module__.startswith(("asyncpg.", "sqlalchemy.")):
-        return  # the caller's, who was handling it
-    if not is_harmless(error):
+        return  # an error that the caller was handling
+    if not is_safe_to_quote(error):
         name = describe(driver_error(error))
-        error.args = (name + "; its words are left out, since they may quote rows",)
+        error.args = (name + "; its message is left out because it may quote rows",)
     if isinstance(error, StatementError):
         error.statement = error.params = None
     else:
         for attribute in ("message", "detail", "hint", "context", "query", "internal_query"):
             if hasattr(error, attribute):
                 setattr(error, attribute, None)
-    if type(error).__module__.startswith("asyncpg."):  # of what it could not send, or decode
+    if type(error).__module__.startswith(
+        "asyncpg."
+    ):  # they quote values that it could not send or decode
         error.__cause__ = error.__context__ = None
     origins = {getattr(error, "orig", None), error.__cause__, error.__context__}
     for origin in origins - {None, error}:
         assert origin is not None
-        silence(origin)
+        redact(origin)
 
 
 def _connection_error(error: BaseException, dsn: str, attempts: int) -> StoreConnectionError:
@@ -429,29 +448,29 @@ def _connection_error(error: BaseException, dsn: str, attempts: int) -> StoreCon
 
 
 async def prepare(connection: AsyncConnection, *, migrations: str) -> None:
-    """Make a connection ready for vectors, unless it is; a pooled one is prepared once.
+    """Prepare a connection for vectors. A pooled connection is prepared once.
 
     Args:
-        connection: whose driver's connection it is.
-        migrations: what makes the schema, for a message to name.
+        connection: The connection.
+        migrations: Command that creates the schema, for an error message.
 
     Raises:
-        ConfigurationError: it belongs to another event loop.
-        VectorStoreError: the extension is missing or too old.
+        ConfigurationError: The connection belongs to another event loop.
+        VectorStoreError: The vector extension is missing or too old.
     """
     assert connection.sync_connection is not None
     info = connection.sync_connection.info
     if _PREPARED in info:
         return
-    await refuse_of_other_loop(connection)
+    await check_event_loop_of(connection)
     installed = (await connection.execute(EXTENSION_QUERY)).one_or_none()
     if installed is None:
         raise VectorStoreError(
-            f"the database has no vector extension; run {migrations}, or, as a superuser, "
+            f"the database has no vector extension; run {migrations}, or as a superuser "
             "CREATE EXTENSION vector"
         )
     if parse_version(installed.extversion) < OLDEST_PGVECTOR:
-        raise VectorStoreError(too_old(installed.extversion))
+        raise VectorStoreError(outdated_message(installed.extversion))
     raw = await connection.get_raw_connection()
     assert raw.driver_connection is not None
     await install_codec(raw.driver_connection, installed.nspname)
@@ -459,14 +478,14 @@ async def prepare(connection: AsyncConnection, *, migrations: str) -> None:
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """``"0.8.5"`` as ``(0, 8, 5)``."""
+    """Return a version as numbers: ``"0.8.5"`` as ``(0, 8, 5)``."""
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def too_old(version: str) -> str:
-    """What to say of a pgvector that is too old."""
+def outdated_message(version: str) -> str:
+    """Return the error message for an outdated pgvector."""
     oldest = ".".join(str(part) for part in OLDEST_PGVECTOR)
     return (
-        f"the server has pgvector {version}; cenote needs {oldest} or newer: install it on the "
+        f"the server has pgvector {version}; cenote requires {oldest} or newer: install it on the "
         "server, then run ALTER EXTENSION vector UPDATE"
     )

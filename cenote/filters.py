@@ -41,7 +41,7 @@ from cenote.predicates import (
     Row,
     StartsWith,
 )
-from cenote.validation import check_text, listed, shown
+from cenote.validation import as_list, check_text, safe_repr
 
 __all__ = ["MAX_DEPTH", "MAX_PREDICATES", "Field", "Filter", "FilterLike", "Meta", "field", "meta"]
 
@@ -344,14 +344,15 @@ def parse_filter(given: Any, depth: int = 0, number: Iterator[int] | None = None
             parts.append(Not(parse_filter(value, depth + 1, number)))
         elif isinstance(key, str) and key.startswith("$"):
             raise invalid_filter(
-                f"filter key {shown(key)} is not an operator; for a metadata key that begins with "
-                '"$", use meta(...)'
+                f"filter key {safe_repr(key)} is not an operator; for a metadata key that begins "
+                'with "$", use meta(...)'
             )
         elif isinstance(value, Mapping) and _has_operators(value):
             parts.append(_apply_operators(meta(key), value, depth + 1))
         elif isinstance(value, Filter | _Comparable):
             raise invalid_filter(
-                f"the value of filter key {shown(key)} is an expression; combine expressions with &"
+                f"the value of filter key {safe_repr(key)} is an expression; combine expressions "
+                "with &"
             )
         else:
             equal |= _canonical_item(key, value)
@@ -379,7 +380,7 @@ def _apply_operators(key: Meta, operators: Any, depth: int) -> Filter:
         if name not in _BY_OPERATOR:
             known = ", ".join([*_BY_OPERATOR, "$not"])
             raise invalid_filter(
-                f"{key!r} has unknown operator {shown(name)}; valid operators are: {known}"
+                f"{key!r} has unknown operator {safe_repr(name)}; valid operators are: {known}"
             )
         parts.append(_BY_OPERATOR[name](key, value))
     return parts[0] if len(parts) == 1 else And(tuple(parts))
@@ -400,7 +401,7 @@ def _flag(value: Any) -> bool:
 
 def _value_list(values: Any, operator: str) -> list[Any]:
     rule = f"{operator} requires a list of values"
-    return listed(values, rule, field="filter", but_not=(str, bytes, Mapping))
+    return as_list(values, rule, field="filter", but_not=(str, bytes, Mapping))
 
 
 def _canonical_item(key: Any, value: Any) -> dict[str, Any]:
@@ -408,7 +409,7 @@ def _canonical_item(key: Any, value: Any) -> dict[str, Any]:
         item: dict[str, Any] = canonical_json({key: value})
         json_text(item)
     except NotJSONError as error:
-        raise invalid_filter(f"filter key {shown(key)} {error}") from None
+        raise invalid_filter(f"filter key {safe_repr(key)} {error}") from None
     return item
 
 

@@ -1,4 +1,4 @@
-"""Text and JSON in Postgres: what it cannot keep, and the form in which the rest comes back."""
+"""Text and JSON in Postgres: values it cannot store, and the form in which others come back."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from decimal import Decimal
 from typing import Any
 
 MAX_TEXT_BYTES = 128 * 2**20
-"""UTF-8 bytes in a content, or in metadata as JSON: jsonb takes 256 MB, a message 1 GB."""
+"""Maximum UTF-8 bytes of a content, or of metadata as JSON: jsonb takes 256 MB, a message 1 GB."""
 
 MAX_METADATA_DEPTH = 200
-"""Nesting of metadata: far below what Python's and Postgres' JSON parsers stop at."""
+"""Maximum nesting depth of metadata, far below the limits of Python's and Postgres' parsers."""
 
 # -- text ------------------------------------------------------------------------------------------
 
 
 def unstorable(text: str) -> str | None:
-    """Why Postgres cannot store a text, if it cannot."""
+    """Return the reason why Postgres cannot store a text; None if it can."""
     if "\x00" in text:
-        return "holds a NUL character, which Postgres cannot store"
+        return "contains a NUL character, which Postgres cannot store"
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            return "holds a lone surrogate, which is no valid Unicode"
+            return "contains a lone surrogate, which is not valid Unicode"
     return None
 
 
 def longer_than(text: str, most_bytes: int) -> bool:
-    """Whether a text has more bytes of UTF-8, without encoding one that is surely shorter."""
+    """Return whether a text has more bytes of UTF-8. A surely shorter text is not encoded."""
     return len(text) > most_bytes // 4 and len(text.encode()) > most_bytes
 
 
@@ -41,15 +41,15 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 class NotJSONError(Exception):
-    """Says what about a value is not JSON, without quoting it."""
+    """Explains why a value is not JSON, without quoting it."""
 
 
 def json_text(value: Any) -> str:
-    """Canonical JSON as text for jsonb."""
+    """Return canonical JSON as text for jsonb."""
     try:
         text = _encode(value)
     except ValueError:  # an int of more digits than Python converts
-        raise NotJSONError("holds an integer of too many digits") from None
+        raise NotJSONError("contains an integer of too many digits") from None
     except RecursionError:
         raise NotJSONError("is nested too deep for what is left of the call stack") from None
     if longer_than(text, MAX_TEXT_BYTES):
@@ -58,13 +58,13 @@ def json_text(value: Any) -> str:
 
 
 def canonical_json(value: Any) -> Any:
-    """A deep copy of a JSON value as it comes back from jsonb.
+    """Return a deep copy of a JSON value in the form in which it comes back from jsonb.
 
-    jsonb keeps numbers as decimals and prints them without an exponent, so a float of 1e16 or more
-    returns as an integer: that of its shortest decimal form.
+    jsonb stores numbers as decimals and prints them without an exponent. A float of 1e16 or more
+    therefore comes back as the integer of its shortest decimal form.
 
     Raises:
-        NotJSONError: the value holds something that would not survive.
+        NotJSONError: The value contains something that would not come back.
     """
     try:
         return _canonical(value, 0)
@@ -76,13 +76,13 @@ _UNCHANGED = frozenset((bool, int, type(None)))
 
 
 def canonical_object(value: dict[Any, Any]) -> tuple[dict[str, Any], str]:
-    """A JSON object as it comes back from jsonb, and its text.
+    """Return a JSON object in the form in which it comes back from jsonb, and its text.
 
     Raises:
-        NotJSONError: it holds something that would not survive.
+        NotJSONError: It contains something that would not come back.
     """
-    # Most are flat, of plain values: then the text says at once whether it can be stored.
-    if all(type(key) is str and type(one) in _PLAIN for key, one in value.items()):
+    # Most objects are flat, with plain values. Then the text shows at once if it can be stored.
+    if all(type(key) is str and type(item) in _PLAIN for key, item in value.items()):
         with suppress(ValueError):  # an int of more digits than Python converts: see json_text
             text = _encode(value)
             if len(text) <= MAX_TEXT_BYTES // 4 and "\\u0000" not in text and not unstorable(text):
@@ -95,7 +95,7 @@ _PLAIN = frozenset((str, int, bool, type(None)))
 
 
 def _canonical(value: Any, depth: int) -> Any:
-    if type(value) in _UNCHANGED:  # most values are, and matching takes its time
+    if type(value) in _UNCHANGED:  # the common case: matching is slow
         return value
     match value:
         case str():
@@ -113,17 +113,17 @@ def _canonical(value: Any, depth: int) -> Any:
         case list():
             return [_canonical(item, depth + 1) for item in value]
     raise NotJSONError(
-        f"holds a value of type {type(value).__name__}, which is not JSON; convert it first "
+        f"contains a value of type {type(value).__name__}, which is not JSON; convert it first "
         "(list(), str(), .item(), .isoformat())"
     )
 
 
 def _canonical_float(value: float) -> float | int:
     if not math.isfinite(value):
-        raise NotJSONError("holds NaN or an infinity, which JSON lacks")
-    if abs(value) >= 1e16:  # from here on repr() and JSON use an exponent
+        raise NotJSONError("contains NaN or an infinity, which JSON lacks")
+    if abs(value) >= 1e16:  # from here on, repr() and JSON use an exponent
         return int(Decimal(repr(value)))
-    return value + 0.0  # makes -0.0 into 0.0
+    return value + 0.0  # turns -0.0 into 0.0
 
 
 def _canonical_key(key: Any) -> str:

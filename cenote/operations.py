@@ -52,7 +52,7 @@ from cenote.citus import (
     truncate_local_data_statement,
 )
 from cenote.config import SchemaConfig
-from cenote.connections import EXTENSION_QUERY, OLDEST_PGVECTOR, parse_version, too_old
+from cenote.connections import EXTENSION_QUERY, OLDEST_PGVECTOR, outdated_message, parse_version
 from cenote.ddl import (
     partition_name,
     qualified,
@@ -469,7 +469,7 @@ def check_extension() -> None:
     bind = op.get_bind()
     installed = bind.execute(EXTENSION_QUERY).one()
     if parse_version(installed.extversion) < OLDEST_PGVECTOR:
-        raise RefusedRevisionError(too_old(installed.extversion))
+        raise RefusedRevisionError(outdated_message(installed.extversion))
     if bind.scalar(select(func.to_regtype("vector"))) is None:
         raise RefusedRevisionError(
             f"the vector extension is in schema {installed.nspname!r}, which is not on the "

@@ -31,16 +31,16 @@ from cenote.citus import read_shards
 from cenote.config import SchemaConfig
 from cenote.connections import (
     EXTENSION_QUERY,
+    check_event_loop,
+    check_event_loop_of,
     create_engine,
     database_errors,
     describe,
     driver_error,
-    is_harmless,
     is_lost,
-    refuse_of_other_loop,
-    refuse_other_loop,
+    is_safe_to_quote,
+    redact,
     safe_url,
-    silence,
 )
 from cenote.cures import APPLICATION_MIGRATIONS
 from cenote.drift import Finding
@@ -147,7 +147,7 @@ async def own_connection(
         )
     with own_errors(action, engine.url):
         if isinstance(database, AsyncEngine):
-            refuse_other_loop(database)
+            check_event_loop(database)
             async with AsyncExitStack() as stack:
                 try:
                     connection = await stack.enter_async_context(database.connect())
@@ -155,7 +155,7 @@ async def own_connection(
                     raise ConfigurationError(
                         "the driver cannot read the connection string's arguments", setting="dsn"
                     ) from error
-                await refuse_of_other_loop(connection)
+                await check_event_loop_of(connection)
                 yield await connection.execution_options(isolation_level="READ COMMITTED")
             return
         if database.in_transaction():
@@ -411,6 +411,6 @@ def own_errors(action: str, url: URL) -> Iterator[None]:
             action = f"{action}: no answer in time"
         elif is_lost(cause):
             action = f"cannot connect to {safe_url(url)}"
-        said = f"{type(cause).__name__}: {cause}" if is_harmless(error) else describe(cause)
-        silence(error)
+        said = f"{type(cause).__name__}: {cause}" if is_safe_to_quote(error) else describe(cause)
+        redact(error)
         raise MigrationError(f"{action}: {said}") from cause

@@ -1,6 +1,7 @@
-"""What both stores check before they touch anything, so that both refuse the same input alike.
+"""Checks that both stores apply to their input, with the same errors, before they change anything.
 
-Messages name the chunk or the argument and the cure; they never quote content, metadata or vectors.
+An error message names the chunk or the argument and says what to do. It never quotes content,
+metadata or vectors.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from cenote.models import Chunk, EmbeddedChunk
 from cenote.types import ColumnType, Float32Array, Vector
 
 MAX_KEY_BYTES = 1024
-"""UTF-8 bytes in a namespace, id or document id: a btree entry (2,704 bytes) must hold two."""
+"""Maximum UTF-8 bytes of a namespace, id or document id: a btree entry (2,704 bytes) holds two."""
 
 MAX_DIMENSIONS = 16_000
-"""The most that pgvector can store; what it can index is less."""
+"""Maximum number of dimensions that pgvector stores. It can index fewer: see `cenote.config`."""
 
 MAX_EF_SEARCH = 1000
-"""The most that pgvector takes for ``hnsw.ef_search``."""
+"""Maximum of pgvector's setting ``hnsw.ef_search``."""
 
 _MAX_INT32 = 2**31 - 1
 _MAX_INT64 = 2**63 - 1
@@ -44,8 +45,11 @@ _shortened = reprlib.Repr()
 _shortened.maxstring = 120
 
 
-def shown(value: Any) -> str:
-    """A value of the caller's for a message: short, and never failing."""
+def safe_repr(value: Any) -> str:
+    """Return a short `repr` of any value for a message, without failing.
+
+    Only texts, numbers, booleans and None are quoted; of other values, the type is named.
+    """
     if isinstance(value, str) or value is None or isinstance(value, bool | float):
         return _shortened.repr(value)
     if isinstance(value, int) and -(10**20) < value < 10**20:
@@ -85,7 +89,7 @@ def _integer_error(value: Any, least: int, most: int | None, hint: str | None) -
     accepted = f"of {least:,} or more" if most is None else f"from {least:,} to {most:,}"
     if hint is not None:
         accepted += f" ({hint})"
-    return f"must be an integer {accepted}, not {shown(value)}"
+    return f"must be an integer {accepted}, not {safe_repr(value)}"
 
 
 def check_integer_argument(value: Any, *, field: str, least: int, most: int | None = None) -> None:
@@ -121,31 +125,34 @@ def check_integer_setting(
 
 
 def check_namespace(namespace: str) -> None:
-    """Refuse a namespace that is empty, too long or no storable text."""
+    """Check that a namespace is a storable text, not empty and not too long."""
     _check_key(namespace, field="namespace")
     if not namespace:
         raise InvalidInputError("namespace is empty; name the tenant", field="namespace")
 
 
 def check_limit(limit: int) -> None:
-    """Refuse a limit that is no integer of 1 or more."""
+    """Check that a limit is an integer of 1 or more."""
     check_integer_argument(limit, field="limit", least=1)
 
 
 def check_ef_search(ef_search: int | None) -> None:
-    """Refuse the ``ef_search`` of a call that pgvector would refuse."""
+    """Check that the ``ef_search`` of a call is None or in pgvector's range."""
     if ef_search is not None:
         check_integer_argument(ef_search, field="ef_search", least=1, most=MAX_EF_SEARCH)
 
 
-def listed(values: Any, rule: str, *, field: str, but_not: tuple[type, ...] = (str,)) -> list[Any]:
-    """The elements of a list, or of another iterable.
+def as_list(values: Any, rule: str, *, field: str, but_not: tuple[type, ...] = (str,)) -> list[Any]:
+    """Return the elements of an iterable as a list.
 
     Args:
-        values: the list.
-        rule: what it must be, for the message.
-        field: the argument.
-        but_not: what can be iterated over and is surely a mistake.
+        values: List or other iterable.
+        rule: What the argument must be, for the message.
+        field: Name of the argument.
+        but_not: Iterable types that are surely a mistake.
+
+    Raises:
+        InvalidInputError: `values` is not iterable, or its type is in `but_not`.
     """
     if not isinstance(values, but_not) and is_iterable(values):
         return list(values)
@@ -153,7 +160,7 @@ def listed(values: Any, rule: str, *, field: str, but_not: tuple[type, ...] = (s
 
 
 def is_iterable(value: Any) -> bool:
-    """Whether a value can be iterated over; an array without dimensions only looks so."""
+    """Return whether a value can be iterated over. A numpy array without dimensions cannot."""
     if not isinstance(value, Iterable):
         return False
     try:
@@ -164,84 +171,96 @@ def is_iterable(value: Any) -> bool:
 
 
 def check_ids(chunk_ids: Sequence[str]) -> list[str]:
-    """The ids, sorted and once each; refuses a bare string and ids that cannot be stored."""
+    """Check ids, and return them sorted and without duplicates."""
     return sorted(check_ids_in_order(chunk_ids))
 
 
 def check_ids_in_order(chunk_ids: Sequence[str]) -> list[str]:
-    """The same, in the order in which they were given."""
-    ids = listed(chunk_ids, "chunk_ids must be a list of ids", field="chunk_ids")
+    """Return the ids like `check_ids`, but in the given order."""
+    ids = as_list(chunk_ids, "chunk_ids must be a list of ids", field="chunk_ids")
     for chunk_id in ids:
         _check_key(chunk_id, field="chunk_ids")
     return list(dict.fromkeys(ids))
 
 
 def check_min_score(min_score: float | None) -> None:
-    """Refuse a least score that is no number from -1 to 1."""
+    """Check that a minimum score is None or a number from -1 to 1."""
     if min_score is not None and not is_number(min_score, -1, 1):
         raise InvalidInputError(
-            f"min_score must be a number from -1 to 1, not {shown(min_score)}", field="min_score"
+            f"min_score must be a number from -1 to 1, not {safe_repr(min_score)}",
+            field="min_score",
         )
 
 
 def check_per_document(per_document: int | None) -> None:
-    """Refuse a number of chunks of a document that is no integer of 1 or more."""
+    """Check that a maximum number of chunks per document is None or an integer of 1 or more."""
     if per_document is not None:
         check_integer_argument(per_document, field="per_document", least=1, most=_MAX_INT32)
 
 
 def check_diversity(diversity: float, candidates: int | None, limit: int) -> int:
-    """The number of candidates, by default four times the limit; refuses what cannot work."""
+    """Check the arguments of a diverse search.
+
+    Returns:
+        The number of candidates, by default four times the limit.
+    """
     check_limit(limit)
     if not is_number(diversity, 0, 1):
         raise InvalidInputError(
-            f"diversity must be a number from 0 to 1, not {shown(diversity)}", field="diversity"
+            f"diversity must be a number from 0 to 1, not {safe_repr(diversity)}", field="diversity"
         )
     if candidates is None:
         return 4 * limit
     if not is_integer(candidates, limit):
         raise InvalidInputError(
-            f"candidates must be an integer of at least the limit, not {shown(candidates)}",
+            f"candidates must be an integer of at least the limit, not {safe_repr(candidates)}",
             field="candidates",
         )
     return candidates
 
 
 def check_fusion(vector_weight: float, text_weight: float, depth: int) -> None:
-    """Refuse weights that are no numbers from 0 to 1e9, or both 0, and a depth below 1."""
+    """Check the arguments of a hybrid search.
+
+    Weights are 0 or from 1e-9 to 1e9, and not both 0. The depth is an integer of 1 or more.
+    """
     weights = {"vector_weight": vector_weight, "text_weight": text_weight}
     for name, weight in weights.items():
         if not (is_number(weight, 0, 0) or is_number(weight, 1e-9, 1e9)):
             raise InvalidInputError(
-                f"{name} must be 0, or a number from 1e-9 to 1e9, not {shown(weight)}", field=name
+                f"{name} must be 0, or a number from 1e-9 to 1e9, not {safe_repr(weight)}",
+                field=name,
             )
     if not vector_weight and not text_weight:
         raise InvalidInputError(
-            "vector_weight and text_weight are both 0: one must count", field="text_weight"
+            "vector_weight and text_weight are both 0; set at least one of them above 0",
+            field="text_weight",
         )
     check_integer_argument(depth, field="depth", least=1)
 
 
-def check_switch(value: bool, *, field: str) -> None:
-    """Refuse what is neither True nor False: of an array, say, neither can be told."""
+def check_boolean(value: bool, *, field: str) -> None:
+    """Check that an argument is True or False. An array, for example, has no truth value."""
     if not isinstance(value, bool):
-        raise InvalidInputError(f"{field} must be True or False, not {shown(value)}", field=field)
+        raise InvalidInputError(
+            f"{field} must be True or False, not {safe_repr(value)}", field=field
+        )
 
 
 def check_embedding_model(embedding_model: str | None) -> None:
-    """Refuse to insist on a model of which no chunk can be."""
+    """Check that the name of a store's embedding model is None or a storable text."""
     if embedding_model is None:
         return
     if not isinstance(embedding_model, str) or unstorable(embedding_model):
         raise ConfigurationError(
-            "embedding_model must be the name of a model, which can be stored, not "
-            f"{shown(embedding_model)}",
+            "embedding_model must be the name of a model, as text that Postgres can store, not "
+            f"{safe_repr(embedding_model)}",
             setting="embedding_model",
         )
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> None:
-    """Refuse weights of rankings that are no numbers of 0 or more, or not as many, or all 0."""
+    """Check that weights of rankings are None, or `count` numbers from 0 to 1e9 and not all 0."""
     if weights is None:
         return
     if not isinstance(weights, Sequence) or len(weights) != count:
@@ -250,66 +269,67 @@ def check_weights(weights: Sequence[float] | None, count: int) -> None:
         )
     if not all(is_number(weight, 0, 1e9) for weight in weights) or not any(weights):
         raise ConfigurationError(
-            "weights must be numbers from 0 to 1e9, of which one is more than 0", setting="weights"
+            "weights must be numbers from 0 to 1e9, at least one of them above 0",
+            setting="weights",
         )
 
 
 _LONGEST_TIMEOUT = 1e9
-"""Seconds, above which the clock of an event loop has nothing more to say."""
+"""Maximum of a timeout in seconds; beyond it, the clock of an event loop is too coarse."""
 
 
 def check_operation_timeout(seconds: float | None) -> None:
-    """Refuse a time limit that is no number of seconds above 0."""
+    """Check that a time limit is None or a number of seconds above 0."""
     if seconds is not None and not (is_number(seconds, 0, _LONGEST_TIMEOUT) and seconds):
         raise ConfigurationError(
-            "operation_timeout must be a number of seconds above 0, and at most 1e9, not "
-            f"{shown(seconds)}",
+            "operation_timeout must be a number of seconds above 0 and at most 1e9, not "
+            f"{safe_repr(seconds)}",
             setting="operation_timeout",
         )
 
 
 def check_full_text(languages: Sequence[str]) -> None:
-    """Refuse to search by words in a store without full text."""
+    """Check that a store has full text, before a search by words."""
     if not languages:
         raise ConfigurationError(
-            "this store was made without full text; make it with the text_search that its table "
-            "has, or is to have, such as 'english'",
+            "this store has no full text; create it with the text_search of its table, such as "
+            "text_search='english'",
             setting="text_search",
         )
 
 
 def check_chunk_id(chunk_id: str) -> None:
-    """Refuse an id that cannot be stored."""
+    """Check that a chunk id can be stored."""
     _check_key(chunk_id, field="chunk_id")
 
 
 def check_document_id(document_id: str) -> None:
-    """Refuse a document id that cannot be stored."""
+    """Check that a document id can be stored."""
     _check_key(document_id, field="document_id")
 
 
 def check_neighbours(before: int, after: int) -> None:
-    """Refuse numbers of neighbours that are no integers of 0 or more."""
+    """Check that numbers of neighbours are integers of 0 or more."""
     check_integer_argument(before, field="before", least=0, most=_MAX_INT32)
     check_integer_argument(after, field="after", least=0, most=_MAX_INT32)
 
 
 def check_dimensions(dimensions: int) -> None:
-    """Refuse a number of dimensions that no vector can have."""
+    """Check that a number of dimensions is an integer that pgvector can store."""
     check_integer_setting(dimensions, setting="dimensions", least=1, most=MAX_DIMENSIONS)
 
 
 def check_column_type(column_type: ColumnType) -> None:
-    """Refuse what is no column type."""
+    """Check that a column type is ``"vector"`` or ``"halfvec"``."""
     if not isinstance(column_type, str) or column_type not in get_args(ColumnType):
         raise ConfigurationError(
-            f"column_type must be 'vector' or 'halfvec', not {shown(column_type)}",
+            f"column_type must be 'vector' or 'halfvec', not {safe_repr(column_type)}",
             setting="column_type",
         )
 
 
 def check_query_vector(vector: Vector, dimensions: int, column_type: ColumnType) -> Float32Array:
-    """The query as float32, shape (dimensions,)."""
+    """Return a query vector as float32, shape (dimensions,)."""
     query: Float32Array = _checked_vectors([vector], [None], dimensions, column_type)[0]
     return query
 
@@ -317,8 +337,8 @@ def check_query_vector(vector: Vector, dimensions: int, column_type: ColumnType)
 def check_query_vectors(
     vectors: Sequence[Vector], dimensions: int, column_type: ColumnType
 ) -> Float32Array:
-    """The queries as float32, shape (n, dimensions)."""
-    queries = listed(
+    """Return query vectors as float32, shape (n, dimensions)."""
+    queries = as_list(
         vectors,
         "query_vectors must be a list of vectors",
         field="query_vector",
@@ -335,12 +355,12 @@ class Batch:
     """A validated batch: one entry per id, in ascending order of id.
 
     Attributes:
-        chunks: the chunks.
-        metadata: each chunk's metadata, canonical.
-        metadata_texts: the same as JSON.
-        embeddings: float32, shape (len(chunks), dimensions).
-        models: each chunk's embedding model.
-        columns: each chunk's values for a host's own columns.
+        chunks: The chunks.
+        metadata: Canonical metadata of each chunk.
+        metadata_texts: Canonical metadata of each chunk as JSON text.
+        embeddings: The embeddings as float32, shape (len(chunks), dimensions).
+        models: Embedding model of each chunk.
+        columns: Values of each chunk for the user model's own columns.
     """
 
     chunks: list[Chunk]
@@ -367,14 +387,14 @@ def check_batch(
     column_type: ColumnType,
     embedding_model: str | None,
 ) -> Batch:
-    """Validate a whole batch; of an id that appears twice the last one stays."""
-    items = listed(
+    """Validate a whole batch. If an id appears twice, keep the last of its chunks."""
+    items = as_list(
         embedded_chunks,
         "embedded_chunks must be a list of EmbeddedChunk",
         field="embedded_chunks",
         but_not=(str, EmbeddedChunk),
     )
-    # Every chunk is checked, also one that a later one of the same id replaces.
+    # Every chunk is checked, even if a later chunk with the same id replaces it.
     metadata = [_check_chunk(item, embedding_model) for item in items]
     embeddings = _checked_vectors(
         [item.embedding for item in items],
@@ -395,7 +415,11 @@ def check_batch(
 
 
 def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict[str, Any], str]:
-    """Check all of a chunk but its vector; returns its metadata, canonical and as JSON text."""
+    """Check everything in a chunk except its vector.
+
+    Returns:
+        Its metadata, canonical and as JSON text.
+    """
     if not isinstance(item, EmbeddedChunk) or not isinstance(item.chunk, Chunk):
         raise InvalidInputError(
             f"embedded_chunks holds an object of type {type(item).__name__}, not an EmbeddedChunk",
@@ -406,21 +430,21 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict
         _check_texts(item)
     if embedding_model is not None and item.embedding_model != embedding_model:
         raise InvalidInputError(
-            f"chunk {shown(chunk.id)} was embedded by {shown(item.embedding_model)}; this store "
-            f"takes {shown(embedding_model)} only",
+            f"chunk {safe_repr(chunk.id)} was embedded by {safe_repr(item.embedding_model)}; this "
+            f"store accepts only {safe_repr(embedding_model)}",
             field="embedding_model",
             chunk_id=chunk.id,
         )
     if not isinstance(item.columns, Mapping):
         raise InvalidInputError(
-            f"chunk {shown(chunk.id)}: columns must be a mapping of attribute names to values, "
+            f"chunk {safe_repr(chunk.id)}: columns must be a mapping of attribute names to values, "
             f"not {type(item.columns).__name__}",
             field="columns",
             chunk_id=chunk.id,
         )
     if not is_integer(chunk.position, -_MAX_INT64 - 1, _MAX_INT64):
         raise InvalidInputError(
-            f"chunk {shown(chunk.id)}: position must be a 64-bit integer",
+            f"chunk {safe_repr(chunk.id)}: position must be a 64-bit integer",
             field="position",
             chunk_id=chunk.id,
         )
@@ -428,7 +452,10 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict
 
 
 def _surely_storable(item: EmbeddedChunk) -> bool:
-    """Whether all texts can be stored, as a glance at them together tells of most chunks."""
+    """Return whether all texts of a chunk are surely storable.
+
+    This tests all of them at once, which is fast and suffices for most chunks.
+    """
     chunk = item.chunk
     try:
         texts = "".join(
@@ -460,12 +487,12 @@ def _checked_metadata(chunk_id: str, metadata: Any) -> tuple[dict[str, Any], str
         return canonical_object(metadata)
     except NotJSONError as error:
         raise InvalidInputError(
-            f"chunk {shown(chunk_id)}: metadata {error}", field="metadata", chunk_id=chunk_id
+            f"chunk {safe_repr(chunk_id)}: metadata {error}", field="metadata", chunk_id=chunk_id
         ) from None
 
 
 def _plain(chunk: Chunk) -> Chunk:
-    """The chunk with plain values where it has members of enumerations and the like."""
+    """Return a chunk with plain values in place of subclasses, such as enumeration members."""
     texts = (chunk.id, chunk.document_id, chunk.content, chunk.content_hash)
     if all(type(text) is str for text in texts) and type(chunk.position) is int:
         return chunk
@@ -484,8 +511,8 @@ def _plain(chunk: Chunk) -> Chunk:
 
 
 def check_chunks(chunks: Any) -> list[Chunk]:
-    """A list of chunks, checked by their ids and content hashes."""
-    checked = listed(chunks, "chunks must be a list of Chunk", field="chunks")
+    """Return chunks as a list, with their ids and content hashes checked."""
+    checked = as_list(chunks, "chunks must be a list of Chunk", field="chunks")
     for chunk in checked:
         if not isinstance(chunk, Chunk):
             raise InvalidInputError(
@@ -498,9 +525,13 @@ def check_chunks(chunks: Any) -> list[Chunk]:
 
 
 def check_document(document_id: str, chunks: Any) -> tuple[list[EmbeddedChunk], list[Chunk]]:
-    """A document's chunks, those with an embedding and those without; each id once."""
+    """Check the chunks of a document, in which each id may appear once.
+
+    Returns:
+        The chunks with an embedding, and the chunks without.
+    """
     check_document_id(document_id)
-    items = listed(chunks, "chunks must be a list of EmbeddedChunk or Chunk", field="chunks")
+    items = as_list(chunks, "chunks must be a list of EmbeddedChunk or Chunk", field="chunks")
     embedded: list[EmbeddedChunk] = []
     kept: list[Chunk] = []
     seen: set[str] = set()
@@ -516,14 +547,14 @@ def check_document(document_id: str, chunks: Any) -> tuple[list[EmbeddedChunk], 
         check_text(chunk.document_id, field="document_id", chunk_id=chunk.id)
         if chunk.document_id != document_id:
             raise InvalidInputError(
-                f"chunk {shown(chunk.id)} belongs to document {shown(chunk.document_id)}, not "
-                f"{shown(document_id)}",
+                f"chunk {safe_repr(chunk.id)} belongs to document "
+                f"{safe_repr(chunk.document_id)}, not {safe_repr(document_id)}",
                 field="document_id",
                 chunk_id=chunk.id,
             )
         if chunk.id in seen:
             raise InvalidInputError(
-                f"chunk {shown(chunk.id)} appears twice in the document",
+                f"chunk {safe_repr(chunk.id)} appears twice in the document",
                 field="chunks",
                 chunk_id=chunk.id,
             )
@@ -536,7 +567,7 @@ def check_document(document_id: str, chunks: Any) -> tuple[list[EmbeddedChunk], 
 
 
 def check_kept(chunks: Sequence[Chunk], dimensions: int) -> Batch:
-    """Chunks whose embeddings are stored already, as a batch without any."""
+    """Return chunks whose embeddings are stored already as a batch with zero vectors."""
     zero = np.zeros(dimensions, dtype=np.float32)
     items = [EmbeddedChunk(chunk=chunk, embedding=zero, embedding_model="") for chunk in chunks]
     return check_batch(items, dimensions, "vector", None)
@@ -545,35 +576,35 @@ def check_kept(chunks: Sequence[Chunk], dimensions: int) -> Batch:
 def is_embedded(
     chunk: Chunk, stored: Mapping[str, tuple[str, str]], embedding_model: str | None
 ) -> bool:
-    """Whether a chunk is stored with this content, embedded by the store's model.
+    """Return whether a chunk is stored with the same content, embedded by the store's model.
 
     Args:
-        chunk: the chunk.
-        stored: content hash and embedding model by id.
-        embedding_model: the store's; any when None.
+        chunk: The chunk.
+        stored: Stored content hashes and embedding models by id.
+        embedding_model: Embedding model of the store; if None, any model is accepted.
     """
     content_hash, model = stored.get(chunk.id, (None, None))
     return content_hash == chunk.content_hash and embedding_model in (None, model)
 
 
-def refuse_unembedded(
+def reject_unembedded(
     chunks: Sequence[Chunk],
     stored: Mapping[str, tuple[str, str]],
     embedding_model: str | None,
 ) -> None:
-    """Refuse chunks without an embedding that are not stored with this content."""
+    """Reject chunks without an embedding that are not stored with the same content."""
     for chunk in chunks:
         if not is_embedded(chunk, stored, embedding_model):
             raise InvalidInputError(
-                f"chunk {shown(chunk.id)} is new or has another content than what is stored: give "
-                "it as an EmbeddedChunk",
+                f"chunk {safe_repr(chunk.id)} is new or its content has changed: pass it as an "
+                "EmbeddedChunk",
                 field="embedding",
                 chunk_id=chunk.id,
             )
 
 
 def check_metadata_by_id(metadata: Any) -> dict[str, tuple[dict[str, Any], str]]:
-    """Metadata by chunk id, canonical and as JSON text, in ascending order of id."""
+    """Return metadata by chunk id, canonical and as JSON text, in ascending order of id."""
     if not isinstance(metadata, Mapping):
         raise InvalidInputError(
             f"metadata must be a mapping of chunk ids to metadata, not {type(metadata).__name__}",
@@ -595,18 +626,18 @@ def _checked_vectors(
     dimensions: int,
     column_type: ColumnType,
 ) -> Float32Array:
-    """The vectors as one float32 matrix, shape (len(vectors), dimensions).
+    """Return vectors as one float32 matrix, shape (len(vectors), dimensions).
 
-    A vector without a chunk id is the query vector.
+    A vector whose chunk id is None is a query vector.
     """
     matrix = np.empty((len(vectors), dimensions), dtype=np.float32)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for row, vector in enumerate(vectors):
             matrix[row] = _as_row(vector, chunk_ids[row], dimensions)
         for row in np.flatnonzero(~matrix.any(axis=1)).tolist():
-            if np.asarray(vectors[row]).any():  # and so no zero vector before it was rounded
+            if np.asarray(vectors[row]).any():  # it was not zero before rounding
                 raise _vector_error(chunk_ids[row], _OUT_OF_RANGE)
-        for bad, rule in _rules(matrix, column_type):
+        for bad, rule in _broken_rules(matrix, column_type):
             if bad.any():
                 raise _vector_error(chunk_ids[int(np.argmax(bad))], rule)
         if column_type == "halfvec":
@@ -620,7 +651,7 @@ def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[An
     except Exception:  # whatever an object's own conversion raises
         raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
     if np.ma.is_masked(vector):
-        raise _vector_error(chunk_id, "has masked elements, for which there is no number")
+        raise _vector_error(chunk_id, "has masked elements; fill them first")
     if row.ndim == 1 and row.shape[0] != dimensions:
         subject, field = _vector_subject(chunk_id)
         raise DimensionMismatchError(
@@ -638,25 +669,25 @@ def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[An
     return row
 
 
-def _rules(
+def _broken_rules(
     matrix: Float32Array, column_type: ColumnType
 ) -> Iterator[tuple[NDArray[np.bool_], str]]:
-    """The rules for vectors: which rows break one, and what to say of them."""
+    """Yield, for each rule, the rows that break it and the message."""
     infinite = np.logical_not(np.isfinite(matrix).all(axis=1))
-    yield infinite, "holds NaN, an infinity or a number beyond 32 bits"
+    yield infinite, "contains NaN, an infinity or a number beyond 32 bits"
     yield _out_of_range(matrix), _OUT_OF_RANGE
     if column_type == "halfvec":
         half = matrix.astype(np.float16)
-        too_large = f"holds an element above {_HALF_MAX:.0f}, the largest of halfvec"
+        too_large = f"contains an element above {_HALF_MAX:.0f}, the maximum of halfvec"
         yield np.logical_not(np.isfinite(half).all(axis=1)), too_large
         vanished = np.logical_and(matrix.any(axis=1), ~half.any(axis=1))
         yield vanished, "is so small that halfvec would make it zero"
 
 
 def _out_of_range(matrix: Float32Array) -> NDArray[np.bool_]:
-    """Non-zero rows whose squares a 32-bit float cannot hold, or only coarsely.
+    """Return the non-zero rows whose squared norm a 32-bit float cannot hold, or only coarsely.
 
-    pgvector computes in 32 bits; the similarity of such rows is 0, 1 or NaN, whatever the query.
+    pgvector computes in 32 bits: the similarity of these rows is 0, 1 or NaN for any query.
     """
     squared = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
     smallest = matrix.shape[1] * float(_FLOAT32.tiny)
@@ -673,7 +704,7 @@ def _vector_error(chunk_id: str | None, rule: str) -> InvalidInputError:
 def _vector_subject(chunk_id: str | None) -> tuple[str, str]:
     if chunk_id is None:
         return "the query vector", "query_vector"
-    return f"the embedding of chunk {shown(chunk_id)}", "embedding"
+    return f"the embedding of chunk {safe_repr(chunk_id)}", "embedding"
 
 
 # -- text ------------------------------------------------------------------------------------------
@@ -686,7 +717,7 @@ def _check_key(value: str, *, field: str, chunk_id: str | None = None) -> None:
 
 
 def check_text(value: str, *, field: str, chunk_id: str | None = None) -> None:
-    """Refuse what is no text, or cannot be stored."""
+    """Check that a value is text that Postgres can store."""
     if not isinstance(value, str):
         raise _text_error(f"must be text, not {type(value).__name__}", field, chunk_id)
     if reason := unstorable(value):
@@ -696,5 +727,5 @@ def check_text(value: str, *, field: str, chunk_id: str | None = None) -> None:
 
 
 def _text_error(reason: str, field: str, chunk_id: str | None) -> InvalidInputError:
-    subject = field if chunk_id is None else f"chunk {shown(chunk_id)}: {field}"
+    subject = field if chunk_id is None else f"chunk {safe_repr(chunk_id)}: {field}"
     return InvalidInputError(f"{subject} {reason}", field=field, chunk_id=chunk_id)

@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import ConfigurationError, PgVectorStore, StoreConnectionError
-from cenote.connections import can_heal, safe_dsn
+from cenote.connections import is_transient, safe_dsn
 from cenote.embedded import EmbeddedPostgres
 from cenote.testing import embedded, found
 
@@ -258,7 +258,7 @@ async def test_a_full_server_is_tried_again(engine: AsyncEngine, dsn: str) -> No
 )
 def test_what_can_heal(error: Exception, heals: bool) -> None:
     """And what cannot."""
-    assert can_heal(error) is heals
+    assert is_transient(error) is heals
 
 
 def test_a_connection_string_for_people() -> None:

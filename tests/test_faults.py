@@ -385,8 +385,8 @@ async def test_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             raise error()
             yield
 
-        monkeypatch.setattr(store._connections, "statement", fail)
-        monkeypatch.setattr(store._connections, "transaction", fail)
+        monkeypatch.setattr(store._executor, "statement", fail)
+        monkeypatch.setattr(store._executor, "transaction", fail)
         with pytest.raises(VectorStoreError):
             await OPERATIONS[name](store)
         return made

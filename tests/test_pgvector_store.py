@@ -549,7 +549,7 @@ async def test_an_old_extension_is_refused(engine: AsyncEngine) -> None:
         await connection.execute(
             text("UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'")
         )
-    with pytest.raises(VectorStoreError, match=r"pgvector 0\.7\.4; cenote needs 0\.8"):
+    with pytest.raises(VectorStoreError, match=r"pgvector 0\.7\.4; cenote requires 0\.8"):
         await PgVectorStore(engine, 4).search(QUERY, "n")
 
 

@@ -147,7 +147,7 @@ async def test_a_connection_will_do(library: AsyncEngine, store: PgVectorStore[P
 async def test_a_scoped_session_will_do(
     sessions: async_sessionmaker[AsyncSession], store: PgVectorStore[Passage]
 ) -> None:
-    """The one of the current scope is joined."""
+    """The one of the current scope is transaction."""
     scoped = async_scoped_session(sessions, scopefunc=asyncio.current_task)
     await store.upsert([passage(None, 0)], "t", session=scoped)
     assert await found(store, V, "t", session=scoped) == ["?:0"]

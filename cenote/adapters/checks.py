@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cenote.errors import InvalidInputError
-from cenote.validation import is_number, listed, shown
+from cenote.validation import as_list, is_number, safe_repr
 
 
 def list_of(values: Any, kind: type[Any], *, field: str) -> list[Any]:
@@ -21,7 +21,7 @@ def list_of(values: Any, kind: type[Any], *, field: str) -> list[Any]:
         InvalidInputError: `values` is not iterable, or an element is not a `kind`.
     """
     rule = f"{field} must be a list of {kind.__name__}"
-    items = listed(values, rule, field=field, but_not=(str, bytes, Mapping, kind))
+    items = as_list(values, rule, field=field, but_not=(str, bytes, Mapping, kind))
     for item in items:
         if not isinstance(item, kind):
             raise InvalidInputError(
@@ -42,7 +42,7 @@ def list_of_length(values: Any, count: int, *, field: str) -> list[Any]:
         InvalidInputError: `values` is not iterable or does not have `count` elements.
     """
     rule = f"{field} must be a list of {count:,} elements, one per text"
-    items = listed(values, rule, field=field, but_not=(str, bytes, Mapping))
+    items = as_list(values, rule, field=field, but_not=(str, bytes, Mapping))
     if len(items) != count:
         raise InvalidInputError(f"{rule}, but it has {len(items):,}", field=field)
     return items
@@ -56,7 +56,7 @@ def check_share(value: Any, *, field: str) -> None:
     """
     if not is_number(value, 0, 1):
         raise InvalidInputError(
-            f"{field} must be a number from 0 to 1, not {shown(value)}", field=field
+            f"{field} must be a number from 0 to 1, not {safe_repr(value)}", field=field
         )
 
 

@@ -17,7 +17,7 @@ from cenote.adapters.loops import LoopThread
 from cenote.connections import create_engine
 from cenote.errors import ConfigurationError
 from cenote.stores import PgVectorStore, VectorStore
-from cenote.validation import is_integer, shown
+from cenote.validation import is_integer, safe_repr
 
 __all__ = ["CenoteDocumentStore", "CenoteEmbeddingRetriever"]
 
@@ -357,7 +357,7 @@ class CenoteEmbeddingRetriever:
                 f"document_store must be a CenoteDocumentStore, not {type(document_store).__name__}"
             )
         if not is_integer(top_k, least=1):
-            raise ValueError(f"top_k must be an integer of 1 or more, not {shown(top_k)}")
+            raise ValueError(f"top_k must be an integer of 1 or more, not {safe_repr(top_k)}")
         self.document_store = document_store
         self.filters = filters
         self.top_k = top_k

@@ -21,12 +21,12 @@ from cenote.models import Chunk, EmbeddedChunk
 from cenote.stores import VectorStore
 from cenote.types import Vector
 from cenote.validation import (
+    as_list,
     check_integer_argument,
     check_query_vector,
     check_text,
     is_integer,
-    listed,
-    shown,
+    safe_repr,
 )
 
 PAGE_SIZE = 500
@@ -106,14 +106,14 @@ def _is_zero(embedding: Any, dimensions: int) -> bool:
 
 def _invalid_part(document: Document, name: str, kind: str) -> InvalidInputError:
     return InvalidInputError(
-        f"the {name} of document {shown(document.id)} must be {kind}",
+        f"the {name} of document {safe_repr(document.id)} must be {kind}",
         field=name,
         chunk_id=document.id,
     )
 
 
 def _check_meta(meta: Any, document_id: str | None = None) -> None:
-    subject = "meta" if document_id is None else f"the meta of document {shown(document_id)}"
+    subject = "meta" if document_id is None else f"the meta of document {safe_repr(document_id)}"
     if not isinstance(meta, dict):
         raise InvalidInputError(
             f"{subject} must be a dict, not {type(meta).__name__}",
@@ -160,7 +160,7 @@ class Documents:
     ) -> list[Document]:
         translated = translate(filters)
         if not is_integer(top_k, least=0):
-            raise ValueError(f"top_k must be an integer of 0 or more, not {shown(top_k)}")
+            raise ValueError(f"top_k must be an integer of 0 or more, not {safe_repr(top_k)}")
         if top_k == 0:
             return []
         limit = top_k if translated.exact else 2 * top_k
@@ -228,7 +228,7 @@ class Documents:
         self, filters: dict[str, Any] | None, metadata_fields: Sequence[str]
     ) -> dict[str, int]:
         rule = "metadata_fields must be a list of meta keys"
-        names = listed(metadata_fields, rule, field="metadata_fields")
+        names = as_list(metadata_fields, rule, field="metadata_fields")
         seen: dict[str, set[tuple[str, str]]] = {_key(name): set() for name in names}
         async for chunk in self._chunks(filters):
             for key, values in seen.items():

@@ -35,7 +35,7 @@ from cenote.filters import (
     meta,
 )
 from cenote.predicates import MetadataOperand
-from cenote.validation import shown
+from cenote.validation import safe_repr
 
 RESERVED = "_haystack"
 """Metadata key for the parts of a document that a chunk has no column for."""
@@ -165,7 +165,7 @@ class _Operand:
                 return cls(key, ~key.exists() | key.is_null())
             case _ if root in _DOCUMENT_FIELDS and path[:1] != [RESERVED]:
                 raise FilterError(
-                    f"documents cannot be filtered by {shown(name)}: use 'id', 'content' or "
+                    f"documents cannot be filtered by {safe_repr(name)}: use 'id', 'content' or "
                     "'meta.<key>'"
                 )
         return cls(None, EVERYTHING)
@@ -215,7 +215,9 @@ class _Translation:
             raise FilterError(f"'field' must be a string, not {type(name).__name__}")
         operand = _Operand.of(name)
         if symbol in ("in", "not in") and not isinstance(value, list):
-            raise FilterError(f"{shown(name)} {symbol} requires a list, not {type(value).__name__}")
+            raise FilterError(
+                f"{safe_repr(name)} {symbol} requires a list, not {type(value).__name__}"
+            )
         try:
             match symbol:
                 case "==":
@@ -228,7 +230,7 @@ class _Translation:
                     return Not(self._in(operand, value, not wide))
             return self._ordered(operand, symbol, value, wide)
         except _NotComparableError as error:
-            raise FilterError(f"{shown(name)} {symbol} {error}") from None
+            raise FilterError(f"{safe_repr(name)} {symbol} {error}") from None
 
     def _in(self, operand: _Operand, values: list[Any], wide: bool) -> Filter:
         plain = [value for value in values if _is_plain(value)]
@@ -309,7 +311,7 @@ class _NotComparableError(Exception):
 def _check_keys(tree: Mapping[str, Any], keys: tuple[str, ...], operators: tuple[str, ...]) -> None:
     for key in keys:
         if key not in tree:
-            present = ", ".join(map(shown, islice(tree, 5))) or "no keys"
+            present = ", ".join(map(safe_repr, islice(tree, 5))) or "no keys"
             raise FilterError(f"a filter lacks the key {key!r}; it has {present}")
     if not isinstance(tree["operator"], str) or tree["operator"] not in operators:
         raise FilterError(f"unknown operator: use one of {', '.join(operators)}")

@@ -17,7 +17,7 @@ from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters import FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.stores import VectorStore
-from cenote.validation import check_integer_argument, listed
+from cenote.validation import as_list, check_integer_argument
 
 __all__ = ["CenoteVectorStore"]
 
@@ -375,7 +375,7 @@ def _documents(
     metadatas: list[dict[str, Any]] | None,
     ids: Sequence[str | None] | None,
 ) -> list[Document]:
-    contents = listed(texts, "texts must be a list of texts", field="texts")
+    contents = as_list(texts, "texts must be a list of texts", field="texts")
     fields = zip(
         contents,
         _one_per_text(metadatas, {}, len(contents), field="metadatas"),

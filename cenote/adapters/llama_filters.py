@@ -40,7 +40,7 @@ from llama_index.core.vector_stores.types import (
 
 from cenote.errors import InvalidInputError
 from cenote.filters import MAX_DEPTH, MAX_PARTS, And, Filter, Not, Or, field, meta
-from cenote.validation import shown
+from cenote.validation import safe_repr
 
 
 def as_filter(filters: MetadataFilters) -> Filter:
@@ -130,14 +130,14 @@ _METADATA_PREDICATES: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
 def _translate(part: MetadataFilter) -> Filter:
     if part.value is None and part.operator != FilterOperator.IS_EMPTY:
         raise _error(
-            f"the filter by {shown(part.key)} has no value: use IS_EMPTY to find missing values"
+            f"the filter by {safe_repr(part.key)} has no value: use IS_EMPTY to find missing values"
         )
     if part.key not in ("ref_doc_id", "doc_id", "document_id"):
         return (_PREDICATES | _METADATA_PREDICATES)[part.operator](meta(part.key), part.value)
     if part.operator not in _PREDICATES:
         raise _error(
-            f"{shown(part.key)} is the document's id, a text, which does not support the operator "
-            f"{part.operator.name}"
+            f"{safe_repr(part.key)} is the document's id, a text, which does not support the "
+            f"operator {part.operator.name}"
         )
     return _PREDICATES[part.operator](field("document_id"), part.value)
 

@@ -24,7 +24,7 @@ from cenote.errors import InvalidInputError
 from cenote.filters import And, Filter, field
 from cenote.models import RetrievalResult
 from cenote.stores import VectorStore
-from cenote.validation import shown
+from cenote.validation import safe_repr
 
 __all__ = ["CenoteVectorStore"]
 
@@ -242,7 +242,7 @@ class CenoteVectorStore(BasePydanticVectorStore):
         if not isinstance(query.mode, str) or query.mode not in _MODES:
             name = query.mode.value if isinstance(query.mode, Enum) else query.mode
             raise NotImplementedError(
-                f"the query mode {shown(name)} is not supported: use one of "
+                f"the query mode {safe_repr(name)} is not supported: use one of "
                 + ", ".join(repr(mode.value) for mode in _MODES)
             )
         mode = VectorStoreQueryMode(query.mode)

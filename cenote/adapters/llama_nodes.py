@@ -22,7 +22,7 @@ from cenote.errors import InvalidInputError
 from cenote.jsonvalues import canonical_json
 from cenote.models import Chunk, EmbeddedChunk
 from cenote.predicates import json_token
-from cenote.validation import shown
+from cenote.validation import safe_repr
 
 _NODE_CONTENT = "_node_content"
 """Metadata key for the rest of the node. LlamaIndex's own stores use the same key."""
@@ -42,8 +42,8 @@ def embedded_chunk(node: BaseNode, embedding_model: str) -> EmbeddedChunk:
     """
     if node.embedding is None:
         raise InvalidInputError(
-            f"node {shown(node.node_id)} has no embedding: embed it first, as a VectorStoreIndex "
-            "does",
+            f"node {safe_repr(node.node_id)} has no embedding: embed it first, as a "
+            "VectorStoreIndex does",
             field="embedding",
             chunk_id=node.node_id,
         )
@@ -51,7 +51,8 @@ def embedded_chunk(node: BaseNode, embedding_model: str) -> EmbeddedChunk:
         source = node.ref_doc_id
     except ValueError:
         raise InvalidInputError(
-            f"node {shown(node.node_id)} has several sources: a node must belong to one document",
+            f"node {safe_repr(node.node_id)} has several sources: a node must belong to one "
+            "document",
             field="document_id",
             chunk_id=node.node_id,
         ) from None
@@ -73,7 +74,7 @@ def _metadata(node: BaseNode) -> dict[str, Any]:
     """
     if _NODE_CONTENT in node.metadata:
         raise InvalidInputError(
-            f"node {shown(node.node_id)}: the metadata key {_NODE_CONTENT!r} is reserved for "
+            f"node {safe_repr(node.node_id)}: the metadata key {_NODE_CONTENT!r} is reserved for "
             "LlamaIndex: rename it",
             field="metadata",
             chunk_id=node.node_id,
@@ -85,7 +86,7 @@ def _metadata(node: BaseNode) -> dict[str, Any]:
         dumped = node.model_dump(mode="json", exclude={"embedding"})
     except (TypeError, ValueError, RecursionError):  # their messages quote the object
         raise InvalidInputError(
-            f"node {shown(node.node_id)} contains a value that is not JSON, such as NaN or an "
+            f"node {safe_repr(node.node_id)} contains a value that is not JSON, such as NaN or an "
             "object: convert it first",
             field="metadata",
             chunk_id=node.node_id,

@@ -9,7 +9,7 @@ from cenote.filters import Filter, FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.ranking import DEPTH
 from cenote.types import Float32Array, Vector
-from cenote.validation import check_limit, check_namespace, listed
+from cenote.validation import as_list, check_limit, check_namespace
 
 
 @runtime_checkable
@@ -476,7 +476,7 @@ class VectorStore(Protocol):
         Raises:
             DimensionMismatchError, InvalidInputError, VectorStoreError: as for :meth:`search`.
         """
-        namespaces = listed(
+        namespaces = as_list(
             namespaces, "namespaces must be a list of namespaces", field="namespaces"
         )
         for namespace in namespaces:

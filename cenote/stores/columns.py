@@ -24,7 +24,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from cenote.errors import InvalidInputError
 from cenote.orm import CHUNK_COLUMNS
-from cenote.validation import Batch, shown
+from cenote.validation import Batch, safe_repr
 
 _COMPARABLE = (
     types.String,
@@ -65,7 +65,7 @@ class _UnsuitableError(Exception):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OwnColumn:
+class UserColumn:
     """A column of the host's, as an upsert writes it.
 
     Attributes:
@@ -163,7 +163,7 @@ class OwnColumn:
         return expression if isinstance(self._kind, _COMPARABLE) else cast(expression, Text)
 
 
-class OwnColumns:
+class UserColumns:
     """The columns of a chunk model that are the host's.
 
     Args:
@@ -175,7 +175,7 @@ class OwnColumns:
         mapper = inspect(model)
         table = mapper.local_table
         self._columns = {
-            attribute.key: OwnColumn(attribute.key, column, dialect)
+            attribute.key: UserColumn(attribute.key, column, dialect)
             for attribute in mapper.column_attrs
             for column in attribute.columns
             if isinstance(column, Column)
@@ -203,7 +203,7 @@ class OwnColumns:
         for name in columns:
             if name not in self._columns:
                 known = ", ".join(self._columns) or "none; a store for your model has them (model=)"
-                return f"there is no column {shown(name)} to set; there are: {known}"
+                return f"there is no column {safe_repr(name)} to set; there are: {known}"
         for name, own in self._columns.items():
             missing = columns.get(name) is None and not own.column.nullable
             if missing and (name in columns or own.required):
@@ -212,7 +212,7 @@ class OwnColumns:
             return "its columns are others than those of the batch's first chunk; upsert them apart"
         return None
 
-    def written(self, names: Sequence[str]) -> Iterator[OwnColumn]:
+    def written(self, names: Sequence[str]) -> Iterator[UserColumn]:
         """The columns for which an upsert of these names binds lists."""
         for name, own in self._columns.items():
             if name in names or own.makes_values is not None:
@@ -245,7 +245,7 @@ class OwnColumns:
         """What an update sets by itself (``onupdate``), by key; functions are called once."""
         return {own.column.key: own.on_update for own in self._touched(names)}
 
-    def _touched(self, names: Sequence[str]) -> list[OwnColumn]:
+    def _touched(self, names: Sequence[str]) -> list[UserColumn]:
         return [
             own
             for name, own in self._columns.items()
@@ -253,7 +253,7 @@ class OwnColumns:
         ]
 
 
-def _processed(own: OwnColumn, chunk_id: str, columns: Mapping[str, Any]) -> Any:
+def _processed(own: UserColumn, chunk_id: str, columns: Mapping[str, Any]) -> Any:
     try:
         if own.name in columns:
             return own.processed(columns[own.name])
@@ -268,7 +268,7 @@ def _processed(own: OwnColumn, chunk_id: str, columns: Mapping[str, Any]) -> Any
 
 def _refused(chunk_id: str, problem: str) -> InvalidInputError:
     return InvalidInputError(
-        f"chunk {shown(chunk_id)}: {problem}", field="columns", chunk_id=chunk_id
+        f"chunk {safe_repr(chunk_id)}: {problem}", field="columns", chunk_id=chunk_id
     )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.sql.elements import Grouping
 from cenote.errors import InvalidInputError
 
 
-def checked_condition(where: Any, table: Table) -> ColumnElement[bool] | None:
+def check_condition(where: Any, table: Table) -> ColumnElement[bool] | None:
     """The host's conditions, checked: they may speak of the chunk's own row only.
 
     Raises:

@@ -117,7 +117,7 @@ class InMemoryVectorStore(VectorStore):
         """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
-        validation.check_switch(exact, field="exact")
+        validation.check_boolean(exact, field="exact")
         validation.check_ef_search(ef_search)
         query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
         condition = as_filter(filter)
@@ -159,7 +159,7 @@ class InMemoryVectorStore(VectorStore):
         """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
-        validation.check_switch(exact, field="exact")
+        validation.check_boolean(exact, field="exact")
         validation.check_ef_search(ef_search)
         validation.check_min_score(min_score)
         queries = validation.check_query_vectors(query_vectors, self._dimensions, self._column_type)
@@ -316,7 +316,7 @@ class InMemoryVectorStore(VectorStore):
         self, metadata: Mapping[str, dict[str, Any]], namespace: str, *, merge: bool = False
     ) -> int:
         validation.check_namespace(namespace)
-        validation.check_switch(merge, field="merge")
+        validation.check_boolean(merge, field="merge")
         new = validation.check_metadata_by_id(metadata)
         return self._chunks_in(namespace).update_metadata(new, merge=merge)
 
@@ -331,7 +331,7 @@ class InMemoryVectorStore(VectorStore):
         )
         unembedded = validation.check_kept(kept, self._dimensions)
         stored = self._namespaces.setdefault(namespace, Namespace(self._dimensions))
-        validation.refuse_unembedded(unembedded.chunks, stored.hashes(), self._embedding_model)
+        validation.reject_unembedded(unembedded.chunks, stored.hashes(), self._embedding_model)
         ids = {chunk.id for chunk in (*batch.chunks, *unembedded.chunks)}
         before = stored.matching(as_filter(field("document_id") == document_id))
         obsolete = [chunk.id for chunk in before if chunk.id not in ids]

@@ -45,11 +45,11 @@ from cenote.text_search import languages_of
 Session: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
 """What a caller may join a transaction by."""
 
-Joined: TypeAlias = AsyncSession | AsyncConnection
+CallerTransaction: TypeAlias = AsyncSession | AsyncConnection
 """The same, checked."""
 
 
-class Connections:
+class StatementExecutor:
     """Opens connections for a store's statements, and translates errors.
 
     Args:
@@ -85,7 +85,7 @@ class Connections:
 
     @asynccontextmanager
     async def transaction(
-        self, operation: str, session: Joined | None, namespace: str, *, whole: bool
+        self, operation: str, session: CallerTransaction | None, namespace: str, *, whole: bool
     ) -> AsyncIterator[AsyncConnection]:
         """A connection in a transaction: one of its own, or the caller's.
 
@@ -105,7 +105,7 @@ class Connections:
 
     @asynccontextmanager
     async def statement(
-        self, operation: str, session: Joined | None, namespace: str | None
+        self, operation: str, session: CallerTransaction | None, namespace: str | None
     ) -> AsyncIterator[AsyncConnection]:
         """A connection for one statement, which is a transaction by itself or in the caller's."""
         connect = self._read_committed.begin if self._secured else self._autocommit.connect
@@ -116,7 +116,7 @@ class Connections:
     async def _connection(
         self,
         operation: str,
-        session: Joined | None,
+        session: CallerTransaction | None,
         namespace: str | None,
         connect: Callable[[], Any],
     ) -> AsyncIterator[AsyncConnection]:
@@ -143,13 +143,13 @@ class Connections:
     async def _connected(
         self,
         operation: str,
-        session: Joined | None,
+        session: CallerTransaction | None,
         namespace: str | None,
         connect: Callable[[], Any],
     ) -> AsyncIterator[AsyncConnection]:
         with self._own_errors(operation):
             if session is None:
-                connections.refuse_other_loop(self._autocommit)
+                connections.check_event_loop(self._autocommit)
                 async with connect() as connection:
                     await self._prepare(connection)
                     if self._secured and namespace is not None:
@@ -168,7 +168,7 @@ class Connections:
             finally:
                 await _give_back_tenant(connection, before)
 
-    async def _joined(self, session: Joined) -> AsyncConnection:
+    async def _joined(self, session: CallerTransaction) -> AsyncConnection:
         if isinstance(session, AsyncConnection):
             connection = session
         else:
@@ -199,7 +199,7 @@ class Connections:
             self._table_checked = True
 
     @asynccontextmanager
-    async def tenant(self, session: Joined, namespace: str) -> AsyncIterator[None]:
+    async def tenant(self, session: CallerTransaction, namespace: str) -> AsyncIterator[None]:
         """Row-level security shows a tenant's rows inside; at the end, the session is flushed."""
         if isinstance(session, AsyncSession):
             await session.flush()  # for whom it was before
@@ -273,13 +273,13 @@ class Connections:
                 + error_hint(state, self._config, user_model=self._has_user_model)
             )
             kind = StoreConnectionError if connections.is_lost(error) else VectorStoreError
-            connections.silence(error)
+            connections.redact(error)
             raise kind(message, sqlstate=state) from cause
         except RuntimeError as error:
-            if not connections.is_about_loops(error):
+            if not connections.is_event_loop_error(error):
                 raise
             connections.forget_loop(self._autocommit)
-            raise connections.other_loop() from error
+            raise connections.event_loop_error() from error
 
 
 _SET_TENANT = select(func.set_config(NAME, bindparam("namespace", type_=Text), true()))
@@ -300,7 +300,7 @@ async def _give_back_tenant(connection: AsyncConnection, before: str) -> None:
         await connection.execute(_SET_TENANT, {"namespace": before})
 
 
-def check_session(session: Any) -> Joined | None:
+def check_session(session: Any) -> CallerTransaction | None:
     """The session or connection itself, or None.
 
     Raises:
@@ -333,7 +333,7 @@ _PARAMETERS = 10_000  # of the 32,767 that a statement may have
 
 
 async def refresh(
-    session: Joined | None, model: type[Any], namespace: str, ids: Sequence[str]
+    session: CallerTransaction | None, model: type[Any], namespace: str, ids: Sequence[str]
 ) -> None:
     """Load anew what the session holds of some rows: the columns of each that are loaded."""
     held = _held(session, model, namespace, set(ids))
@@ -376,13 +376,13 @@ def _differs(loaded: Mapping[str, Any], found: RowMapping, name: str) -> bool:
     return name in loaded and name in found and bool(loaded[name] != found[name])
 
 
-def holds_any(session: Joined | None, model: type[Any], namespace: str) -> bool:
+def holds_any(session: CallerTransaction | None, model: type[Any], namespace: str) -> bool:
     """Whether the session holds objects of a namespace's rows."""
     return bool(_held(session, model, namespace, None))
 
 
 async def remove(
-    session: Joined | None, model: type[Any], namespace: str, ids: Sequence[str] | None
+    session: CallerTransaction | None, model: type[Any], namespace: str, ids: Sequence[str] | None
 ) -> int:
     """Delete rows of which the session holds objects, so that it knows; all of None's.
 
@@ -399,7 +399,7 @@ async def remove(
 
 
 def _held(
-    session: Joined | None,
+    session: CallerTransaction | None,
     model: type[Any],
     namespace: str,
     ids: set[str] | None,

@@ -25,13 +25,13 @@ from cenote.cures import APPLICATION_MIGRATIONS
 from cenote.errors import InvalidInputError, MigrationError
 from cenote.mapping import config_from_model, model_for_config
 from cenote.orm import ChunkRow
-from cenote.stores.columns import OwnColumns
+from cenote.stores.columns import UserColumns
 from cenote.stores.pgvector.base import Model
 from cenote.stores.pgvector.loading import Loading
 from cenote.stores.pgvector.reading import Reading
 from cenote.stores.pgvector.searching import Searching
 from cenote.stores.search import DEFAULT_EF_SEARCH
-from cenote.stores.sessions import Connections, Session, check_session
+from cenote.stores.sessions import Session, StatementExecutor, check_session
 from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
 from cenote.telemetry import NamespaceInTelemetry, Telemetry
 from cenote.types import ColumnType
@@ -176,14 +176,14 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         self._embedding_model = embedding_model
         self._indexing_later = 0
         self._telemetry = Telemetry(self._model.__table__.fullname, namespaces_in_telemetry)
-        self._own_columns = OwnColumns(self._model, self._engine.dialect)
+        self._user_columns = UserColumns(self._model, self._engine.dialect)
         check_embedding_model(embedding_model)
         check_operation_timeout(operation_timeout)
         self._operation_timeout = operation_timeout
-        self._connections = self._made_connections()
+        self._executor = self._build_executor()
         table = self._model.__table__
         self._reads = ReadStatements(table)
-        self._writes = WriteStatements(table, self._config.column_type, self._own_columns)
+        self._writes = WriteStatements(table, self._config.column_type, self._user_columns)
         self._searches = SearchStatements(
             self._model, self._config, hnsw_ef_search, schemas_translated=self._translated
         )
@@ -245,9 +245,9 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         A store that `connect` opened cannot be used afterwards.
         """
         if self._owns_engine:
-            self._connections.closed = True
+            self._executor.closed = True
             # Those of another event loop can only be let go.
-            await self._engine.dispose(close=not connections.is_of_other_loop(self._engine))
+            await self._engine.dispose(close=not connections.belongs_to_other_loop(self._engine))
 
     async def __aenter__(self) -> Self:
         return self
@@ -302,10 +302,10 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             VectorStoreError: the server refused.
         """
         check_namespace(namespace)
-        joined = check_session(session)
-        if joined is None:
+        transaction = check_session(session)
+        if transaction is None:
             raise InvalidInputError("session is needed here", field="session")
-        async with self._connections.tenant(joined, namespace):
+        async with self._executor.tenant(transaction, namespace):
             yield
 
     def with_own_pool(self) -> Self:
@@ -319,11 +319,11 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         other = copy(self)
         other._owns_engine = False
         other._engine = create_async_engine(self._engine.url, pool=pool, execution_options=options)
-        other._connections = other._made_connections()
+        other._executor = other._build_executor()
         return other
 
-    def _made_connections(self) -> Connections:
-        return Connections(
+    def _build_executor(self) -> StatementExecutor:
+        return StatementExecutor(
             self._engine,
             self._model,
             self._config,

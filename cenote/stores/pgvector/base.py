@@ -12,8 +12,8 @@ from cenote.config import SchemaConfig
 from cenote.models import EmbeddedChunk
 from cenote.orm import ChunkMixin, ChunkRow
 from cenote.stores.base import VectorStore
-from cenote.stores.columns import OwnColumns
-from cenote.stores.sessions import Connections
+from cenote.stores.columns import UserColumns
+from cenote.stores.sessions import StatementExecutor
 from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
 from cenote.telemetry import Telemetry
 
@@ -21,7 +21,7 @@ Model = TypeVar("Model", bound=ChunkMixin, default=ChunkRow)
 """The mapped class of a store."""
 
 
-class Part(VectorStore, Generic[Model]):
+class PgVectorStoreBase(VectorStore, Generic[Model]):
     """The attributes of a store, which its constructor sets."""
 
     _config: SchemaConfig
@@ -31,15 +31,15 @@ class Part(VectorStore, Generic[Model]):
     _embedding_model: str | None
     _indexing_later: int
     _telemetry: Telemetry
-    _own_columns: OwnColumns
-    _connections: Connections
+    _user_columns: UserColumns
+    _executor: StatementExecutor
     _reads: ReadStatements
     _searches: SearchStatements
     _writes: WriteStatements
 
     async def _look_at_table(self, operation: str) -> None:
         """Refuse a closed store, and a table of another shape."""
-        async with self._connections.statement(operation, None, None):
+        async with self._executor.statement(operation, None, None):
             pass
 
     def _checked_batch(self, embedded_chunks: list[EmbeddedChunk]) -> validation.Batch:

@@ -12,18 +12,18 @@ from cenote import validation
 from cenote.filters import Conditions, FilterLike, as_filter
 from cenote.models import Chunk
 from cenote.stores import rows
-from cenote.stores.conditions import checked_condition
-from cenote.stores.pgvector.base import Model, Part
+from cenote.stores.conditions import check_condition
+from cenote.stores.pgvector.base import Model, PgVectorStoreBase
 from cenote.stores.retrying import Retry, operation
 from cenote.stores.search import LARGEST_LIMIT
-from cenote.stores.sessions import Joined, Session, check_session
+from cenote.stores.sessions import CallerTransaction, Session, check_session
 from cenote.types import Float32Array
 
 PAGE_SIZE = 1000
 """Chunks that `get_all_chunks` reads at a time."""
 
 
-class Reading(Part[Model]):
+class Reading(PgVectorStoreBase[Model]):
     """The methods of `PgVectorStore` that read."""
 
     @operation("get", retry=Retry.ALWAYS, batch="chunk_ids")
@@ -36,12 +36,12 @@ class Reading(Part[Model]):
             session: the transaction to join; see above.
         """
         validation.check_namespace(namespace)
-        joined = check_session(session)
+        transaction = check_session(session)
         ids = validation.check_ids_in_order(chunk_ids)
         if not ids:
             return []
         values = {"namespace": namespace, "ids": ids}
-        async with self._connections.statement("get", joined, namespace) as connection:
+        async with self._executor.statement("get", transaction, namespace) as connection:
             found = (await connection.execute(self._reads.get, values)).all()
         by_id = {row.id: rows.chunk(row) for row in found}
         return [by_id[one] for one in ids if one in by_id]
@@ -56,9 +56,9 @@ class Reading(Part[Model]):
             session: the transaction to join; see above.
         """
         validation.check_namespace(namespace)
-        joined = check_session(session)
+        transaction = check_session(session)
         values = {"namespace": namespace, "ids": validation.check_ids(chunk_ids)}
-        async with self._connections.statement("get_embeddings", joined, namespace) as connection:
+        async with self._executor.statement("get_embeddings", transaction, namespace) as connection:
             found = await connection.execute(self._reads.embeddings, values)
             return {one: np.asarray(vector, dtype=np.float32) for one, vector in found}
 
@@ -72,11 +72,11 @@ class Reading(Part[Model]):
             session: the transaction to join; see above.
         """
         validation.check_namespace(namespace)
-        joined = check_session(session)
+        transaction = check_session(session)
         conditions = Conditions(as_filter(filter))
         statement = self._reads.count(conditions)
         values = {"namespace": namespace, **conditions.parameters}
-        async with self._connections.statement("count", joined, namespace) as connection:
+        async with self._executor.statement("count", transaction, namespace) as connection:
             return int((await connection.execute(statement, values)).scalar_one())
 
     @operation("list_namespaces", retry=Retry.ALWAYS)
@@ -89,9 +89,9 @@ class Reading(Part[Model]):
         Args:
             session: the transaction to join; see above.
         """
-        joined = check_session(session)
-        async with self._connections.statement("list_namespaces", joined, None) as connection:
-            await self._connections.refuse_hidden_rows(connection)
+        transaction = check_session(session)
+        async with self._executor.statement("list_namespaces", transaction, None) as connection:
+            await self._executor.refuse_hidden_rows(connection)
             found = await connection.execute(self._reads.namespaces)
             return {row.namespace: row.chunks for row in found}
 
@@ -105,12 +105,12 @@ class Reading(Part[Model]):
             session: the transaction to join; see above.
         """
         validation.check_namespace(namespace)
-        joined = check_session(session)
+        transaction = check_session(session)
         asked = validation.check_chunks(chunks)
         if not asked:
             return []
         values = {"namespace": namespace, "ids": sorted({chunk.id for chunk in asked})}
-        async with self._connections.statement("missing", joined, namespace) as connection:
+        async with self._executor.statement("missing", transaction, namespace) as connection:
             found = (await connection.execute(self._reads.hashes, values)).all()
         stored = {row.id: (row.content_hash, row.embedding_model) for row in found}
         return [
@@ -136,14 +136,14 @@ class Reading(Part[Model]):
         """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
-        joined = check_session(session)
+        transaction = check_session(session)
         conditions = Conditions(as_filter(filter))
         values = {"namespace": namespace, "page_size": min(limit, LARGEST_LIMIT)}
         if after is not None:
             validation.check_text(after, field="after")
             values["after"] = after
         statement = self._reads.page(conditions, first=after is None)
-        async with self._connections.statement("list_chunks", joined, namespace) as connection:
+        async with self._executor.statement("list_chunks", transaction, namespace) as connection:
             found = await connection.execute(statement, values | conditions.parameters)
             return [rows.chunk(row) for row in found]
 
@@ -165,9 +165,9 @@ class Reading(Part[Model]):
         validation.check_namespace(namespace)
         validation.check_chunk_id(chunk_id)
         validation.check_neighbours(before, after)
-        joined = check_session(session)
+        transaction = check_session(session)
         values = {"namespace": namespace, "id": chunk_id, "before": before, "after": after}
-        async with self._connections.statement("neighbours", joined, namespace) as connection:
+        async with self._executor.statement("neighbours", transaction, namespace) as connection:
             found = await connection.execute(self._reads.neighbours, values)
             return [rows.chunk(row) for row in found]
 
@@ -189,7 +189,7 @@ class Reading(Part[Model]):
         validation.check_namespace(namespace)
         conditions = Conditions(as_filter(filter))
         self._reads.page(conditions, first=True)  # refuses a column that is not there
-        condition = checked_condition(where, self._connections.table)
+        condition = check_condition(where, self._executor.table)
         return self._chunks(namespace, conditions, condition, check_session(session))
 
     async def _chunks(
@@ -197,7 +197,7 @@ class Reading(Part[Model]):
         namespace: str,
         filter: Conditions,
         where: ColumnElement[bool] | None,
-        session: Joined | None,
+        session: CallerTransaction | None,
     ) -> AsyncIterator[Chunk]:
         values = {
             "namespace": namespace,
@@ -225,7 +225,7 @@ class Reading(Part[Model]):
         statement: Select[Any],
         parameters: dict[str, Any],
         *,
-        session: Joined | None,
+        session: CallerTransaction | None,
     ) -> list[Row[Any]]:
-        async with self._connections.statement("get_all_chunks", session, namespace) as connection:
+        async with self._executor.statement("get_all_chunks", session, namespace) as connection:
             return [*(await connection.execute(statement, parameters)).all()]

@@ -14,8 +14,8 @@ from cenote.models import RetrievalResult
 from cenote.ranking import DEPTH, at_least, diverse
 from cenote.sqltypes import to_wire
 from cenote.stores import rows
-from cenote.stores.conditions import checked_condition
-from cenote.stores.pgvector.base import Model, Part
+from cenote.stores.conditions import check_condition
+from cenote.stores.pgvector.base import Model, PgVectorStoreBase
 from cenote.stores.retrying import Retry, operation
 from cenote.stores.search import LARGEST_LIMIT
 from cenote.stores.sessions import Session, check_session
@@ -24,7 +24,7 @@ from cenote.text_search import QUERY_CHARACTERS
 from cenote.types import Float32Array, Vector
 
 
-class Searching(Part[Model]):
+class Searching(PgVectorStoreBase[Model]):
     """The methods of `PgVectorStore` that search."""
 
     @operation("search", retry=Retry.ALWAYS)
@@ -56,7 +56,7 @@ class Searching(Part[Model]):
         )
         validation.check_min_score(min_score)
         validation.check_per_document(per_document)
-        joined = check_session(session)
+        transaction = check_session(session)
         if not query.any():
             return []
         parameters: dict[str, Any] = {
@@ -74,7 +74,7 @@ class Searching(Part[Model]):
                 condition, conditions, limit, parameters, exact=exact, per_document=per_document
             )
             parameters = {}
-        async with self._connections.statement("search", joined, namespace) as connection:
+        async with self._executor.statement("search", transaction, namespace) as connection:
             found = (await connection.execute(statement, parameters)).all()
         record(path="ann" if found and found[0].by_ann else "exact")
         return at_least(min_score, [rows.result(row) for row in found])
@@ -99,14 +99,14 @@ class Searching(Part[Model]):
         """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
-        validation.check_switch(exact, field="exact")
+        validation.check_boolean(exact, field="exact")
         validation.check_ef_search(ef_search)
         validation.check_min_score(min_score)
         queries = validation.check_query_vectors(
             query_vectors, self._config.dimensions, self._config.column_type
         )
         conditions = Conditions(as_filter(filter))
-        joined = check_session(session)
+        transaction = check_session(session)
         results: list[list[RetrievalResult]] = [[] for _ in queries]
         asked = [number for number, query in enumerate(queries) if query.any()]
         if not asked:
@@ -118,7 +118,7 @@ class Searching(Part[Model]):
             **conditions.parameters,
         }
         statement = self._searches.search_many(conditions, limit, exact=exact)
-        async with self._connections.statement("search_many", joined, namespace) as connection:
+        async with self._executor.statement("search_many", transaction, namespace) as connection:
             for number, *row in await connection.execute(statement, values):
                 results[asked[number - 1]].append(rows.result(row))
         return [at_least(min_score, found) for found in results]
@@ -142,9 +142,9 @@ class Searching(Part[Model]):
         """
         candidates = validation.check_diversity(diversity, candidates, limit)
         found = await self.search(query_vector, namespace, candidates, filter, session=session)
-        joined = check_session(session)
+        transaction = check_session(session)
         values = {"namespace": namespace, "ids": sorted(one.chunk.id for one in found)}
-        async with self._connections.statement("search_diverse", joined, namespace) as connection:
+        async with self._executor.statement("search_diverse", transaction, namespace) as connection:
             stored = await connection.execute(self._reads.embeddings, values)
             vectors = {chunk_id: np.asarray(vector) for chunk_id, vector in stored}
         return diverse(query_vector, found, vectors, limit, diversity)
@@ -168,9 +168,9 @@ class Searching(Part[Model]):
             where, session: as of :meth:`search`.
         """
         values, conditions, condition = self._checked_text(text, namespace, limit, filter, where)
-        joined = check_session(session)
+        transaction = check_session(session)
         statement, bound = self._searches.text_search(conditions, condition, values)
-        async with self._connections.statement("search_text", joined, namespace) as connection:
+        async with self._executor.statement("search_text", transaction, namespace) as connection:
             found = (await connection.execute(statement, bound)).all()
         return [rows.result(row, "text") for row in found]
 
@@ -201,7 +201,7 @@ class Searching(Part[Model]):
             query_vector, self._config.dimensions, self._config.column_type
         )
         values, conditions, condition = self._checked_text(text, namespace, limit, filter, where)
-        joined = check_session(session)
+        transaction = check_session(session)
         depth = max(depth, limit)
         of_search = self._searches.search_parameters(depth, ef_search)
         values |= {
@@ -213,7 +213,7 @@ class Searching(Part[Model]):
             "text_weight": float(text_weight),
         }
         statement, bound = self._searches.hybrid_search(conditions, depth, condition, values)
-        async with self._connections.statement("search_hybrid", joined, namespace) as connection:
+        async with self._executor.statement("search_hybrid", transaction, namespace) as connection:
             found = (await connection.execute(statement, bound)).all()
         return [rows.result(row, "hybrid") for row in found]
 
@@ -248,7 +248,7 @@ class Searching(Part[Model]):
             "limit": min(limit, LARGEST_LIMIT),
             **conditions.parameters,
         }
-        return values, conditions, checked_condition(where, self._connections.table)
+        return values, conditions, check_condition(where, self._executor.table)
 
     def search_statement(
         self,
@@ -317,7 +317,7 @@ class Searching(Part[Model]):
         """The arguments of a search that are more than checked."""
         validation.check_namespace(namespace)
         validation.check_limit(limit)
-        validation.check_switch(exact, field="exact")
+        validation.check_boolean(exact, field="exact")
         validation.check_ef_search(ef_search)
         query = validation.check_query_vector(
             query_vector, self._config.dimensions, self._config.column_type
@@ -325,5 +325,5 @@ class Searching(Part[Model]):
         return (
             query,
             Conditions(as_filter(filter)),
-            checked_condition(where, self._connections.table),
+            check_condition(where, self._executor.table),
         )

@@ -12,13 +12,13 @@ from cenote.errors import InvalidInputError
 from cenote.filters import Conditions, Filter, as_filter, field, narrowing_filter
 from cenote.models import Chunk, EmbeddedChunk, SyncResult
 from cenote.stores import rows, sessions
-from cenote.stores.pgvector.base import Model, Part
+from cenote.stores.pgvector.base import Model, PgVectorStoreBase
 from cenote.stores.retrying import Retry, operation
-from cenote.stores.sessions import Joined, Session, check_session
+from cenote.stores.sessions import CallerTransaction, Session, check_session
 from cenote.telemetry import record
 
 
-class Writing(Part[Model]):
+class Writing(PgVectorStoreBase[Model]):
     """The methods of `PgVectorStore` that write."""
 
     @operation("upsert", retry=Retry.ALWAYS, batch="embedded_chunks")
@@ -45,25 +45,25 @@ class Writing(Part[Model]):
         self,
         embedded_chunks: list[EmbeddedChunk],
         namespace: str,
-        joined: Joined | None = None,
+        transaction: CallerTransaction | None = None,
     ) -> int:
         """Write chunks; returns how many."""
         batch = self._checked_batch(embedded_chunks)
         if not batch.chunks:
             return 0
-        names = self._own_columns.given(batch)
+        names = self._user_columns.given(batch)
         parts = list(rows.parts(batch))
-        of_own = [self._own_columns.parameters(names, part) for part in parts]
-        whole = joined is not None and len(parts) > 1
-        async with self._connections.transaction(
-            "upsert", joined, namespace, whole=whole
+        of_own = [self._user_columns.parameters(names, part) for part in parts]
+        whole = transaction is not None and len(parts) > 1
+        async with self._executor.transaction(
+            "upsert", transaction, namespace, whole=whole
         ) as connection:
             for part, own in zip(parts, of_own, strict=True):
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace, **own}
                 await connection.execute(self._writes.upsert(names), parameters)
             ids = [chunk.id for chunk in batch.chunks]
-            await sessions.refresh(joined, self._model, namespace, ids)
+            await sessions.refresh(transaction, self._model, namespace, ids)
         return len(batch.chunks)
 
     @operation("delete", retry=Retry.ALWAYS, batch="chunk_ids")
@@ -76,12 +76,12 @@ class Writing(Part[Model]):
             session: the transaction to join; see above.
         """
         validation.check_namespace(namespace)
-        joined = check_session(session)
+        transaction = check_session(session)
         ids = validation.check_ids(chunk_ids)
         if not ids:
             return
-        async with self._connections.statement("delete", joined, namespace) as connection:
-            await sessions.remove(joined, self._model, namespace, ids)
+        async with self._executor.statement("delete", transaction, namespace) as connection:
+            await sessions.remove(transaction, self._model, namespace, ids)
             await connection.execute(self._writes.delete, {"namespace": namespace, "ids": ids})
 
     @operation("delete_namespace", retry=Retry.ALWAYS)
@@ -92,9 +92,11 @@ class Writing(Part[Model]):
             session: the transaction to join; see above.
         """
         validation.check_namespace(namespace)
-        joined = check_session(session)
-        async with self._connections.statement("delete_namespace", joined, namespace) as connection:
-            await sessions.remove(joined, self._model, namespace, None)
+        transaction = check_session(session)
+        async with self._executor.statement(
+            "delete_namespace", transaction, namespace
+        ) as connection:
+            await sessions.remove(transaction, self._model, namespace, None)
             await connection.execute(self._writes.delete_namespace, {"namespace": namespace})
 
     @operation("delete_document", retry=Retry.IF_ROLLED_BACK)
@@ -127,14 +129,14 @@ class Writing(Part[Model]):
     async def _delete_matching(
         self, operation: str, matching: Conditions, namespace: str, session: Session | None
     ) -> int:
-        joined = check_session(session)
+        transaction = check_session(session)
         statement = self._writes.delete_matching(matching)
         values = {"namespace": namespace, **matching.parameters}
-        async with self._connections.statement(operation, joined, namespace) as connection:
+        async with self._executor.statement(operation, transaction, namespace) as connection:
             removed = 0
-            if sessions.holds_any(joined, self._model, namespace):
+            if sessions.holds_any(transaction, self._model, namespace):
                 found = await connection.scalars(self._writes.ids_matching(matching), values)
-                removed = await sessions.remove(joined, self._model, namespace, found.all())
+                removed = await sessions.remove(transaction, self._model, namespace, found.all())
             return removed + (await connection.execute(statement, values)).rowcount
 
     @operation("update_metadata", retry=Retry.IF_ROLLED_BACK)
@@ -152,8 +154,8 @@ class Writing(Part[Model]):
             session: the transaction to join; see above.
         """
         validation.check_namespace(namespace)
-        joined = check_session(session)
-        validation.check_switch(merge, field="merge")
+        transaction = check_session(session)
+        validation.check_boolean(merge, field="merge")
         texts = {
             chunk_id: text
             for chunk_id, (_, text) in validation.check_metadata_by_id(metadata).items()
@@ -165,11 +167,13 @@ class Writing(Part[Model]):
             "cenote_ids": list(texts),
             "cenote_metadata": list(texts.values()),
             "cenote_merge": merge,
-            **self._own_columns.on_update_parameters(()),
+            **self._user_columns.on_update_parameters(()),
         }
-        async with self._connections.statement("update_metadata", joined, namespace) as connection:
+        async with self._executor.statement(
+            "update_metadata", transaction, namespace
+        ) as connection:
             changed = await connection.execute(self._writes.update_metadata, values)
-            await sessions.refresh(joined, self._model, namespace, list(texts))
+            await sessions.refresh(transaction, self._model, namespace, list(texts))
             return changed.rowcount
 
     @operation("sync_document", retry=Retry.IF_ROLLED_BACK, batch="chunks")
@@ -188,15 +192,15 @@ class Writing(Part[Model]):
                 COMMITTED, which would not see what another synchronisation has just committed.
         """
         validation.check_namespace(namespace)
-        joined = check_session(session)
+        transaction = check_session(session)
         embedded, kept = validation.check_document(document_id, chunks)
         batch = self._checked_batch(embedded)
         keep = validation.check_kept(kept, self._config.dimensions)
-        names = self._own_columns.given(batch) if batch.chunks else ()
+        names = self._user_columns.given(batch) if batch.chunks else ()
         values = {"namespace": namespace, "document_id": document_id}
         ids = sorted(chunk.id for chunk in (*batch.chunks, *keep.chunks))
-        async with self._connections.transaction(
-            "sync_document", joined, namespace, whole=joined is not None
+        async with self._executor.transaction(
+            "sync_document", transaction, namespace, whole=transaction is not None
         ) as connection:
             locked = (await connection.execute(self._writes.lock_document, values)).one()
             if locked.isolation != "read committed":  # it would not see whom it waited for
@@ -211,15 +215,15 @@ class Writing(Part[Model]):
             for part in rows.parts(batch) if batch.chunks else ():
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace}
-                parameters |= self._own_columns.parameters(names, part)
+                parameters |= self._user_columns.parameters(names, part)
                 done = await connection.execute(self._writes.upsert(names), parameters)
                 written += done.rowcount
             gone = self._writes.ids_of_document
             doomed = (await connection.scalars(gone, {**values, "ids": ids})).all()
             # Last, for an error would give the rows back and not the session's objects.
-            await sessions.remove(joined, self._model, namespace, doomed)
+            await sessions.remove(transaction, self._model, namespace, doomed)
             await connection.execute(self._writes.delete, {"namespace": namespace, "ids": doomed})
-            await sessions.refresh(joined, self._model, namespace, ids)
+            await sessions.refresh(transaction, self._model, namespace, ids)
         return SyncResult(written=written, removed=len(doomed), unchanged=len(ids) - written)
 
     async def _keep(
@@ -230,7 +234,7 @@ class Writing(Part[Model]):
             return 0
         ids = {"namespace": values["namespace"], "ids": [chunk.id for chunk in keep.chunks]}
         stored = (await connection.execute(self._reads.hashes_locked, ids)).all()
-        validation.refuse_unembedded(
+        validation.reject_unembedded(
             keep.chunks,
             {row.id: (row.content_hash, row.embedding_model) for row in stored},
             self._embedding_model,
@@ -242,6 +246,6 @@ class Writing(Part[Model]):
             "cenote_content": [chunk.content for chunk in keep.chunks],
             "cenote_position": [chunk.position for chunk in keep.chunks],
             "cenote_metadata": keep.metadata_texts,
-            **self._own_columns.on_update_parameters(()),
+            **self._user_columns.on_update_parameters(()),
         }
         return (await connection.execute(self._writes.keep, parameters)).rowcount

@@ -25,7 +25,7 @@ def value(values: Mapping[str, Any], name: str, type_: TypeEngine[Any]) -> Colum
     return literal(values[name], type_)
 
 
-def by_shape(build: Callable[..., Any]) -> Callable[..., Any]:
+def cached_by_shape(build: Callable[..., Any]) -> Callable[..., Any]:
     """A function of a filter that keeps what it made of the last shapes, and none of the values."""
     kept: OrderedDict[Hashable, Any] = OrderedDict()
 

@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from cenote.filters import Bind, Conditions
 from cenote.stores.rows import CHUNK_FIELDS
 from cenote.stores.search import as_sent
-from cenote.stores.statements.binding import by_shape, parameter, value
+from cenote.stores.statements.binding import cached_by_shape, parameter, value
 
 
 class ReadStatements:
@@ -36,7 +36,7 @@ class ReadStatements:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self.page = by_shape(partial(self._build_page, bind=parameter))
+        self.page = cached_by_shape(partial(self._build_page, bind=parameter))
         """The chunks of a namespace that follow an id, or the first ones."""
         columns = table.c
         by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
@@ -47,7 +47,7 @@ class ReadStatements:
             in_namespace, by_id
         )
         self.hashes_locked = self.hashes.order_by(columns.id).with_for_update()
-        self.count = by_shape(self._build_count)
+        self.count = cached_by_shape(self._build_count)
         self.namespaces = (
             select(columns.namespace, func.count().label("chunks"))
             .group_by(columns.namespace)

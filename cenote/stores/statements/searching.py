@@ -44,7 +44,7 @@ from cenote.stores.search import (
     search_parameters,
 )
 from cenote.stores.search_many import SearchMany
-from cenote.stores.statements.binding import by_shape, parameter, value
+from cenote.stores.statements.binding import cached_by_shape, parameter, value
 from cenote.stores.text import TextSearch
 from cenote.types import ColumnType, Float32Array
 from cenote.validation import MAX_EF_SEARCH, check_integer_setting
@@ -102,11 +102,11 @@ class SearchStatements:
         self._dimensions = config.dimensions
         self._languages = config.languages
         self._schemas_translated = schemas_translated
-        self._template = by_shape(self._build_template)
-        self._search = by_shape(partial(self._build_search, bind=parameter))
-        self._search_many = by_shape(self._build_search_many)
-        self._text_search = by_shape(partial(self._build_text_search, bind=parameter))
-        self._hybrid_search = by_shape(partial(self._build_hybrid_search, bind=parameter))
+        self._template = cached_by_shape(self._build_template)
+        self._search = cached_by_shape(partial(self._build_search, bind=parameter))
+        self._search_many = cached_by_shape(self._build_search_many)
+        self._text_search = cached_by_shape(partial(self._build_text_search, bind=parameter))
+        self._hybrid_search = cached_by_shape(partial(self._build_hybrid_search, bind=parameter))
 
     def search(
         self, filter: Conditions, limit: int, *, exact: bool, per_document: int | None = None

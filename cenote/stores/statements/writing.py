@@ -31,8 +31,8 @@ from sqlalchemy.types import TypeEngine
 
 from cenote.filters import Conditions
 from cenote.sqltypes import WireVector
-from cenote.stores.columns import OwnColumns
-from cenote.stores.statements.binding import by_shape, parameter
+from cenote.stores.columns import UserColumns
+from cenote.stores.statements.binding import cached_by_shape, parameter
 from cenote.types import ColumnType
 
 
@@ -45,7 +45,7 @@ class WriteStatements:
         own: its further columns.
     """
 
-    def __init__(self, table: Table, column_type: ColumnType, own: OwnColumns) -> None:
+    def __init__(self, table: Table, column_type: ColumnType, own: UserColumns) -> None:
         self._table = table
         self._column_type: ColumnType = column_type
         self._own = own
@@ -55,8 +55,8 @@ class WriteStatements:
         of_document = columns.document_id == bindparam("document_id", type_=Text)
         self.delete = self._build_delete(by_id)
         self.delete_namespace = self._build_delete()
-        self.delete_matching = by_shape(self._build_delete_matching)
-        self.ids_matching = by_shape(self._build_ids_matching)
+        self.delete_matching = cached_by_shape(self._build_delete_matching)
+        self.ids_matching = cached_by_shape(self._build_ids_matching)
         self.ids_of_document = select(self._locked(of_document, ~by_id).c.id)
         """The ids of all of a document's chunks but some, locked."""
         self.lock_rows = select(func.count()).select_from(self._locked(or_(of_document, by_id)))
