@@ -1,4 +1,4 @@
-"""Runs cenote's revisions. All it does is in `cenote.schema`; only the environment is read here."""
+"""Run cenote's revisions with `cenote.schema`. The environment is read here, not there."""
 
 import os
 

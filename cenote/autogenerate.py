@@ -1,4 +1,4 @@
-"""Alembic's autogenerate at peace with chunk tables: one line for an ``env.py``.
+"""Support for chunk tables in Alembic's autogenerate: one line in an ``env.py``.
 
 ::
 
@@ -6,8 +6,8 @@
 
     context.configure(connection=connection, target_metadata=Base.metadata, **hooks())
 
-An env.py with an ``include_object``, ``render_item`` or ``compare_type`` of its own calls the
-function of that name here, and passes ``**(hooks() | {"include_object": its_own})``.
+If an env.py has its own ``include_object``, ``render_item`` or ``compare_type``, let it call the
+function of that name here, and pass ``**(hooks() | {"include_object": include_object})``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from cenote.orm import (
 __all__ = ["compare_type", "hooks", "include_object", "render_item"]
 
 PLUGIN = "cenote.chunk_tables"
-"""The name of our comparators among alembic's plugins."""
+"""Name of cenote's comparators among Alembic's plugins."""
 
 
 def hooks() -> dict[str, Any]:
@@ -60,10 +60,10 @@ def hooks() -> dict[str, Any]:
 
 
 def include_object(obj: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
-    """Leaves out what cenote keeps in the database beside the tables of the metadata.
+    """Exclude cenote's objects that are not in the metadata: autogenerate would drop them.
 
-    Partitions, chunk tables that are not in the metadata, version tables, the record of an adopted
-    table, and the parts of a foreign key to a partitioned one: autogenerate would drop each.
+    These are partitions, chunk tables that are not in the metadata, version tables, the version
+    table of a legacy table, and the parts of a foreign key to a partitioned table.
     """
     if not reflected or other is not None:
         return True
@@ -80,7 +80,7 @@ def include_object(obj: Any, name: str | None, kind: str, reflected: bool, other
 
 
 def render_item(kind: str, obj: Any, autogen_context: AutogenContext) -> str | Literal[False]:
-    """Renders vector types as ``VECTOR(384)``, with the import that makes it work."""
+    """Render vector types as ``VECTOR(384)``, and add the import."""
     if kind != "type" or not isinstance(obj, VECTOR | HALFVEC):
         return False
     name = "HALFVEC" if isinstance(obj, HALFVEC) else "VECTOR"
@@ -91,14 +91,14 @@ def render_item(kind: str, obj: Any, autogen_context: AutogenContext) -> str | L
 def compare_type(
     context: Any, inspected: Any, column: Any, inspected_type: Any, column_type: Any
 ) -> bool | None:
-    """Takes no offence at the 32-bit positions of an adopted table; leaves the rest to alembic."""
+    """Ignore the INTEGER `position` column of legacy tables. Alembic compares all other types."""
     if column.name == "position" and _is_chunk_table(column.table):
         return False if isinstance(inspected_type, Integer) else None
     return None
 
 
 def setup(plugin: Plugin) -> None:
-    """Called by alembic: adds our comparators, after alembic's own."""
+    """Add cenote's comparators after Alembic's own. Alembic calls this function."""
     plugin.add_autogenerate_comparator(
         _compare_indexes,
         "table",
@@ -107,7 +107,7 @@ def setup(plugin: Plugin) -> None:
         priority=DispatchPriority.LAST,
     )
     plugin.add_autogenerate_comparator(
-        _take_over_creations,
+        _replace_creations,
         "schema",
         PLUGIN,
         qualifier="postgresql",
@@ -121,7 +121,7 @@ def _register() -> None:
 
 
 class EnsureExtensionOp(ops.MigrateOperation):
-    """Creates the extension if it is missing; on the way down nothing."""
+    """Create the extension if it is missing; the downgrade leaves it."""
 
     def __init__(self, *, down: bool = False) -> None:
         self.down = down
@@ -142,20 +142,22 @@ def _render_extension(autogen_context: AutogenContext, operation: EnsureExtensio
 
 
 class CreateChunkTableOp(ops.CreateTableOp):
-    """Creates a chunk table, sets its storage, and its partitions and policies after it."""
+    """Create a chunk table, set its storage, and create its partitions and policies."""
 
     partitions: int
     secured: bool
 
     @classmethod
     def of(cls, operation: ops.CreateTableOp) -> CreateChunkTableOp:
-        """Ours in the place of alembic's."""
-        ours = cls.__new__(cls)
-        ours.__dict__.update(operation.__dict__)
-        own = (LANGUAGES, PARTITIONS, ROW_SECURITY)
-        ours.info = {key: value for key, value in operation.info.items() if key not in own}
-        ours.partitions = operation.info.get(PARTITIONS, 0)
-        ours.secured = operation.info.get(ROW_SECURITY, False)
+        """Return the operation that replaces Alembic's."""
+        replacement = cls.__new__(cls)
+        replacement.__dict__.update(operation.__dict__)
+        settings = (LANGUAGES, PARTITIONS, ROW_SECURITY)
+        replacement.info = {
+            key: value for key, value in operation.info.items() if key not in settings
+        }
+        replacement.partitions = operation.info.get(PARTITIONS, 0)
+        replacement.secured = operation.info.get(ROW_SECURITY, False)
         (embedding,) = [
             item
             for item in operation.columns
@@ -165,10 +167,10 @@ class CreateChunkTableOp(ops.CreateTableOp):
             raise UnconfiguredRevisionError(
                 missing_dimensions_message(str(operation.table_name)), setting="dimensions"
             )
-        return ours
+        return replacement
 
 
-def _take_over_creations(
+def _replace_creations(
     autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
 ) -> PriorityDispatchResult:
     for place, operation in enumerate(upgrade_ops.ops):
@@ -177,7 +179,7 @@ def _take_over_creations(
             if columns >= CHUNK_COLUMNS:
                 upgrade_ops.ops[place] = CreateChunkTableOp.of(operation)
     if any(isinstance(operation, CreateChunkTableOp) for operation in upgrade_ops.ops):
-        # Before all tables, as others of the host's may have vectors, too.
+        # Before all tables, since other tables of the application may have vectors too.
         upgrade_ops.ops.insert(0, EnsureExtensionOp())
     return PriorityDispatchResult.CONTINUE
 
@@ -222,7 +224,7 @@ def _compare_indexes(
 
 
 def _warn_of_languages(live: LiveTable, table: Table) -> None:
-    """Warn of what no revision can change: what generates a column."""
+    """Warn if the languages differ: no revision can change the expression of a generated column."""
     wanted: tuple[str, ...] = table.info.get(LANGUAGES, ())
     if live.text_search is None or not wanted:
         return
@@ -236,7 +238,7 @@ def _warn_of_languages(live: LiveTable, table: Table) -> None:
 
 
 def _is_part_of_key(key: ForeignKeyConstraint) -> bool:
-    """Whether a reflected foreign key is the part that Postgres made of one for a partition."""
+    """Return whether a reflected foreign key is a part that Postgres created for a partition."""
     targets = [element.target_fullname.rsplit(".", 2)[-2:] for element in key.elements]
     return {column for _, column in targets} == set(KEY) and all(
         re.search(r"_p\d{2,4}$", table) for table, _ in targets
@@ -248,7 +250,7 @@ def _is_chunk_table(table: Table) -> bool:
 
 
 def _reflected(index: LiveIndex, table: Table) -> Index:
-    """A live index as alembic drops it, and makes it again on the way down."""
+    """Return a live index as Alembic drops it, and creates it again in the downgrade."""
     return Index(
         index.name,
         *(table.c[name] for name in index.columns),

@@ -1,6 +1,6 @@
-"""The console command `cenote`: what happens to the schema, from an installed package.
+"""The console command `cenote`: create, check and change the schema.
 
-The only part of the library, beside alembic's env.py, that reads the environment.
+Only this module and Alembic's env.py read the environment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cenote.repartition import repartition
 from cenote.row_security import set_row_security
 
 EXIT_FINDINGS = 1
-"""Exit status of ``cenote check`` where something differs. Errors are 2."""
+"""Exit status of ``cenote check`` if there are findings. Errors exit with 2."""
 
 _READING = "the schema cannot be read"
 
@@ -51,70 +51,70 @@ _MIGRATE_COMMANDS = (
     "stamp",
     "upgrade",
 )
-"""Those of alembic's sub-commands that do not write revisions: these are cenote's own."""
+"""Alembic's sub-commands that do not write revisions, since the revisions are cenote's own."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point."""
+    """Run the command. This is the entry point."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    over_the_bar = "\r\x1b[K" if sys.stderr.isatty() else ""
+    clear_progress_bar = "\r\x1b[K" if sys.stderr.isatty() else ""
     logging.basicConfig(
-        level=logging.WARNING, format=over_the_bar + "%(levelname)s [%(name)s] %(message)s"
+        level=logging.WARNING, format=clear_progress_bar + "%(levelname)s [%(name)s] %(message)s"
     )
     logging.getLogger("cenote").setLevel(logging.INFO)
-    command, settings_given = _apart(arguments)
+    command, setting_arguments = _split_arguments(arguments)
     try:
         if command[:1] == ["migrate"]:
-            _migrate(settings_given + command[1:])
+            _migrate(setting_arguments + command[1:])
             return
-        options = _parser().parse_args(command + settings_given)
+        options = _parser().parse_args(command + setting_arguments)
         sys.exit(options.run(options))
     except CenoteError as error:
         print(f"cenote: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ncenote: interrupted; the table serves as before", file=sys.stderr)
+        print("\ncenote: interrupted; the table can be used as before", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # whoever read our output has gone
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
-def _apart(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments without and with -x and -c, which may stand anywhere."""
-    rest: list[str] = []
-    given: list[str] = []
-    each = iter(arguments)
-    for argument in each:
+def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Separate -x and -c, which may stand anywhere, from the other arguments."""
+    others: list[str] = []
+    setting_arguments: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
         if argument in ("-x", "-c", "--config"):
-            given += [argument, *islice(each, 1)]
+            setting_arguments += [argument, *islice(remaining, 1)]
         elif argument.startswith(("-x", "--config=")):
-            given.append(argument)
+            setting_arguments.append(argument)
         else:
-            rest.append(argument)
-    return rest, given
+            others.append(argument)
+    return others, setting_arguments
 
 
 # -- alembic's own commands ------------------------------------------------------------------------
 
 
 def _migrate(arguments: list[str]) -> None:
-    """Alembic's command line with cenote's revisions; an ini file gives settings and logging."""
+    """Run Alembic's command line with cenote's revisions. An ini file may configure logging."""
     line = CommandLine(prog="cenote migrate")
     options = line.parser.parse_args(arguments)
     names = ", ".join(_MIGRATE_COMMANDS)
     if not hasattr(options, "cmd"):
-        line.parser.error(f"which command? One of {names}")
+        line.parser.error(f"a command is required: one of {names}")
     if options.cmd[0].__name__ not in _MIGRATE_COMMANDS:
-        line.parser.error(f"the revisions are cenote's own; the commands here are {names}")
+        line.parser.error(f"the revisions are cenote's own; the commands are {names}")
     logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
-    logging.getLogger("alembic.util.messaging").setLevel(logging.CRITICAL)  # prints it, too
+    logging.getLogger("alembic.util.messaging").setLevel(logging.CRITICAL)  # it is printed too
     config = _alembic_config(options.config, ini_section=options.name, cmd_opts=options)
     line.run_cmd(config, options)
 
 
 def _alembic_config(names: list[str] | None, **kw: Any) -> Config:
-    """Alembic's configuration with our script location, and nobody's version_locations."""
+    """Return an Alembic configuration whose revisions are cenote's only, whatever the file says."""
     ini, toml = _files(names or [])
     config = Config(file_=ini, toml_file=toml, **kw)
     location = str(schema.script_location()).replace("%", "%%")
@@ -122,12 +122,12 @@ def _alembic_config(names: list[str] | None, **kw: Any) -> Config:
         config.set_main_option("script_location", location)
         config.set_main_option("version_locations", location + "/versions")
         config.set_main_option("path_separator", "newline")
-        _ = config.toml_alembic_config  # read here, not in the middle of alembic
+        _ = config.toml_alembic_config  # raise errors of the file here, not inside Alembic
     return config
 
 
 def _files(names: list[str]) -> tuple[str | None, str | None]:
-    """The ini file and the pyproject.toml among the names."""
+    """Return the ini file and the pyproject.toml among the names."""
     for name in names:
         if not Path(name).is_file():
             raise ConfigurationError(f"there is no file {name}", setting="config")
@@ -136,17 +136,17 @@ def _files(names: list[str]) -> tuple[str | None, str | None]:
     return (ini[-1] if ini else None), (toml[-1] if toml else None)
 
 
-# -- our own ---------------------------------------------------------------------------------------
+# -- cenote's own commands -------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cenote", description="The chunk table's schema: made, checked, rebuilt."
+        prog="cenote", description="Create, check and change the schema of the chunk table."
     )
     parser.add_argument("--version", action="version", version="%(prog)s " + version("cenote"))
     commands = parser.add_subparsers(required=True, metavar="command")
     commands.add_parser(
-        "migrate", help="alembic's own commands with cenote's revisions: upgrade head, current, ..."
+        "migrate", help="run Alembic's commands with cenote's revisions: upgrade head, current, ..."
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-x", action="append", metavar="name=value", help="a setting")
@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     check = commands.add_parser(
-        "check", parents=[common], help="compare the database with what is expected of it"
+        "check", parents=[common], help="compare the database with the settings"
     )
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(run=_check)
@@ -164,38 +164,42 @@ def _parser() -> argparse.ArgumentParser:
         "reindex", parents=[common], help="rebuild the ANN index while the table is in use"
     )
     rebuild.add_argument(
-        "--m", type=int, help="links of a node, 2 to 100; by default as set, else as it is"
+        "--m",
+        type=int,
+        help="links per node, 2 to 100; default: the setting, or else the present value",
     )
     rebuild.add_argument(
-        "--ef-construction", type=int, help="candidates while building; as --m by default"
+        "--ef-construction", type=int, help="candidates while building; default: as for --m"
     )
     rebuild.add_argument(
-        "--memory", metavar="SIZE", help="maintenance_work_mem, such as 2GB; by default estimated"
+        "--memory", metavar="SIZE", help="maintenance_work_mem, such as 2GB; default: an estimate"
     )
     rebuild.add_argument("--workers", type=int, help="max_parallel_maintenance_workers")
-    rebuild.add_argument("--dry-run", action="store_true", help="print the statements only")
+    rebuild.add_argument("--dry-run", action="store_true", help="only print the statements")
     rebuild.set_defaults(run=_reindex)
 
     rewrite = commands.add_parser(
         "repartition",
         parents=[common],
-        help="rewrite the table into partitions, or back into a plain one; it is locked meanwhile",
+        help="rewrite the table with another number of partitions; locks the table",
     )
     rewrite.add_argument("partitions", type=int, help="2 to 1,024, or 0 for a plain table")
-    rewrite.add_argument("--memory", metavar="SIZE", help="as of reindex")
+    rewrite.add_argument("--memory", metavar="SIZE", help="as for reindex")
     rewrite.set_defaults(run=_repartition)
 
     words = commands.add_parser(
         "text-search",
         parents=[common],
-        help="give the table full text, or take it away; it is locked meanwhile",
+        help="add, change or remove full text; locks the table",
     )
-    words.add_argument("languages", help="spanish, or several: spanish,english; none takes it away")
-    words.add_argument("--memory", metavar="SIZE", help="as of reindex")
+    words.add_argument(
+        "languages", help="spanish, or several: spanish,english; none removes full text"
+    )
+    words.add_argument("--memory", metavar="SIZE", help="as for reindex")
     words.set_defaults(run=_text_search)
 
     secure = commands.add_parser(
-        "row-security", parents=[common], help="have the database keep tenants apart, or not"
+        "row-security", parents=[common], help="turn row-level security on or off"
     )
     secure.add_argument("state", choices=["on", "off"])
     secure.set_defaults(run=_row_security)
@@ -203,36 +207,42 @@ def _parser() -> argparse.ArgumentParser:
     spread = commands.add_parser(
         "distribute",
         parents=[common],
-        help="distribute the table over a Citus cluster; it is locked meanwhile",
+        help="distribute the table over a Citus cluster; locks the table",
     )
-    spread.add_argument("--shards", type=int, help="how many; by default as set")
-    spread.add_argument("--colocate-with", metavar="TABLE", help="beside the shards of this table")
-    spread.add_argument("--memory", metavar="SIZE", help="as of reindex")
+    spread.add_argument("--shards", type=int, help="number of shards; default: the setting")
+    spread.add_argument(
+        "--colocate-with", metavar="TABLE", help="table to co-locate the shards with"
+    )
+    spread.add_argument("--memory", metavar="SIZE", help="as for reindex")
     spread.set_defaults(run=_distribute)
 
-    host = commands.add_parser(
+    host_revision = commands.add_parser(
         "host-revision",
         parents=[common],
-        help="write a revision into your own history that makes the chunk table",
+        help="write a revision into your application's history that creates the chunk table",
     )
-    host.add_argument("-m", "--message", default="cenote's chunk table", help="its message")
-    host.add_argument("--from", dest="start", default="base", help="cenote's revision before it")
-    host.add_argument("--to", help="cenote's revision after it; the newest by default")
-    host.set_defaults(run=_host_revision)
+    host_revision.add_argument(
+        "-m", "--message", default="cenote's chunk table", help="message of the revision"
+    )
+    host_revision.add_argument(
+        "--from", dest="start", default="base", help="revision of cenote before it"
+    )
+    host_revision.add_argument("--to", help="revision of cenote after it; default: the newest")
+    host_revision.set_defaults(run=_host_revision)
     return parser
 
 
 def _given(options: argparse.Namespace) -> tuple[dict[str, Any], Config]:
-    """The settings of a command line, and the configuration they were read from."""
+    """Return the settings of a command line, and the configuration they were read from."""
     config = _alembic_config(options.config)
     arguments = {}
     for argument in options.x or ():
         name, equals, value = argument.partition("=")
         if not equals:
-            raise ConfigurationError(f"-x {name}: say -x name=value", setting=name)
+            raise ConfigurationError(f"-x {name} has no value; write -x {name}=value", setting=name)
         arguments[name] = value
     given = settings.gather(arguments, schema.ini_section(config), os.environ)
-    settings.resolve(given, None)  # refuse what cannot work before anything is reached
+    settings.resolve(given, None)  # reject invalid settings before connecting
     return given, config
 
 
@@ -240,7 +250,7 @@ def _with_engine(
     options: argparse.Namespace,
     work: Callable[[AsyncEngine, dict[str, Any]], Awaitable[int]],
 ) -> int:
-    """Run work on an engine for the command line's database."""
+    """Run a coroutine with an engine for the command line's database."""
     given, config = _given(options)
 
     async def run() -> int:
@@ -256,14 +266,14 @@ def _with_engine(
 def _check(options: argparse.Namespace) -> int:
     async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
         async with schema.own_connection(engine, _READING) as connection:
-            found = await connection.run_sync(schema.run_checks, given)
+            findings = await connection.run_sync(schema.run_checks, given)
         if options.json:
-            print(json.dumps([finding.as_dict() for finding in found], indent=2))
-        for finding in () if options.json else found:
+            print(json.dumps([finding.as_dict() for finding in findings], indent=2))
+        for finding in () if options.json else findings:
             print(finding)
-        if not found and not options.json:
-            print("nothing differs")
-        return EXIT_FINDINGS if found else 0
+        if not findings and not options.json:
+            print("no differences found")
+        return EXIT_FINDINGS if findings else 0
 
     return _with_engine(options, work)
 
@@ -291,17 +301,19 @@ def _reindex(options: argparse.Namespace) -> int:
 
 
 def _parameters(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, int | None]:
-    """Those of the ANN index: as the command says, else as the settings do."""
-    said = {"hnsw_m": options.m, "hnsw_ef_construction": options.ef_construction}
-    return {name: given.get(name) if value is None else value for name, value in said.items()}
+    """Return the parameters of the ANN index from the command, or else from the settings."""
+    options_given = {"hnsw_m": options.m, "hnsw_ef_construction": options.ef_construction}
+    return {
+        name: given.get(name) if value is None else value for name, value in options_given.items()
+    }
 
 
 def _repartition(options: argparse.Namespace) -> int:
     async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
         config = await _live_config(engine, given, partitions=options.partitions)
-        done = await repartition(engine, config, memory=options.memory)
+        changed = await repartition(engine, config, memory=options.memory)
         shape = f"has {config.partitions} partitions" if config.partitions else "is a plain table"
-        print(f"table {config.table_name} {shape}" + ("" if done else " already"))
+        print(f"table {config.table_name} {shape}" + ("" if changed else " already"))
         return 0
 
     return _with_engine(options, work)
@@ -312,9 +324,9 @@ def _text_search(options: argparse.Namespace) -> int:
 
     async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
         config = await _live_config(engine, given)
-        done = await set_text_search(engine, config, text_search, memory=options.memory)
+        changed = await set_text_search(engine, config, text_search, memory=options.memory)
         has = "no full text" if text_search is None else f"full text: {text_search}"
-        print(f"table {config.table_name} has {has}" + ("" if done else " already"))
+        print(f"table {config.table_name} has {has}" + ("" if changed else " already"))
         return 0
 
     return _with_engine(options, work)
@@ -323,8 +335,8 @@ def _text_search(options: argparse.Namespace) -> int:
 def _row_security(options: argparse.Namespace) -> int:
     async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
         config = await _live_config(engine, given)
-        done = await set_row_security(engine, config, on=options.state == "on")
-        already = "" if done else " already"
+        changed = await set_row_security(engine, config, on=options.state == "on")
+        already = "" if changed else " already"
         print(f"row-level security of table {config.table_name} is {options.state}{already}")
         return 0
 
@@ -336,19 +348,19 @@ def _distribute(options: argparse.Namespace) -> int:
         config = replace(
             await _live_config(engine, given),
             distribution="citus",
-            **_placing(options, given),
+            **_shard_settings(options, given),
             partitions=None,
             row_security=None,
         )
-        done = await distribute(engine, config, memory=options.memory)
-        print(f"table {config.table_name} is distributed" + ("" if done else " already"))
+        changed = await distribute(engine, config, memory=options.memory)
+        print(f"table {config.table_name} is distributed" + ("" if changed else " already"))
         return 0
 
     return _with_engine(options, work)
 
 
-def _placing(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
-    """How many shards, or beside which table: as the command says, else as the settings do."""
+def _shard_settings(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    """Return shard_count and colocate_with from the command, or else from the settings."""
     if options.shards is None and options.colocate_with is None:
         names = ("shard_count", "colocate_with")
         return {name: given.get(name) for name in names}
@@ -358,31 +370,31 @@ def _placing(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, An
 async def _live_config(
     engine: AsyncEngine, given: dict[str, Any], **changes: int | None
 ) -> SchemaConfig:
-    """The live table's own settings, parameters of the ANN index included, but for changes."""
-    name, where = settings.table_name_and_schema(given)
+    """Return the live table's settings, with its HNSW parameters and the given changes."""
+    name, schema_name = settings.table_name_and_schema(given)
     async with schema.own_connection(engine, _READING) as connection:
-        live = await connection.run_sync(read_table, name, where)
+        live = await connection.run_sync(read_table, name, schema_name)
     if live is None or live.dimensions is None:
         raise MigrationError(f"there is no chunk table {name!r} in this database")
-    asked: dict[str, Any] = {
+    changed: dict[str, Any] = {
         setting: value for setting, value in changes.items() if value is not None
     }
-    named = {"table_name": name, "schema": where}
-    return SchemaConfig(**(live.settings | live.parameters | named | asked))
+    named = {"table_name": name, "schema": schema_name}
+    return SchemaConfig(**(live.settings | live.parameters | named | changed))
 
 
-# -- into a host's history -------------------------------------------------------------------------
+# -- into an application's history -----------------------------------------------------------------
 
 
 def _live_or_given(given: dict[str, Any]) -> SchemaConfig | None:
-    """The settings with what the live table says, where there is a database and a table."""
+    """Return the settings, completed by the live table's if there is one."""
 
     async def read() -> SchemaConfig | None:
         engine = create_engine(given["database_url"], pool_size=1)
         try:
             async with schema.own_connection(engine, _READING) as connection:
-                name, where = settings.table_name_and_schema(given)
-                live = await connection.run_sync(read_table, name, where)
+                name, schema_name = settings.table_name_and_schema(given)
+                live = await connection.run_sync(read_table, name, schema_name)
                 return settings.resolve(given, live)
         finally:
             await engine.dispose()
@@ -398,6 +410,8 @@ def _host_revision(options: argparse.Namespace) -> int:
     if config is None:
         raise ConfigurationError(settings.HOW_TO_SET_DIMENSIONS, setting="dimensions")
     ini, toml = _files(options.config)
-    host = Config(file_=ini, toml_file=toml)
-    write_host_revision(host, config, message=options.message, start=options.start, to=options.to)
+    application = Config(file_=ini, toml_file=toml)
+    write_host_revision(
+        application, config, message=options.message, start=options.start, to=options.to
+    )
     return 0

@@ -1,4 +1,4 @@
-"""The commands of `cenote` that messages name as cures."""
+"""Hints in messages: the commands that solve a problem."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ APPLICATION_MIGRATIONS = (
     "your own migrations (alembic revision --autogenerate, with cenote.autogenerate.hooks() in "
     "env.py; then alembic upgrade head)"
 )
-"""What makes, or changes, the table of a host's own model."""
+"""Hint for the table of a user model, which the application's own migrations create and change."""
 
 
 def upgrade_command(given: Mapping[str, Any]) -> str:
-    """The command that makes the table of some settings."""
+    """Return the command that creates or upgrades the table."""
     dimensions = "" if "dimensions" in given else "-x dimensions=... "
     return f"cenote migrate {dimensions}{arguments_for(given)}upgrade head"
 
 
 def migration_hint(config: SchemaConfig, *, user_model: bool) -> str:
-    """What makes the table of a store."""
+    """Return the hint that says how to create or upgrade the table of a store."""
     if user_model:
         return APPLICATION_MIGRATIONS
     return "await store.apply_migrations(), or " + upgrade_command(explicit_settings(config))
@@ -56,7 +56,7 @@ def _names(config: SchemaConfig) -> dict[str, Any]:
 
 
 def arguments_for(given: Mapping[str, Any]) -> str:
-    """Those settings that differ from their defaults, for a command line."""
+    """Return the settings that differ from their defaults, as arguments of a command line."""
     return "".join(
         f"-x {field.name}={given[field.name]} "
         for field in fields(SchemaConfig)
@@ -65,30 +65,30 @@ def arguments_for(given: Mapping[str, Any]) -> str:
 
 
 def error_hint(sqlstate: str | None, config: SchemaConfig, *, user_model: bool) -> str:
-    """What a store's message says to do about an error of the server.
+    """Return the hint for an error of the server, to be appended to a store's message.
 
     Source of the codes: PostgreSQL manual, appendix A.
     """
     match sqlstate:
         case "42P01" | "42703" if user_model:
-            return "; the table is not that of the model: run " + APPLICATION_MIGRATIONS
+            return "; the table does not match the model: run " + APPLICATION_MIGRATIONS
         case "42P01":
             return "; the table does not exist: run " + migration_hint(config, user_model=False)
         case "42703" if config.languages:
             return "; the table may have lost its full text: run " + text_search_command(config)
         case "42703":
-            return "; the table was not made by cenote's revisions: choose another table_name"
+            return "; the table was not created by cenote's revisions: choose another table_name"
         case "22003":
-            return "; positions in an adopted table are of 32 bits until cenote repartition"
+            return "; positions in a legacy table have 32 bits until cenote repartition rewrites it"
         case "23503":
             return (
-                "; a foreign key is in the way: add and flush the row that the chunks point to, or "
-                "delete first those that point to the chunks"
+                "; a foreign key rejects it: add and flush the row that the chunks point to, or "
+                "first delete the rows that point to the chunks"
             )
         case "23514":
             return (
-                "; a check of the table refuses it, or its partitions are missing: "
-                "await store.check_schema() tells"
+                "; a check constraint of the table rejects it, or a partition is missing: call "
+                "await store.check_schema()"
             )
         case "25P02":
             return "; an earlier statement failed: roll back the transaction, or its savepoint"
@@ -96,10 +96,10 @@ def error_hint(sqlstate: str | None, config: SchemaConfig, *, user_model: bool) 
             return "; the role lacks the privilege: GRANT it on the table"
         case "26000" | "42P05":
             return (
-                "; a pooler such as PgBouncer may lend the server's connections for a transaction "
-                "each: make the engine with statement_cache_size=0 and "
+                "; a pooler such as PgBouncer may assign server connections for one transaction "
+                "only: create the engine with statement_cache_size=0 and "
                 "prepared_statement_cache_size=0 in connect_args, or in the connection string"
             )
         case "53100":
-            return "; the server's disk is full: make room there, and do it again"
+            return "; the server's disk is full: free some space there and retry"
     return ""

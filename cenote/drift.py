@@ -1,4 +1,4 @@
-"""The live chunk table compared with what was expected of it."""
+"""Checks that compare the live chunk table with the configuration."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from cenote.orm import KEY, ann_index_name
 from cenote.text_search import COLUMN as TEXT_COLUMN
 
 NEW, OLD = "_new", "_old"
-"""What a rebuild appends to the names of the new index and, for a moment, of the old one."""
+"""Suffixes that a rebuild gives to the new index and, for a moment, to the old one."""
 
 FindingKind = Literal[
     "extension_missing",
@@ -68,22 +68,22 @@ FindingKind = Literal[
 
 
 _UNEVEN = 4
-"""How many times the average a shard may be: it bounds what a node more could take off another."""
+"""Largest accepted ratio of a shard to the average: it limits what another node could take over."""
 
 _SMALL_SHARD = 2**30
-"""Bytes up to which nothing is worth moving."""
+"""Size in bytes up to which a shard is not worth moving."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A difference between the database and what is expected of it.
+    """A difference between the database and the configuration.
 
     Attributes:
-        kind: which one.
-        subject: what differs, such as ``"table cenote_chunks"``.
-        actual: what is.
-        expected: what was expected.
-        hint: the command or setting that mends it.
+        kind: Kind of difference.
+        subject: Object that differs, such as ``"table cenote_chunks"``.
+        actual: Its state.
+        expected: State that was expected.
+        hint: Command or setting that removes the difference.
     """
 
     kind: FindingKind
@@ -96,12 +96,12 @@ class Finding:
         return f"{self.subject}: {self.actual}, expected {self.expected}; {self.hint}"
 
     def as_dict(self) -> dict[str, str]:
-        """The attributes, for machines."""
+        """Return the attributes as a dict, for JSON."""
         return asdict(self)
 
 
 def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
-    """What differs between a live chunk table and a configuration, the gravest first."""
+    """Return the differences between a live chunk table and a configuration, most severe first."""
     subject = subject_of(config.table_name, config.schema)
     found = [
         embedding_finding(subject, live.column_type, live.dimensions, config),
@@ -112,16 +112,16 @@ def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
         row_security_finding(subject, live, config),
         distribution_finding(subject, live, config),
     ]
-    return [finding for finding in found if finding is not None] + [*_of_indexes(live, config)]
+    return [finding for finding in found if finding is not None] + [*_index_findings(live, config)]
 
 
 def subject_of(table_name: str, schema: str | None) -> str:
-    """How findings name a table."""
+    """Return the name that findings use for a table."""
     return "table " + qualified(table_name, schema)
 
 
 def extension_finding(version: str | None) -> Finding | None:
-    """Whether the vector extension is missing or too old."""
+    """Check that the vector extension is installed and recent enough."""
     if version is not None and parse_version(version) >= OLDEST_PGVECTOR:
         return None
     return Finding(
@@ -142,27 +142,35 @@ def table_finding(
     given: Mapping[str, Any],
     elsewhere: Sequence[str] = (),
 ) -> Finding:
-    """That the table is missing, or another one; there may be one in other schemas."""
+    """Return the finding for a missing table, or for one that is not a chunk table.
+
+    Args:
+        subject: Name of the table in findings.
+        live: Live table, None if it is missing.
+        recorded: Revision that the database records for it.
+        given: Explicit settings.
+        elsewhere: Other schemas that have a table of this name.
+    """
     if live is not None:
         return Finding(
             kind="not_a_chunk_table",
             subject=subject,
             actual="it has no column embedding of a fixed length",
-            expected="a table made by cenote's revisions",
-            hint="choose another table_name, or move it away",
+            expected="a table created by cenote's revisions",
+            hint="choose another table_name, or rename the existing table",
         )
     if recorded is not None:
-        forget = f"cenote migrate {arguments_for(given)}stamp base"
-        actual, hint = f"it is missing, and recorded as {recorded}", f"run {forget}, then "
+        stamp = f"cenote migrate {arguments_for(given)}stamp base"
+        actual, hint = f"it is missing, and recorded as {recorded}", f"run {stamp}, then "
     else:
         actual, hint = "it is missing", "run "
         if elsewhere:
-            hint = f"say -x schema={elsewhere[0]} if that is the one, or run "
+            hint = f"pass -x schema={elsewhere[0]} if that is the table, or run "
     return Finding(
         kind="table_missing",
         subject=subject,
         actual=actual,
-        expected="a table made by cenote's revisions",
+        expected="a table created by cenote's revisions",
         hint=hint + upgrade_command(given),
     )
 
@@ -170,24 +178,29 @@ def table_finding(
 def revision_finding(
     subject: str, recorded: str | None, known: Container[str], head: str, given: Mapping[str, Any]
 ) -> Finding | None:
-    """Whether the recorded revision is not the newest known one."""
+    """Check that the recorded revision is the newest known one."""
     if recorded == head:
         return None
     kind: FindingKind = "revision_behind"
     actual, hint = f"it is at revision {recorded}", "run " + upgrade_command(given)
     if recorded is None:
         kind, actual = "revision_missing", "no revision is recorded"
-        hint += ", which adopts a table of the first cenote; if one of these revisions made it, "
+        hint += (
+            ", which also upgrades a legacy table; if cenote's revisions created the table, run "
+        )
         hint += f"cenote migrate {arguments_for(given)}stamp {head}"
     elif recorded not in known:
-        kind, hint = "revision_ahead", "install the cenote that made it, or a newer one"
+        kind, hint = (
+            "revision_ahead",
+            "install the version of cenote that created it, or a newer one",
+        )
     return Finding(kind=kind, subject=subject, actual=actual, expected=head, hint=hint)
 
 
 def embedding_finding(
     subject: str, column_type: str | None, dimensions: int | None, config: SchemaConfig
 ) -> Finding | None:
-    """Whether the embedding column has another type or length."""
+    """Check the type and the dimensions of the embedding column."""
     if (column_type, dimensions) == (config.column_type, config.dimensions):
         return None
     return Finding(
@@ -195,20 +208,22 @@ def embedding_finding(
         subject=subject,
         actual="the embedding column is " + embedding_sql(column_type, dimensions),
         expected=embedding_sql(config.column_type, config.dimensions),
-        hint="use the table's own, or another table_name",
+        hint="use the table's own type and dimensions, or choose another table_name",
     )
 
 
 def partitions_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
-    """Whether partitions are missing, or are others than the configuration insists on."""
+    """Check that the partitions cover every namespace and have the configured number."""
     number = len(live.bounds)
     if not live.complete:
         return Finding(
             kind="partitions",
             subject=subject,
-            actual=f"its {number} partitions do not take every namespace",
+            actual=f"its {number} partitions do not cover every namespace",
             expected="all partitions of one modulus",
-            hint="run " + "; ".join(_attach(live)) if live.bounds else "attach its partitions",
+            hint="run " + "; ".join(_attach_statements(live))
+            if live.bounds
+            else "attach its partitions",
         )
     if config.partitions in (None, number):
         return None
@@ -227,7 +242,7 @@ def text_search_finding(
     config: SchemaConfig,
     configurations: Mapping[str, str],
 ) -> Finding | None:
-    """Whether full text is missing, or of other text search configurations than one insists on."""
+    """Check that full text has the configured text search configurations."""
     actual, expected = (
         [configurations.get(name, name) for name in names]
         for names in (languages(text_search), config.languages)
@@ -244,11 +259,11 @@ def text_search_finding(
 
 
 def row_security_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
-    """Whether row-level security is missing, or partly, or there against one's will."""
+    """Check that row-level security is on or off as configured, for every partition."""
     wanted = live.row_security if config.row_security is None else config.row_security
     if wanted is live.row_security and not (wanted and live.unsecured):
         return None
-    actual = "it has no row-level security of cenote's"
+    actual = "it has no row-level security from cenote"
     if live.row_security:
         missing = ", ".join(live.unsecured)
         actual = "it has row-level security" + (f", but not {missing}" if missing else "")
@@ -256,13 +271,13 @@ def row_security_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
         kind="row_security",
         subject=subject,
         actual=actual,
-        expected="it on the table and every partition" if wanted else "none",
+        expected="row-level security on the table and every partition" if wanted else "none",
         hint="run " + row_security_command(config, on=wanted),
     )
 
 
 def distribution_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
-    """Whether the table is on one machine though it shall not be, or has other shards."""
+    """Check that the table is distributed as configured."""
     if config.distribution is None:
         return None
     if live.shards is None:
@@ -270,7 +285,7 @@ def distribution_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
             kind="distribution",
             subject=subject,
             actual="it is on one machine",
-            expected="it distributed by Citus",
+            expected="a table distributed by Citus",
             hint="run " + distribute_command(config),
         )
     if config.shard_count in (None, live.shards):
@@ -285,7 +300,7 @@ def distribution_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
 
 
 def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Finding]:
-    """Nodes that do not answer, indexes that a build left, and a shard that outgrows the others."""
+    """Check that all nodes answer, all indexes are valid, and no shard is much too large."""
     for shard in shards:
         if not shard.reachable:
             yield Finding(
@@ -293,7 +308,7 @@ def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Fi
                 subject=f"shard {shard.number}",
                 actual="its node did not answer",
                 expected="an answer",
-                hint="look at the nodes: SELECT * FROM citus_check_cluster_node_health()",
+                hint="check the nodes: SELECT * FROM citus_check_cluster_node_health()",
             )
         elif shard.invalid_indexes:
             yield Finding(
@@ -306,53 +321,53 @@ def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Fi
     largest = max(shards, key=lambda shard: shard.size, default=None)
     if largest is None or largest.size < _SMALL_SHARD:
         return
-    usual = sum(shard.size for shard in shards) / len(shards)
-    if largest.size > _UNEVEN * usual:
+    average = sum(shard.size for shard in shards) / len(shards)
+    if largest.size > _UNEVEN * average:
         yield Finding(
             kind="shards_uneven",
             subject=f"shard {largest.number}",
-            actual=f"{largest.size / usual:.1f} times the size of the average shard",
+            actual=f"{largest.size / average:.1f} times the size of the average shard",
             expected=f"at most {_UNEVEN} times",
-            hint="give its largest namespace a shard of its own by Citus' "
+            hint="move its largest namespace to a separate shard with Citus' "
             "isolate_tenant_to_new_shard, then run citus_rebalance_start",
         )
 
 
 def check_can_secure(live: LiveTable) -> None:
-    """Refuse to turn row-level security on or off where that would touch what is of others.
+    """Check that turning row-level security on or off affects no policies but cenote's.
 
     Raises:
-        MigrationError: the table has policies of others, or is distributed.
+        MigrationError: The table has policies that cenote did not create, or it is distributed.
     """
     if live.shards is not None and not live.row_security:
         raise MigrationError(
-            f"table {live.name!r} is distributed by Citus, which does not hand the setting that "
-            "row-level security needs on to the nodes"
+            f"table {live.name!r} is distributed by Citus, which does not pass the setting that "
+            "row-level security needs to the nodes"
         )
     if live.other_policies:
         raise MigrationError(
-            f"table {live.name!r} has row-level security or policies of your own, which cenote's "
-            "would widen, and their end would disable; drop them first"
+            f"table {live.name!r} has row-level security or policies of your own: cenote's "
+            "policies would widen them, and turning it off would disable them; drop them first"
         )
 
 
-def _attach(live: LiveTable) -> Iterator[str]:
-    """The statements that attach what is missing, if it has the name it was made with."""
+def _attach_statements(live: LiveTable) -> Iterator[str]:
+    """Yield the statements that attach missing partitions under their original names."""
     modulus = max(modulus for modulus, _ in live.bounds.values())
-    there = {remainder for _, remainder in live.bounds.values()}
-    for remainder in sorted(set(range(modulus)) - there):
+    attached = {remainder for _, remainder in live.bounds.values()}
+    for remainder in sorted(set(range(modulus)) - attached):
         yield _sql(attach_partition(live.name, live.schema, modulus, remainder))
 
 
 def _columns_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
-    """Whether columns are missing or of other types; a host's own besides are its own."""
+    """Check the types of cenote's columns. The application may have added others."""
     expected = {
         column.name: _column_sql(column)
         for column in chunk_table(config).columns
         if column.name not in ("embedding", TEXT_COLUMN)
     }
     actual = {name: live.columns.get(name, "missing") for name in expected}
-    if actual["position"] == "integer not null":  # an adopted table's
+    if actual["position"] == "integer not null":  # a legacy table's
         expected["position"] = actual["position"]
     differing = [name for name in expected if actual[name] != expected[name]]
     if not differing:
@@ -362,12 +377,12 @@ def _columns_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Fin
         subject=subject,
         actual=", ".join(f"{name} is {actual[name]}" for name in differing),
         expected=", ".join(expected[name] for name in differing),
-        hint="alter them by hand, or move the table away and make it again",
+        hint="alter them by hand, or rename the table and create it again",
     )
 
 
 def _column_sql(column: Column[Any]) -> str:
-    """A column's type as `LiveTable.columns` has it."""
+    """Return a column's type in the format of `LiveTable.columns`."""
     sql = str(column.type.compile(dialect=PGDialect()))  # type: ignore[no-untyped-call]
     kind, _, collation = sql.partition(" COLLATE ")
     return kind.lower() + (f" collate {collation}" if collation else "") + " not null"
@@ -398,71 +413,73 @@ def _key_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding
 
 
 def left_over_names(live: LiveTable) -> set[str]:
-    """What an interrupted rebuild of the ANN index calls the indexes that it leaves behind."""
+    """Return the names of indexes that an interrupted rebuild of the ANN index may leave behind."""
     ann = ann_index_name(live.name)
     return {ann + NEW, ann + OLD, *(part_name(name) + NEW for name in live.partitions)}
 
 
 def part_name(partition: str) -> str:
-    """What Postgres calls a partition's part of the ANN index."""
+    """Return the name that Postgres gives to a partition's part of the ANN index."""
     return partition + "_embedding_idx"
 
 
-def _of_indexes(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
+def _index_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
     expected = {str(index.name): index for index in chunk_table(config).indexes}
     for name, index in sorted(expected.items()):
         actual = live.index(name)
         if actual is None and not set(index.columns.keys()) <= live.columns.keys():
-            continue  # its column is missing, which is a finding of its own
+            continue  # its column is missing, which is a separate finding
         if actual is None:
             yield Finding(
                 kind="index_missing",
                 subject=f"index {name}",
                 actual="it is missing",
-                expected=_described(*_shape(index)),
-                hint="run " + _make(index, config),
+                expected=_describe(*_definition(index)),
+                hint="run " + _creation_command(index, config),
             )
         else:
-            yield from _differences(actual, index, config)
+            yield from _differing_index_findings(actual, index, config)
     left_over = left_over_names(live)
     for actual in live.indexes:
         if actual.name in left_over:
             yield Finding(
                 kind="index_left_over",
                 subject=f"index {actual.name}",
-                actual=f"it is left (on {actual.table}) by a rebuild that did not end, or goes on",
+                actual=f"it is left (on {actual.table}) by a rebuild, interrupted or still running",
                 expected="no such index",
                 hint="run " + reindex_command(config),
             )
         elif not actual.valid and (actual.table != live.name or actual.name not in expected):
-            yield _invalid(actual, live, config)
+            yield _invalid_index_finding(actual, live, config)
 
 
-def _differences(actual: LiveIndex, index: Index, config: SchemaConfig) -> Iterator[Finding]:
+def _differing_index_findings(
+    actual: LiveIndex, index: Index, config: SchemaConfig
+) -> Iterator[Finding]:
     if not actual.valid:
-        yield _invalid(actual, None, config)
-    for kind, is_, expected in index_differences(actual, index):
+        yield _invalid_index_finding(actual, None, config)
+    for kind, state, expected in index_differences(actual, index):
         drop_first = "" if _is_ann(index) else "drop it and "
         yield Finding(
             kind=kind,
             subject=f"index {actual.name}",
-            actual=is_,
+            actual=state,
             expected=expected,
-            hint=f"{drop_first}run {_make(index, config)}",
+            hint=f"{drop_first}run {_creation_command(index, config)}",
         )
 
 
 def index_differences(
     actual: LiveIndex, index: Index
 ) -> Iterator[tuple[Literal["operator_class", "hnsw_parameters"], str, str]]:
-    """How a live index differs from a model's: what, what it is, and what was expected."""
-    method, columns, operator_classes = _shape(index)
+    """Yield the differences between a live index and a model's: kind, actual and expected state."""
+    method, columns, operator_classes = _definition(index)
     same_operators = not operator_classes or actual.operator_classes == operator_classes
     if (actual.method, actual.columns) != (method, columns) or not same_operators:
         yield (
             "operator_class",
-            "it is " + _described(actual.method, actual.columns, actual.operator_classes),
-            _described(method, columns, operator_classes),
+            "it is " + _describe(actual.method, actual.columns, actual.operator_classes),
+            _describe(method, columns, operator_classes),
         )
     options = index.dialect_kwargs.get("postgresql_with") or {}
     if actual.method == "hnsw" and (differing := _other_options(actual.options, options)):
@@ -473,8 +490,8 @@ def index_differences(
         )
 
 
-def _shape(index: Index) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Method, columns and operator classes of a model's index."""
+def _definition(index: Index) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return the method, columns and operator classes of a model's index."""
     options = index.dialect_kwargs
     return (
         options.get("postgresql_using") or "btree",
@@ -483,27 +500,29 @@ def _shape(index: Index) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     )
 
 
-def _invalid(actual: LiveIndex, live: LiveTable | None, config: SchemaConfig) -> Finding:
-    """An invalid index; a part of the ANN index, or that itself, is built anew as a whole."""
+def _invalid_index_finding(
+    actual: LiveIndex, live: LiveTable | None, config: SchemaConfig
+) -> Finding:
+    """Return the finding for an invalid index: the ANN index is rebuilt as a whole."""
     ours = live is None or actual.name == part_name(actual.table)
     rebuild = ours and actual.method == "hnsw"
     return Finding(
         kind="index_invalid",
         subject=f"index {actual.name}",
-        actual=f"it is invalid (on {actual.table}): its build did not end",
+        actual=f"it is invalid (on {actual.table}): its build was interrupted",
         expected="a valid index",
-        hint="run " + reindex_command(config) if rebuild else "drop it, and build it again",
+        hint="run " + reindex_command(config) if rebuild else "drop it and create it again",
     )
 
 
 def _other_options(actual: Mapping[str, str], expected: Mapping[str, Any]) -> dict[str, str]:
-    """The options that differ; pgvector's own defaults stand for those that are not there."""
+    """Return the options that differ, with pgvector's defaults for missing ones."""
     defaults = {"m": "16", "ef_construction": "64"}
     live = {**defaults, **actual}
     return {name: live[name] for name in expected if live.get(name) != str(expected[name])}
 
 
-def _described(method: str, columns: tuple[str, ...], operator_classes: tuple[str, ...]) -> str:
+def _describe(method: str, columns: tuple[str, ...], operator_classes: tuple[str, ...]) -> str:
     parts = [
         " ".join(pair)
         for pair in (zip(columns, operator_classes, strict=True) if operator_classes else [columns])
@@ -515,7 +534,7 @@ def _is_ann(index: Index) -> bool:
     return index.dialect_kwargs.get("postgresql_using") == "hnsw"
 
 
-def _make(index: Index, config: SchemaConfig) -> str:
+def _creation_command(index: Index, config: SchemaConfig) -> str:
     return reindex_command(config) if _is_ann(index) else _sql(CreateIndex(index))
 
 

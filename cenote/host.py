@@ -1,4 +1,4 @@
-"""Writing the revision that carries the chunk table in a host's own history."""
+"""Write the revision that creates the chunk table in an application's own history."""
 
 from __future__ import annotations
 
@@ -18,43 +18,44 @@ _IMPORTS = """\
 from cenote import SchemaConfig
 from cenote.operations import downgrade_chunks, upgrade_chunks
 
-# Frozen: this revision makes the table by these settings, whatever the application's say by now.
+# Frozen: this revision creates the table with these settings, even if the application's change.
 CHUNKS = {settings}
 """
 
 
-_FOR_LIFE = ("dimensions", "column_type", "table_name", "schema", "text_search", "row_security")
+_PERMANENT = ("dimensions", "column_type", "table_name", "schema", "text_search", "row_security")
 
 
 def write_host_revision(
-    host: Config,
+    application: Config,
     config: SchemaConfig,
     *,
     message: str = "cenote's chunk table",
     start: str = "base",
     to: str | None = None,
 ) -> Path:
-    """Write a revision after the host's head that replays cenote's; see `cenote.operations`.
+    """Write a revision after the application's head that runs cenote's; see `cenote.operations`.
 
     Args:
-        host: the host's alembic configuration.
-        config: the settings, which are written into the file.
-        message: of the revision.
-        start: cenote's revision before it, ``"base"`` for none.
-        to: cenote's revision after it; the newest by default.
+        application: Alembic configuration of the application.
+        config: Settings of the table, which are written into the file.
+        message: Message of the revision.
+        start: Revision of cenote that the table has before, ``"base"`` for a new table.
+        to: Revision of cenote that the table has afterwards; the newest by default.
 
     Returns:
-        The file, made from the host's own ``script.py.mako``.
+        The path of the file, written from the application's own ``script.py.mako``.
 
     Raises:
-        MigrationError: the host's history has no or several heads, or a revision is unknown.
+        MigrationError: The application's history has no head or several, it creates the table
+            already, or a revision is unknown.
     """
     to = operations.head_revision() if to is None else to
     operations.check_range(start, to)
     steps = f'start="{start}", to="{to}"', f'start="{to}", to="{start}"'
     try:
-        history = ScriptDirectory.from_config(host)
-        _refuse_history(history, config, start)
+        history = ScriptDirectory.from_config(application)
+        _check_history(history, config, start)
         script = history.generate_revision(
             rev_id(),
             message,
@@ -69,30 +70,30 @@ def write_host_revision(
     return Path(script.path)
 
 
-def _refuse_history(history: ScriptDirectory, config: SchemaConfig, start: str) -> None:
-    """Refuse cenote's own folder, and a history that makes the table already."""
+def _check_history(history: ScriptDirectory, config: SchemaConfig, start: str) -> None:
+    """Check that the history is the application's, and does not create the table already."""
     if Path(history.dir).resolve() == operations.script_location().resolve():
         raise MigrationError(
-            "this configuration's script_location is cenote's own; name the one of your revisions "
-            "with -c"
+            "the script_location of this configuration is cenote's own; pass your application's "
+            "configuration with -c"
         )
     for script in history.walk_revisions():
-        made = getattr(script.module, "CHUNKS", None)
-        if not isinstance(made, SchemaConfig) or start != "base":
+        frozen = getattr(script.module, "CHUNKS", None)
+        if not isinstance(frozen, SchemaConfig) or start != "base":
             continue
-        if (made.table_name, made.schema) == (config.table_name, config.schema):
+        if (frozen.table_name, frozen.schema) == (config.table_name, config.schema):
             raise MigrationError(
-                f"your revision {script.revision} makes table {config.table_name!r} already; say "
-                "--from cenote_... for what comes after it"
+                f"your revision {script.revision} creates table {config.table_name!r} already; "
+                "pass --from cenote_... to upgrade it from that revision"
             )
 
 
 def _as_python(config: SchemaConfig, *, new: bool) -> str:
-    """The settings as Python: all of them for a new table, else what a table keeps for life."""
+    """Return the settings as Python: all of them for a new table, else the permanent ones."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     values["partitions"] = config.new_partitions
     if not new:
-        values = {name: values[name] for name in _FOR_LIFE}
+        values = {name: values[name] for name in _PERMANENT}
     lines = [
         f"    {name}={_literal(value)},\n" for name, value in values.items() if value is not None
     ]

@@ -1,6 +1,6 @@
-"""The schema's life from code, and what ``alembic/env.py`` does: running cenote's revisions.
+"""Upgrade and check the schema from code, and run cenote's revisions for ``alembic/env.py``.
 
-The revisions live in ``alembic/`` of a checkout and inside the package of an installed wheel.
+The revisions are in ``alembic/`` of a checkout, and inside the package of an installed wheel.
 """
 
 from __future__ import annotations
@@ -66,29 +66,29 @@ __all__ = [
 async def upgrade(
     database: AsyncEngine | AsyncConnection, config: SchemaConfig, revision: str = "head"
 ) -> None:
-    """Bring the chunk table to a revision. Safe to call from many tasks, threads and processes.
+    """Upgrade the chunk table to a revision. Safe to call from many tasks, threads and processes.
 
     Args:
-        database: an engine, from whose pool one connection is taken, or a connection without an
-            open transaction; each revision commits a transaction of its own. To migrate inside a
-            transaction of yours, see `cenote.operations`.
-        config: what the table shall look like.
-        revision: as alembic's command line takes it.
+        database: Engine, from whose pool one connection is taken, or connection without an open
+            transaction. Each revision commits its own transaction. To migrate inside a transaction
+            of the application, see `cenote.operations`.
+        config: Settings of the table.
+        revision: Target, in the notation of Alembic's command line.
 
     Raises:
-        MigrationError: the database refused, the table is there in another shape, or another
+        MigrationError: The database raised an error, the table exists in another shape, or another
             migration held the lock for too long.
-        ConfigurationError: the configuration cannot work.
+        ConfigurationError: The configuration is invalid.
     """
     async with own_connection(database) as connection:
         await connection.run_sync(_upgrade, config, revision)
 
 
 async def current(database: AsyncEngine | AsyncConnection, config: SchemaConfig) -> str | None:
-    """The revision that the database records for the table, or None.
+    """Return the revision that the database records for the table, or None.
 
     Raises:
-        MigrationError: the database refused.
+        MigrationError: The database raised an error.
     """
     async with own_connection(database, "the revision cannot be read") as connection:
         return await connection.run_sync(
@@ -99,20 +99,20 @@ async def current(database: AsyncEngine | AsyncConnection, config: SchemaConfig)
 async def check(
     database: AsyncEngine | AsyncConnection, config: SchemaConfig, *, user_model: bool = False
 ) -> list[Finding]:
-    """What differs between the database and what is expected of it, the gravest first.
+    """Return the differences between the database and the configuration, most severe first.
 
-    Compares the extension, the revision, the columns, the key, the partitions (with the
-    configuration's if it names a number, otherwise for completeness) and the indexes with their
-    operator classes and parameters. Reads the catalogue and the version table, and writes nothing.
+    Compares the extension, the revision, the columns, the primary key, the partitions (their number
+    if the configuration has one, otherwise that they cover every namespace), and the indexes with
+    their operator classes and parameters. Reads the catalogue and the version table only.
 
     Args:
-        database: an engine, or a connection without an open transaction.
-        config: what is expected.
-        user_model: the table is a model's of the host, whose own migrations make it, and not
-            cenote's revisions.
+        database: Engine, or connection without an open transaction.
+        config: Expected settings.
+        user_model: True if the table belongs to a user model, which the application's migrations
+            create instead of cenote's revisions.
 
     Raises:
-        MigrationError: the database refused.
+        MigrationError: The database raised an error.
     """
     async with own_connection(database, "the schema cannot be read") as connection:
         return await connection.run_sync(run_checks, settings.explicit_settings(config), user_model)
@@ -131,7 +131,7 @@ def _upgrade(connection: Connection, config: SchemaConfig, revision: str) -> Non
 async def own_connection(
     database: AsyncEngine | AsyncConnection, action: str = "the migration failed"
 ) -> AsyncIterator[AsyncConnection]:
-    """A connection in READ COMMITTED, whose errors are of our tree and say what failed."""
+    """Provide a READ COMMITTED connection whose errors become cenote's and name the action."""
     if not isinstance(database, AsyncEngine | AsyncConnection):
         raise ConfigurationError(
             f"the database must be an AsyncEngine or an AsyncConnection, not "
@@ -141,7 +141,7 @@ async def own_connection(
     engine = database if isinstance(database, AsyncEngine) else database.engine
     if engine.get_execution_options().get("schema_translate_map"):
         raise ConfigurationError(
-            "an engine with a schema_translate_map cannot be migrated; name the schema in "
+            "an engine with a schema_translate_map cannot be migrated; set schema in "
             "SchemaConfig instead",
             setting="schema",
         )
@@ -153,7 +153,7 @@ async def own_connection(
                     connection = await stack.enter_async_context(database.connect())
                 except ValueError as error:
                     raise ConfigurationError(
-                        "the driver cannot read the connection string's arguments", setting="dsn"
+                        "the driver rejects the connection string's arguments", setting="dsn"
                     ) from error
                 await check_event_loop_of(connection)
                 yield await connection.execution_options(isolation_level="READ COMMITTED")
@@ -174,26 +174,26 @@ async def own_connection(
 
 
 def _isolation_level(connection: AsyncConnection) -> Any:
-    """The level that was set on a connection, on its engine, or on the server."""
+    """Return the isolation level that is set on a connection, on its engine, or on the server."""
     assert connection.sync_connection is not None
     options = connection.sync_connection.get_execution_options()
-    of_engine = getattr(connection.dialect, "_on_connect_isolation_level", None)
-    return options.get("isolation_level") or of_engine or connection.default_isolation_level
+    engine_level = getattr(connection.dialect, "_on_connect_isolation_level", None)
+    return options.get("isolation_level") or engine_level or connection.default_isolation_level
 
 
-# -- drift -----------------------------------------------------------------------------------------
+# -- checks ----------------------------------------------------------------------------------------
 
 
 def run_checks(
     connection: Connection, given: Mapping[str, Any], user_model: bool = False
 ) -> list[Finding]:
-    """As `check`, on a synchronous connection and for settings that need not be complete."""
-    name, where = settings.table_name_and_schema(given)
-    subject = drift.subject_of(name, where)
+    """Return the findings of `check`, from a synchronous connection and incomplete settings."""
+    name, schema_name = settings.table_name_and_schema(given)
+    subject = drift.subject_of(name, schema_name)
     installed = connection.execute(EXTENSION_QUERY).one_or_none()
-    live = read_table(connection, name, where)
+    live = read_table(connection, name, schema_name)
     config = settings.resolve(given, live)
-    recorded = operations.recorded_revision(connection, name, where)
+    recorded = operations.recorded_revision(connection, name, schema_name)
     found = [drift.extension_finding(None if installed is None else installed.extversion)]
     if live is None or live.column_type is None or config is None:
         elsewhere = schemas_with(connection, name) if live is None else []
@@ -216,10 +216,10 @@ def run_checks(
 
 
 def run_environment(environ: Mapping[str, str]) -> None:
-    """What ``env.py`` does: run the revisions that alembic was asked for.
+    """Run the revisions that Alembic was asked for. ``env.py`` calls this function.
 
-    Connection and settings are those that `upgrade` hands over; on the command line they come from
-    the sources of `cenote.settings`, and the database from ``database_url`` there, or from
+    `upgrade` passes its connection and settings. On the command line, settings come from the
+    sources of `cenote.settings`, and the database from the setting ``database_url`` or from
     ``sqlalchemy.url`` of the ini file.
     """
     attributes = context.config.attributes
@@ -231,20 +231,20 @@ def run_environment(environ: Mapping[str, str]) -> None:
         given = settings.gather(
             context.get_x_argument(as_dictionary=True), ini_section(context.config), environ
         )
-        settings.resolve(given, None)  # refuse what cannot work before anything is reached
+        settings.resolve(given, None)  # reject invalid settings before connecting
         if context.is_offline_mode():
             _run_offline(given)
         else:
             asyncio.run(_run_with_own_engine(database_url(given, context.config), given))
-    except CenoteError as error:  # alembic prints a CommandError as a line, not as a traceback
+    except CenoteError as error:  # Alembic prints a CommandError without a traceback
         raise CommandError(str(error)) from error
 
 
 def ini_section(config: Config) -> Mapping[str, Any]:
-    """The settings in the ini file, or in pyproject.toml.
+    """Return the settings in the ini file, or in pyproject.toml.
 
     Raises:
-        ConfigurationError: the file cannot be read.
+        ConfigurationError: The file cannot be read.
     """
     with readable(config):
         if config.config_file_name is not None and config.file_config.has_section("cenote"):
@@ -256,17 +256,17 @@ def ini_section(config: Config) -> Mapping[str, Any]:
 
 
 def database_url(given: Mapping[str, Any], config: Config) -> str:
-    """The connection string of the command line.
+    """Return the connection string of the command line.
 
     Raises:
-        ConfigurationError: there is none, or the ini file cannot be read.
+        ConfigurationError: It is not set, or the ini file cannot be read.
     """
     with readable(config):
         url: str | None = given.get("database_url") or config.get_main_option("sqlalchemy.url")
     if url is None:
         raise ConfigurationError(
-            "which database? Set CENOTE_DATABASE_URL=postgresql://..., or database_url in the "
-            "section [cenote] of the ini file that -c names",
+            "`database_url` is required: set CENOTE_DATABASE_URL=postgresql://..., or database_url "
+            "in the section [cenote] of the ini file that -c names",
             setting="database_url",
         )
     return url
@@ -274,20 +274,23 @@ def database_url(given: Mapping[str, Any], config: Config) -> str:
 
 @contextmanager
 def readable(config: Config) -> Iterator[None]:
-    """An error of ours where a file cannot be read, without its words, which may be a password."""
+    """Turn errors of a file's parser into a ConfigurationError, without text of the file.
+
+    The text may contain a password.
+    """
     try:
         yield
     except (configparser.Error, TOMLDecodeError, UnicodeDecodeError) as error:
         name = config.config_file_name if isinstance(error, configparser.Error) else None
         raise ConfigurationError(
             f"{name or 'the configuration file'} cannot be read ({type(error).__name__}); "
-            "in an ini file a % is written twice",
+            "write % as %% in an ini file",
             setting="config",
         ) from None
 
 
 def _configure_logging() -> None:
-    """Log as the ini file says, where there is one that does, and silence nobody else's loggers."""
+    """Configure logging as the ini file says, if it does. Other loggers stay enabled."""
     file = context.config.config_file_name
     if (
         file is not None
@@ -312,17 +315,17 @@ async def _run_with_own_engine(url: str, given: Mapping[str, Any]) -> None:
 def _run_online(connection: Connection, given: Mapping[str, Any], *, locked: bool) -> None:
     name, schema = settings.table_name_and_schema(given)
     config = settings.resolve(given, read_table(connection, name, schema))
-    # Alembic takes an open transaction for the caller's and would not commit its own work.
+    # Alembic would take an open transaction for the caller's, and not commit its own work.
     connection.commit()
     context.configure(
         connection=connection, transaction_per_migration=True, **_options(given, config)
     )
-    if context.get_context().opts.get("dont_mutate"):  # alembic current, which only looks
+    if context.get_context().opts.get("dont_mutate"):  # alembic current only reads
         with context.begin_transaction():
             context.run_migrations()
         return
     with nullcontext() if locked else migration_lock(connection, name):
-        goes_up = _goes_up()  # of the revision there is before
+        goes_up = _goes_up()  # compares with the revision before the upgrade
         _prepare(connection, schema, config, goes_up)
         with context.begin_transaction():
             context.run_migrations()
@@ -334,7 +337,7 @@ def _run_online(connection: Connection, given: Mapping[str, Any], *, locked: boo
 def _prepare(
     connection: Connection, schema: str | None, config: SchemaConfig | None, goes_up: bool
 ) -> None:
-    """Refuse a table of ours that contradicts the settings, and make the schema if it is needed."""
+    """Check that an existing table has the configured shape, and create the schema if needed."""
     if config is not None and goes_up:
         operations.refuse_without_citus(connection, config)
         name = config.table_name
@@ -348,17 +351,17 @@ def _prepare(
 
 
 def _goes_up() -> bool:
-    """Whether what alembic was asked for ends at a revision, and no older one than there is."""
+    """Return whether Alembic's target is a revision, and not older than the present one."""
     migration = context.get_context()
-    destination = migration.opts.get("destination_rev")  # not there for alembic check
+    destination = migration.opts.get("destination_rev")  # missing for alembic check
     if isinstance(destination, tuple):
         (destination,) = destination or (None,)
     if destination in (None, "base") or str(destination).startswith("-"):
         return False
     heads = migration.get_current_heads()
     try:
-        older = {one.revision for one in context.script.iterate_revisions(heads, "base")}
-    except RevisionError:  # of a revision that alembic will not find either, and say so
+        older = {script.revision for script in context.script.iterate_revisions(heads, "base")}
+    except RevisionError:  # Alembic will not find the revision either, and report it
         return True
     return destination not in older - set(heads)
 
@@ -389,15 +392,15 @@ def _options(given: Mapping[str, Any], config: SchemaConfig | None) -> dict[str,
 
 
 def _is_ours(obj: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
-    """Keeps autogenerate from dropping whatever else the database holds."""
+    """Keep autogenerate from dropping other tables of the database."""
     return not (kind == "table" and reflected and other is None)
 
 
 @contextmanager
 def own_errors(action: str, url: URL) -> Iterator[None]:
-    """Turn what alembic, SQLAlchemy and the driver raise into errors of cenote's tree.
+    """Turn errors of Alembic, SQLAlchemy and the driver into cenote's.
 
-    The server's words are kept where they quote nobody's data.
+    The server's message is kept if it cannot quote data.
     """
     try:
         yield
@@ -411,6 +414,6 @@ def own_errors(action: str, url: URL) -> Iterator[None]:
             action = f"{action}: no answer in time"
         elif is_lost(cause):
             action = f"cannot connect to {safe_url(url)}"
-        said = f"{type(cause).__name__}: {cause}" if is_safe_to_quote(error) else describe(cause)
+        reason = f"{type(cause).__name__}: {cause}" if is_safe_to_quote(error) else describe(cause)
         redact(error)
-        raise MigrationError(f"{action}: {said}") from cause
+        raise MigrationError(f"{action}: {reason}") from cause

@@ -1,8 +1,8 @@
-"""Where the settings of a schema come from, other than from code.
+"""Sources of the schema's settings on the command line.
 
-In this order: ``-x name=value`` of the command line, the section ``[cenote]`` of the ini file (or
-``[tool.alembic.cenote]`` of pyproject.toml), the environment as ``CENOTE_<NAME>``, and, for what
-none of them says, the live table.
+The sources, by priority: ``-x name=value`` of the command line, the section ``[cenote]`` of the ini
+file (or ``[tool.alembic.cenote]`` of pyproject.toml), the environment as ``CENOTE_<NAME>``, and the
+live table for all settings that remain.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from cenote.catalog import LiveTable
 
 HOW_TO_SET_DIMENSIONS = (
-    "how many dimensions have the vectors? Say -x dimensions=384, write dimensions = 384 in the "
-    "section [cenote] of the ini file, or set CENOTE_DIMENSIONS=384"
+    "`dimensions` is required: pass -x dimensions=384, write dimensions = 384 in the section "
+    "[cenote] of the ini file, or set CENOTE_DIMENSIONS=384"
 )
 
 _logger = logging.getLogger(__name__)
@@ -34,25 +34,28 @@ _NAMES = [field.name for field in fields(SchemaConfig)] + ["database_url"]
 def gather(
     arguments: Mapping[str, Any], section: Mapping[str, Any], environ: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The settings that are given anywhere, `database_url` among them.
+    """Return the settings that any source sets, including `database_url`.
 
     Args:
-        arguments: those of ``-x``.
-        section: those of the ini file.
-        environ: the environment.
+        arguments: Settings given with ``-x``.
+        section: Settings in the ini file.
+        environ: Environment variables.
 
     Raises:
-        ConfigurationError: a name is unknown, or a number is none.
+        ConfigurationError: A name is unknown, or a value has the wrong type.
     """
     for source, values in (("-x ", arguments), ("[cenote] ", section)):
         for name, value in values.items():
             if name not in _NAMES:
                 raise ConfigurationError(
-                    f"{source}{name} is none of cenote's settings, which are {', '.join(_NAMES)}",
+                    f"{source}{name} is not a setting of cenote; "
+                    f"the settings are {', '.join(_NAMES)}",
                     setting=name,
                 )
             if value in (None, ""):
-                raise ConfigurationError(f"{source}{name}: say {name}=value", setting=name)
+                raise ConfigurationError(
+                    f"{source}{name} has no value; write {name}=value", setting=name
+                )
     _warn_of_mistakes(environ)
     from_environ = {name: environ.get("CENOTE_" + name.upper()) or None for name in _NAMES}
     given: dict[str, Any] = {}
@@ -64,12 +67,12 @@ def gather(
 
 
 def _warn_of_mistakes(environ: Mapping[str, str]) -> None:
-    """Log variables that look like one of ours, mistyped; others may be somebody else's."""
-    ours = {"CENOTE_" + name.upper() for name in _NAMES}
+    """Log a warning for each variable that looks like a mistyped one of cenote's."""
+    known = {"CENOTE_" + name.upper() for name in _NAMES}
     for name in environ:
-        if name.startswith("CENOTE_") and name not in ours:
-            for meant in get_close_matches(name, ours, n=1, cutoff=0.85):
-                _logger.warning("%s is not read; is %s meant?", name, meant)
+        if name.startswith("CENOTE_") and name not in known:
+            for close_match in get_close_matches(name, known, n=1, cutoff=0.85):
+                _logger.warning("%s is not a setting; did you mean %s?", name, close_match)
 
 
 def _parsed(name: str, value: str) -> Any:
@@ -95,16 +98,16 @@ def _number(name: str, value: str) -> int:
 
 
 def explicit_settings(config: SchemaConfig) -> dict[str, Any]:
-    """A configuration as settings; what it leaves open is not given."""
+    """Return the settings of a configuration that are not None."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def table_name_and_schema(given: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Name and schema of the chunk table, checked.
+    """Return the name and the schema of the chunk table.
 
     Raises:
-        ConfigurationError: a name cannot work.
+        ConfigurationError: A name is invalid.
     """
     name = given.get("table_name", DEFAULT_TABLE_NAME)
     config = SchemaConfig(dimensions=1, table_name=name, schema=given.get("schema"))
@@ -112,16 +115,17 @@ def table_name_and_schema(given: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def resolve(given: Mapping[str, Any], live: LiveTable | None) -> SchemaConfig | None:
-    """The configuration that the settings make, with the live table's where they say nothing.
+    """Return the configuration from the settings, completed by the live table's.
 
-    None where the dimensions are not known at all.
+    Returns:
+        None if neither the settings nor the live table has the dimensions.
 
     Raises:
-        ConfigurationError: a value cannot work.
+        ConfigurationError: A value is invalid.
     """
-    known = {} if live is None or live.dimensions is None else live.settings
-    values = {**known, **{name: given[name] for name in given if name != "database_url"}}
+    live_settings = {} if live is None or live.dimensions is None else live.settings
+    values = {**live_settings, **{name: given[name] for name in given if name != "database_url"}}
     table_name_and_schema(given)
     if values.get("distribution") and "partitions" not in given:
-        values.pop("partitions", None)  # of a table that is not distributed yet
+        values.pop("partitions", None)  # the live table is not distributed yet
     return SchemaConfig(**values) if "dimensions" in values else None

@@ -76,10 +76,10 @@ async def test_each_version_is_adopted(
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     said = cenote("check", **url)
     assert said.returncode == 1
-    assert "upgrade head, which adopts a table of the first cenote" in said.stdout
+    assert "upgrade head, which also upgrades a legacy table" in said.stdout
     output_of(cenote("migrate", "upgrade", "head", **url))  # the table says its dimensions
     assert [await scalar(engine, query) for query in (CHECKSUM, PLACES, HNSW)] == before
-    assert output_of(cenote("check", **url)) == "nothing differs\n"
+    assert output_of(cenote("check", **url)) == "no differences found\n"
     assert "No new upgrade operations" in output_of(alembic("check", **url))
     store = PgVectorStore(engine, 4)
     await store.apply_migrations()  # again, from code and with the defaults
@@ -102,7 +102,7 @@ async def test_each_version_is_adopted(
 
 
 async def test_a_position_that_does_not_fit_is_said(empty_engine: AsyncEngine) -> None:
-    """Adopted positions are of 32 bits until the table is rewritten for another reason."""
+    """Positions have 32 bits until the table is rewritten for another reason."""
     await other_runner(empty_engine)
     store = PgVectorStore(empty_engine, 4)
     await store.apply_migrations()

@@ -27,10 +27,13 @@ async def test_settings_may_stand_anywhere(empty_engine: AsyncEngine, empty_dsn:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["migrate", "-x", "table_name", "downgrade", "base"], "-x table_name: say table_name="),
-        (["check", "-x", "table_name"], "-x table_name: say -x name=value"),
-        (["migrate", "-x", "dimension=4", "upgrade", "head"], "-x dimension is none of"),
-        (["migrate"], "which command? One of"),
+        (
+            ["migrate", "-x", "table_name", "downgrade", "base"],
+            "-x table_name has no value; write table_name=",
+        ),
+        (["check", "-x", "table_name"], "-x table_name has no value; write -x table_name="),
+        (["migrate", "-x", "dimension=4", "upgrade", "head"], "-x dimension is not a setting"),
+        (["migrate"], "a command is required: one of"),
         (["migrate", "revision", "-m", "mine"], "the revisions are cenote's own"),
         (["check", "-c", "nowhere.ini"], "there is no file nowhere.ini"),
         (["repartition", "1"], "partitions must be an integer from 2 to 1,024"),
@@ -39,7 +42,7 @@ async def test_settings_may_stand_anywhere(empty_engine: AsyncEngine, empty_dsn:
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], says: str, dsn: str) -> None:
-    """With the cure in it; nothing has been done to the table."""
+    """A hint is in it, and the table has not changed."""
     result = cenote(*arguments, CENOTE_DATABASE_URL=dsn)
     assert result.returncode not in (0, 1)
     assert says in result.stdout + result.stderr
@@ -93,7 +96,7 @@ def test_a_mistyped_variable_is_named(dsn: str) -> None:
     """One that looks like none of ours is somebody else's."""
     environ = {"CENOTE_PARTITION": "4", "CENOTE_COLOUR": "blue"}
     result = cenote("check", CENOTE_DATABASE_URL=dsn, **environ)
-    assert "CENOTE_PARTITION is not read; is CENOTE_PARTITIONS meant?" in result.stderr
+    assert "CENOTE_PARTITION is not a setting; did you mean CENOTE_PARTITIONS?" in result.stderr
     assert "COLOUR" not in result.stderr
 
 

@@ -148,9 +148,9 @@ def test_settings_come_in_one_order() -> None:
 
 def test_settings_that_are_wrong_are_named() -> None:
     """An unknown name with where it stands, and what is no number."""
-    with pytest.raises(ConfigurationError, match="-x dimension is none of"):
+    with pytest.raises(ConfigurationError, match="-x dimension is not a setting"):
         gather({"dimension": "3"}, {}, {})
-    with pytest.raises(ConfigurationError, match=r"\[cenote\] dimension is none of"):
+    with pytest.raises(ConfigurationError, match=r"\[cenote\] dimension is not a setting"):
         gather({}, {"dimension": "3"}, {})
     with pytest.raises(ConfigurationError, match="must be an integer") as error:
         gather({}, {}, {"CENOTE_HNSW_M": "many"})

@@ -230,7 +230,7 @@ DRIFT: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
             "CREATE TABLE x.cenote_chunks ()",
         ],
         {},
-        ["cenote_chunks", "missing", "table", "say -x schema=x if that is the one"],
+        ["cenote_chunks", "missing", "table", "pass -x schema=x if that is the table"],
     ),
     (
         "not_a_chunk_table",
@@ -359,7 +359,7 @@ async def test_check_needs_no_configuration(empty_engine: AsyncEngine, empty_dsn
         empty_engine, SchemaConfig(dimensions=3, column_type="halfvec", partitions=2)
     )
     result = cenote("check", **url)
-    assert (result.returncode, result.stdout) == (0, "nothing differs\n")
+    assert (result.returncode, result.stdout) == (0, "no differences found\n")
     result = cenote("check", "--json", **url)
     assert (result.returncode, json.loads(result.stdout)) == (0, [])
 

@@ -96,7 +96,7 @@ async def test_in_the_applications_history(
     alembic("upgrade", "head")
     assert "No new upgrade operations" in alembic("check")
     assert len(alembic("heads").splitlines()) == 1
-    assert cenote("check", "-x", "dimensions=4", "-x", "partitions=16") == "nothing differs\n"
+    assert cenote("check", "-x", "dimensions=4", "-x", "partitions=16") == "no differences found\n"
     assert cenote("migrate", "current") == "cenote_0004 (head)\n"
     cenote("migrate", "upgrade", "head")  # finds what the host did
     assert await tables(empty_engine) == ALL_TABLES
@@ -107,7 +107,7 @@ async def test_in_the_applications_history(
     assert await tables(empty_engine) == ["alembic_version"]
     await run_script(empty_engine, "DROP TABLE alembic_version;" + up)
     assert "No new upgrade operations" in alembic("check")
-    assert cenote("check") == "nothing differs\n"
+    assert cenote("check") == "no differences found\n"
     await run_script(empty_engine, down)
     assert await tables(empty_engine) == ["alembic_version"]
 
@@ -121,7 +121,7 @@ async def test_the_host_comes_second(
     cenote("host-revision", "-x", "dimensions=4")
     alembic("upgrade", "head")
     assert await found(PgVectorStore(empty_engine, 4), [1, 0, 0, 0], "n") == ["a"]
-    assert cenote("check") == "nothing differs\n"
+    assert cenote("check") == "no differences found\n"
 
 
 async def test_the_host_comes_second_with_other_dimensions(
@@ -155,7 +155,7 @@ def test_a_table_is_made_once_in_a_history(host: Path, cenote: Command) -> None:
     """A second revision for it would drop it on the way down; another table is another matter."""
     cenote("host-revision", "-x", "dimensions=4")
     said = run_failing(cenote, "host-revision", "-x", "dimensions=4")
-    assert "makes table 'cenote_chunks' already" in said
+    assert "creates table 'cenote_chunks' already" in said
     cenote("host-revision", "-x", "dimensions=4", "-x", "table_name=other")
     assert len(revisions(host)) == 3
     for option in ("--from", "--to"):
@@ -168,7 +168,7 @@ def test_it_is_never_written_into_cenote_itself(host: Path, cenote: Command) -> 
     """Where the ini file is the one for cenote's own commands."""
     (host / "alembic.ini").write_text("[alembic]\nscript_location = cenote:migrations\n")
     said = run_failing(cenote, "host-revision", "-x", "dimensions=4")
-    assert "script_location is cenote's own" in said
+    assert "script_location of this configuration is cenote's own" in said
 
 
 def test_it_takes_settings_from_the_hosts_ini_and_the_live_table(
@@ -224,7 +224,7 @@ async def test_in_another_schema(
     assert new_revision(host, before).count("op.create") == 1
     alembic("upgrade", "head")
     assert "No new upgrade operations" in alembic("check")
-    assert cenote("check", "-x", "schema=vec") == "nothing differs\n"
+    assert cenote("check", "-x", "schema=vec") == "no differences found\n"
     assert cenote("migrate", "-x", "schema=vec", "check").startswith("No new upgrade")
     alembic("downgrade", "base")
     assert await tables(empty_engine) == ["alembic_version"]
@@ -264,7 +264,7 @@ async def test_changed_indexes_are_seen_and_mended(
     assert "'m': 16" in written
     alembic("upgrade", "head")
     assert "No new upgrade operations" in alembic("check")
-    assert cenote("check") == "nothing differs\n"
+    assert cenote("check") == "no differences found\n"
     alembic("downgrade", "-1")
     assert "m=8" in run_failing(cenote, "check")
 

@@ -100,7 +100,7 @@ asyncio.run(main())
     def cenote(*arguments: str) -> str:
         return output_of(run(command, *arguments, cwd=empty, **environ))
 
-    assert cenote("check") == "nothing differs\n"
+    assert cenote("check") == "no differences found\n"
     for argument in ("current", "history", "heads"):
         assert "cenote_0004" in cenote("migrate", argument)
     cenote("migrate", "downgrade", "base")

@@ -254,8 +254,8 @@ async def test_a_table_of_another_shape_is_named(
         await schema.upgrade(engine, SchemaConfig(**{"dimensions": 4, **settings}))
 
 
-async def test_an_extension_out_of_sight_is_refused(empty_engine: AsyncEngine) -> None:
-    """With the cure."""
+async def test_an_extension_outside_the_search_path_is_rejected(empty_engine: AsyncEngine) -> None:
+    """The error says what to change."""
     async with empty_engine.begin() as connection:
         await connection.execute(text("CREATE SCHEMA ext"))
         await connection.execute(text("CREATE EXTENSION vector SCHEMA ext"))
@@ -263,8 +263,8 @@ async def test_an_extension_out_of_sight_is_refused(empty_engine: AsyncEngine) -
         await PgVectorStore(empty_engine, 4).apply_migrations()
 
 
-async def test_an_old_extension_is_refused(engine: AsyncEngine) -> None:
-    """With the cure, too."""
+async def test_an_old_extension_is_rejected(engine: AsyncEngine) -> None:
+    """The error names the command that updates it."""
     async with engine.begin() as connection:
         await connection.execute(
             text("UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'")
@@ -315,7 +315,7 @@ async def test_the_command_line_of_a_checkout(empty_engine: AsyncEngine, empty_d
     [
         (["-x", "table_name=a b"], {}, "table_name"),
         (["-x", "dimensions=4"], {}, "CENOTE_DATABASE_URL"),
-        (["-x", "dimension=4"], {}, "-x dimension is none of cenote's settings"),
+        (["-x", "dimension=4"], {}, "-x dimension is not a setting of cenote"),
         (["-x", "dimensions=many"], {}, "dimensions must be an integer"),
         (["-x", "dimensions=9999"], {}, "halfvec"),
         (["-x", "dimensions=4", "-x", "table_name=a b"], {}, "table_name"),
@@ -328,7 +328,7 @@ async def test_the_command_line_of_a_checkout(empty_engine: AsyncEngine, empty_d
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], environ: dict[str, str], says: str) -> None:
-    """With the cure in it, and no password."""
+    """A hint is in it, and no password."""
     result = alembic(*arguments, "upgrade", "head", **environ)
     assert result.returncode != 0
     assert says in result.stdout + result.stderr
