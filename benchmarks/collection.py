@@ -92,7 +92,7 @@ class Truth:
 
     Args:
         collection: Rows and queries.
-        one_tenant: Whether all rows were loaded as a single tenant.
+        one_tenant: True if all rows were loaded as a single tenant.
     """
 
     def __init__(self, collection: Collection, *, one_tenant: bool = False) -> None:

@@ -33,7 +33,7 @@ class Target:
         name: Quantity that is measured.
         wanted: Value to reach, for display.
         measured: Measured value, for display.
-        met: Whether the run reached the target.
+        met: True if the run reached the target.
     """
 
     name: str

@@ -104,7 +104,7 @@ class Page:
         created_roles: Roles that the page has created so far.
         suffix: Suffix of these roles' names.
         output: Output of the last block.
-        output_must_be_shown: Whether the page must show this output. It must show the output of
+        output_must_be_shown: True if the page must show this output. It must show the output of
             Python blocks, and may leave out the output of commands.
     """
 

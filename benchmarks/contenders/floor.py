@@ -68,7 +68,7 @@ class Floor(Contender):
     """Hand-written asyncpg.
 
     Args:
-        exact: Whether searches compare the query with every row of the tenant.
+        exact: Compare the query with every row of the tenant in each search.
     """
 
     def __init__(self, *, exact: bool = False) -> None:

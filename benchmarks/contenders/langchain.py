@@ -43,7 +43,7 @@ class Langchain(Contender):
     """langchain-postgres' PGVectorStore.
 
     Args:
-        tuned: Whether to set the options above for better results.
+        tuned: Set the options listed above, for better results.
     """
 
     def __init__(self, *, tuned: bool = False) -> None:

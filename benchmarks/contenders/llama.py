@@ -50,7 +50,7 @@ class LlamaIndex(Contender):
     """LlamaIndex's PGVectorStore.
 
     Args:
-        tuned: Whether to set the options above for better results.
+        tuned: Set the options listed above, for better results.
     """
 
     def __init__(self, *, tuned: bool = False) -> None:

@@ -37,7 +37,7 @@ class Vecs(Contender):
     """A vecs collection.
 
     Args:
-        tuned: Whether to set the options above for better results.
+        tuned: Set the options listed above, for better results.
     """
 
     def __init__(self, *, tuned: bool = False) -> None:
