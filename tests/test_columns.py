@@ -114,15 +114,27 @@ async def test_what_is_unchanged_is_not_rewritten(store: PgVectorStore[Passage])
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ([{"title": 1}], "chunk '0': there is no column 'title' to set; there are: doc_id, lang"),
+        (
+            [{"title": 1}],
+            "chunk '0': there is no column 'title' to set; the columns are: doc_id, lang",
+        ),
         ([{"content": "x"}], "there is no column 'content' to set"),
         ([{"extra_json": {}}], "there is no column 'extra_json' to set"),
-        ([{"page": 1}, {"page": 1, "language": "x"}], "chunk '1': its columns are others than"),
-        ([{"page": 1}, {}], "chunk '1': its columns are others than"),
-        ([{"short": func.now()}], "chunk '0': the column short takes values, no SQL expressions"),
-        ([{"extra": {"a": {1}}}], "chunk '0': the column extra cannot take its value (TypeError)"),
-        ([{"token": None}], "its columns must give token a value"),
-        ([{"page": [1]}], "the column page takes single values, no lists"),
+        (
+            [{"page": 1}, {"page": 1, "language": "x"}],
+            "chunk '1': its columns differ from those of",
+        ),
+        ([{"page": 1}, {}], "chunk '1': its columns differ from those of"),
+        (
+            [{"short": func.now()}],
+            "chunk '0': the column short accepts values, not SQL expressions",
+        ),
+        (
+            [{"extra": {"a": {1}}}],
+            "chunk '0': the column extra does not accept its value (TypeError)",
+        ),
+        ([{"token": None}], "its columns must include a value for token"),
+        ([{"page": [1]}], "the column page accepts single values, not lists"),
         ([{1: 2}], "there is no column 1 to set"),
         (["page"], "chunk '0': columns must be a mapping of attribute names to values, not str"),
     ],
@@ -177,7 +189,7 @@ async def test_a_column_that_needs_a_value(empty_engine: AsyncEngine) -> None:
     """Is asked for, by the name of its attribute."""
     store = PgVectorStore(empty_engine, model=File)
     for columns in ({"folder_id": 1}, {"folder_id": 1, "path": None}, {}):
-        with pytest.raises(InvalidInputError, match=r"must give (path|folder_id) a value"):
+        with pytest.raises(InvalidInputError, match=r"must include a value for (path|folder_id)"):
             await store.upsert([embedded("a", columns=columns)], "t")
     async with empty_engine.begin() as connection:
         await connection.execute(text("CREATE EXTENSION vector"))
@@ -192,7 +204,7 @@ async def test_a_column_that_needs_a_value(empty_engine: AsyncEngine) -> None:
 async def test_without_a_model_there_are_none(engine: AsyncEngine) -> None:
     """The default store says where they would be; the one in memory passes over them."""
     chunk = embedded("a", columns={"page": 1})
-    with pytest.raises(InvalidInputError, match=r"for your model has them \(model=\)"):
+    with pytest.raises(InvalidInputError, match="pass your model to the store with model="):
         await PgVectorStore(engine, 4).upsert([chunk], "t")
     memory = InMemoryVectorStore(4)
     await memory.upsert([chunk], "t")

@@ -355,7 +355,7 @@ async def test_listing_all_tenants_needs_another_role(deployed: Deployment) -> N
 
 async def test_a_store_with_the_wrong_setting(deployed: Deployment) -> None:
     """The error names the setting, or the command."""
-    with pytest.raises(VectorStoreError, match="make it with row_security=True"):
+    with pytest.raises(VectorStoreError, match="create the store with row_security=True"):
         await PgVectorStore(deployed.app, 4, text_search="simple").count("acme")
     await set_row_security(deployed.owner, deployed.owners.config, on=False)
     with pytest.raises(VectorStoreError, match="cenote row-security on"):

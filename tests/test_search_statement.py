@@ -229,13 +229,13 @@ async def test_a_condition_inside_is_met_before_the_limit_counts(
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (Document.title == "a", "where brings in 'documents'"),
-        (Passage.doc_id == Document.id, "speak of other tables than 'passages' in exists"),
-        (aliased(Passage).page == 1, "where brings in an alias of 'passages': speak"),
-        ([Passage.page == 1], "join several by and_"),
-        (ChunkRow.id == "a", "where brings in 'cenote_chunks'"),
-        ("language = 'en'", "not one of type str"),
-        (7, "not one of type int"),
+        (Document.title == "a", "where adds 'documents' to the query"),
+        (Passage.doc_id == Document.id, "refer to tables other than 'passages' in exists"),
+        (aliased(Passage).page == 1, "where adds an alias of 'passages' to the query: refer"),
+        ([Passage.page == 1], "combine several with and_"),
+        (ChunkRow.id == "a", "where adds 'cenote_chunks' to the query"),
+        ("language = 'en'", "not an object of type str"),
+        (7, "not an object of type int"),
     ],
 )
 async def test_conditions_that_cannot_be_met_inside(

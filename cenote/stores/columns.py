@@ -1,4 +1,4 @@
-"""A host's own columns beside the chunk's: what an upsert writes to them."""
+"""Columns that a user model adds to a chunk: what an upsert writes to them."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _COMPARABLE = (
     VECTOR,
     HALFVEC,
 )
-"""Types that are compared as they are; others, which may know no equality, by their text."""
+"""Types that are compared directly. Others may have no equality, and are compared as text."""
 
 
 class _ListOf(UserDefinedType[Any]):
-    """Binds a list of values that the element's type has processed already.
+    """A list of values that the element's type has processed already.
 
-    SQLAlchemy's ARRAY would process what is inside of a value that is a list.
+    SQLAlchemy's ARRAY would process the elements of a value that is a list itself.
     """
 
     cache_ok = True
@@ -61,92 +61,92 @@ class _ListOf(UserDefinedType[Any]):
 
 
 class _UnsuitableError(Exception):
-    """Says what a column takes instead."""
+    """Says which values a column accepts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UserColumn:
-    """A column of the host's, as an upsert writes it.
+    """A column of the user model, as an upsert writes it.
 
     Attributes:
-        name: of the attribute.
-        column: the column.
-        dialect: of the engine.
+        name: Name of the mapped attribute.
+        column: The column.
+        dialect: Dialect of the engine.
     """
 
     name: str
     column: Column[Any]
     dialect: Dialect
 
-    # -- what the host says of it
+    # -- defaults
 
     @property
     def required(self) -> bool:
-        """Whether a row cannot do without a value from the caller."""
+        """Whether a new row requires a value from the caller."""
         column = self.column
         return not (column.nullable or column.default or column.server_default or column.identity)
 
     @property
-    def makes_values(self) -> Callable[[Any], Any] | None:
-        """The Python function that makes a new row's value, if the caller gives none."""
+    def python_default(self) -> Callable[[Any], Any] | None:
+        """Python function that returns a new row's value if the caller passes none."""
         default: Any = self.column.default
         return default.arg if default is not None and default.is_callable else None
 
     @property
-    def called_on_update(self) -> Callable[[Any], Any] | None:
-        """The Python function that makes an update's value, if the caller gives none."""
+    def python_onupdate(self) -> Callable[[Any], Any] | None:
+        """Python function that returns an update's value if the caller passes none."""
         onupdate: Any = self.column.onupdate
         return onupdate.arg if onupdate is not None and onupdate.is_callable else None
 
     @property
     def on_update(self) -> ColumnElement[Any]:
-        """What an update sets the column to by itself."""
+        """Expression to which an update sets the column if the caller passes no value."""
         onupdate: Any = self.column.onupdate
-        if self.called_on_update is not None:
+        if self.python_onupdate is not None:
             return bindparam(self.name + "_on_update", type_=self.column.type)
         value = onupdate.arg
         return value if onupdate.is_clause_element else literal(value, self.column.type)
 
-    # -- how its values travel
+    # -- values
 
     @property
     def list_type(self) -> TypeEngine[Any]:
-        """The type of a list of values, a value for each row."""
+        """Type of the list of values that an upsert binds, one per row."""
         if self._as_text or isinstance(self._kind, types.String):
             return _ListOf("TEXT")
         spec = str(self.column.type.compile(dialect=self.dialect))
-        # A cast to a length would cut, or fill up, what an INSERT refuses; so texts above.
+        # A cast to a length would cut or pad what an INSERT rejects. Texts, above, have no length.
         return _ListOf("VARBIT" if spec.startswith("BIT") else spec)
 
     def value(self, new: ColumnElement[Any]) -> ColumnElement[Any]:
-        """What is written, of a column of the unnested lists."""
+        """Return the value to write, from a column of the unnested lists."""
         if not self._as_text:
             return cast(new, self.column.type) if isinstance(self._kind, types.Enum) else new
         bound: Any = self.column.type.bind_expression(new)  # type: ignore[arg-type]
         return cast(new, self.column.type) if bound is None else bound
 
     def processed(self, value: Any) -> Any:
-        """A value as :attr:`list_type` takes it.
+        """Return a value in the form that :attr:`list_type` accepts.
 
         Raises:
-            Exception: whatever the type raises of a value that it cannot take.
+            Exception: The type does not accept the value; it may raise any error.
         """
         if isinstance(value, ColumnElement):
-            raise _UnsuitableError("takes values, no SQL expressions")
+            raise _UnsuitableError("accepts values, not SQL expressions")
         process = self.column.type.dialect_impl(self.dialect).bind_processor(self.dialect)
         value = process(value) if process is not None else value
         if value is None:
             return None
-        several = isinstance(value, list | tuple | np.ndarray)
+        is_list = isinstance(value, list | tuple | np.ndarray)
         if self._as_text:
-            return _array_text(value) if several else str(value)
-        if several:  # unnest() would open it
-            raise _UnsuitableError("takes single values, no lists")
+            return _array_text(value) if is_list else str(value)
+        if is_list:  # unnest() would flatten it
+            raise _UnsuitableError("accepts single values, not lists")
         return value
 
     @property
     def _kind(self) -> TypeEngine[Any]:
-        """The type that its decorators decorate."""
+        """Type of the column without its type decorators."""
         kind = self.column.type
         while isinstance(kind, TypeDecorator):
             kind = kind.impl_instance
@@ -154,21 +154,21 @@ class UserColumn:
 
     @property
     def _as_text(self) -> bool:
-        """Whether values travel as text: unnest() opens arrays, and some types want a function."""
+        """Whether values are sent as text: unnest() flattens arrays; some types need a function."""
         bound = self.column.type.bind_expression(bindparam("value"))
         return bound is not None or isinstance(self._kind, types.ARRAY)
 
     def comparable(self, expression: ColumnElement[Any]) -> ColumnElement[Any]:
-        """The column for a comparison."""
+        """Return an expression of the column that can be compared."""
         return expression if isinstance(self._kind, _COMPARABLE) else cast(expression, Text)
 
 
 class UserColumns:
-    """The columns of a chunk model that are the host's.
+    """The columns that a user model adds to those of a chunk.
 
     Args:
-        model: the chunk model.
-        dialect: of the engine.
+        model: Chunk model.
+        dialect: Dialect of the engine.
     """
 
     def __init__(self, model: type[Any], dialect: Dialect) -> None:
@@ -185,95 +185,112 @@ class UserColumns:
             and not (column.identity is not None and column.identity.always)
         }
 
-    def given(self, batch: Batch) -> tuple[str, ...]:
-        """The names that all chunks of a batch give values for.
+    def names_in(self, batch: Batch) -> tuple[str, ...]:
+        """Return the names of the columns for which a batch passes values.
 
         Raises:
-            InvalidInputError: a name is unknown, or missing where a value is needed, or not all
-                chunks give the same.
+            InvalidInputError: A name is unknown, a required value is missing, or the chunks pass
+                values for different columns.
         """
         names = batch.columns[0].keys()
         for chunk, columns in zip(batch.chunks, batch.columns, strict=True):
             problem = self._problem(columns, names)
             if problem is not None:
-                raise _refused(chunk.id, problem)
+                raise _error(chunk.id, problem)
         return tuple(sorted(names))
 
     def _problem(self, columns: Mapping[str, Any], names: Any) -> str | None:
         for name in columns:
             if name not in self._columns:
-                known = ", ".join(self._columns) or "none; a store for your model has them (model=)"
-                return f"there is no column {safe_repr(name)} to set; there are: {known}"
-        for name, own in self._columns.items():
-            missing = columns.get(name) is None and not own.column.nullable
-            if missing and (name in columns or own.required):
-                return f"its columns must give {name} a value"
+                known = (
+                    ", ".join(self._columns) or "none (pass your model to the store with model=)"
+                )
+                return f"there is no column {safe_repr(name)} to set; the columns are: {known}"
+        for name, user_column in self._columns.items():
+            missing = columns.get(name) is None and not user_column.column.nullable
+            if missing and (name in columns or user_column.required):
+                return f"its columns must include a value for {name}"
         if columns.keys() != names:
-            return "its columns are others than those of the batch's first chunk; upsert them apart"
+            return (
+                "its columns differ from those of the batch's first chunk; upsert these chunks "
+                "separately"
+            )
         return None
 
     def written(self, names: Sequence[str]) -> Iterator[UserColumn]:
-        """The columns for which an upsert of these names binds lists."""
-        for name, own in self._columns.items():
-            if name in names or own.makes_values is not None:
-                yield own
+        """Yield the columns for which an upsert with values for `names` binds lists."""
+        for name, user_column in self._columns.items():
+            if name in names or user_column.python_default is not None:
+                yield user_column
 
     def parameters(self, names: Sequence[str], batch: Batch) -> dict[str, Any]:
-        """What an upsert of these names binds.
+        """Return the parameters of an upsert with values for `names`.
 
         Raises:
-            InvalidInputError: a column cannot take a value.
+            InvalidInputError: A column does not accept a value.
         """
         parameters: dict[str, Any] = {
-            own.name + "_list": [
-                _processed(own, chunk.id, columns)
+            user_column.name + "_list": [
+                _list_value(user_column, chunk.id, columns)
                 for chunk, columns in zip(batch.chunks, batch.columns, strict=True)
             ]
-            for own in self.written(names)
+            for user_column in self.written(names)
         }
         return parameters | self.on_update_parameters(names)
 
     def on_update_parameters(self, names: Sequence[str]) -> dict[str, Any]:
-        """What :meth:`on_update` of these names binds."""
+        """Return the parameters of :meth:`on_update`."""
         return {
-            own.name + "_on_update": own.called_on_update(None)
-            for own in self._touched(names)
-            if own.called_on_update is not None
+            user_column.name + "_on_update": user_column.python_onupdate(None)
+            for user_column in self._updated_columns(names)
+            if user_column.python_onupdate is not None
         }
 
     def on_update(self, names: Sequence[str]) -> dict[str, ColumnElement[Any]]:
-        """What an update sets by itself (``onupdate``), by key; functions are called once."""
-        return {own.column.key: own.on_update for own in self._touched(names)}
+        """Return the values that an update sets by itself (``onupdate``), by column key.
 
-    def _touched(self, names: Sequence[str]) -> list[UserColumn]:
+        Python functions are called once per statement.
+
+        Args:
+            names: Columns for which the caller passes values; they are left out.
+        """
+        return {
+            user_column.column.key: user_column.on_update
+            for user_column in self._updated_columns(names)
+        }
+
+    def _updated_columns(self, names: Sequence[str]) -> list[UserColumn]:
         return [
-            own
-            for name, own in self._columns.items()
-            if name not in names and own.column.onupdate is not None
+            user_column
+            for name, user_column in self._columns.items()
+            if name not in names and user_column.column.onupdate is not None
         ]
 
 
-def _processed(own: UserColumn, chunk_id: str, columns: Mapping[str, Any]) -> Any:
+def _list_value(user_column: UserColumn, chunk_id: str, columns: Mapping[str, Any]) -> Any:
+    """Return a chunk's value for a column: the caller's, or that of the column's default."""
     try:
-        if own.name in columns:
-            return own.processed(columns[own.name])
-        assert own.makes_values is not None
-        return own.processed(own.makes_values(None))
+        if user_column.name in columns:
+            return user_column.processed(columns[user_column.name])
+        assert user_column.python_default is not None
+        return user_column.processed(user_column.python_default(None))
     except _UnsuitableError as error:
-        raise _refused(chunk_id, f"the column {own.name} {error}") from None
-    except Exception as error:  # of the type, or of the host's own function
-        problem = f"the column {own.name} cannot take its value ({type(error).__name__})"
-        raise _refused(chunk_id, problem) from None  # whose words may quote the value
+        raise _error(chunk_id, f"the column {user_column.name} {error}") from None
+    except Exception as error:  # raised by the type, or by the application's default function
+        problem = (
+            f"the column {user_column.name} does not accept its value ({type(error).__name__})"
+        )
+        raise _error(chunk_id, problem) from None  # the message of `error` may quote the value
 
 
-def _refused(chunk_id: str, problem: str) -> InvalidInputError:
+def _error(chunk_id: str, problem: str) -> InvalidInputError:
     return InvalidInputError(
         f"chunk {safe_repr(chunk_id)}: {problem}", field="columns", chunk_id=chunk_id
     )
 
 
 def _array_text(value: Any) -> str:
-    """An array as Postgres reads it; every element quoted, so that none is taken for syntax."""
+    """Return an array literal. Every element is quoted, so that none is read as syntax."""
     parts = []
     for element in value:
         if element is None:

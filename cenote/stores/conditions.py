@@ -1,4 +1,4 @@
-"""The conditions that a host gives a search beside the filter (``where=``)."""
+"""SQL conditions of the caller in addition to the filter (``where=``)."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from cenote.errors import InvalidInputError
 
 
 def check_condition(where: Any, table: Table) -> ColumnElement[bool] | None:
-    """The host's conditions, checked: they may speak of the chunk's own row only.
+    """Return the caller's condition. It may refer only to the chunk's own row.
 
     Raises:
-        InvalidInputError: they are none, or bring other tables along.
+        InvalidInputError: It is not a SQL condition, or it adds other tables to FROM.
     """
     if where is None:
         return None
-    read = _read(where, table)
-    if read is None:  # outside of the handler: SQLAlchemy's error quotes what was given
+    parsed = _parse(where, table)
+    if parsed is None:  # outside the handler, because SQLAlchemy's error quotes the condition
         raise InvalidInputError(
-            f"where must be one SQL condition (join several by and_), not one of type "
+            f"where must be one SQL condition (combine several with and_), not an object of type "
             f"{type(where).__name__}",
             field="where",
         )
-    condition, froms = read
-    others = [_described(other) for other in froms if other is not table]
+    condition, sources = parsed
+    others = [_describe(source) for source in sources if source is not table]
     if others:
         raise InvalidInputError(
-            f"where brings in {', '.join(others)}: speak of other tables than "
-            f"{table.name!r} in exists(...), or as Model.relationship.has(...)",
+            f"where adds {', '.join(others)} to the query: refer to tables other than "
+            f"{table.name!r} in exists(...) or Model.relationship.has(...)",
             field="where",
         )
     return condition
 
 
-def _read(where: Any, table: Table) -> tuple[ColumnElement[bool], Sequence[FromClause]] | None:
-    """A condition, and the tables of a query of the chunks that meet it; None if it is none."""
+def _parse(where: Any, table: Table) -> tuple[ColumnElement[bool], Sequence[FromClause]] | None:
+    """Return a condition and the FROM clauses of a query with it; None if it is not a condition."""
     try:
-        # In brackets, since text("a OR b") would otherwise reach beyond the namespace.
+        # In brackets: otherwise text("a OR b") would match rows of other namespaces.
         condition: ColumnElement[bool] = Grouping(and_(where))
         query = select(literal(1)).select_from(table).where(condition)
         return condition, query.get_final_froms()
-    except (ArgumentError, ValueError):  # the latter of a repr() that fails
+    except (ArgumentError, ValueError):  # ValueError: a repr() that fails
         return None
 
 
-def _described(source: FromClause) -> str:
-    """What a condition brings along, for a message."""
+def _describe(source: FromClause) -> str:
+    """Return a description of a FROM clause, for a message."""
     if isinstance(source, Alias) and isinstance(source.element, Table):
         return f"an alias of {source.element.name!r}"
     return repr(source.name) if isinstance(source, Table) else "a subquery"

@@ -1,4 +1,4 @@
-"""Between records and rows: what an upsert binds, and what comes back."""
+"""Conversion between records and rows: parameters of an upsert, and chunks from rows."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from cenote.sqltypes import to_wire
 from cenote.types import ColumnType
 from cenote.validation import Batch
 
-_parsed = json.JSONDecoder().raw_decode
-"""Takes what jsonb prints, which has no blanks around it for `json.loads` to look for."""
+_parse = json.JSONDecoder().raw_decode
+"""Parses the output of jsonb. It has no blanks around it, which `json.loads` would look for."""
 
 CHUNK_FIELDS = ("id", "document_id", "content", "position", "metadata", "content_hash")
-"""The columns of a chunk, as a query gives them."""
+"""Columns of a chunk, in the order in which queries return them."""
 
 UPSERT_ROWS = 1000
-"""The most rows that one INSERT of an upsert writes."""
+"""Maximum number of rows in one INSERT of an upsert."""
 
 UPSERT_BYTES = 8 * 2**20
-"""About the most that one such INSERT carries, unless a single chunk is larger."""
+"""Approximate maximum size of one INSERT of an upsert, unless a single chunk is larger."""
 
 
-def parts(batch: Batch) -> Iterator[Batch]:
-    """The batch in pieces of a size that neither server nor driver minds."""
+def split(batch: Batch) -> Iterator[Batch]:
+    """Split a batch into parts of at most `UPSERT_ROWS` rows and about `UPSERT_BYTES`."""
     start = size = 0
     for index, chunk in enumerate(batch.chunks):
         row = len(chunk.content) + len(batch.metadata_texts[index]) + batch.embeddings[index].nbytes
@@ -37,7 +37,7 @@ def parts(batch: Batch) -> Iterator[Batch]:
 
 
 def parameters(batch: Batch, column_type: ColumnType) -> dict[str, Any]:
-    """What the upsert statement binds: a list for each column."""
+    """Return the parameters of the upsert statement: one list per column."""
     chunks = batch.chunks
     return {
         "id_list": [chunk.id for chunk in chunks],
@@ -51,20 +51,20 @@ def parameters(batch: Batch, column_type: ColumnType) -> dict[str, Any]:
     }
 
 
-def chunk(fields: Sequence[Any]) -> Chunk:
-    """A chunk of what `CHUNK_FIELDS` names, the metadata as text."""
+def to_chunk(fields: Sequence[Any]) -> Chunk:
+    """Return a chunk from the values of `CHUNK_FIELDS`, with the metadata as JSON text."""
     chunk_id, document_id, content, position, metadata, content_hash = fields
     return Chunk(
         id=chunk_id,
         document_id=document_id,
         content=content,
         position=position,
-        metadata=_parsed(metadata)[0],
+        metadata=_parse(metadata)[0],
         content_hash=content_hash,
     )
 
 
-def result(fields: Sequence[Any], retriever: str = "vector") -> RetrievalResult:
-    """What a search found: a chunk's fields, and at last the score."""
-    own = fields[: len(CHUNK_FIELDS)]
-    return RetrievalResult(chunk=chunk(own), score=fields[-1], retriever=retriever)
+def to_result(fields: Sequence[Any], retriever: str = "vector") -> RetrievalResult:
+    """Return a result from the row of a search: the chunk's fields first, the score last."""
+    chunk_fields = fields[: len(CHUNK_FIELDS)]
+    return RetrievalResult(chunk=to_chunk(chunk_fields), score=fields[-1], retriever=retriever)

@@ -1,4 +1,4 @@
-"""Where a store's statements run: on its engine's connections, or in the caller's transaction."""
+"""Execution of a store's statements, on the engine's connections or in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ from cenote.policies import NAME
 from cenote.text_search import languages_of
 
 Session: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
-"""What a caller may join a transaction by."""
+"""Type of ``session=``: a session or connection in the caller's transaction."""
 
 CallerTransaction: TypeAlias = AsyncSession | AsyncConnection
-"""The same, checked."""
+"""A session or connection that `check_session` has accepted."""
 
 
 class StatementExecutor:
     """Opens connections for a store's statements, and translates errors.
 
     Args:
-        engine: the store's engine.
-        model: the chunk model.
-        config: what its table is expected to look like.
-        user_model: whether the model is the host's.
-        operation_timeout: seconds that an operation may take; any number when None.
+        engine: Engine of the store.
+        model: Chunk model.
+        config: Expected configuration of the model's table.
+        user_model: True if the application defines the model.
+        operation_timeout: Maximum seconds per operation; unlimited if None.
     """
 
     def __init__(
@@ -69,46 +69,46 @@ class StatementExecutor:
         user_model: bool,
         operation_timeout: float | None,
     ) -> None:
-        # One statement is one round trip where no BEGIN and COMMIT go around it.
+        # Without BEGIN and COMMIT, one statement is one round trip.
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
-        # Whatever the host's engine does: a stricter level would make overlapping upserts fail.
+        # Overrides the application's engine: at a stricter level, overlapping upserts would fail.
         self._read_committed = engine.execution_options(isolation_level="READ COMMITTED")
         self._model = model
         self.table = model.__table__
         self._config = config
         self._has_user_model = user_model
         self._migrations = migration_hint(config, user_model=user_model)
-        self._secured = bool(config.row_security)
-        self._timeout = operation_timeout
+        self._has_row_security = bool(config.row_security)
+        self._operation_timeout = operation_timeout
         self._table_checked = False
         self.closed = False
 
     @asynccontextmanager
     async def transaction(
-        self, operation: str, session: CallerTransaction | None, namespace: str, *, whole: bool
+        self, operation: str, session: CallerTransaction | None, namespace: str, *, savepoint: bool
     ) -> AsyncIterator[AsyncConnection]:
-        """A connection in a transaction: one of its own, or the caller's.
+        """Open a connection in a new transaction, or return the connection of the caller's.
 
         Args:
-            operation: what it is for, for messages.
-            session: the caller's.
-            namespace: whose rows it is about.
-            whole: several statements are to come: in the caller's transaction they get a savepoint,
-                since one that fails on this side of the wire would leave the others behind.
+            operation: Name of the operation, for messages.
+            session: The caller's transaction; None for a new one.
+            namespace: Namespace of the rows.
+            savepoint: Begin a savepoint. Several statements in the caller's transaction need it:
+                if one fails before it reaches the server, the others must be rolled back.
         """
         begin = self._read_committed.begin
         async with self._connection(operation, session, namespace, begin) as connection:
             if session is not None:
-                await _refuse_autocommit(connection)
-            async with connection.begin_nested() if whole else nullcontext():
+                await _check_not_autocommit(connection)
+            async with connection.begin_nested() if savepoint else nullcontext():
                 yield connection
 
     @asynccontextmanager
     async def statement(
         self, operation: str, session: CallerTransaction | None, namespace: str | None
     ) -> AsyncIterator[AsyncConnection]:
-        """A connection for one statement, which is a transaction by itself or in the caller's."""
-        connect = self._read_committed.begin if self._secured else self._autocommit.connect
+        """Open a connection for one statement, or return that of the caller's transaction."""
+        connect = self._read_committed.begin if self._has_row_security else self._autocommit.connect
         async with self._connection(operation, session, namespace, connect) as connection:
             yield connection
 
@@ -121,14 +121,14 @@ class StatementExecutor:
         connect: Callable[[], Any],
     ) -> AsyncIterator[AsyncConnection]:
         if isinstance(session, AsyncSession):
-            await session.flush()  # what fails here is the caller's, and raised as it is
-        connected = self._connected(operation, session, namespace, connect)
-        async with self._in_time(operation), connected as connection:
+            await session.flush()  # the caller's own errors are raised unchanged
+        prepared = self._prepared_connection(operation, session, namespace, connect)
+        async with self._limit_time(operation), prepared as connection:
             yield connection
 
     @asynccontextmanager
-    async def _in_time(self, operation: str) -> AsyncIterator[None]:
-        limit = asyncio.timeout(self._timeout)
+    async def _limit_time(self, operation: str) -> AsyncIterator[None]:
+        limit = asyncio.timeout(self._operation_timeout)
         try:
             async with limit:
                 yield
@@ -136,39 +136,40 @@ class StatementExecutor:
             if not limit.expired():
                 raise
             raise StoreTimeoutError(
-                f"{operation} on table {self.table.fullname!r}: no answer within {self._timeout} s"
+                f"{operation} on table {self.table.fullname!r}: no answer within "
+                f"{self._operation_timeout} s"
             ) from error
 
     @asynccontextmanager
-    async def _connected(
+    async def _prepared_connection(
         self,
         operation: str,
         session: CallerTransaction | None,
         namespace: str | None,
         connect: Callable[[], Any],
     ) -> AsyncIterator[AsyncConnection]:
-        with self._own_errors(operation):
+        with self._translate_errors(operation):
             if session is None:
                 connections.check_event_loop(self._autocommit)
                 async with connect() as connection:
                     await self._prepare(connection)
-                    if self._secured and namespace is not None:
+                    if self._has_row_security and namespace is not None:
                         await connection.execute(_SET_TENANT, {"namespace": namespace})
                     yield connection
                 return
-            connection = await self._joined(session)
+            connection = await self._connection_of(session)
             await self._prepare(connection)
-            if not self._secured or namespace is None:
+            if not self._has_row_security or namespace is None:
                 yield connection
                 return
-            await _refuse_autocommit(connection)
-            before = await _exchange_tenant(connection, namespace)
+            await _check_not_autocommit(connection)
+            previous = await _swap_tenant(connection, namespace)
             try:
                 yield connection
             finally:
-                await _give_back_tenant(connection, before)
+                await _restore_tenant(connection, previous)
 
-    async def _joined(self, session: CallerTransaction) -> AsyncConnection:
+    async def _connection_of(self, session: CallerTransaction) -> AsyncConnection:
         if isinstance(session, AsyncConnection):
             connection = session
         else:
@@ -184,37 +185,40 @@ class StatementExecutor:
         return connection
 
     async def _prepare(self, connection: AsyncConnection) -> None:
-        """Look at the extension once for each connection, and at the table once for the store."""
+        """Check the extension once per connection, and the table once per store."""
         await connections.prepare(connection, migrations=self._migrations)
         if self._table_checked:
             return
-        # Needed once for a store, and not to import this package.
+        # Needed once per store, and not for importing this package.
         from cenote import catalog
 
         query = catalog.shape_query(self._config.table_name, self._config.schema)
         live = (await connection.execute(query)).one_or_none()
-        # A missing table, or one of others, is for the statement itself to find.
+        # If the table is missing or is not a chunk table, the statement fails by itself.
         if live is not None and live.column_type is not None:
-            await self._refuse_other_shape(connection, live)
+            await self._check_table(connection, live)
             self._table_checked = True
 
     @asynccontextmanager
     async def tenant(self, session: CallerTransaction, namespace: str) -> AsyncIterator[None]:
-        """Row-level security shows a tenant's rows inside; at the end, the session is flushed."""
+        """Make row-level security show a tenant's rows within the block.
+
+        The session is flushed before and after the block.
+        """
         if isinstance(session, AsyncSession):
-            await session.flush()  # for whom it was before
-        with self._own_errors("tenant"):
-            connection = await self._joined(session)
-            await _refuse_autocommit(connection)
-            before = await _exchange_tenant(connection, namespace)
+            await session.flush()  # pending objects belong to the previous tenant
+        with self._translate_errors("tenant"):
+            connection = await self._connection_of(session)
+            await _check_not_autocommit(connection)
+            previous = await _swap_tenant(connection, namespace)
         try:
             yield
             if isinstance(session, AsyncSession):
                 await session.flush()
         finally:
-            await _give_back_tenant(connection, before)
+            await _restore_tenant(connection, previous)
 
-    async def _refuse_other_shape(self, connection: AsyncConnection, live: Row[Any]) -> None:
+    async def _check_table(self, connection: AsyncConnection, live: Row[Any]) -> None:
         from cenote import catalog, drift
 
         subject = "table " + self.table.fullname
@@ -228,20 +232,20 @@ class StatementExecutor:
             if self._has_user_model and text_search is None:
                 finding = replace(finding, hint="run " + APPLICATION_MIGRATIONS)
             raise VectorStoreError(str(finding))
-        if live.row_security_active and not self._secured:
+        if live.row_security_active and not self._has_row_security:
             raise VectorStoreError(
-                f"{subject} has row-level security, which hides all rows from this store; make it "
-                "with row_security=True"
+                f"{subject} has row-level security, which hides all rows from this store; create "
+                "the store with row_security=True"
             )
-        if self._secured and not live.row_security:
+        if self._has_row_security and not live.row_security:
             raise VectorStoreError(
-                f"{subject} has no row-level security, and row_security=True; run "
+                f"{subject} has no row-level security, but the store has row_security=True; run "
                 + row_security_command(self._config, on=True)
             )
 
-    async def refuse_hidden_rows(self, connection: AsyncConnection) -> None:
-        """Refuse what is about all tenants to a role that row-level security restricts to one."""
-        if self._secured:
+    async def check_sees_all_rows(self, connection: AsyncConnection) -> None:
+        """Check that row-level security does not hide rows from the role of a connection."""
+        if self._has_row_security:
             name = connection.dialect.identifier_preparer.format_table(self.table)
             if await connection.scalar(select(func.row_security_active(literal(name, Text)))):
                 raise VectorStoreError(
@@ -250,19 +254,19 @@ class StatementExecutor:
                 )
 
     @contextmanager
-    def _own_errors(self, operation: str) -> Iterator[None]:
-        """Turn what SQLAlchemy and the driver raise into errors of cenote's tree.
+    def _translate_errors(self, operation: str) -> Iterator[None]:
+        """Translate errors of SQLAlchemy and the driver to errors of cenote.
 
-        Their texts are left out: they may quote parameters and rows.
+        Their texts are left out, because they may quote parameters and rows.
         """
         if self.closed:
             raise VectorStoreError("the store is closed")
         try:
             yield
-        except RecursionError:  # of SQLAlchemy's compiler, which calls itself for each level
+        except RecursionError:  # SQLAlchemy's compiler recurses for each level of a filter
             raise VectorStoreError(
-                "too little is left of the call stack: call from less deep, or with a filter that "
-                "is nested less"
+                "the call stack is too deep for this filter: make the call from a less nested "
+                "function, or nest the filter less"
             ) from None
         except connections.database_errors() as error:
             cause = connections.driver_error(error)
@@ -283,28 +287,30 @@ class StatementExecutor:
 
 
 _SET_TENANT = select(func.set_config(NAME, bindparam("namespace", type_=Text), true()))
-_EXCHANGE_TENANT = select(func.current_setting(NAME, true())).add_columns(
-    *_SET_TENANT.selected_columns
-)
+_SWAP_TENANT = select(func.current_setting(NAME, true())).add_columns(*_SET_TENANT.selected_columns)
 
 
-async def _exchange_tenant(connection: AsyncConnection, namespace: str) -> str:
-    """Have row-level security show a tenant's rows; returns whose it showed before."""
-    found = await connection.execute(_EXCHANGE_TENANT, {"namespace": namespace})
-    return found.one()[0] or ""
+async def _swap_tenant(connection: AsyncConnection, namespace: str) -> str:
+    """Make row-level security show a tenant's rows.
+
+    Returns:
+        The previous tenant; empty if there was none.
+    """
+    previous = await connection.execute(_SWAP_TENANT, {"namespace": namespace})
+    return previous.one()[0] or ""
 
 
-async def _give_back_tenant(connection: AsyncConnection, before: str) -> None:
-    """Undo that. A transaction that has failed does it by itself, and takes no statement."""
+async def _restore_tenant(connection: AsyncConnection, previous: str) -> None:
+    """Restore the previous tenant. The rollback of a failed transaction does it by itself."""
     with suppress(*connections.database_errors()):
-        await connection.execute(_SET_TENANT, {"namespace": before})
+        await connection.execute(_SET_TENANT, {"namespace": previous})
 
 
 def check_session(session: Any) -> CallerTransaction | None:
-    """The session or connection itself, or None.
+    """Return a caller's session or connection; None if there is none.
 
     Raises:
-        InvalidInputError: it is something else.
+        InvalidInputError: The argument is of another type.
     """
     if isinstance(session, async_scoped_session):
         session = session()
@@ -316,27 +322,27 @@ def check_session(session: Any) -> CallerTransaction | None:
     return session
 
 
-async def _refuse_autocommit(connection: AsyncConnection) -> None:
-    """An upsert of several statements would not be whole."""
+async def _check_not_autocommit(connection: AsyncConnection) -> None:
+    """Check that a caller's connection has a transaction: in AUTOCOMMIT, a batch is not atomic."""
     raw = await connection.get_raw_connection()
     if getattr(raw.dbapi_connection, "autocommit", False):
         raise InvalidInputError(
-            "session is in AUTOCOMMIT: there is no transaction to join; leave it out, and the "
-            "store makes one",
+            "session is in AUTOCOMMIT, so there is no transaction to join; omit session, and the "
+            "store begins a transaction",
             field="session",
         )
 
 
 # -- objects in the caller's session ---------------------------------------------------------------
 
-_PARAMETERS = 10_000  # of the 32,767 that a statement may have
+_MAX_IDS = 10_000  # a statement may have 32,767 parameters
 
 
 async def refresh(
     session: CallerTransaction | None, model: type[Any], namespace: str, ids: Sequence[str]
 ) -> None:
-    """Load anew what the session holds of some rows: the columns of each that are loaded."""
-    held = _held(session, model, namespace, set(ids))
+    """Reload the loaded columns of the objects in the session that represent certain rows."""
+    held = _objects_held(session, model, namespace, set(ids))
     if not isinstance(session, AsyncSession) or not held:
         return
     table = model.__table__
@@ -356,7 +362,7 @@ async def refresh(
 
 
 def _set(row: Any, found: RowMapping) -> None:
-    """Set the loaded columns of an object to what is stored, and expire what depends on them."""
+    """Set an object's loaded columns to the stored values, and expire dependent attributes."""
     state = inspect(row)
     mapper = state.mapper
     outdated = [
@@ -377,34 +383,45 @@ def _differs(loaded: Mapping[str, Any], found: RowMapping, name: str) -> bool:
 
 
 def holds_any(session: CallerTransaction | None, model: type[Any], namespace: str) -> bool:
-    """Whether the session holds objects of a namespace's rows."""
-    return bool(_held(session, model, namespace, None))
+    """Return whether the session holds objects for rows of a namespace."""
+    return bool(_objects_held(session, model, namespace, None))
 
 
 async def remove(
     session: CallerTransaction | None, model: type[Any], namespace: str, ids: Sequence[str] | None
 ) -> int:
-    """Delete rows of which the session holds objects, so that it knows; all of None's.
+    """Delete rows for which the session holds objects, through the session.
+
+    The session then knows that these objects are deleted.
+
+    Args:
+        session: The caller's transaction.
+        model: Chunk model.
+        namespace: Namespace of the rows.
+        ids: Ids of the rows; the whole namespace if None.
 
     Returns:
-        How many there were.
+        The number of deleted rows.
     """
-    held = [*_held(session, model, namespace, None if ids is None else set(ids))]
-    for start in range(0, len(held), _PARAMETERS):
-        part = model.id.in_(held[start : start + _PARAMETERS])
-        statement = delete(model).where(model.namespace == namespace, part)
+    held = [*_objects_held(session, model, namespace, None if ids is None else set(ids))]
+    for start in range(0, len(held), _MAX_IDS):
+        some_ids = model.id.in_(held[start : start + _MAX_IDS])
+        statement = delete(model).where(model.namespace == namespace, some_ids)
         assert isinstance(session, AsyncSession)
         await session.execute(statement, execution_options={"synchronize_session": "fetch"})
     return len(held)
 
 
-def _held(
+def _objects_held(
     session: CallerTransaction | None,
     model: type[Any],
     namespace: str,
     ids: set[str] | None,
 ) -> dict[str, Any]:
-    """The objects that a session holds of some rows, all of the namespace for None; by id."""
+    """Return the objects that a session holds for rows of a namespace, by id.
+
+    If `ids` is None, return the objects for all its rows.
+    """
     if not isinstance(session, AsyncSession):
         return {}
     held = {}

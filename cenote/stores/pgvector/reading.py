@@ -43,7 +43,7 @@ class Reading(PgVectorStoreBase[Model]):
         values = {"namespace": namespace, "ids": ids}
         async with self._executor.statement("get", transaction, namespace) as connection:
             found = (await connection.execute(self._reads.get, values)).all()
-        by_id = {row.id: rows.chunk(row) for row in found}
+        by_id = {row.id: rows.to_chunk(row) for row in found}
         return [by_id[one] for one in ids if one in by_id]
 
     @operation("get_embeddings", retry=Retry.ALWAYS, batch="chunk_ids")
@@ -91,7 +91,7 @@ class Reading(PgVectorStoreBase[Model]):
         """
         transaction = check_session(session)
         async with self._executor.statement("list_namespaces", transaction, None) as connection:
-            await self._executor.refuse_hidden_rows(connection)
+            await self._executor.check_sees_all_rows(connection)
             found = await connection.execute(self._reads.namespaces)
             return {row.namespace: row.chunks for row in found}
 
@@ -145,7 +145,7 @@ class Reading(PgVectorStoreBase[Model]):
         statement = self._reads.page(conditions, first=after is None)
         async with self._executor.statement("list_chunks", transaction, namespace) as connection:
             found = await connection.execute(statement, values | conditions.parameters)
-            return [rows.chunk(row) for row in found]
+            return [rows.to_chunk(row) for row in found]
 
     @operation("neighbours", retry=Retry.ALWAYS)
     async def neighbours(
@@ -169,7 +169,7 @@ class Reading(PgVectorStoreBase[Model]):
         values = {"namespace": namespace, "id": chunk_id, "before": before, "after": after}
         async with self._executor.statement("neighbours", transaction, namespace) as connection:
             found = await connection.execute(self._reads.neighbours, values)
-            return [rows.chunk(row) for row in found]
+            return [rows.to_chunk(row) for row in found]
 
     def get_all_chunks(
         self,
@@ -213,7 +213,7 @@ class Reading(PgVectorStoreBase[Model]):
                 parameters = {}
             page = await self._page(namespace, statement, parameters, session=session)
             for row in page:
-                yield rows.chunk(row)
+                yield rows.to_chunk(row)
             if len(page) < PAGE_SIZE:
                 return
             values["after"] = page[-1].id

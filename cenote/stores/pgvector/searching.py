@@ -77,7 +77,7 @@ class Searching(PgVectorStoreBase[Model]):
         async with self._executor.statement("search", transaction, namespace) as connection:
             found = (await connection.execute(statement, parameters)).all()
         record(path="ann" if found and found[0].by_ann else "exact")
-        return at_least(min_score, [rows.result(row) for row in found])
+        return at_least(min_score, [rows.to_result(row) for row in found])
 
     @operation("search_many", retry=Retry.ALWAYS, batch="query_vectors")
     async def search_many(
@@ -120,7 +120,7 @@ class Searching(PgVectorStoreBase[Model]):
         statement = self._searches.search_many(conditions, limit, exact=exact)
         async with self._executor.statement("search_many", transaction, namespace) as connection:
             for number, *row in await connection.execute(statement, values):
-                results[asked[number - 1]].append(rows.result(row))
+                results[asked[number - 1]].append(rows.to_result(row))
         return [at_least(min_score, found) for found in results]
 
     @operation("search_diverse", retry=Retry.ALWAYS)
@@ -172,7 +172,7 @@ class Searching(PgVectorStoreBase[Model]):
         statement, bound = self._searches.text_search(conditions, condition, values)
         async with self._executor.statement("search_text", transaction, namespace) as connection:
             found = (await connection.execute(statement, bound)).all()
-        return [rows.result(row, "text") for row in found]
+        return [rows.to_result(row, "text") for row in found]
 
     @operation("search_hybrid", retry=Retry.ALWAYS)
     async def search_hybrid(
@@ -215,7 +215,7 @@ class Searching(PgVectorStoreBase[Model]):
         statement, bound = self._searches.hybrid_search(conditions, depth, condition, values)
         async with self._executor.statement("search_hybrid", transaction, namespace) as connection:
             found = (await connection.execute(statement, bound)).all()
-        return [rows.result(row, "hybrid") for row in found]
+        return [rows.to_result(row, "hybrid") for row in found]
 
     @operation("search_namespaces", retry=Retry.NEVER)
     async def search_namespaces(

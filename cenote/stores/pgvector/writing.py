@@ -51,12 +51,12 @@ class Writing(PgVectorStoreBase[Model]):
         batch = self._checked_batch(embedded_chunks)
         if not batch.chunks:
             return 0
-        names = self._user_columns.given(batch)
-        parts = list(rows.parts(batch))
+        names = self._user_columns.names_in(batch)
+        parts = list(rows.split(batch))
         of_own = [self._user_columns.parameters(names, part) for part in parts]
-        whole = transaction is not None and len(parts) > 1
+        savepoint = transaction is not None and len(parts) > 1
         async with self._executor.transaction(
-            "upsert", transaction, namespace, whole=whole
+            "upsert", transaction, namespace, savepoint=savepoint
         ) as connection:
             for part, own in zip(parts, of_own, strict=True):
                 parameters = rows.parameters(part, self._config.column_type)
@@ -196,11 +196,11 @@ class Writing(PgVectorStoreBase[Model]):
         embedded, kept = validation.check_document(document_id, chunks)
         batch = self._checked_batch(embedded)
         keep = validation.check_kept(kept, self._config.dimensions)
-        names = self._user_columns.given(batch) if batch.chunks else ()
+        names = self._user_columns.names_in(batch) if batch.chunks else ()
         values = {"namespace": namespace, "document_id": document_id}
         ids = sorted(chunk.id for chunk in (*batch.chunks, *keep.chunks))
         async with self._executor.transaction(
-            "sync_document", transaction, namespace, whole=transaction is not None
+            "sync_document", transaction, namespace, savepoint=transaction is not None
         ) as connection:
             locked = (await connection.execute(self._writes.lock_document, values)).one()
             if locked.isolation != "read committed":  # it would not see whom it waited for
@@ -212,7 +212,7 @@ class Writing(PgVectorStoreBase[Model]):
             # What is deleted last may come before what is written first: no deadlocks.
             await connection.execute(self._writes.lock_rows, {**values, "ids": ids})
             written = await self._keep(connection, keep, values)
-            for part in rows.parts(batch) if batch.chunks else ():
+            for part in rows.split(batch) if batch.chunks else ():
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace}
                 parameters |= self._user_columns.parameters(names, part)

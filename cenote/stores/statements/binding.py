@@ -1,4 +1,4 @@
-"""Parameters of statements, and keeping what was built."""
+"""Parameters of statements, and a cache for built statements."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ from sqlalchemy.types import TypeEngine
 
 from cenote.filters import Conditions
 
-_SHAPES = 256
-"""Shapes of filters of which statements are kept."""
+_CACHED_STATEMENTS = 256
+"""Number of cached statements per kind."""
 
 
 def parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-    """A parameter to be bound at each call."""
+    """Return a parameter that is bound at each call."""
     return bindparam(name, type_=type_)
 
 
 def value(values: Mapping[str, Any], name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-    """A parameter with its value."""
+    """Return a parameter with its value."""
     return literal(values[name], type_)
 
 
 def cached_by_shape(build: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a filter that keeps what it made of the last shapes, and none of the values."""
-    kept: OrderedDict[Hashable, Any] = OrderedDict()
+    """Cache what a function of a filter builds, by the shape of the filter.
+
+    The cache holds the most recently used statements. It does not hold values of filters.
+    """
+    cache: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(filter: Conditions, *arguments: Any, **options: Any) -> Any:
         key = (filter.shape, arguments, *options.items())
-        if key not in kept:
-            kept[key] = build(filter, *arguments, **options)
-            if len(kept) > _SHAPES:
-                kept.popitem(last=False)
-        kept.move_to_end(key)
-        return kept[key]
+        if key not in cache:
+            cache[key] = build(filter, *arguments, **options)
+            if len(cache) > _CACHED_STATEMENTS:
+                cache.popitem(last=False)
+        cache.move_to_end(key)
+        return cache[key]
 
     return get
