@@ -395,7 +395,7 @@ async def test_a_chunk_that_is_pointed_at_without_cascade(
     )
     await store.upsert([passage(None, 0)], "t")
     await execute(library, "INSERT INTO pins SELECT namespace, id FROM passages")
-    with pytest.raises(VectorStoreError, match="delete first those that point") as error:
+    with pytest.raises(VectorStoreError, match="first delete the rows that point") as error:
         await store.delete_namespace("t")
     assert error.value.sqlstate == "23503"
 

@@ -1,7 +1,7 @@
 """The store for production: pgvector in the application's own Postgres, through SQLAlchemy.
 
-`PgVectorStore` opens and closes here; what it does is in the modules of this package, by kind. SQL,
-sessions and columns are in the modules beside it.
+This module opens and closes a `PgVectorStore`. The modules of this package contain its operations;
+modules of `cenote.stores` contain the SQL, the execution of statements, and user columns.
 """
 
 from __future__ import annotations
@@ -50,56 +50,56 @@ __all__ = ["PgVectorStore"]
 class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
     """A `VectorStore` in Postgres with pgvector.
 
-    Searches take the ANN index for large sets and are exact for small ones (see
-    `cenote.stores.search`); ties at the cut are settled by id wherever they are exact. The table
-    must exist: `apply_migrations`, or ``alembic upgrade head``.
+    Searches use the ANN index for large sets and are exact for small ones (see
+    `cenote.stores.search`). Where a search is exact, the id decides ties at the cut. The table must
+    exist: run `apply_migrations` or ``alembic upgrade head``.
 
-    **Failures.** An operation on a connection of the store's own is tried again, up to three times,
-    if the server has undone it (a deadlock, a serialization failure), and once if the table was
-    changed under a prepared statement, or if the connection was lost and doing it twice does no
-    harm: reading, `upsert`, `delete` and `delete_namespace`. Whatever else fails is an error of
+    **Failures.** The store retries an operation on a connection of its own up to three times if the
+    server rolled it back (deadlock, serialization failure). It retries once if the table of a
+    prepared statement has changed, or if the connection was lost and a second run does no harm:
+    reads, `upsert`, `delete` and `delete_namespace`. Other failures raise an error of
     `cenote.errors`.
 
-    **Your transaction.** Every method but `bulk_load` takes ``session=``: an `AsyncSession` or an
-    `AsyncConnection` on asyncpg. The method then flushes what is pending in the session (what fails
-    there is raised as it is), runs in its transaction or savepoint, and never commits, rolls back
-    or closes
-    anything: that is yours. What it wrote is seen by others when you commit, and gone when you
-    roll back. As ever in Postgres, an error of the server leaves a transaction in which only a
-    rollback, to a savepoint at least, goes on. The isolation level is yours too; above READ
-    COMMITTED a write may fail with `sqlstate` 40001 and is to be tried again. A session is not for
-    several tasks at once.
+    **Your transaction.** Every method except `bulk_load` accepts ``session=``: an `AsyncSession` or
+    an `AsyncConnection` on asyncpg. The method flushes the session (errors of the flush are raised
+    unchanged), runs in its transaction or savepoint, and never commits, rolls back or closes
+    anything. Others see what it wrote when you commit; it is gone when you roll back. As always in
+    Postgres, after a server error a transaction accepts nothing but a rollback, at least to a
+    savepoint. The isolation level is yours, too: above READ COMMITTED, a write may fail with
+    `sqlstate` 40001, and you must retry the transaction. Do not use a session from several tasks at
+    once.
 
-    Objects of the model that the session holds are kept in step. Those that an upsert wrote get
-    what is stored, with one query and only if there are any; their relationships stay loaded unless
-    their foreign keys changed. Those that were deleted are deleted in the session, too. What other
-    objects have loaded of them, such as a document's list of passages, is left as it is.
+    The store keeps objects of the model in your session up to date. If it upserts their rows, it
+    reloads them, with one query and only if there are any; their relationships stay loaded unless
+    their foreign keys changed. If it deletes their rows, they are deleted in the session as well.
+    It does not change collections that other objects have loaded, such as a document's list of
+    passages.
 
     Args:
-        engine: an `AsyncEngine` on asyncpg, or an `async_sessionmaker` bound to one. Calls without
-            ``session=`` borrow connections from its pool, and none is closed.
-        dimensions: the length of every vector.
-        model: a chunk model of yours (see `cenote.ChunkMixin`), from which the store takes all that
-            shapes the table; its migrations are yours. Instead of `dimensions` and of all settings
-            up to `row_security`.
-        table_name: the chunk table. One table holds the vectors of one embedding model.
-        schema: its schema; the connection's default one when None.
+        engine: `AsyncEngine` on asyncpg, or an `async_sessionmaker` bound to one. Calls without
+            ``session=`` borrow connections from its pool. The store does not close it.
+        dimensions: Number of dimensions of every vector.
+        model: Chunk model of your application (see `cenote.ChunkMixin`), which determines
+            everything about the table; your own migrations create it. Replaces `dimensions` and all
+            settings up to `row_security`.
+        table_name: Name of the chunk table. One table holds the vectors of one embedding model.
+        schema: Schema of the table; the connection's default schema if None.
         column_type: ``"vector"`` or ``"halfvec"``.
-        hnsw_m, hnsw_ef_construction, partitions, extension_schema: what `apply_migrations`
-            creates; see `SchemaConfig`.
-        text_search: the text search configuration of full text, or several, for `search_text` and
-            `search_hybrid`; see `SchemaConfig`.
-        row_security: the table has row-level security, for which each call names its tenant to the
-            server first; see `tenant`.
-        hnsw_ef_search: candidates that the ANN index considers at least, 1 to 1,000: more find
-            more and take longer.
-        embedding_model: refuse chunks that another model embedded.
-        operation_timeout: seconds that an operation may take, waiting for a connection of the pool
-            included; any number when None. A bulk load's is that of each batch.
+        hnsw_m, hnsw_ef_construction, partitions, extension_schema: Settings for
+            `apply_migrations`; see `SchemaConfig`.
+        text_search: One or more text search configurations for `search_text` and `search_hybrid`;
+            see `SchemaConfig`.
+        row_security: True if the table has row-level security. Each call then first tells the
+            server its tenant; see `tenant`.
+        hnsw_ef_search: Minimum number of candidates that the ANN index considers, 1 to 1,000. A
+            larger number finds more and takes longer.
+        embedding_model: Reject chunks with the embedding of another model.
+        operation_timeout: Maximum seconds for each attempt of an operation, including the wait for
+            a connection of the pool; unlimited if None. In a bulk load, it applies to each batch.
         namespaces_in_telemetry: ``"hashed"`` or ``"plain"``; see `cenote.telemetry`.
 
     Raises:
-        ConfigurationError: a setting cannot work.
+        ConfigurationError: A setting is invalid.
     """
 
     @overload
@@ -171,10 +171,10 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         self._config = SchemaConfig(**given) if model is None else config_from_model(model, given)
         self._model = model_for_config(self._config) if model is None else model
         self._engine = connections.asyncpg_engine(engine)
-        self._translated = "schema_translate_map" in self._engine.get_execution_options()
+        self._translates_schemas = "schema_translate_map" in self._engine.get_execution_options()
         self._owns_engine = False
         self._embedding_model = embedding_model
-        self._indexing_later = 0
+        self._deferrals = 0
         self._telemetry = Telemetry(self._model.__table__.fullname, namespaces_in_telemetry)
         self._user_columns = UserColumns(self._model, self._engine.dialect)
         check_embedding_model(embedding_model)
@@ -185,7 +185,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         self._reads = ReadStatements(table)
         self._writes = WriteStatements(table, self._config.column_type, self._user_columns)
         self._searches = SearchStatements(
-            self._model, self._config, hnsw_ef_search, schemas_translated=self._translated
+            self._model, self._config, hnsw_ef_search, schemas_translated=self._translates_schemas
         )
 
     # -- opening and closing
@@ -203,26 +203,27 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         timeout: float = 10.0,
         **store_kwargs: Any,
     ) -> Self:
-        """A store with an engine of its own, which `close` disposes of.
+        """Create a store with an engine of its own, which `close` disposes of.
 
-        Waits for a server that is not there yet, starting up, full or slow; fails at once where
-        waiting cannot help, as with a wrong password or an unknown database.
+        Retry while the server is not there yet, starts up, is full or slow. Fail at once if waiting
+        cannot help, for example after a wrong password or an unknown database.
 
         Args:
-            dsn: ``postgresql://``, ``postgres://`` or ``postgresql+asyncpg://``; for a Unix socket
+            dsn: Connection string with ``postgresql://``, ``postgres://`` or
+                ``postgresql+asyncpg://``; for a Unix socket
                 ``postgresql:///database?host=/folder``.
-            dimensions: the length of every vector; not with ``model=``.
-            min_size: connections to open now, at most `max_size`.
-            max_size: the most connections; no overflow.
-            startup_retries: how often to try again.
-            startup_backoff_seconds: the first wait; it doubles each time, less a random part.
-            timeout: seconds that one attempt may take.
-            **store_kwargs: passed to the constructor. For ``model=Passage``, type checkers want
-                ``PgVectorStore[Passage].connect(...)``.
+            dimensions: Number of dimensions of every vector; omit it with ``model=``.
+            min_size: Number of connections to open now, at most `max_size`.
+            max_size: Maximum number of connections; there is no overflow.
+            startup_retries: Maximum number of retries.
+            startup_backoff_seconds: First wait. It doubles each time, minus a random part.
+            timeout: Maximum seconds for one attempt to connect.
+            **store_kwargs: Arguments of the constructor. With ``model=Passage``, write
+                ``PgVectorStore[Passage].connect(...)`` for type checkers.
 
         Raises:
-            ConfigurationError: an argument cannot work.
-            StoreConnectionError: the server refused, or could not be reached.
+            ConfigurationError: An argument is invalid.
+            StoreConnectionError: The server rejected the connection, or cannot be reached.
         """
         connections.check_pool_arguments(
             min_size, max_size, startup_retries, startup_backoff_seconds, timeout
@@ -240,13 +241,13 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         return store
 
     async def close(self) -> None:
-        """Dispose of the engine that `connect` opened; an engine of the caller's stays open.
+        """Dispose of the engine that `connect` created. The caller's engine stays open.
 
-        A store that `connect` opened cannot be used afterwards.
+        A store created by `connect` cannot be used afterwards.
         """
         if self._owns_engine:
             self._executor.closed = True
-            # Those of another event loop can only be let go.
+            # Connections of another event loop cannot be closed, only dropped.
             await self._engine.dispose(close=not connections.belongs_to_other_loop(self._engine))
 
     async def __aenter__(self) -> Self:
@@ -261,12 +262,12 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine, for queries of the caller's own."""
+        """Engine of the store, for your own queries."""
         return self._engine
 
     @property
     def model(self) -> type[Model]:
-        """The mapped class of the table: yours, or `ChunkRow` for the table of the default name."""
+        """Mapped class of the table: your model, or `ChunkRow` for the default table name."""
         return self._model
 
     @property
@@ -275,44 +276,44 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
 
     @property
     def config(self) -> SchemaConfig:
-        """What the table is expected to look like."""
+        """Expected configuration of the table."""
         return self._config
 
     @asynccontextmanager
     async def tenant(self, session: Session, namespace: str) -> AsyncIterator[None]:
-        """Show a tenant's rows to statements of your own, on a table with row-level security.
+        """Make a tenant's rows visible to your own statements, on a table with row-level security.
 
         ::
 
             async with store.tenant(session, "acme"):
                 rows = await session.scalars(select(Passage))
 
-        Outside of it a query sees no rows, an UPDATE or DELETE finds none, and an INSERT is an
-        error. What is pending in the session is flushed at the begin and at the end. The methods of
-        the store need it not, and may be called inside, for this tenant or another. End savepoints
-        inside that you begin inside: rolling one back later brings the setting back.
+        Outside the block a query returns no rows, an UPDATE or DELETE changes none, and an INSERT
+        raises an error. The session is flushed at the beginning and at the end. Store methods do
+        not need the block; you may call them inside it, for this tenant or another. End a savepoint
+        within the block in which it begins: rolling it back later would restore the setting.
 
         Args:
-            session: an `AsyncSession` or `AsyncConnection` in a transaction, which must be open
-                until the end: the tenant is a setting of the transaction.
-            namespace: the tenant.
+            session: `AsyncSession` or `AsyncConnection` in a transaction, which must stay open
+                until the block ends, because the tenant is a setting of the transaction.
+            namespace: Tenant whose rows are visible.
 
         Raises:
-            InvalidInputError: an argument cannot work.
-            VectorStoreError: the server refused.
+            InvalidInputError: An argument is invalid.
+            VectorStoreError: The server raised an error.
         """
         check_namespace(namespace)
         transaction = check_session(session)
         if transaction is None:
-            raise InvalidInputError("session is needed here", field="session")
+            raise InvalidInputError("session is required", field="session")
         async with self._executor.tenant(transaction, namespace):
             yield
 
     def with_own_pool(self) -> Self:
-        """The same store on another pool of connections, for another event loop.
+        """Return a copy of the store with its own connection pool, for another event loop.
 
-        The engine is made by the same URL and arguments; :attr:`engine` is the caller's to dispose
-        of. Listeners on the other engine's pool do not come along.
+        Its engine has the same URL and arguments, but not the listeners of the pool. Dispose of
+        :attr:`engine` yourself.
         """
         pool = self._engine.sync_engine.pool.recreate()
         options = self._engine.get_execution_options()
@@ -335,23 +336,25 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         """Bring the table to the newest revision; see `cenote.schema.upgrade`.
 
         Raises:
-            MigrationError: the database refused, and the transaction was rolled back; or the table
-                is a model's of your own, which your own migrations make.
+            MigrationError: The database raised an error, and the transaction was rolled back; or
+                your own migrations create the table, because the store has your model.
         """
         if self._has_user_model:
             raise MigrationError(
-                f"table {self._model.__table__.fullname!r} is that of your model "
-                f"{self._model.__name__}, and made by {APPLICATION_MIGRATIONS}"
+                f"table {self._model.__table__.fullname!r} belongs to your model "
+                f"{self._model.__name__}; create it with {APPLICATION_MIGRATIONS}"
             )
-        from cenote import schema  # imports alembic, which a running application need not
+        from cenote import schema  # imports alembic, which a running application does not need
 
         await schema.upgrade(self._engine, self._config)
 
     async def check_schema(self) -> list[Finding]:
-        """What differs between the database and what this store expects; see `schema.check`.
+        """Return the differences between the database and the store's settings.
+
+        See `cenote.schema.check`.
 
         Raises:
-            MigrationError: the database refused.
+            MigrationError: The database raised an error.
         """
         from cenote import schema
 

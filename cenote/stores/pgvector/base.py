@@ -1,4 +1,4 @@
-"""What the parts of `cenote.stores.pgvector.PgVectorStore` share."""
+"""Attributes and checks shared by the base classes of `PgVectorStore`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from cenote.stores.statements import ReadStatements, SearchStatements, WriteStat
 from cenote.telemetry import Telemetry
 
 Model = TypeVar("Model", bound=ChunkMixin, default=ChunkRow)
-"""The mapped class of a store."""
+"""Mapped class of a store's rows."""
 
 
 class PgVectorStoreBase(VectorStore, Generic[Model]):
-    """The attributes of a store, which its constructor sets."""
+    """Base class with the attributes that the constructor of `PgVectorStore` sets."""
 
     _config: SchemaConfig
     _model: type[Any]
     _engine: AsyncEngine
-    _translated: bool
+    _translates_schemas: bool
     _embedding_model: str | None
-    _indexing_later: int
+    _deferrals: int
     _telemetry: Telemetry
     _user_columns: UserColumns
     _executor: StatementExecutor
@@ -37,12 +37,12 @@ class PgVectorStoreBase(VectorStore, Generic[Model]):
     _searches: SearchStatements
     _writes: WriteStatements
 
-    async def _look_at_table(self, operation: str) -> None:
-        """Refuse a closed store, and a table of another shape."""
+    async def _check_table(self, operation: str) -> None:
+        """Check that the store is open, and that the table has the expected columns."""
         async with self._executor.statement(operation, None, None):
             pass
 
-    def _checked_batch(self, embedded_chunks: list[EmbeddedChunk]) -> validation.Batch:
+    def _check_batch(self, embedded_chunks: list[EmbeddedChunk]) -> validation.Batch:
         return validation.check_batch(
             embedded_chunks,
             self._config.dimensions,

@@ -1,4 +1,4 @@
-"""Bulk loads."""
+"""Bulk loads of `PgVectorStore`."""
 
 from __future__ import annotations
 
@@ -29,53 +29,51 @@ class Loading(Writing[Model]):
         workers: int | None = None,
         progress: Report | None = None,
     ) -> int:
-        """Write any number of chunks, and build the ANN index after them where that may be.
+        """Write any number of chunks, and build the ANN index afterwards if the table was empty.
 
-        The chunks are taken as they are needed, and written in batches of up to 1,000 of which each
-        is committed: memory stays flat, and what a crash leaves is whole batches. Load the same
-        chunks again to go on: those that are stored already are not rewritten. Of an id that
-        appears twice the last one wins.
+        Chunks are read as they are needed and written in batches of up to 1,000. Each batch is
+        committed, so memory stays flat and a crash leaves whole batches. To continue after a crash
+        or an error, load the same chunks again: chunks that are stored already are not rewritten.
+        If an id appears twice, the last of its chunks is stored. If a crash leaves the index
+        missing, the next bulk load or `cenote reindex` builds it.
 
-        Batches before an error are stored, too. If a crash leaves the index missing, the next bulk
-        load builds it, or `cenote reindex`.
-
-        Others may search and write meanwhile. Searches are complete throughout, and slow in large
-        namespaces while there is no ANN index. It has connections and transactions of its own
-        (there is no ``session=``), and waits for yours: call it with none open. While the index is
-        built, migrations of the database wait.
+        Others can search and write meanwhile. Searches stay complete, but are slow in large
+        namespaces while there is no ANN index. A bulk load uses connections and transactions of its
+        own (there is no ``session=``) and may wait for yours, so call it without an open
+        transaction. While the index is built, migrations of the database wait.
 
         Args:
-            embedded_chunks: an iterable or an async iterable, of any length.
-            namespace: where to write.
-            ann_index: ``"auto"``: if the whole table is empty and belongs to the role, drop the
-                index, and build it after the rows; if it is missing, as after a crash, build it
-                then. Otherwise, or if others hold the table, insert into the live index, also into
-                an empty partition of a table that has rows. ``"rebuild"``: drop and build the
-                index, whoever may be using it. ``"keep"``: leave it as it is, there or not. For
-                many namespaces, see :meth:`deferred_ann_index`.
-            memory, workers: of the build, see `cenote.indexes.reindex`.
-            progress: takes a `LoadProgress` after each batch, and an `IndexProgress` twice a second
-                while the index is built; what it raises is logged. `cenote.progress.progress_bar()`
-                makes one that draws a bar.
+            embedded_chunks: Iterable or async iterable of any length.
+            namespace: Tenant to write to.
+            ann_index: ``"auto"``: if the whole table is empty and owned by the role, drop the index
+                and build it after the rows; if the index is missing, for example after a crash,
+                build it after the rows. Otherwise, or if others hold the table, insert into the
+                live index, even if the namespace's partition is empty. ``"rebuild"``: drop and
+                build the index, even if others are using it. ``"keep"``: neither drop nor build the
+                index. For many namespaces, see :meth:`deferred_ann_index`.
+            memory, workers: Resources for the build; see `cenote.indexes.reindex`.
+            progress: Called with a `LoadProgress` after each batch, and with an `IndexProgress`
+                twice a second while the index is built. Errors that it raises are logged.
+                `cenote.progress.progress_bar()` returns one that draws a bar.
 
         Returns:
-            How many chunks there were.
+            The number of chunks.
 
         Raises:
-            DimensionMismatchError, InvalidInputError: as `VectorStore.upsert` does, of a chunk
-                whose batch was not written.
-            VectorStoreError: a batch could not be written.
-            MigrationError: the index was not dropped or not built.
+            DimensionMismatchError, InvalidInputError: A chunk is invalid, as for
+                `VectorStore.upsert`. Its batch is not written; earlier batches are stored.
+            VectorStoreError: A batch was not written. Earlier batches are stored.
+            MigrationError: The index was not dropped or not built.
         """
         validation.check_namespace(namespace)
         bulk.check_stream(embedded_chunks)
         bulk.check_ann_index(ann_index)
-        if ann_index == "auto" and (self._indexing_later or self._translated):
+        if ann_index == "auto" and (self._deferrals or self._translates_schemas):
             ann_index = "keep"
         async with bulk.batches(embedded_chunks) as batches:
             first: list[EmbeddedChunk] = await anext(batches, [])
-            self._checked_batch(first)  # before an index is dropped for nothing
-            await self._look_at_table("bulk_load")
+            self._check_batch(first)  # before the index is dropped
+            await self._check_table("bulk_load")
             build = bulk.Build(self._engine, self._config, memory, workers, progress)
             async with build.after_load(ann_index):
                 return await bulk.load(
@@ -92,33 +90,33 @@ class Loading(Writing[Model]):
         workers: int | None = None,
         progress: Report | None = None,
     ) -> AsyncIterator[None]:
-        """Drop the ANN index, whoever may be using it, and build it at the end of the block.
+        """Drop the ANN index, even if others are using it, and build it at the end of the block.
 
-        For loading many namespaces::
+        Use it to load many namespaces::
 
             async with store.deferred_ann_index():
                 for tenant, chunks in collections:
                     await store.bulk_load(chunks, tenant)
 
-        Searches are complete meanwhile, and slow in large namespaces. If the block raises, the
-        index stays missing: enter it again to go on, or build it by `cenote reindex`. As for
-        `bulk_load`, have no transaction of your own open at its begin and end. One store does this;
-        others that load into the table at the same time pass ``ann_index="keep"``.
+        Meanwhile, searches are complete, but slow in large namespaces. If the block raises an
+        error, the index stays missing: enter another block to continue, or run `cenote reindex`. As
+        for `bulk_load`, have no open transaction when the block begins and ends. Only one store
+        should do this; others that load into the table at the same time pass ``ann_index="keep"``.
 
         Args:
-            memory, workers, progress: of the build, see `cenote.indexes.reindex`.
+            memory, workers, progress: Options of the build; see `cenote.indexes.reindex`.
 
         Raises:
-            MigrationError: the index was not dropped or not built.
+            MigrationError: The index was not dropped or not built.
         """
-        await self._look_at_table("deferred_ann_index")
+        await self._check_table("deferred_ann_index")
         build = bulk.Build(self._engine, self._config, memory, workers, progress)
         await build.drop()
         with build.noting_missing_index():
-            self._indexing_later += 1
+            self._deferrals += 1
             try:
                 yield
             finally:
-                self._indexing_later -= 1
-            if not self._indexing_later:  # of several blocks at once the last one builds
+                self._deferrals -= 1
+            if not self._deferrals:  # the last of several concurrent blocks builds
                 await build.now()

@@ -1,4 +1,4 @@
-"""Reading chunks without a query vector."""
+"""Reads of `PgVectorStore` without a query vector."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cenote.stores.sessions import CallerTransaction, Session, check_session
 from cenote.types import Float32Array
 
 PAGE_SIZE = 1000
-"""Chunks that `get_all_chunks` reads at a time."""
+"""Number of chunks that `get_all_chunks` reads at a time."""
 
 
 class Reading(PgVectorStoreBase[Model]):
@@ -33,7 +33,7 @@ class Reading(PgVectorStoreBase[Model]):
         """Read chunks by their ids; see `VectorStore.get`.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         validation.check_namespace(namespace)
         transaction = check_session(session)
@@ -44,7 +44,7 @@ class Reading(PgVectorStoreBase[Model]):
         async with self._executor.statement("get", transaction, namespace) as connection:
             found = (await connection.execute(self._reads.get, values)).all()
         by_id = {row.id: rows.to_chunk(row) for row in found}
-        return [by_id[one] for one in ids if one in by_id]
+        return [by_id[chunk_id] for chunk_id in ids if chunk_id in by_id]
 
     @operation("get_embeddings", retry=Retry.ALWAYS, batch="chunk_ids")
     async def get_embeddings(
@@ -53,14 +53,14 @@ class Reading(PgVectorStoreBase[Model]):
         """Read embeddings; see `VectorStore.get_embeddings`.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         validation.check_namespace(namespace)
         transaction = check_session(session)
         values = {"namespace": namespace, "ids": validation.check_ids(chunk_ids)}
         async with self._executor.statement("get_embeddings", transaction, namespace) as connection:
             found = await connection.execute(self._reads.embeddings, values)
-            return {one: np.asarray(vector, dtype=np.float32) for one, vector in found}
+            return {chunk_id: np.asarray(vector, dtype=np.float32) for chunk_id, vector in found}
 
     @operation("count", retry=Retry.ALWAYS)
     async def count(
@@ -69,7 +69,7 @@ class Reading(PgVectorStoreBase[Model]):
         """Count chunks; see `VectorStore.count`.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         validation.check_namespace(namespace)
         transaction = check_session(session)
@@ -83,11 +83,11 @@ class Reading(PgVectorStoreBase[Model]):
     async def list_namespaces(self, *, session: Session | None = None) -> dict[str, int]:
         """Count the chunks of every namespace; see `VectorStore.list_namespaces`.
 
-        It reads an index of every partition as a whole. Row-level security hides the rows of all
-        namespaces from it: there it needs a role with BYPASSRLS.
+        This reads a whole index of every partition. On a table with row-level security, it requires
+        a role with BYPASSRLS.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         transaction = check_session(session)
         async with self._executor.statement("list_namespaces", transaction, None) as connection:
@@ -99,10 +99,10 @@ class Reading(PgVectorStoreBase[Model]):
     async def missing(
         self, chunks: Sequence[Chunk], namespace: str, *, session: Session | None = None
     ) -> list[Chunk]:
-        """Which chunks need an embedding; see `VectorStore.missing`.
+        """Return the chunks that need an embedding; see `VectorStore.missing`.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         validation.check_namespace(namespace)
         transaction = check_session(session)
@@ -132,7 +132,7 @@ class Reading(PgVectorStoreBase[Model]):
         """Read one page of a namespace's chunks; see `VectorStore.list_chunks`.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
@@ -157,10 +157,10 @@ class Reading(PgVectorStoreBase[Model]):
         after: int = 1,
         session: Session | None = None,
     ) -> list[Chunk]:
-        """Read a chunk with those around it in its document; see `VectorStore.neighbours`.
+        """Read a chunk and its neighbours in the document; see `VectorStore.neighbours`.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         validation.check_namespace(namespace)
         validation.check_chunk_id(chunk_id)
@@ -182,13 +182,13 @@ class Reading(PgVectorStoreBase[Model]):
         """Iterate over a namespace's chunks; see `VectorStore.get_all_chunks`.
 
         Args:
-            where: a SQL condition that chunks must meet besides; see :meth:`search_statement`.
-            session: the transaction to join; see above. It may be used while the iteration is
+            where: Additional SQL condition; see :meth:`search_statement`.
+            session: Transaction to join; see `PgVectorStore`. You may use it while the iteration is
                 suspended.
         """
         validation.check_namespace(namespace)
         conditions = Conditions(as_filter(filter))
-        self._reads.page(conditions, first=True)  # refuses a column that is not there
+        self._reads.page(conditions, first=True)  # raises an error if a column does not exist
         condition = check_condition(where, self._executor.table)
         return self._chunks(namespace, conditions, condition, check_session(session))
 

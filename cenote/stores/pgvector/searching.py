@@ -1,4 +1,4 @@
-"""Searches."""
+"""Searches of `PgVectorStore`."""
 
 from __future__ import annotations
 
@@ -45,13 +45,12 @@ class Searching(PgVectorStoreBase[Model]):
         """Find the chunks nearest to a vector; see `VectorStore.search`.
 
         Args:
-            where: a SQL condition that chunks must meet besides, before the limit is counted; see
-                :meth:`search_statement`.
-            exact: compare with every matching chunk, without the ANN index.
-            ef_search: for this call, instead of the store's `hnsw_ef_search`.
-            session: the transaction to join; see above.
+            where: Additional SQL condition, applied before the limit; see :meth:`search_statement`.
+            exact: Compare with every matching chunk, without the ANN index.
+            ef_search: Replaces the store's `hnsw_ef_search` for this call.
+            session: Transaction to join; see `PgVectorStore`.
         """
-        query, conditions, condition = self._checked(
+        query, conditions, condition = self._check_search(
             query_vector, namespace, limit, filter, where, exact, ef_search
         )
         validation.check_min_score(min_score)
@@ -95,7 +94,7 @@ class Searching(PgVectorStoreBase[Model]):
         """Search for several vectors in one round trip; see `VectorStore.search_many`.
 
         Args:
-            exact, ef_search, session: as of :meth:`search`.
+            exact, ef_search, session: See :meth:`search`.
         """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
@@ -135,15 +134,15 @@ class Searching(PgVectorStoreBase[Model]):
         candidates: int | None = None,
         session: Session | None = None,
     ) -> list[RetrievalResult]:
-        """Find chunks that are near and unlike one another; see `VectorStore.search_diverse`.
+        """Find chunks that are near and differ from each other; see `VectorStore.search_diverse`.
 
         Args:
-            session: as of :meth:`search`.
+            session: See :meth:`search`.
         """
         candidates = validation.check_diversity(diversity, candidates, limit)
         found = await self.search(query_vector, namespace, candidates, filter, session=session)
         transaction = check_session(session)
-        values = {"namespace": namespace, "ids": sorted(one.chunk.id for one in found)}
+        values = {"namespace": namespace, "ids": sorted(result.chunk.id for result in found)}
         async with self._executor.statement("search_diverse", transaction, namespace) as connection:
             stored = await connection.execute(self._reads.embeddings, values)
             vectors = {chunk_id: np.asarray(vector) for chunk_id, vector in stored}
@@ -160,14 +159,16 @@ class Searching(PgVectorStoreBase[Model]):
         where: ColumnElement[bool] | None = None,
         session: Session | None = None,
     ) -> list[RetrievalResult]:
-        """Find the chunks that have words of a text; see `VectorStore.search_text`.
+        """Find the chunks that contain words of a text; see `VectorStore.search_text`.
 
-        Words are those of the table's text search configurations, scores those of ``ts_rank``.
+        The table's text search configurations determine the words. Scores are those of ``ts_rank``.
 
         Args:
-            where, session: as of :meth:`search`.
+            where, session: See :meth:`search`.
         """
-        values, conditions, condition = self._checked_text(text, namespace, limit, filter, where)
+        values, conditions, condition = self._check_text_search(
+            text, namespace, limit, filter, where
+        )
         transaction = check_session(session)
         statement, bound = self._searches.text_search(conditions, condition, values)
         async with self._executor.statement("search_text", transaction, namespace) as connection:
@@ -190,23 +191,25 @@ class Searching(PgVectorStoreBase[Model]):
         ef_search: int | None = None,
         session: Session | None = None,
     ) -> list[RetrievalResult]:
-        """Find the best chunks by vector and words at once; see `VectorStore.search_hybrid`.
+        """Find the best chunks by vector and by words; see `VectorStore.search_hybrid`.
 
         Args:
-            where, ef_search, session: as of :meth:`search`.
+            where, ef_search, session: See :meth:`search`.
         """
         validation.check_fusion(vector_weight, text_weight, depth)
         validation.check_ef_search(ef_search)
         query = validation.check_query_vector(
             query_vector, self._config.dimensions, self._config.column_type
         )
-        values, conditions, condition = self._checked_text(text, namespace, limit, filter, where)
+        values, conditions, condition = self._check_text_search(
+            text, namespace, limit, filter, where
+        )
         transaction = check_session(session)
         depth = max(depth, limit)
-        of_search = self._searches.search_parameters(depth, ef_search)
+        search_parameters = self._searches.search_parameters(depth, ef_search)
         values |= {
-            **of_search,
-            "depth": of_search["limit"],
+            **search_parameters,
+            "depth": search_parameters["limit"],
             "limit": values["limit"],
             "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
             "vector_weight": float(vector_weight),
@@ -233,10 +236,14 @@ class Searching(PgVectorStoreBase[Model]):
         """
         return await super().search_namespaces(query_vector, namespaces, limit, filter, **options)
 
-    def _checked_text(
+    def _check_text_search(
         self, text: str, namespace: str, limit: int, filter: Any, where: Any
     ) -> tuple[dict[str, Any], Conditions, ColumnElement[bool] | None]:
-        """What a search by words binds, and the conditions, checked."""
+        """Check the arguments of a search by words.
+
+        Returns:
+            The parameters of the statement, the filter, and the SQL condition.
+        """
         validation.check_full_text(self._config.languages)
         validation.check_text(text, field="text")
         validation.check_namespace(namespace)
@@ -261,9 +268,9 @@ class Searching(PgVectorStoreBase[Model]):
         exact: bool = False,
         ef_search: int | None = None,
     ) -> Select[Model, float]:
-        """A search as a statement: rows of (mapped chunk, score), to go on with and to execute.
+        """Return a search as a statement that selects rows of (mapped chunk, score).
 
-        Join it, give it options and order it like any select::
+        Execute it, or extend it like any select::
 
             statement = (
                 store.search_statement(vector, "acme", where=Passage.lang == "en")
@@ -274,29 +281,30 @@ class Searching(PgVectorStoreBase[Model]):
             for passage, score, title in await session.execute(statement):
                 ...
 
-        The nearest `limit` chunks are found inside, by the ANN index or exactly as in
-        :meth:`search`, and nothing that is added outside can change how. So **a condition that is
-        added outside, by ``.where()`` or by an inner join that finds no partner, takes away from
-        these**; what must hold before the limit is counted goes into `filter` or `where`. `where`
-        speaks of the chunk's columns, and of other tables in ``exists(...)`` or
+        A subquery finds the nearest `limit` chunks, through the ANN index or exactly, as
+        :meth:`search` does. What you add to the statement does not change how. **A condition that
+        you add, by ``.where()`` or by an inner join without a matching row, removes rows from these
+        `limit` chunks.** Put conditions that must apply before the limit into `filter` or `where`.
+        `where` may refer to the chunk's columns, and to other tables in ``exists(...)`` or
         ``Passage.document.has(...)``.
 
-        It starts in the order of :meth:`search`; ``.order_by(None)`` clears that for another one.
-        The settings of the scan end with it. It carries its values, can be executed by any session
-        or connection, also a synchronous one, and used twice or twice in one statement. Do not give
-        it to ``stream()`` or a server-side cursor in a transaction in which you query vectors
-        yourself before the cursor is read.
+        The rows are in the order of :meth:`search`; call ``.order_by(None)`` before you choose
+        another order. The settings of the scan end with the statement. The statement holds its
+        values, so any session or connection can execute it, also a synchronous one. You can execute
+        it repeatedly, and use it twice within one statement. Do not pass it to ``stream()`` or a
+        server-side cursor in a transaction in which you query vectors yourself before the cursor is
+        read.
 
         Args:
-            query_vector, namespace, limit, filter: as in `VectorStore.search`.
-            where: a SQL condition that chunks must meet besides.
-            exact: compare with every matching chunk, without the ANN index.
-            ef_search: for this call, instead of the store's `hnsw_ef_search`.
+            query_vector, namespace, limit, filter: See `VectorStore.search`.
+            where: Additional SQL condition.
+            exact: Compare with every matching chunk, without the ANN index.
+            ef_search: Replaces the store's `hnsw_ef_search` for this statement.
 
         Raises:
-            InvalidInputError: an argument cannot work.
+            InvalidInputError: An argument is invalid.
         """
-        query, conditions, condition = self._checked(
+        query, conditions, condition = self._check_search(
             query_vector, namespace, limit, filter, where, exact, ef_search
         )
         statement: Select[Model, float] = self._searches.composable_search(
@@ -304,7 +312,7 @@ class Searching(PgVectorStoreBase[Model]):
         )
         return statement
 
-    def _checked(
+    def _check_search(
         self,
         query_vector: Vector,
         namespace: str,
@@ -314,7 +322,11 @@ class Searching(PgVectorStoreBase[Model]):
         exact: bool,
         ef_search: int | None,
     ) -> tuple[Float32Array, Conditions, ColumnElement[bool] | None]:
-        """The arguments of a search that are more than checked."""
+        """Check the arguments of a search.
+
+        Returns:
+            The query vector, the filter, and the SQL condition.
+        """
         validation.check_namespace(namespace)
         validation.check_limit(limit)
         validation.check_boolean(exact, field="exact")

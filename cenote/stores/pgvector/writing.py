@@ -1,4 +1,4 @@
-"""Writing chunks, and removing them."""
+"""Writes and deletions of `PgVectorStore`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cenote.telemetry import record
 
 
 class Writing(PgVectorStoreBase[Model]):
-    """The methods of `PgVectorStore` that write."""
+    """The methods of `PgVectorStore` that write and delete."""
 
     @operation("upsert", retry=Retry.ALWAYS, batch="embedded_chunks")
     async def upsert(
@@ -31,12 +31,12 @@ class Writing(PgVectorStoreBase[Model]):
     ) -> None:
         """Write chunks; see `VectorStore.upsert`.
 
-        `EmbeddedChunk.columns` gives values for columns of your own; all chunks of a call name the
-        same ones. A column that they do not name gets its default in a row that is new, and keeps
-        its value in a row that is there, unless it has an ``onupdate``.
+        `EmbeddedChunk.columns` holds values for the columns of your model. All chunks of a call
+        must have values for the same columns. Other columns get their defaults in new rows, and
+        keep their values in existing rows unless they have an ``onupdate``.
 
         Args:
-            session: the transaction to join; see above. Not one in AUTOCOMMIT.
+            session: Transaction to join; see `PgVectorStore`. It must not be in AUTOCOMMIT.
         """
         validation.check_namespace(namespace)
         record(rows=await self._upsert(embedded_chunks, namespace, check_session(session)))
@@ -47,20 +47,20 @@ class Writing(PgVectorStoreBase[Model]):
         namespace: str,
         transaction: CallerTransaction | None = None,
     ) -> int:
-        """Write chunks; returns how many."""
-        batch = self._checked_batch(embedded_chunks)
+        """Write chunks, and return their number."""
+        batch = self._check_batch(embedded_chunks)
         if not batch.chunks:
             return 0
         names = self._user_columns.names_in(batch)
         parts = list(rows.split(batch))
-        of_own = [self._user_columns.parameters(names, part) for part in parts]
+        user_values = [self._user_columns.parameters(names, part) for part in parts]
         savepoint = transaction is not None and len(parts) > 1
         async with self._executor.transaction(
             "upsert", transaction, namespace, savepoint=savepoint
         ) as connection:
-            for part, own in zip(parts, of_own, strict=True):
+            for part, user_parameters in zip(parts, user_values, strict=True):
                 parameters = rows.parameters(part, self._config.column_type)
-                parameters |= {"namespace": namespace, **own}
+                parameters |= {"namespace": namespace, **user_parameters}
                 await connection.execute(self._writes.upsert(names), parameters)
             ids = [chunk.id for chunk in batch.chunks]
             await sessions.refresh(transaction, self._model, namespace, ids)
@@ -70,10 +70,10 @@ class Writing(PgVectorStoreBase[Model]):
     async def delete(
         self, chunk_ids: list[str], namespace: str, *, session: Session | None = None
     ) -> None:
-        """Remove chunks; see `VectorStore.delete`.
+        """Delete chunks; see `VectorStore.delete`.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         validation.check_namespace(namespace)
         transaction = check_session(session)
@@ -86,10 +86,10 @@ class Writing(PgVectorStoreBase[Model]):
 
     @operation("delete_namespace", retry=Retry.ALWAYS)
     async def delete_namespace(self, namespace: str, *, session: Session | None = None) -> None:
-        """Remove every chunk of a namespace; see `VectorStore.delete_namespace`.
+        """Delete every chunk of a namespace; see `VectorStore.delete_namespace`.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         validation.check_namespace(namespace)
         transaction = check_session(session)
@@ -103,10 +103,10 @@ class Writing(PgVectorStoreBase[Model]):
     async def delete_document(
         self, document_id: str, namespace: str, *, session: Session | None = None
     ) -> int:
-        """Remove a document's chunks; see `VectorStore.delete_document`.
+        """Delete a document's chunks; see `VectorStore.delete_document`.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         validation.check_namespace(namespace)
         validation.check_document_id(document_id)
@@ -117,10 +117,10 @@ class Writing(PgVectorStoreBase[Model]):
     async def delete_matching(
         self, filter: Filter | Mapping[str, Any], namespace: str, *, session: Session | None = None
     ) -> int:
-        """Remove the chunks that a filter matches; see `VectorStore.delete_matching`.
+        """Delete the chunks that match a filter; see `VectorStore.delete_matching`.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         validation.check_namespace(namespace)
         matching = Conditions(narrowing_filter(filter))
@@ -151,7 +151,7 @@ class Writing(PgVectorStoreBase[Model]):
         """Change chunks' metadata; see `VectorStore.update_metadata`.
 
         Args:
-            session: the transaction to join; see above.
+            session: Transaction to join; see `PgVectorStore`.
         """
         validation.check_namespace(namespace)
         transaction = check_session(session)
@@ -185,16 +185,16 @@ class Writing(PgVectorStoreBase[Model]):
         *,
         session: Session | None = None,
     ) -> SyncResult:
-        """Make a document's stored chunks these; see `VectorStore.sync_document`.
+        """Replace a document's stored chunks; see `VectorStore.sync_document`.
 
         Args:
-            session: the transaction to join; see above. Not one in AUTOCOMMIT, nor one above READ
-                COMMITTED, which would not see what another synchronisation has just committed.
+            session: Transaction to join; see `PgVectorStore`. It must be at READ COMMITTED: above
+                that level, it would not see what another synchronisation has just committed.
         """
         validation.check_namespace(namespace)
         transaction = check_session(session)
         embedded, kept = validation.check_document(document_id, chunks)
-        batch = self._checked_batch(embedded)
+        batch = self._check_batch(embedded)
         keep = validation.check_kept(kept, self._config.dimensions)
         names = self._user_columns.names_in(batch) if batch.chunks else ()
         values = {"namespace": namespace, "document_id": document_id}
@@ -203,33 +203,37 @@ class Writing(PgVectorStoreBase[Model]):
             "sync_document", transaction, namespace, savepoint=transaction is not None
         ) as connection:
             locked = (await connection.execute(self._writes.lock_document, values)).one()
-            if locked.isolation != "read committed":  # it would not see whom it waited for
+            if (
+                locked.isolation != "read committed"
+            ):  # else it would not see the rows of the one it waited for
                 raise InvalidInputError(
-                    f"sync_document needs READ COMMITTED, and session is at "
+                    f"sync_document requires READ COMMITTED, but session is at "
                     f"{locked.isolation.upper()}",
                     field="session",
                 )
-            # What is deleted last may come before what is written first: no deadlocks.
+            # Rows are deleted after others are written. Lock all of them in the order of their ids
+            # first; otherwise two writers could deadlock.
             await connection.execute(self._writes.lock_rows, {**values, "ids": ids})
             written = await self._keep(connection, keep, values)
             for part in rows.split(batch) if batch.chunks else ():
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace}
                 parameters |= self._user_columns.parameters(names, part)
-                done = await connection.execute(self._writes.upsert(names), parameters)
-                written += done.rowcount
-            gone = self._writes.ids_of_document
-            doomed = (await connection.scalars(gone, {**values, "ids": ids})).all()
-            # Last, for an error would give the rows back and not the session's objects.
-            await sessions.remove(transaction, self._model, namespace, doomed)
-            await connection.execute(self._writes.delete, {"namespace": namespace, "ids": doomed})
+                upserted = await connection.execute(self._writes.upsert(names), parameters)
+                written += upserted.rowcount
+            obsolete = (
+                await connection.scalars(self._writes.ids_of_document, {**values, "ids": ids})
+            ).all()
+            # Delete last: an error would roll back the rows, but not the session's objects.
+            await sessions.remove(transaction, self._model, namespace, obsolete)
+            await connection.execute(self._writes.delete, {"namespace": namespace, "ids": obsolete})
             await sessions.refresh(transaction, self._model, namespace, ids)
-        return SyncResult(written=written, removed=len(doomed), unchanged=len(ids) - written)
+        return SyncResult(written=written, removed=len(obsolete), unchanged=len(ids) - written)
 
     async def _keep(
         self, connection: AsyncConnection, keep: validation.Batch, values: dict[str, Any]
     ) -> int:
-        """Update what came without an embedding; returns how many rows changed."""
+        """Update the rows of chunks without an embedding, and return the number of changed rows."""
         if not keep.chunks:
             return 0
         ids = {"namespace": values["namespace"], "ids": [chunk.id for chunk in keep.chunks]}
