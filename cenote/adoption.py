@@ -23,8 +23,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from cenote import drift
 from cenote.catalog import LiveTable, read_table
 from cenote.config import SchemaConfig
-from cenote.ddl import qualified
 from cenote.operations import RefusedRevisionError
+from cenote.postgres.ddl import qualified
 
 _TABLE = "cenote_chunks"
 _VERSION_TABLE = "cenote_schema_migrations"

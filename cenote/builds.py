@@ -15,16 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cenote.catalog import LiveTable, read_table
 from cenote.config import SchemaConfig
-from cenote.connections import database_errors, describe, driver_error
-from cenote.ddl import qualified, table_of
 from cenote.drift import embedding_finding, partitions_finding, subject_of
 from cenote.errors import MigrationError
-from cenote.locks import migration_lock, with_short_waits
 from cenote.orm import OPERATOR_CLASS
-from cenote.pg_catalog import pg_settings, pg_stat_progress_create_index
+from cenote.postgres.ddl import qualified, table_of
+from cenote.postgres.driver_errors import database_errors, describe, driver_error
+from cenote.postgres.locks import migration_lock, with_short_waits
+from cenote.postgres.pg_catalog import pg_settings, pg_stat_progress_create_index
+from cenote.postgres.vector import embedding_type
 from cenote.progress import IndexProgress, Report, send_report
 from cenote.schema import own_connection
-from cenote.sqltypes import embedding_type
 
 PATIENCE_SECONDS = 1.0
 """How long a bulk load tries to lock an empty table."""

@@ -29,9 +29,11 @@ from sqlalchemy import (
 )
 
 from cenote.citus import CITUS_METADATA, shard_count
-from cenote.ddl import qualified
 from cenote.orm import OPERATOR_CLASS, ann_index_name
-from cenote.pg_catalog import (
+from cenote.postgres.ddl import qualified
+from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
+from cenote.postgres.full_text import languages_of
+from cenote.postgres.pg_catalog import (
     pg_am,
     pg_attrdef,
     pg_attribute,
@@ -45,9 +47,7 @@ from cenote.pg_catalog import (
     pg_ts_config,
     pg_type,
 )
-from cenote.policies import PERMITS, RESTRICTION, RESTRICTS
-from cenote.text_search import COLUMN as TEXT_COLUMN
-from cenote.text_search import languages_of
+from cenote.postgres.row_security import PERMITS, RESTRICTION, RESTRICTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,8 +33,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
 from cenote.config import SchemaConfig
-from cenote.ddl import qualified
-from cenote.pg_catalog import pg_extension
+from cenote.postgres.ddl import qualified
+from cenote.postgres.pg_catalog import pg_extension
 
 _pg_dist_partition = table("pg_dist_partition", column("logicalrelid", OID), column("partmethod"))
 _pg_dist_shard = table("pg_dist_shard", column("logicalrelid", OID), column("shardid"))

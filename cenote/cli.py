@@ -24,12 +24,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cenote import schema, settings
 from cenote.catalog import read_table
 from cenote.config import SchemaConfig
-from cenote.connections import create_engine
 from cenote.distribution import distribute
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
 from cenote.full_text import set_text_search
 from cenote.host import write_host_revision
 from cenote.indexes import reindex, reindex_plan
+from cenote.postgres.dsn import create_engine
 from cenote.progress import progress_bar
 from cenote.repartition import repartition
 from cenote.row_security import set_row_security

@@ -19,10 +19,10 @@ from sqlalchemy import (
 )
 
 from cenote.catalog import LiveTable
-from cenote.ddl import qualified
 from cenote.drift import left_over_names
 from cenote.errors import MigrationError
-from cenote.pg_catalog import (
+from cenote.postgres.ddl import qualified
+from cenote.postgres.pg_catalog import (
     pg_attribute,
     pg_class,
     pg_constraint,
@@ -38,7 +38,7 @@ from cenote.pg_catalog import (
     pg_statistic_ext,
     pg_trigger,
 )
-from cenote.policies import PERMITS, RESTRICTS
+from cenote.postgres.row_security import PERMITS, RESTRICTS
 
 _index_class = pg_class.alias("index_class")
 

@@ -13,8 +13,8 @@ from cenote.builds import read_chunk_table
 from cenote.citus import distribute_statements, truncate_local_data_statement
 from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError, MigrationError
-from cenote.locks import migration_lock, with_short_waits
 from cenote.operations import refuse_without_citus
+from cenote.postgres.locks import migration_lock, with_short_waits
 from cenote.repartition import rewrite
 from cenote.schema import own_connection
 

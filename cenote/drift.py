@@ -17,7 +17,6 @@ from sqlalchemy.schema import (
 from cenote.catalog import LiveIndex, LiveTable, embedding_sql
 from cenote.citus import Shard
 from cenote.config import SchemaConfig, languages
-from cenote.connections import OLDEST_PGVECTOR, parse_version
 from cenote.cures import (
     arguments_for,
     distribute_command,
@@ -27,16 +26,12 @@ from cenote.cures import (
     text_search_command,
     upgrade_command,
 )
-from cenote.ddl import (
-    add_constraint,
-    attach_partition,
-    qualified,
-    table_of,
-)
 from cenote.errors import MigrationError
 from cenote.mapping import chunk_table
 from cenote.orm import KEY, ann_index_name
-from cenote.text_search import COLUMN as TEXT_COLUMN
+from cenote.postgres.ddl import add_constraint, attach_partition, qualified, table_of
+from cenote.postgres.extension import OLDEST_PGVECTOR, parse_version
+from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
 
 NEW, OLD = "_new", "_old"
 """Suffixes that a rebuild gives to the new index and, for a moment, to the old one."""

@@ -15,17 +15,17 @@ from sqlalchemy import Column, Connection
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote import ddl
 from cenote.builds import read_chunk_table, set_build_memory
 from cenote.catalog import LiveTable
 from cenote.config import SchemaConfig
 from cenote.dependents import column_privileges_query
 from cenote.drift import subject_of, text_search_finding
 from cenote.errors import MigrationError
-from cenote.locks import migration_lock, with_short_waits
 from cenote.orm import text_index_name
+from cenote.postgres import ddl
+from cenote.postgres.full_text import COLUMN, generated
+from cenote.postgres.locks import migration_lock, with_short_waits
 from cenote.schema import own_connection
-from cenote.text_search import COLUMN, generated
 
 _logger = logging.getLogger(__name__)
 

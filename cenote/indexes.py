@@ -31,14 +31,6 @@ from cenote.builds import (
 )
 from cenote.catalog import LiveTable, is_owner_query
 from cenote.config import SchemaConfig
-from cenote.ddl import (
-    attach_index,
-    create_index_on_only,
-    lock_table,
-    rename_index,
-    table_of,
-    vacuum_analyze,
-)
 from cenote.drift import (
     NEW,
     OLD,
@@ -46,8 +38,16 @@ from cenote.drift import (
     part_name,
 )
 from cenote.errors import MigrationError
-from cenote.locks import InUseError, TransactionPoolingError
 from cenote.orm import OPERATOR_CLASS, ann_index_name
+from cenote.postgres.ddl import (
+    attach_index,
+    create_index_on_only,
+    lock_table,
+    rename_index,
+    table_of,
+    vacuum_analyze,
+)
+from cenote.postgres.locks import InUseError, TransactionPoolingError
 from cenote.progress import Report
 from cenote.schema import own_connection
 

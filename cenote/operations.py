@@ -44,7 +44,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, column, exists, func, inspect, literal, select, table
 from sqlalchemy.schema import CreateSchema
 
-from cenote import ddl, drift
+from cenote import drift
 from cenote.catalog import LiveTable, read_table
 from cenote.citus import (
     distribute_statements,
@@ -52,14 +52,19 @@ from cenote.citus import (
     truncate_local_data_statement,
 )
 from cenote.config import SchemaConfig
-from cenote.connections import EXTENSION_QUERY, OLDEST_PGVECTOR, outdated_message, parse_version
-from cenote.ddl import (
-    partition_name,
-    qualified,
-    table_of,
-)
 from cenote.errors import ConfigurationError, MigrationError
-from cenote.policies import disable_row_security_statements, enable_row_security_statements
+from cenote.postgres import ddl
+from cenote.postgres.ddl import partition_name, qualified, table_of
+from cenote.postgres.extension import (
+    EXTENSION_QUERY,
+    OLDEST_PGVECTOR,
+    outdated_message,
+    parse_version,
+)
+from cenote.postgres.row_security import (
+    disable_row_security_statements,
+    enable_row_security_statements,
+)
 from cenote.settings import HOW_TO_SET_DIMENSIONS, explicit_settings
 
 __all__ = [
@@ -195,7 +200,7 @@ def _create_extension(schema: str | None) -> None:
 def store_inline(table_name: str, *, schema: str | None = None) -> None:
     """Keep the embeddings, ids and metadata of a chunk table in its rows, not in the TOAST table.
 
-    This makes an exact search several times as fast; see `cenote.ddl.store_inline`. Existing rows
+    This makes an exact search several times as fast; see `cenote.postgres.ddl.store_inline`. Existing rows
     stay as they are until they are written again.
 
     Args:
@@ -220,7 +225,7 @@ def create_partitions(table_name: str, partitions: int, *, schema: str | None = 
 
 
 def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) -> None:
-    """Turn on row-level security for a chunk table and its partitions; see `cenote.policies`.
+    """Turn on row-level security for a chunk table and its partitions; see `cenote.postgres.row_security`.
 
     Args:
         table_name: Table to secure.

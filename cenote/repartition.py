@@ -28,11 +28,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote import ddl
 from cenote.builds import read_chunk_table, set_build_memory
 from cenote.catalog import LiveTable
 from cenote.config import SchemaConfig
-from cenote.ddl import partition_name, qualified
 from cenote.dependents import (
     check_nothing_is_lost,
     constraints_query,
@@ -44,8 +42,10 @@ from cenote.dependents import (
     referenced_tables_query,
 )
 from cenote.errors import ConfigurationError, MigrationError
-from cenote.locks import migration_lock, with_short_waits
-from cenote.policies import alter_row_security, enable_row_security_statements
+from cenote.postgres import ddl
+from cenote.postgres.ddl import partition_name, qualified
+from cenote.postgres.locks import migration_lock, with_short_waits
+from cenote.postgres.row_security import alter_row_security, enable_row_security_statements
 from cenote.schema import own_connection
 
 _NEW = "_new"

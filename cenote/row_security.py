@@ -1,7 +1,7 @@
 """Turn the row-level security of an existing table on or off.
 
 Revision cenote_0003 turns it on for a table that is created with `SchemaConfig.row_security`. Later
-changes are recorded only in the live table itself. `cenote.policies` contains the statements.
+changes are recorded only in the live table itself. `cenote.postgres.row_security` contains the statements.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.builds import read_chunk_table
 from cenote.config import SchemaConfig
-from cenote.ddl import lock_table
 from cenote.drift import check_can_secure
-from cenote.locks import migration_lock, with_short_waits
-from cenote.policies import disable_row_security_statements, enable_row_security_statements
+from cenote.postgres.ddl import lock_table
+from cenote.postgres.locks import migration_lock, with_short_waits
+from cenote.postgres.row_security import (
+    disable_row_security_statements,
+    enable_row_security_statements,
+)
 from cenote.schema import own_connection
 
 

@@ -29,25 +29,23 @@ from cenote.autogenerate import hooks
 from cenote.catalog import read_table, schemas_with
 from cenote.citus import read_shards
 from cenote.config import SchemaConfig
-from cenote.connections import (
-    EXTENSION_QUERY,
-    check_event_loop,
-    check_event_loop_of,
-    create_engine,
+from cenote.cures import APPLICATION_MIGRATIONS
+from cenote.drift import Finding
+from cenote.errors import CenoteError, ConfigurationError, MigrationError
+from cenote.mapping import chunk_table
+from cenote.operations import script_location, version_table
+from cenote.postgres.driver_errors import (
     database_errors,
     describe,
     driver_error,
     is_lost,
     is_safe_to_quote,
     redact,
-    safe_url,
 )
-from cenote.cures import APPLICATION_MIGRATIONS
-from cenote.drift import Finding
-from cenote.errors import CenoteError, ConfigurationError, MigrationError
-from cenote.locks import migration_lock, process_lock
-from cenote.mapping import chunk_table
-from cenote.operations import script_location, version_table
+from cenote.postgres.dsn import create_engine, safe_url
+from cenote.postgres.event_loops import check_event_loop, check_event_loop_of
+from cenote.postgres.extension import EXTENSION_QUERY
+from cenote.postgres.locks import migration_lock, process_lock
 
 __all__ = [
     "Finding",

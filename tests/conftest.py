@@ -31,8 +31,8 @@ from commands import output_of, run  # noqa: E402
 from library import Base  # noqa: E402
 
 from cenote import PgVectorStore, SchemaConfig, schema  # noqa: E402
-from cenote.connections import create_engine  # noqa: E402
 from cenote.embedded import EmbeddedPostgres  # noqa: E402
+from cenote.postgres.dsn import create_engine  # noqa: E402
 
 MEMORY_FOR_SERVERS = 8 * 2**30
 """Bytes for four servers, each with 1 GB of WAL (max_wal_size) and 1 GB of other data."""

@@ -12,7 +12,7 @@ from fuzzing import MARKER, Strategy, anything
 from hypothesis import strategies as st
 
 from cenote import Chunk, EmbeddedChunk, InMemoryVectorStore, PgVectorStore, SchemaConfig
-from cenote.connections import create_engine
+from cenote.postgres.dsn import create_engine
 from cenote.retrievers import BM25Retriever, HybridRetriever, TextRetriever
 
 _STORE = InMemoryVectorStore(values.DIMENSIONS, text_search="simple")

@@ -17,8 +17,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import ConfigurationError, PgVectorStore, StoreConnectionError
-from cenote.connections import is_transient, safe_dsn
 from cenote.embedded import EmbeddedPostgres
+from cenote.postgres.driver_errors import is_transient
+from cenote.postgres.dsn import safe_dsn
 from cenote.testing import embedded, found
 
 

@@ -31,8 +31,8 @@ from cenote import (
     VectorStore,
     VectorStoreError,
 )
-from cenote.connections import create_engine
 from cenote.embedded import EmbeddedPostgres
+from cenote.postgres.dsn import create_engine
 from cenote.stores import retrying
 from cenote.testing import embedded, found, stored
 

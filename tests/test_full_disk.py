@@ -22,8 +22,8 @@ from cenote import (
     PgVectorStore,
     StoreConnectionError,
 )
-from cenote.connections import create_engine
 from cenote.embedded import EmbeddedPostgres
+from cenote.postgres.dsn import create_engine
 from cenote.progress import LoadProgress
 from cenote.testing import embedded, found, stored
 

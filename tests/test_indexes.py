@@ -24,11 +24,11 @@ from cenote import (
     MigrationError,
     PgVectorStore,
     SchemaConfig,
-    locks,
     schema,
 )
-from cenote.connections import create_engine
 from cenote.indexes import reindex, reindex_plan
+from cenote.postgres import locks
+from cenote.postgres.dsn import create_engine
 from cenote.progress import IndexProgress
 from cenote.testing import embedded, found
 

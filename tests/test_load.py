@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 
 from cenote import Chunk, EmbeddedChunk, PgVectorStore
-from cenote.connections import create_engine
+from cenote.postgres.dsn import create_engine
 from cenote.testing import embedded, stored
 
 TORTURE = int(os.environ.get("CENOTE_TORTURE", "1"))

@@ -26,9 +26,9 @@ from cenote import (
     StoreConnectionError,
     VectorStoreError,
 )
-from cenote.connections import prepare
 from cenote.filters import Conditions, as_filter
-from cenote.sqltypes import to_wire
+from cenote.postgres.extension import prepare
+from cenote.postgres.vector import to_wire
 from cenote.stores.search import EXACT_UP_TO
 from cenote.testing import embedded, found, stored
 

@@ -11,8 +11,8 @@ import pytest
 from database import programs
 
 from cenote import PgVectorStore, VectorStoreError
-from cenote.connections import create_engine
 from cenote.embedded import EmbeddedPostgres
+from cenote.postgres.dsn import create_engine
 from cenote.testing import embedded, found, stored
 
 NEAR = [1.0, 0.0, 0.0, 0.0]

@@ -16,9 +16,10 @@ from sqlalchemy import func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote import MigrationError, PgVectorStore, SchemaConfig, locks, schema
-from cenote.connections import create_engine
+from cenote import MigrationError, PgVectorStore, SchemaConfig, schema
 from cenote.mapping import chunk_table
+from cenote.postgres import locks
+from cenote.postgres.dsn import create_engine
 from cenote.settings import gather, resolve
 from cenote.testing import embedded, found
 
@@ -217,7 +218,7 @@ async def test_lock_timeout(
     empty_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Waiting for the lock ends with an error; both the error and the log name the table."""
-    caplog.set_level("INFO", "cenote.locks")
+    caplog.set_level("INFO", "cenote.postgres.locks")
     monkeypatch.setattr(locks, "LOCK_TIMEOUT_SECONDS", 0.5)
     config = SchemaConfig(dimensions=4)
     async with empty_engine.connect() as holder:

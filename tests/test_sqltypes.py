@@ -15,8 +15,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cenote import PgVectorStore
-from cenote.connections import prepare
-from cenote.sqltypes import HalfvecType, VectorType
+from cenote.postgres.extension import prepare
+from cenote.postgres.vector import HalfvecType, VectorType
 from cenote.testing import embedded, found
 
 VALUES = [1.5, -2.0, 0.25]

@@ -14,8 +14,8 @@ from haystack.utils import Secret
 from cenote.adapters.haystack_documents import Documents
 from cenote.adapters.haystack_filters import translate
 from cenote.adapters.loops import LoopThread
-from cenote.connections import create_engine
 from cenote.errors import ConfigurationError
+from cenote.postgres.dsn import create_engine
 from cenote.stores import PgVectorStore, VectorStore
 from cenote.validation import is_integer, safe_repr
 

@@ -12,13 +12,13 @@ from cenote.bm25 import stems
 from cenote.config import check_text_search, languages
 from cenote.filters import Filter, FilterLike, as_filter, field, narrowing_filter
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
+from cenote.postgres.full_text import QUERY_CHARACTERS
 from cenote.progress import Report
 from cenote.ranking import DEPTH, at_least, diverse, fused
 from cenote.stores import bulk
 from cenote.stores.base import VectorStore
 from cenote.stores.namespace import Namespace
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, record, reported
-from cenote.text_search import QUERY_CHARACTERS
 from cenote.types import ColumnType, Float32Array, Vector
 
 PAGE_SIZE = 500

@@ -18,9 +18,9 @@ from cenote.bm25 import WordIndex, stems
 from cenote.filters import Filter, holds
 from cenote.jsonvalues import json_text
 from cenote.models import Chunk, RetrievalResult
+from cenote.postgres.full_text import LANGUAGE_KEY, SEARCHED_CHARACTERS
 from cenote.predicates import json_token
 from cenote.stores.postings import Mask, Posting, PostingIndex
-from cenote.text_search import LANGUAGE_KEY, SEARCHED_CHARACTERS
 from cenote.types import Float32Array
 
 

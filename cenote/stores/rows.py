@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cenote.models import Chunk, RetrievalResult
-from cenote.sqltypes import to_wire
+from cenote.postgres.vector import to_wire
 from cenote.types import ColumnType
 from cenote.validation import Batch
 

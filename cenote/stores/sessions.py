@@ -30,7 +30,6 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm.attributes import set_committed_value
 
-from cenote import connections
 from cenote.config import SchemaConfig
 from cenote.cures import APPLICATION_MIGRATIONS, error_hint, migration_hint, row_security_command
 from cenote.errors import (
@@ -39,8 +38,16 @@ from cenote.errors import (
     StoreTimeoutError,
     VectorStoreError,
 )
-from cenote.policies import NAME
-from cenote.text_search import languages_of
+from cenote.postgres.driver_errors import database_errors, describe, driver_error, is_lost, redact
+from cenote.postgres.event_loops import (
+    check_event_loop,
+    event_loop_error,
+    forget_loop,
+    is_event_loop_error,
+)
+from cenote.postgres.extension import prepare
+from cenote.postgres.full_text import languages_of
+from cenote.postgres.row_security import NAME
 
 Session: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
 """Type of ``session=``: a session or connection in the caller's transaction."""
@@ -150,7 +157,7 @@ class StatementExecutor:
     ) -> AsyncIterator[AsyncConnection]:
         with self._translate_errors(operation):
             if session is None:
-                connections.check_event_loop(self._autocommit)
+                check_event_loop(self._autocommit)
                 async with connect() as connection:
                     await self._prepare(connection)
                     if self._has_row_security and namespace is not None:
@@ -186,7 +193,7 @@ class StatementExecutor:
 
     async def _prepare(self, connection: AsyncConnection) -> None:
         """Check the extension once per connection, and the table once per store."""
-        await connections.prepare(connection, migrations=self._migrations)
+        await prepare(connection, migrations=self._migrations)
         if self._table_checked:
             return
         # Needed once per store, and not for importing this package.
@@ -268,22 +275,22 @@ class StatementExecutor:
                 "the call stack is too deep for this filter: make the call from a less nested "
                 "function, or nest the filter less"
             ) from None
-        except connections.database_errors() as error:
-            cause = connections.driver_error(error)
+        except database_errors() as error:
+            cause = driver_error(error)
             state = getattr(cause, "sqlstate", None)
             message = (
                 f"{operation} on table {self.table.fullname!r} failed: "
-                + connections.describe(cause)
+                + describe(cause)
                 + error_hint(state, self._config, user_model=self._has_user_model)
             )
-            kind = StoreConnectionError if connections.is_lost(error) else VectorStoreError
-            connections.redact(error)
+            kind = StoreConnectionError if is_lost(error) else VectorStoreError
+            redact(error)
             raise kind(message, sqlstate=state) from cause
         except RuntimeError as error:
-            if not connections.is_event_loop_error(error):
+            if not is_event_loop_error(error):
                 raise
-            connections.forget_loop(self._autocommit)
-            raise connections.event_loop_error() from error
+            forget_loop(self._autocommit)
+            raise event_loop_error() from error
 
 
 _SET_TENANT = select(func.set_config(NAME, bindparam("namespace", type_=Text), true()))
@@ -302,7 +309,7 @@ async def _swap_tenant(connection: AsyncConnection, namespace: str) -> str:
 
 async def _restore_tenant(connection: AsyncConnection, previous: str) -> None:
     """Restore the previous tenant. The rollback of a failed transaction does it by itself."""
-    with suppress(*connections.database_errors()):
+    with suppress(*database_errors()):
         await connection.execute(_SET_TENANT, {"namespace": previous})
 
 

@@ -2,7 +2,7 @@
 
 ``asked``      the query for any of the question's words, made once.
 ``few``        counts the namespace's chunks, up to `READ_UP_TO` and one more.
-``by_words``   the chunks that have one, ranked by `cenote.text_search.rank`: of few chunks by
+``by_words``   the chunks that have one, ranked by `cenote.postgres.full_text.rank`: of few chunks by
                looking at each, of more by the index of the words.
 ``by_vector``  the nearest chunks, by a `Search` of their ids.
 ``fused``      the best of both by reciprocal rank fusion (`cenote.ranking`).
@@ -37,8 +37,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import TSVECTOR
 
-from cenote import text_search
 from cenote.filters import Bind, Conditions
+from cenote.postgres import full_text
 from cenote.ranking import RANK_CONSTANT
 from cenote.stores.search import Search, as_sent, integer, materialized
 
@@ -102,7 +102,7 @@ class TextSearch:
 
     def _by_words(self, limit: str) -> CTE:
         """Ids and scores of the best chunks by words."""
-        query = text_search.any_word_query(self.languages, self.bind("text", Text()))
+        query = full_text.any_word_query(self.languages, self.bind("text", Text()))
         asked = self._cte(select(query.label("query")), "asked")
         few = self._are_few()
         has_word = self._words().bool_op("@@")(asked.c.query)
@@ -134,7 +134,7 @@ class TextSearch:
     def _ranked(self, asked: CTE, *conditions: ColumnElement[bool]) -> Any:
         """Ids and scores of the chunks that meet conditions."""
         columns = self.table.c
-        score = text_search.rank(self._words(), asked.c.query).label("score")
+        score = full_text.rank(self._words(), asked.c.query).label("score")
         return (
             select(columns.id, score)
             .select_from(self.table)
@@ -147,9 +147,9 @@ class TextSearch:
 
     def _words(self) -> ColumnElement[str]:
         """The generated column, which `ChunkRow` and other models may not have mapped."""
-        words: Any = self.table.c.get(text_search.COLUMN)
+        words: Any = self.table.c.get(full_text.COLUMN)
         if words is None:
-            words = column(text_search.COLUMN, TSVECTOR)
+            words = column(full_text.COLUMN, TSVECTOR)
             words.table = self.table
         found: ColumnElement[str] = words
         return found

@@ -28,9 +28,9 @@ from cenote import (
     StoreTimeoutError,
     VectorStoreError,
 )
-from cenote.connections import create_engine
 from cenote.indexes import reindex
 from cenote.mapping import chunk_table
+from cenote.postgres.dsn import create_engine
 from cenote.row_security import set_row_security
 from cenote.testing import MakeStore, VectorStoreContract, embedded, found, stored
 

@@ -19,12 +19,14 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from cenote import config as defaults
-from cenote import connections
 from cenote.config import SchemaConfig
 from cenote.cures import APPLICATION_MIGRATIONS
 from cenote.errors import InvalidInputError, MigrationError
 from cenote.mapping import config_from_model, model_for_config
 from cenote.orm import ChunkRow
+from cenote.postgres.dsn import create_engine
+from cenote.postgres.event_loops import belongs_to_other_loop
+from cenote.postgres.pools import asyncpg_engine, check_pool_arguments, open_pool
 from cenote.stores.columns import UserColumns
 from cenote.stores.pgvector.base import Model
 from cenote.stores.pgvector.loading import Loading
@@ -170,7 +172,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         self._has_user_model = model is not None
         self._config = SchemaConfig(**given) if model is None else config_from_model(model, given)
         self._model = model_for_config(self._config) if model is None else model
-        self._engine = connections.asyncpg_engine(engine)
+        self._engine = asyncpg_engine(engine)
         self._translates_schemas = "schema_translate_map" in self._engine.get_execution_options()
         self._owns_engine = False
         self._embedding_model = embedding_model
@@ -225,16 +227,12 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             ConfigurationError: An argument is invalid.
             StoreConnectionError: The server rejected the connection, or cannot be reached.
         """
-        connections.check_pool_arguments(
-            min_size, max_size, startup_retries, startup_backoff_seconds, timeout
-        )
-        engine = connections.create_engine(dsn, pool_size=max_size, timeout=timeout)
+        check_pool_arguments(min_size, max_size, startup_retries, startup_backoff_seconds, timeout)
+        engine = create_engine(dsn, pool_size=max_size, timeout=timeout)
         try:
             store: Self = cls(engine, dimensions, **store_kwargs)  # type: ignore[arg-type]
             store._owns_engine = True
-            await connections.open_pool(
-                engine, min_size, startup_retries, startup_backoff_seconds, dsn=dsn
-            )
+            await open_pool(engine, min_size, startup_retries, startup_backoff_seconds, dsn=dsn)
         except BaseException:
             await engine.dispose()
             raise
@@ -248,7 +246,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         if self._owns_engine:
             self._executor.closed = True
             # Connections of another event loop cannot be closed, only dropped.
-            await self._engine.dispose(close=not connections.belongs_to_other_loop(self._engine))
+            await self._engine.dispose(close=not belongs_to_other_loop(self._engine))
 
     async def __aenter__(self) -> Self:
         return self

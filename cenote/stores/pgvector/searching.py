@@ -11,8 +11,9 @@ from sqlalchemy import ColumnElement, Select
 from cenote import validation
 from cenote.filters import Conditions, FilterLike, as_filter
 from cenote.models import RetrievalResult
+from cenote.postgres.full_text import QUERY_CHARACTERS
+from cenote.postgres.vector import to_wire
 from cenote.ranking import DEPTH, at_least, diverse
-from cenote.sqltypes import to_wire
 from cenote.stores import rows
 from cenote.stores.conditions import check_condition
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
@@ -20,7 +21,6 @@ from cenote.stores.retrying import Retry, operation
 from cenote.stores.search import LARGEST_LIMIT
 from cenote.stores.sessions import Session, check_session
 from cenote.telemetry import record
-from cenote.text_search import QUERY_CHARACTERS
 from cenote.types import Float32Array, Vector
 
 

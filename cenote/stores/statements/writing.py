@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
 from sqlalchemy.types import TypeEngine
 
 from cenote.filters import Conditions
-from cenote.sqltypes import WireVector
+from cenote.postgres.vector import WireVector
 from cenote.stores.columns import UserColumns
 from cenote.stores.statements.binding import cached_by_shape, parameter
 from cenote.types import ColumnType

@@ -18,9 +18,9 @@ from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cenote.connections import database_errors, describe, driver_error
 from cenote.errors import MigrationError
-from cenote.pg_catalog import pg_database, pg_locks
+from cenote.postgres.driver_errors import database_errors, describe, driver_error
+from cenote.postgres.pg_catalog import pg_database, pg_locks
 
 LOCK_TIMEOUT_SECONDS = 300.0
 """How long a change of the schema waits for another one in the same database."""

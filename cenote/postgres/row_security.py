@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from sqlalchemy import ColumnElement, literal_column
 
-from cenote.ddl import DDLTemplate, table_of
+from cenote.postgres.ddl import DDLTemplate, table_of
 
 SETTING = "cenote.namespace"
 """Setting that holds the tenant."""

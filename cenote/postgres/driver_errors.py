@@ -1,0 +1,119 @@
+"""Translate and redact the errors of the driver and SQLAlchemy."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from functools import cache
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
+
+
+@cache
+def database_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of SQLAlchemy, and the driver's errors that SQLAlchemy does not wrap.
+
+    Importing the driver takes time, so it is imported only when there is an error.
+    """
+    import asyncpg
+
+    driver_errors = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+    return SQLAlchemyError, OSError, *driver_errors
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether an error while connecting may go away by itself.
+
+    It may if the server is not there yet, starts up, is full or does not answer in time, or if a
+    name cannot be resolved for now. A wrong password, database or certificate stays wrong.
+    """
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_AGAIN
+    if isinstance(error, PermissionError | ssl.SSLError):
+        return False
+    import asyncpg
+
+    return isinstance(
+        error,
+        OSError  # refused, reset, timed out, no socket file yet
+        | asyncpg.CannotConnectNowError
+        | asyncpg.TooManyConnectionsError
+        | asyncpg.ConnectionDoesNotExistError,
+    )
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether an error means that a connection was refused, broke or was ended.
+
+    SQLAlchemy marks errors of connections that break during use. Other errors are recognised by
+    their SQLSTATE class: 08 connection exception, 28 authorization, 3D no such database, 57P
+    operator intervention; 53300 too many connections. Source: PostgreSQL manual, appendix A.
+    """
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated:
+            return True
+        error = driver_error(error)
+    state = getattr(error, "sqlstate", None) or ""
+    return isinstance(error, OSError) or state.startswith(("08", "28", "3D", "57P", "53300"))
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """Return the driver's error that SQLAlchemy's error wraps."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+        return error.__cause__ or error
+    return error
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's type and SQLSTATE, and its text if it is about connecting or resources.
+
+    The text of other errors may quote stored values. Errors about resources (SQLSTATE class 53)
+    say, for example, for which file the disk is full.
+    """
+    state = getattr(error, "sqlstate", None) or ""
+    name = type(error).__name__ + (f" ({state})" if state else "")
+    text = str(error) if is_lost(error) else ""
+    if not text and state.startswith("53"):
+        text = str(error.args[0]) if error.args else ""  # without the server's hints
+    return f"{name}: {text}" if text else name
+
+
+_SAFE_CLASSES = ("0A", "2B", "40", "42", "53", "55", "57", "58")
+"""SQLSTATE classes whose messages quote no rows: unsupported features, dependent objects, rolled
+back transactions, names and syntax, resources, states of objects, operator intervention, system
+errors. Source: PostgreSQL manual, appendix A.
+"""
+
+
+def is_safe_to_quote(error: BaseException) -> bool:
+    """Return whether an error's message is about connecting, or quotes no rows."""
+    state = getattr(driver_error(error), "sqlstate", None) or ""
+    return is_lost(error) or state.startswith(_SAFE_CLASSES)
+
+
+def redact(error: BaseException) -> None:
+    """Remove text that may quote rows or parameters from an error and from its causes.
+
+    Postgres puts the whole row into the DETAIL of a violated check, and a value that it cannot read
+    into the message. asyncpg quotes values that it cannot send. SQLAlchemy lists the parameters.
+    """
+    if not type(error).__module__.startswith(("asyncpg.", "sqlalchemy.")):
+        return  # an error that the caller was handling
+    if not is_safe_to_quote(error):
+        name = describe(driver_error(error))
+        error.args = (name + "; its message is left out because it may quote rows",)
+    if isinstance(error, StatementError):
+        error.statement = error.params = None
+    else:
+        for attribute in ("message", "detail", "hint", "context", "query", "internal_query"):
+            if hasattr(error, attribute):
+                setattr(error, attribute, None)
+    if type(error).__module__.startswith(
+        "asyncpg."
+    ):  # they quote values that it could not send or decode
+        error.__cause__ = error.__context__ = None
+    origins = {getattr(error, "orig", None), error.__cause__, error.__context__}
+    for origin in origins - {None, error}:
+        assert origin is not None
+        redact(origin)

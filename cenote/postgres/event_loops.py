@@ -1,0 +1,79 @@
+"""Detect connections that belong to another event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import NullPool, Pool, QueuePool
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+)
+
+from cenote.errors import ConfigurationError
+
+_loops: WeakKeyDictionary[Pool, asyncio.AbstractEventLoop] = WeakKeyDictionary()
+"""Event loop in which each pool was first used."""
+
+
+def belongs_to_other_loop(engine: AsyncEngine) -> bool:
+    """Return whether the engine's pool holds connections of an event loop that is not running."""
+    pool, loop = engine.pool, asyncio.get_running_loop()
+    if isinstance(pool, NullPool) or _loops.setdefault(pool, loop) is loop:
+        return False
+    if isinstance(pool, QueuePool) and pool.checkedin() + pool.checkedout() == 0:
+        _loops[pool] = loop
+        return False
+    return True
+
+
+def check_event_loop(engine: AsyncEngine) -> None:
+    """Check that an engine has no connections of another event loop.
+
+    In the running loop they would fail with an error of asyncio, and after that in any loop.
+
+    Raises:
+        ConfigurationError: It has.
+    """
+    if belongs_to_other_loop(engine):
+        raise event_loop_error()
+
+
+async def check_event_loop_of(connection: AsyncConnection) -> None:
+    """Check that a connection does not belong to another event loop.
+
+    The pool may have opened it before cenote first used the pool; then only asyncpg knows its loop.
+    Two threads at once in asyncpg's protocol can end the process.
+
+    Raises:
+        ConfigurationError: It does.
+    """
+    driver = (await connection.get_raw_connection()).driver_connection
+    running = asyncio.get_running_loop()
+    if getattr(driver, "_loop", running) is not running:
+        forget_loop(connection.engine)
+        raise event_loop_error()
+
+
+def forget_loop(engine: AsyncEngine) -> None:
+    """Forget the event loop of an engine's pool, so that the next check determines it again."""
+    _loops.pop(engine.pool, None)
+
+
+def event_loop_error() -> ConfigurationError:
+    """Return the error for connections of another event loop."""
+    return ConfigurationError(
+        "the engine has connections of another event loop: use one engine per loop, and await "
+        "engine.dispose() before the loop ends; if it has ended, await "
+        "engine.dispose(close=False) in the next one",
+        setting="engine",
+    )
+
+
+_LOOP_ERRORS = ("different loop", "different event loop", "Event loop is closed")
+
+
+def is_event_loop_error(error: RuntimeError) -> bool:
+    """Return whether asyncio's error is about another event loop, or about a closed one."""
+    return any(words in str(error) for words in _LOOP_ERRORS)
