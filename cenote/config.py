@@ -7,7 +7,12 @@ from typing import Any, Literal
 
 from cenote.errors import ConfigurationError
 from cenote.types import ColumnType
-from cenote.validation import check_column_type, check_integer_setting, is_integer, safe_repr
+from cenote.validation.arguments import (
+    check_column_type,
+    check_integer_setting,
+    is_integer,
+    safe_repr,
+)
 
 DEFAULT_TABLE_NAME = "cenote_chunks"
 DEFAULT_HNSW_M = 16

@@ -24,7 +24,6 @@ from sqlalchemy import ColumnElement, and_, false, func, not_, or_, true
 from sqlalchemy.types import TypeEngine
 
 from cenote.errors import InvalidInputError
-from cenote.jsonvalues import NotJSONError, canonical_json, json_text
 from cenote.predicates import (
     ColumnOperand,
     Contains,
@@ -41,7 +40,8 @@ from cenote.predicates import (
     Row,
     StartsWith,
 )
-from cenote.validation import as_list, check_text, safe_repr
+from cenote.validation.arguments import as_list, check_text, safe_repr
+from cenote.validation.json import NotJSONError, canonical_json, json_text
 
 __all__ = ["MAX_DEPTH", "MAX_PREDICATES", "Field", "Filter", "FilterLike", "Meta", "field", "meta"]
 

@@ -46,7 +46,7 @@ from cenote.postgres.row_security import enable_row_security_statements
 from cenote.postgres.vector import HalfvecType, VectorType, embedding_type
 from cenote.predicates import json_number, json_string
 from cenote.types import ColumnType, Float32Array, Metadata, Vector
-from cenote.validation import check_query_vector
+from cenote.validation.vectors import check_query_vector
 
 __all__ = [
     "NAMING_CONVENTION",

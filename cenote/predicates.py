@@ -52,8 +52,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
 from cenote.errors import InvalidInputError
-from cenote.jsonvalues import NotJSONError, canonical_json, json_text, unstorable
-from cenote.validation import is_integer, is_number
+from cenote.validation.arguments import is_integer, is_number
+from cenote.validation.json import NotJSONError, canonical_json, json_text, unstorable
 
 Columns: TypeAlias = Any
 """The columns of a chunk table, by name: ``table.c``."""

@@ -18,7 +18,6 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from cenote import validation
 from cenote.bm25 import Tokenize, WordIndex, imported, stems, words
 from cenote.errors import ConfigurationError
 from cenote.filters import And, FilterLike, as_filter, field
@@ -26,6 +25,13 @@ from cenote.models import RetrievalResult
 from cenote.ranking import DEPTH, fused, maximal_marginal_relevance, reciprocal_rank_fusion
 from cenote.stores.base import VectorStore
 from cenote.types import Vector
+from cenote.validation.arguments import (
+    check_integer_setting,
+    check_limit,
+    check_namespace,
+    check_text,
+    check_weights,
+)
 
 __all__ = [
     "BM25Retriever",
@@ -91,7 +97,7 @@ class VectorRetriever:
         self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
     ) -> list[RetrievalResult]:
         """Find chunks; see `Retriever.retrieve`."""
-        validation.check_text(text, field="text")
+        check_text(text, field="text")
         vector = self._embed(text)
         if inspect.isawaitable(vector):
             vector = await vector
@@ -139,7 +145,7 @@ class BM25Retriever:
     def __init__(
         self, store: VectorStore, *, tokenize: Tokenize = words, namespaces: int = 100
     ) -> None:
-        validation.check_integer_setting(namespaces, setting="namespaces", least=1)
+        check_integer_setting(namespaces, setting="namespaces", least=1)
         imported("bm25s")
         self._store = store
         self._tokenize = tokenize
@@ -148,7 +154,7 @@ class BM25Retriever:
 
     async def refresh(self, namespace: str) -> int:
         """Rebuild the index of a namespace and return the number of chunks in it."""
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         self._indexes.pop(namespace, None)
         return len((await self._index(namespace)).ids)
 
@@ -160,9 +166,9 @@ class BM25Retriever:
         self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
     ) -> list[RetrievalResult]:
         """Find chunks that contain a word of the text; see `Retriever.retrieve`."""
-        validation.check_text(text, field="text")
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
+        check_text(text, field="text")
+        check_namespace(namespace)
+        check_limit(limit)
         condition = as_filter(filter)
         index = await self._index(namespace)
         ranked = index.ranked(self._tokenize(text))
@@ -238,8 +244,8 @@ class HybridRetriever:
                     "no method `retrieve`",
                     setting="retrievers",
                 )
-        validation.check_weights(weights, len(retrievers))
-        validation.check_integer_setting(depth, setting="depth", least=1)
+        check_weights(weights, len(retrievers))
+        check_integer_setting(depth, setting="depth", least=1)
         self._retrievers = list(retrievers)
         self._weights = weights
         self._depth = depth
@@ -248,7 +254,7 @@ class HybridRetriever:
         self, text: str, namespace: str, limit: int = 10, filter: FilterLike = None
     ) -> list[RetrievalResult]:
         """Find chunks; see `Retriever.retrieve`."""
-        validation.check_limit(limit)
+        check_limit(limit)
         depth = max(limit, self._depth)
         rankings = await asyncio.gather(
             *(retriever.retrieve(text, namespace, depth, filter) for retriever in self._retrievers)

@@ -44,7 +44,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 from cenote.errors import ConfigurationError, InvalidInputError, VectorStoreError
 from cenote.models import SyncResult
-from cenote.validation import check_namespace
+from cenote.validation.arguments import check_namespace
 
 __all__ = ["NamespaceInTelemetry"]
 

@@ -12,7 +12,7 @@ from cenote import ConfigurationError, InMemoryVectorStore, PgVectorStore, Schem
 from cenote.catalog import LiveTable
 from cenote.cures import upgrade_command
 from cenote.settings import explicit_settings, gather, resolve
-from cenote.validation import is_integer, is_number
+from cenote.validation.arguments import is_integer, is_number
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ from cenote import (
     RetrievalResult,
     StoreConnectionError,
 )
-from cenote.jsonvalues import MAX_TEXT_BYTES
 from cenote.testing import embedded
+from cenote.validation.json import MAX_TEXT_BYTES
 
 stores = fuzz_harness.stores
 tally = fuzz_harness.tally

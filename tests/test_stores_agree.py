@@ -22,8 +22,8 @@ from cenote import (
     field,
     meta,
 )
-from cenote.jsonvalues import NotJSONError, canonical_json
 from cenote.testing import embedded, stored
+from cenote.validation.json import NotJSONError, canonical_json
 
 # A few directions, one of them twice: exact ties are common, near-ties are not.
 _directions = np.random.default_rng(7).standard_normal((9, 4)).astype(np.float32)

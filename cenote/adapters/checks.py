@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cenote.errors import InvalidInputError
-from cenote.validation import as_list, is_number, safe_repr
+from cenote.validation.arguments import as_list, is_number, safe_repr
 
 
 def list_of(values: Any, kind: type[Any], *, field: str) -> list[Any]:

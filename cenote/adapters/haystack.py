@@ -17,7 +17,7 @@ from cenote.adapters.loops import LoopThread
 from cenote.errors import ConfigurationError
 from cenote.postgres.dsn import create_engine
 from cenote.stores import PgVectorStore, VectorStore
-from cenote.validation import is_integer, safe_repr
+from cenote.validation.arguments import is_integer, safe_repr
 
 __all__ = ["CenoteDocumentStore", "CenoteEmbeddingRetriever"]
 

@@ -20,14 +20,14 @@ from cenote.errors import InvalidInputError
 from cenote.models import Chunk, EmbeddedChunk
 from cenote.stores import VectorStore
 from cenote.types import Vector
-from cenote.validation import (
+from cenote.validation.arguments import (
     as_list,
     check_integer_argument,
-    check_query_vector,
     check_text,
     is_integer,
     safe_repr,
 )
+from cenote.validation.vectors import check_query_vector
 
 PAGE_SIZE = 500
 """Number of documents read or changed at a time."""

@@ -35,7 +35,7 @@ from cenote.filters import (
     meta,
 )
 from cenote.predicates import MetadataOperand
-from cenote.validation import safe_repr
+from cenote.validation.arguments import safe_repr
 
 RESERVED = "_haystack"
 """Metadata key for the parts of a document that a chunk has no column for."""

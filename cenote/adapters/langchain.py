@@ -17,7 +17,7 @@ from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters import FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.stores import VectorStore
-from cenote.validation import as_list, check_integer_argument
+from cenote.validation.arguments import as_list, check_integer_argument
 
 __all__ = ["CenoteVectorStore"]
 

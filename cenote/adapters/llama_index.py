@@ -24,7 +24,7 @@ from cenote.errors import InvalidInputError
 from cenote.filters import And, Filter, field
 from cenote.models import RetrievalResult
 from cenote.stores import VectorStore
-from cenote.validation import safe_repr
+from cenote.validation.arguments import safe_repr
 
 __all__ = ["CenoteVectorStore"]
 

@@ -19,10 +19,10 @@ from llama_index.core.schema import (
 from pydantic_core import to_jsonable_python
 
 from cenote.errors import InvalidInputError
-from cenote.jsonvalues import canonical_json
 from cenote.models import Chunk, EmbeddedChunk
 from cenote.predicates import json_token
-from cenote.validation import safe_repr
+from cenote.validation.arguments import safe_repr
+from cenote.validation.json import canonical_json
 
 _NODE_CONTENT = "_node_content"
 """Metadata key for the rest of the node. LlamaIndex's own stores use the same key."""

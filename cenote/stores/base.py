@@ -9,7 +9,7 @@ from cenote.filters import Filter, FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.ranking import DEPTH
 from cenote.types import Float32Array, Vector
-from cenote.validation import as_list, check_limit, check_namespace
+from cenote.validation.arguments import as_list, check_limit, check_namespace
 
 
 @runtime_checkable

@@ -28,7 +28,7 @@ from cenote.errors import InvalidInputError
 from cenote.models import EmbeddedChunk
 from cenote.progress import LoadProgress, Report, send_report
 from cenote.stores.rows import UPSERT_BYTES, UPSERT_ROWS
-from cenote.validation import is_iterable
+from cenote.validation.arguments import is_iterable
 
 Stream: TypeAlias = Iterable[EmbeddedChunk] | AsyncIterable[EmbeddedChunk]
 

@@ -24,7 +24,8 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from cenote.errors import InvalidInputError
 from cenote.orm import CHUNK_COLUMNS
-from cenote.validation import Batch, safe_repr
+from cenote.validation.arguments import safe_repr
+from cenote.validation.batches import Batch
 
 _COMPARABLE = (
     types.String,

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Self
 
-from cenote import validation
 from cenote.bm25 import stems
 from cenote.config import check_text_search, languages
 from cenote.filters import Filter, FilterLike, as_filter, field, narrowing_filter
@@ -20,6 +19,36 @@ from cenote.stores.base import VectorStore
 from cenote.stores.namespace import Namespace
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, record, reported
 from cenote.types import ColumnType, Float32Array, Vector
+from cenote.validation.arguments import (
+    check_boolean,
+    check_chunk_id,
+    check_column_type,
+    check_dimensions,
+    check_diversity,
+    check_document_id,
+    check_ef_search,
+    check_embedding_model,
+    check_full_text,
+    check_fusion,
+    check_ids,
+    check_ids_in_order,
+    check_limit,
+    check_min_score,
+    check_namespace,
+    check_neighbours,
+    check_per_document,
+    check_text,
+)
+from cenote.validation.batches import (
+    check_batch,
+    check_chunks,
+    check_document,
+    check_kept,
+    check_metadata_by_id,
+    is_embedded,
+    reject_unembedded,
+)
+from cenote.validation.vectors import check_query_vector, check_query_vectors
 
 PAGE_SIZE = 500
 """Number of chunks that `get_all_chunks` reads at a time."""
@@ -56,9 +85,9 @@ class InMemoryVectorStore(VectorStore):
         self._languages = languages(text_search)
         for language in self._languages:
             stems(language)
-        validation.check_dimensions(dimensions)
-        validation.check_column_type(column_type)
-        validation.check_embedding_model(embedding_model)
+        check_dimensions(dimensions)
+        check_column_type(column_type)
+        check_embedding_model(embedding_model)
         self._dimensions = dimensions
         self._column_type: ColumnType = column_type
         self._embedding_model = embedding_model
@@ -86,8 +115,8 @@ class InMemoryVectorStore(VectorStore):
 
     @reported("upsert")
     async def upsert(self, embedded_chunks: list[EmbeddedChunk], namespace: str) -> None:
-        validation.check_namespace(namespace)
-        batch = validation.check_batch(
+        check_namespace(namespace)
+        batch = check_batch(
             embedded_chunks, self._dimensions, self._column_type, self._embedding_model
         )
         if batch.chunks:
@@ -115,14 +144,14 @@ class InMemoryVectorStore(VectorStore):
             exact, ef_search: Accepted for compatibility with `PgVectorStore`; every search of this
                 store is exact.
         """
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
-        validation.check_boolean(exact, field="exact")
-        validation.check_ef_search(ef_search)
-        query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
+        check_namespace(namespace)
+        check_limit(limit)
+        check_boolean(exact, field="exact")
+        check_ef_search(ef_search)
+        query = check_query_vector(query_vector, self._dimensions, self._column_type)
         condition = as_filter(filter)
-        validation.check_min_score(min_score)
-        validation.check_per_document(per_document)
+        check_min_score(min_score)
+        check_per_document(per_document)
         found = self._nearest(query, namespace, limit, condition, per_document)
         record(path="exact")
         return at_least(min_score, found)
@@ -157,12 +186,12 @@ class InMemoryVectorStore(VectorStore):
         Args:
             exact, ef_search: As for :meth:`search`.
         """
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
-        validation.check_boolean(exact, field="exact")
-        validation.check_ef_search(ef_search)
-        validation.check_min_score(min_score)
-        queries = validation.check_query_vectors(query_vectors, self._dimensions, self._column_type)
+        check_namespace(namespace)
+        check_limit(limit)
+        check_boolean(exact, field="exact")
+        check_ef_search(ef_search)
+        check_min_score(min_score)
+        queries = check_query_vectors(query_vectors, self._dimensions, self._column_type)
         condition = as_filter(filter)
         return [
             at_least(min_score, self._nearest(query, namespace, limit, condition))
@@ -180,7 +209,7 @@ class InMemoryVectorStore(VectorStore):
         diversity: float = 0.5,
         candidates: int | None = None,
     ) -> list[RetrievalResult]:
-        candidates = validation.check_diversity(diversity, candidates, limit)
+        candidates = check_diversity(diversity, candidates, limit)
         found = await self.search(query_vector, namespace, candidates, filter)
         stored = self._namespaces.get(namespace)
         vectors = {} if stored is None else stored.unit_vectors(result.chunk.id for result in found)
@@ -212,10 +241,10 @@ class InMemoryVectorStore(VectorStore):
         self, text: str, namespace: str, limit: int, filter: FilterLike
     ) -> Filter | None:
         """Check the arguments of a full-text search and return its filter."""
-        validation.check_full_text(self._languages)
-        validation.check_text(text, field="text")
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
+        check_full_text(self._languages)
+        check_text(text, field="text")
+        check_namespace(namespace)
+        check_limit(limit)
         return as_filter(filter)
 
     def _rank_by_words(
@@ -237,8 +266,8 @@ class InMemoryVectorStore(VectorStore):
         text_weight: float = 1.0,
         depth: int = DEPTH,
     ) -> list[RetrievalResult]:
-        validation.check_fusion(vector_weight, text_weight, depth)
-        query = validation.check_query_vector(query_vector, self._dimensions, self._column_type)
+        check_fusion(vector_weight, text_weight, depth)
+        query = check_query_vector(query_vector, self._dimensions, self._column_type)
         condition = self._check_text_search(text, namespace, limit, filter)
         depth = max(depth, limit)
         rankings = (
@@ -264,7 +293,7 @@ class InMemoryVectorStore(VectorStore):
             embedded_chunks, namespace, progress: As for `PgVectorStore.bulk_load`.
             ann_index, memory, workers: Accepted for compatibility; this store has no ANN index.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         bulk.check_stream(embedded_chunks)
         bulk.check_ann_index(ann_index)
         write = partial(self.upsert, namespace=namespace)
@@ -284,25 +313,25 @@ class InMemoryVectorStore(VectorStore):
 
     @reported("delete")
     async def delete(self, chunk_ids: list[str], namespace: str) -> None:
-        validation.check_namespace(namespace)
-        ids = validation.check_ids(chunk_ids)
+        check_namespace(namespace)
+        ids = check_ids(chunk_ids)
         if stored := self._namespaces.get(namespace):
             stored.delete(ids)
 
     @reported("delete_namespace")
     async def delete_namespace(self, namespace: str) -> None:
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         self._namespaces.pop(namespace, None)
 
     @reported("delete_document")
     async def delete_document(self, document_id: str, namespace: str) -> int:
-        validation.check_namespace(namespace)
-        validation.check_document_id(document_id)
+        check_namespace(namespace)
+        check_document_id(document_id)
         return self._delete_matching(as_filter(field("document_id") == document_id), namespace)
 
     @reported("delete_matching")
     async def delete_matching(self, filter: Filter | Mapping[str, Any], namespace: str) -> int:
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         return self._delete_matching(narrowing_filter(filter), namespace)
 
     def _delete_matching(self, filter: Filter | None, namespace: str) -> int:
@@ -315,23 +344,21 @@ class InMemoryVectorStore(VectorStore):
     async def update_metadata(
         self, metadata: Mapping[str, dict[str, Any]], namespace: str, *, merge: bool = False
     ) -> int:
-        validation.check_namespace(namespace)
-        validation.check_boolean(merge, field="merge")
-        new = validation.check_metadata_by_id(metadata)
+        check_namespace(namespace)
+        check_boolean(merge, field="merge")
+        new = check_metadata_by_id(metadata)
         return self._chunks_in(namespace).update_metadata(new, merge=merge)
 
     @reported("sync_document")
     async def sync_document(
         self, document_id: str, chunks: Sequence[EmbeddedChunk | Chunk], namespace: str
     ) -> SyncResult:
-        validation.check_namespace(namespace)
-        embedded, kept = validation.check_document(document_id, chunks)
-        batch = validation.check_batch(
-            embedded, self._dimensions, self._column_type, self._embedding_model
-        )
-        unembedded = validation.check_kept(kept, self._dimensions)
+        check_namespace(namespace)
+        embedded, kept = check_document(document_id, chunks)
+        batch = check_batch(embedded, self._dimensions, self._column_type, self._embedding_model)
+        unembedded = check_kept(kept, self._dimensions)
         stored = self._namespaces.setdefault(namespace, Namespace(self._dimensions))
-        validation.reject_unembedded(unembedded.chunks, stored.hashes(), self._embedding_model)
+        reject_unembedded(unembedded.chunks, stored.hashes(), self._embedding_model)
         ids = {chunk.id for chunk in (*batch.chunks, *unembedded.chunks)}
         before = stored.matching(as_filter(field("document_id") == document_id))
         obsolete = [chunk.id for chunk in before if chunk.id not in ids]
@@ -341,19 +368,19 @@ class InMemoryVectorStore(VectorStore):
 
     @reported("get")
     async def get(self, chunk_ids: Sequence[str], namespace: str) -> list[Chunk]:
-        validation.check_namespace(namespace)
-        return self._chunks_in(namespace).get(validation.check_ids_in_order(chunk_ids))
+        check_namespace(namespace)
+        return self._chunks_in(namespace).get(check_ids_in_order(chunk_ids))
 
     @reported("get_embeddings")
     async def get_embeddings(
         self, chunk_ids: Sequence[str], namespace: str
     ) -> dict[str, Float32Array]:
-        validation.check_namespace(namespace)
-        return self._chunks_in(namespace).embeddings(validation.check_ids(chunk_ids))
+        check_namespace(namespace)
+        return self._chunks_in(namespace).embeddings(check_ids(chunk_ids))
 
     @reported("count")
     async def count(self, namespace: str, filter: FilterLike = None) -> int:
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         return self._chunks_in(namespace).count(as_filter(filter))
 
     @reported("list_namespaces")
@@ -363,14 +390,10 @@ class InMemoryVectorStore(VectorStore):
 
     @reported("missing")
     async def missing(self, chunks: Sequence[Chunk], namespace: str) -> list[Chunk]:
-        validation.check_namespace(namespace)
-        checked = validation.check_chunks(chunks)
+        check_namespace(namespace)
+        checked = check_chunks(chunks)
         hashes = self._chunks_in(namespace).hashes()
-        return [
-            chunk
-            for chunk in checked
-            if not validation.is_embedded(chunk, hashes, self._embedding_model)
-        ]
+        return [chunk for chunk in checked if not is_embedded(chunk, hashes, self._embedding_model)]
 
     @reported("list_chunks")
     async def list_chunks(
@@ -381,20 +404,20 @@ class InMemoryVectorStore(VectorStore):
         after: str | None = None,
         limit: int = 100,
     ) -> list[Chunk]:
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
+        check_namespace(namespace)
+        check_limit(limit)
         condition = as_filter(filter)
         if after is not None:
-            validation.check_text(after, field="after")
+            check_text(after, field="after")
         return self._chunks_in(namespace).page(after, condition, limit)
 
     @reported("neighbours")
     async def neighbours(
         self, chunk_id: str, namespace: str, *, before: int = 1, after: int = 1
     ) -> list[Chunk]:
-        validation.check_namespace(namespace)
-        validation.check_chunk_id(chunk_id)
-        validation.check_neighbours(before, after)
+        check_namespace(namespace)
+        check_chunk_id(chunk_id)
+        check_neighbours(before, after)
         stored = self._chunks_in(namespace)
         chunks = stored.get([chunk_id])
         if not chunks:
@@ -409,7 +432,7 @@ class InMemoryVectorStore(VectorStore):
         return self._namespaces.get(namespace) or Namespace(self._dimensions)
 
     def get_all_chunks(self, namespace: str, filter: FilterLike = None) -> AsyncIterator[Chunk]:
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         return self._chunks(namespace, as_filter(filter))
 
     async def _chunks(self, namespace: str, filter: Filter | None) -> AsyncIterator[Chunk]:

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cenote import validation
 from cenote.bm25 import WordIndex, stems
 from cenote.filters import Filter, holds
-from cenote.jsonvalues import json_text
 from cenote.models import Chunk, RetrievalResult
 from cenote.postgres.full_text import LANGUAGE_KEY, SEARCHED_CHARACTERS
 from cenote.predicates import json_token
 from cenote.stores.postings import Mask, Posting, PostingIndex
 from cenote.types import Float32Array
+from cenote.validation.batches import Batch
+from cenote.validation.json import json_text
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class Namespace:
 
     # -- writing
 
-    def upsert(self, batch: validation.Batch) -> int:
+    def upsert(self, batch: Batch) -> int:
         """Write a batch and return how many chunks are new or differ from the stored ones."""
         self._reserve(sum(chunk.id not in self._row_of for chunk in batch.chunks))
         rows = [self._place(chunk.id) for chunk in batch.chunks]
@@ -147,7 +147,7 @@ class Namespace:
         self._rows[number] = row
         return True
 
-    def keep_embeddings(self, batch: validation.Batch) -> int:
+    def keep_embeddings(self, batch: Batch) -> int:
         """Update stored chunks except for their embeddings and return how many changed."""
         written = 0
         for chunk, metadata, text in zip(

@@ -9,7 +9,7 @@ from typing import Any
 from cenote.models import Chunk, RetrievalResult
 from cenote.postgres.vector import to_wire
 from cenote.types import ColumnType
-from cenote.validation import Batch
+from cenote.validation.batches import Batch
 
 _parse = json.JSONDecoder().raw_decode
 """Parses the output of jsonb. It has no blanks around it, which `json.loads` would look for."""

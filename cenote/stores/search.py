@@ -57,7 +57,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import OID
 
 from cenote.filters import Bind, Conditions
-from cenote.validation import MAX_EF_SEARCH
+from cenote.validation.arguments import MAX_EF_SEARCH
 
 EXACT_UP_TO = 1000
 """Matching rows up to which a search is exact.

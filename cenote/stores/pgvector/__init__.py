@@ -37,7 +37,7 @@ from cenote.stores.sessions import Session, StatementExecutor, check_session
 from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
 from cenote.telemetry import NamespaceInTelemetry, Telemetry
 from cenote.types import ColumnType
-from cenote.validation import (
+from cenote.validation.arguments import (
     check_embedding_model,
     check_namespace,
     check_operation_timeout,

@@ -7,7 +7,6 @@ from typing import Any, Generic
 from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import TypeVar
 
-from cenote import validation
 from cenote.config import SchemaConfig
 from cenote.models import EmbeddedChunk
 from cenote.orm import ChunkMixin, ChunkRow
@@ -16,6 +15,7 @@ from cenote.stores.columns import UserColumns
 from cenote.stores.sessions import StatementExecutor
 from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
 from cenote.telemetry import Telemetry
+from cenote.validation.batches import Batch, check_batch
 
 Model = TypeVar("Model", bound=ChunkMixin, default=ChunkRow)
 """Mapped class of a store's rows."""
@@ -42,8 +42,8 @@ class PgVectorStoreBase(VectorStore, Generic[Model]):
         async with self._executor.statement(operation, None, None):
             pass
 
-    def _check_batch(self, embedded_chunks: list[EmbeddedChunk]) -> validation.Batch:
-        return validation.check_batch(
+    def _check_batch(self, embedded_chunks: list[EmbeddedChunk]) -> Batch:
+        return check_batch(
             embedded_chunks,
             self._config.dimensions,
             self._config.column_type,

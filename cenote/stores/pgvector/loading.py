@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from cenote import validation
 from cenote.models import EmbeddedChunk
 from cenote.progress import Report
 from cenote.stores import bulk
 from cenote.stores.pgvector.base import Model
 from cenote.stores.pgvector.writing import Writing
 from cenote.stores.retrying import Retry, operation
+from cenote.validation.arguments import check_namespace
 
 
 class Loading(Writing[Model]):
@@ -65,7 +65,7 @@ class Loading(Writing[Model]):
             VectorStoreError: A batch was not written. Earlier batches are stored.
             MigrationError: The index was not dropped or not built.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         bulk.check_stream(embedded_chunks)
         bulk.check_ann_index(ann_index)
         if ann_index == "auto" and (self._deferrals or self._translates_schemas):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ColumnElement, Row, Select
 
-from cenote import validation
 from cenote.filters import Conditions, FilterLike, as_filter
 from cenote.models import Chunk
 from cenote.stores import rows
@@ -18,6 +17,16 @@ from cenote.stores.retrying import Retry, operation
 from cenote.stores.search import LARGEST_LIMIT
 from cenote.stores.sessions import CallerTransaction, Session, check_session
 from cenote.types import Float32Array
+from cenote.validation.arguments import (
+    check_chunk_id,
+    check_ids,
+    check_ids_in_order,
+    check_limit,
+    check_namespace,
+    check_neighbours,
+    check_text,
+)
+from cenote.validation.batches import check_chunks, is_embedded
 
 PAGE_SIZE = 1000
 """Number of chunks that `get_all_chunks` reads at a time."""
@@ -35,9 +44,9 @@ class Reading(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         transaction = check_session(session)
-        ids = validation.check_ids_in_order(chunk_ids)
+        ids = check_ids_in_order(chunk_ids)
         if not ids:
             return []
         values = {"namespace": namespace, "ids": ids}
@@ -55,9 +64,9 @@ class Reading(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         transaction = check_session(session)
-        values = {"namespace": namespace, "ids": validation.check_ids(chunk_ids)}
+        values = {"namespace": namespace, "ids": check_ids(chunk_ids)}
         async with self._executor.statement("get_embeddings", transaction, namespace) as connection:
             found = await connection.execute(self._reads.embeddings, values)
             return {chunk_id: np.asarray(vector, dtype=np.float32) for chunk_id, vector in found}
@@ -71,7 +80,7 @@ class Reading(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         transaction = check_session(session)
         conditions = Conditions(as_filter(filter))
         statement = self._reads.count(conditions)
@@ -104,20 +113,16 @@ class Reading(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         transaction = check_session(session)
-        asked = validation.check_chunks(chunks)
+        asked = check_chunks(chunks)
         if not asked:
             return []
         values = {"namespace": namespace, "ids": sorted({chunk.id for chunk in asked})}
         async with self._executor.statement("missing", transaction, namespace) as connection:
             found = (await connection.execute(self._reads.hashes, values)).all()
         stored = {row.id: (row.content_hash, row.embedding_model) for row in found}
-        return [
-            chunk
-            for chunk in asked
-            if not validation.is_embedded(chunk, stored, self._embedding_model)
-        ]
+        return [chunk for chunk in asked if not is_embedded(chunk, stored, self._embedding_model)]
 
     @operation("list_chunks", retry=Retry.ALWAYS)
     async def list_chunks(
@@ -134,13 +139,13 @@ class Reading(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
+        check_namespace(namespace)
+        check_limit(limit)
         transaction = check_session(session)
         conditions = Conditions(as_filter(filter))
         values = {"namespace": namespace, "page_size": min(limit, LARGEST_LIMIT)}
         if after is not None:
-            validation.check_text(after, field="after")
+            check_text(after, field="after")
             values["after"] = after
         statement = self._reads.page(conditions, first=after is None)
         async with self._executor.statement("list_chunks", transaction, namespace) as connection:
@@ -162,9 +167,9 @@ class Reading(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        validation.check_namespace(namespace)
-        validation.check_chunk_id(chunk_id)
-        validation.check_neighbours(before, after)
+        check_namespace(namespace)
+        check_chunk_id(chunk_id)
+        check_neighbours(before, after)
         transaction = check_session(session)
         values = {"namespace": namespace, "id": chunk_id, "before": before, "after": after}
         async with self._executor.statement("neighbours", transaction, namespace) as connection:
@@ -186,7 +191,7 @@ class Reading(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`. You may use it while the iteration is
                 suspended.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         conditions = Conditions(as_filter(filter))
         self._reads.page(conditions, first=True)  # raises an error if a column does not exist
         condition = check_condition(where, self._executor.table)

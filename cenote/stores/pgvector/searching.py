@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ColumnElement, Select
 
-from cenote import validation
 from cenote.filters import Conditions, FilterLike, as_filter
 from cenote.models import RetrievalResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
@@ -22,6 +21,19 @@ from cenote.stores.search import LARGEST_LIMIT
 from cenote.stores.sessions import Session, check_session
 from cenote.telemetry import record
 from cenote.types import Float32Array, Vector
+from cenote.validation.arguments import (
+    check_boolean,
+    check_diversity,
+    check_ef_search,
+    check_full_text,
+    check_fusion,
+    check_limit,
+    check_min_score,
+    check_namespace,
+    check_per_document,
+    check_text,
+)
+from cenote.validation.vectors import check_query_vector, check_query_vectors
 
 
 class Searching(PgVectorStoreBase[Model]):
@@ -53,8 +65,8 @@ class Searching(PgVectorStoreBase[Model]):
         query, conditions, condition = self._check_search(
             query_vector, namespace, limit, filter, where, exact, ef_search
         )
-        validation.check_min_score(min_score)
-        validation.check_per_document(per_document)
+        check_min_score(min_score)
+        check_per_document(per_document)
         transaction = check_session(session)
         if not query.any():
             return []
@@ -96,12 +108,12 @@ class Searching(PgVectorStoreBase[Model]):
         Args:
             exact, ef_search, session: See :meth:`search`.
         """
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
-        validation.check_boolean(exact, field="exact")
-        validation.check_ef_search(ef_search)
-        validation.check_min_score(min_score)
-        queries = validation.check_query_vectors(
+        check_namespace(namespace)
+        check_limit(limit)
+        check_boolean(exact, field="exact")
+        check_ef_search(ef_search)
+        check_min_score(min_score)
+        queries = check_query_vectors(
             query_vectors, self._config.dimensions, self._config.column_type
         )
         conditions = Conditions(as_filter(filter))
@@ -139,7 +151,7 @@ class Searching(PgVectorStoreBase[Model]):
         Args:
             session: See :meth:`search`.
         """
-        candidates = validation.check_diversity(diversity, candidates, limit)
+        candidates = check_diversity(diversity, candidates, limit)
         found = await self.search(query_vector, namespace, candidates, filter, session=session)
         transaction = check_session(session)
         values = {"namespace": namespace, "ids": sorted(result.chunk.id for result in found)}
@@ -196,11 +208,9 @@ class Searching(PgVectorStoreBase[Model]):
         Args:
             where, ef_search, session: See :meth:`search`.
         """
-        validation.check_fusion(vector_weight, text_weight, depth)
-        validation.check_ef_search(ef_search)
-        query = validation.check_query_vector(
-            query_vector, self._config.dimensions, self._config.column_type
-        )
+        check_fusion(vector_weight, text_weight, depth)
+        check_ef_search(ef_search)
+        query = check_query_vector(query_vector, self._config.dimensions, self._config.column_type)
         values, conditions, condition = self._check_text_search(
             text, namespace, limit, filter, where
         )
@@ -244,10 +254,10 @@ class Searching(PgVectorStoreBase[Model]):
         Returns:
             The parameters of the statement, the filter, and the SQL condition.
         """
-        validation.check_full_text(self._config.languages)
-        validation.check_text(text, field="text")
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
+        check_full_text(self._config.languages)
+        check_text(text, field="text")
+        check_namespace(namespace)
+        check_limit(limit)
         conditions = Conditions(as_filter(filter))
         values = {
             "namespace": namespace,
@@ -327,13 +337,11 @@ class Searching(PgVectorStoreBase[Model]):
         Returns:
             The query vector, the filter, and the SQL condition.
         """
-        validation.check_namespace(namespace)
-        validation.check_limit(limit)
-        validation.check_boolean(exact, field="exact")
-        validation.check_ef_search(ef_search)
-        query = validation.check_query_vector(
-            query_vector, self._config.dimensions, self._config.column_type
-        )
+        check_namespace(namespace)
+        check_limit(limit)
+        check_boolean(exact, field="exact")
+        check_ef_search(ef_search)
+        query = check_query_vector(query_vector, self._config.dimensions, self._config.column_type)
         return (
             query,
             Conditions(as_filter(filter)),

@@ -7,7 +7,6 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cenote import validation
 from cenote.errors import InvalidInputError
 from cenote.filters import Conditions, Filter, as_filter, field, narrowing_filter
 from cenote.models import Chunk, EmbeddedChunk, SyncResult
@@ -16,6 +15,14 @@ from cenote.stores.pgvector.base import Model, PgVectorStoreBase
 from cenote.stores.retrying import Retry, operation
 from cenote.stores.sessions import CallerTransaction, Session, check_session
 from cenote.telemetry import record
+from cenote.validation.arguments import check_boolean, check_document_id, check_ids, check_namespace
+from cenote.validation.batches import (
+    Batch,
+    check_document,
+    check_kept,
+    check_metadata_by_id,
+    reject_unembedded,
+)
 
 
 class Writing(PgVectorStoreBase[Model]):
@@ -38,7 +45,7 @@ class Writing(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`. It must not be in AUTOCOMMIT.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         record(rows=await self._upsert(embedded_chunks, namespace, check_session(session)))
 
     async def _upsert(
@@ -75,9 +82,9 @@ class Writing(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         transaction = check_session(session)
-        ids = validation.check_ids(chunk_ids)
+        ids = check_ids(chunk_ids)
         if not ids:
             return
         async with self._executor.statement("delete", transaction, namespace) as connection:
@@ -91,7 +98,7 @@ class Writing(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         transaction = check_session(session)
         async with self._executor.statement(
             "delete_namespace", transaction, namespace
@@ -108,8 +115,8 @@ class Writing(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        validation.check_namespace(namespace)
-        validation.check_document_id(document_id)
+        check_namespace(namespace)
+        check_document_id(document_id)
         matching = Conditions(as_filter(field("document_id") == document_id))
         return await self._delete_matching("delete_document", matching, namespace, session)
 
@@ -122,7 +129,7 @@ class Writing(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         matching = Conditions(narrowing_filter(filter))
         return await self._delete_matching("delete_matching", matching, namespace, session)
 
@@ -153,13 +160,10 @@ class Writing(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         transaction = check_session(session)
-        validation.check_boolean(merge, field="merge")
-        texts = {
-            chunk_id: text
-            for chunk_id, (_, text) in validation.check_metadata_by_id(metadata).items()
-        }
+        check_boolean(merge, field="merge")
+        texts = {chunk_id: text for chunk_id, (_, text) in check_metadata_by_id(metadata).items()}
         if not texts:
             return 0
         values = {
@@ -191,11 +195,11 @@ class Writing(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`. It must be at READ COMMITTED: above
                 that level, it would not see what another synchronisation has just committed.
         """
-        validation.check_namespace(namespace)
+        check_namespace(namespace)
         transaction = check_session(session)
-        embedded, kept = validation.check_document(document_id, chunks)
+        embedded, kept = check_document(document_id, chunks)
         batch = self._check_batch(embedded)
-        keep = validation.check_kept(kept, self._config.dimensions)
+        keep = check_kept(kept, self._config.dimensions)
         names = self._user_columns.names_in(batch) if batch.chunks else ()
         values = {"namespace": namespace, "document_id": document_id}
         ids = sorted(chunk.id for chunk in (*batch.chunks, *keep.chunks))
@@ -230,15 +234,13 @@ class Writing(PgVectorStoreBase[Model]):
             await sessions.refresh(transaction, self._model, namespace, ids)
         return SyncResult(written=written, removed=len(obsolete), unchanged=len(ids) - written)
 
-    async def _keep(
-        self, connection: AsyncConnection, keep: validation.Batch, values: dict[str, Any]
-    ) -> int:
+    async def _keep(self, connection: AsyncConnection, keep: Batch, values: dict[str, Any]) -> int:
         """Update the rows of chunks without an embedding, and return the number of changed rows."""
         if not keep.chunks:
             return 0
         ids = {"namespace": values["namespace"], "ids": [chunk.id for chunk in keep.chunks]}
         stored = (await connection.execute(self._reads.hashes_locked, ids)).all()
-        validation.reject_unembedded(
+        reject_unembedded(
             keep.chunks,
             {row.id: (row.content_hash, row.embedding_model) for row in stored},
             self._embedding_model,

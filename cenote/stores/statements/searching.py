@@ -47,7 +47,7 @@ from cenote.stores.search_many import SearchMany
 from cenote.stores.statements.binding import cached_by_shape, parameter, value
 from cenote.stores.text import TextSearch
 from cenote.types import ColumnType, Float32Array
-from cenote.validation import MAX_EF_SEARCH, check_integer_setting
+from cenote.validation.arguments import MAX_EF_SEARCH, check_integer_setting
 
 _dialect = PGDialect()  # type: ignore[no-untyped-call]
 

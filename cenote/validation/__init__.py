@@ -1,0 +1,1 @@
+"""Check arguments, vectors and batches before anything is sent to a store."""

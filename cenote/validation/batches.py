@@ -1,0 +1,301 @@
+"""Check batches of chunks before any of them is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cenote.errors import InvalidInputError
+from cenote.models import Chunk, EmbeddedChunk
+from cenote.types import ColumnType, Float32Array
+from cenote.validation.arguments import (
+    MAX_INT64,
+    MAX_KEY_BYTES,
+    as_list,
+    check_document_id,
+    check_key,
+    check_text,
+    is_integer,
+    safe_repr,
+    text_error,
+)
+from cenote.validation.json import (
+    MAX_TEXT_BYTES,
+    NotJSONError,
+    canonical_object,
+    longer_than,
+    unstorable,
+)
+from cenote.validation.vectors import checked_vectors
+
+# -- batches ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A validated batch: one entry per id, in ascending order of id.
+
+    Attributes:
+        chunks: The chunks.
+        metadata: Canonical metadata of each chunk.
+        metadata_texts: Canonical metadata of each chunk as JSON text.
+        embeddings: The embeddings as float32, shape (len(chunks), dimensions).
+        models: Embedding model of each chunk.
+        columns: Values of each chunk for the user model's own columns.
+    """
+
+    chunks: list[Chunk]
+    metadata: list[dict[str, Any]]
+    metadata_texts: list[str]
+    embeddings: Float32Array
+    models: list[str]
+    columns: list[Mapping[str, Any]]
+
+    def __getitem__(self, part: slice) -> Batch:
+        return Batch(
+            self.chunks[part],
+            self.metadata[part],
+            self.metadata_texts[part],
+            self.embeddings[part],
+            self.models[part],
+            self.columns[part],
+        )
+
+
+def check_batch(
+    embedded_chunks: Sequence[EmbeddedChunk],
+    dimensions: int,
+    column_type: ColumnType,
+    embedding_model: str | None,
+) -> Batch:
+    """Validate a whole batch. If an id appears twice, keep the last of its chunks."""
+    items = as_list(
+        embedded_chunks,
+        "embedded_chunks must be a list of EmbeddedChunk",
+        field="embedded_chunks",
+        but_not=(str, EmbeddedChunk),
+    )
+    # Every chunk is checked, even if a later chunk with the same id replaces it.
+    metadata = [_check_chunk(item, embedding_model) for item in items]
+    embeddings = checked_vectors(
+        [item.embedding for item in items],
+        [item.chunk.id for item in items],
+        dimensions,
+        column_type,
+    )
+    last = {item.chunk.id: index for index, item in enumerate(items)}
+    order = [last[chunk_id] for chunk_id in sorted(last)]
+    return Batch(
+        chunks=[_plain(items[index].chunk) for index in order],
+        metadata=[metadata[index][0] for index in order],
+        metadata_texts=[metadata[index][1] for index in order],
+        embeddings=embeddings[order],
+        models=[items[index].embedding_model for index in order],
+        columns=[items[index].columns for index in order],
+    )
+
+
+def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict[str, Any], str]:
+    """Check everything in a chunk except its vector.
+
+    Returns:
+        Its metadata, canonical and as JSON text.
+    """
+    if not isinstance(item, EmbeddedChunk) or not isinstance(item.chunk, Chunk):
+        raise InvalidInputError(
+            f"embedded_chunks holds an object of type {type(item).__name__}, not an EmbeddedChunk",
+            field="embedded_chunks",
+        )
+    chunk = item.chunk
+    if not _surely_storable(item):
+        _check_texts(item)
+    if embedding_model is not None and item.embedding_model != embedding_model:
+        raise InvalidInputError(
+            f"chunk {safe_repr(chunk.id)} was embedded by {safe_repr(item.embedding_model)}; this "
+            f"store accepts only {safe_repr(embedding_model)}",
+            field="embedding_model",
+            chunk_id=chunk.id,
+        )
+    if not isinstance(item.columns, Mapping):
+        raise InvalidInputError(
+            f"chunk {safe_repr(chunk.id)}: columns must be a mapping of attribute names to values, "
+            f"not {type(item.columns).__name__}",
+            field="columns",
+            chunk_id=chunk.id,
+        )
+    if not is_integer(chunk.position, -MAX_INT64 - 1, MAX_INT64):
+        raise InvalidInputError(
+            f"chunk {safe_repr(chunk.id)}: position must be a 64-bit integer",
+            field="position",
+            chunk_id=chunk.id,
+        )
+    return _checked_metadata(chunk.id, chunk.metadata)
+
+
+def _surely_storable(item: EmbeddedChunk) -> bool:
+    """Return whether all texts of a chunk are surely storable.
+
+    This tests all of them at once, which is fast and suffices for most chunks.
+    """
+    chunk = item.chunk
+    try:
+        texts = "".join(
+            (chunk.id, chunk.document_id, chunk.content, chunk.content_hash, item.embedding_model)
+        )
+    except TypeError:
+        return False
+    keys = len(chunk.id) + len(chunk.document_id)
+    return (
+        keys <= MAX_KEY_BYTES // 4 and len(texts) <= MAX_TEXT_BYTES // 4 and not unstorable(texts)
+    )
+
+
+def _check_texts(item: EmbeddedChunk) -> None:
+    chunk = item.chunk
+    check_key(chunk.id, field="id")
+    check_key(chunk.document_id, field="document_id", chunk_id=chunk.id)
+    check_text(chunk.content, field="content", chunk_id=chunk.id)
+    if longer_than(chunk.content, MAX_TEXT_BYTES):
+        raise text_error(f"is longer than {MAX_TEXT_BYTES:,} bytes", "content", chunk.id)
+    check_text(chunk.content_hash, field="content_hash", chunk_id=chunk.id)
+    check_text(item.embedding_model, field="embedding_model", chunk_id=chunk.id)
+
+
+def _checked_metadata(chunk_id: str, metadata: Any) -> tuple[dict[str, Any], str]:
+    try:
+        if not isinstance(metadata, dict):
+            raise NotJSONError(f"is of type {type(metadata).__name__}, not dict")
+        return canonical_object(metadata)
+    except NotJSONError as error:
+        raise InvalidInputError(
+            f"chunk {safe_repr(chunk_id)}: metadata {error}", field="metadata", chunk_id=chunk_id
+        ) from None
+
+
+def _plain(chunk: Chunk) -> Chunk:
+    """Return a chunk with plain values in place of subclasses, such as enumeration members."""
+    texts = (chunk.id, chunk.document_id, chunk.content, chunk.content_hash)
+    if all(type(text) is str for text in texts) and type(chunk.position) is int:
+        return chunk
+    chunk_id, document_id, content, content_hash = (str.__str__(text) for text in texts)
+    return replace(
+        chunk,
+        id=chunk_id,
+        document_id=document_id,
+        content=content,
+        position=int(chunk.position),
+        content_hash=content_hash,
+    )
+
+
+# -- documents -------------------------------------------------------------------------------------
+
+
+def check_chunks(chunks: Any) -> list[Chunk]:
+    """Return chunks as a list, with their ids and content hashes checked."""
+    checked = as_list(chunks, "chunks must be a list of Chunk", field="chunks")
+    for chunk in checked:
+        if not isinstance(chunk, Chunk):
+            raise InvalidInputError(
+                f"chunks holds an object of type {type(chunk).__name__}, not a Chunk",
+                field="chunks",
+            )
+        check_key(chunk.id, field="id")
+        check_text(chunk.content_hash, field="content_hash", chunk_id=chunk.id)
+    return checked
+
+
+def check_document(document_id: str, chunks: Any) -> tuple[list[EmbeddedChunk], list[Chunk]]:
+    """Check the chunks of a document, in which each id may appear once.
+
+    Returns:
+        The chunks with an embedding, and the chunks without.
+    """
+    check_document_id(document_id)
+    items = as_list(chunks, "chunks must be a list of EmbeddedChunk or Chunk", field="chunks")
+    embedded: list[EmbeddedChunk] = []
+    kept: list[Chunk] = []
+    seen: set[str] = set()
+    for item in items:
+        chunk = item.chunk if isinstance(item, EmbeddedChunk) else item
+        if not isinstance(chunk, Chunk):
+            raise InvalidInputError(
+                f"chunks holds an object of type {type(chunk).__name__}, not an EmbeddedChunk or "
+                "a Chunk",
+                field="chunks",
+            )
+        check_key(chunk.id, field="id")
+        check_text(chunk.document_id, field="document_id", chunk_id=chunk.id)
+        if chunk.document_id != document_id:
+            raise InvalidInputError(
+                f"chunk {safe_repr(chunk.id)} belongs to document "
+                f"{safe_repr(chunk.document_id)}, not {safe_repr(document_id)}",
+                field="document_id",
+                chunk_id=chunk.id,
+            )
+        if chunk.id in seen:
+            raise InvalidInputError(
+                f"chunk {safe_repr(chunk.id)} appears twice in the document",
+                field="chunks",
+                chunk_id=chunk.id,
+            )
+        seen.add(chunk.id)
+        if isinstance(item, EmbeddedChunk):
+            embedded.append(item)
+        else:
+            kept.append(chunk)
+    return embedded, kept
+
+
+def check_kept(chunks: Sequence[Chunk], dimensions: int) -> Batch:
+    """Return chunks whose embeddings are stored already as a batch with zero vectors."""
+    zero = np.zeros(dimensions, dtype=np.float32)
+    items = [EmbeddedChunk(chunk=chunk, embedding=zero, embedding_model="") for chunk in chunks]
+    return check_batch(items, dimensions, "vector", None)
+
+
+def is_embedded(
+    chunk: Chunk, stored: Mapping[str, tuple[str, str]], embedding_model: str | None
+) -> bool:
+    """Return whether a chunk is stored with the same content, embedded by the store's model.
+
+    Args:
+        chunk: The chunk.
+        stored: Stored content hashes and embedding models by id.
+        embedding_model: Embedding model of the store; if None, any model is accepted.
+    """
+    content_hash, model = stored.get(chunk.id, (None, None))
+    return content_hash == chunk.content_hash and embedding_model in (None, model)
+
+
+def reject_unembedded(
+    chunks: Sequence[Chunk],
+    stored: Mapping[str, tuple[str, str]],
+    embedding_model: str | None,
+) -> None:
+    """Reject chunks without an embedding that are not stored with the same content."""
+    for chunk in chunks:
+        if not is_embedded(chunk, stored, embedding_model):
+            raise InvalidInputError(
+                f"chunk {safe_repr(chunk.id)} is new or its content has changed: pass it as an "
+                "EmbeddedChunk",
+                field="embedding",
+                chunk_id=chunk.id,
+            )
+
+
+def check_metadata_by_id(metadata: Any) -> dict[str, tuple[dict[str, Any], str]]:
+    """Return metadata by chunk id, canonical and as JSON text, in ascending order of id."""
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError(
+            f"metadata must be a mapping of chunk ids to metadata, not {type(metadata).__name__}",
+            field="metadata",
+        )
+    for chunk_id in metadata:
+        check_key(chunk_id, field="chunk_id")
+    return {
+        chunk_id: _checked_metadata(chunk_id, metadata[chunk_id]) for chunk_id in sorted(metadata)
+    }

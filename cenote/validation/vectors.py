@@ -1,0 +1,126 @@
+"""Check vectors, and convert them to numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cenote.errors import DimensionMismatchError, InvalidInputError
+from cenote.types import ColumnType, Float32Array, Vector
+from cenote.validation.arguments import as_list, safe_repr
+
+_FLOAT32 = np.finfo(np.float32)
+_OUT_OF_RANGE = "is too small or too large: its squared norm leaves the range of a 32-bit float"
+_HALF_MAX = float(np.finfo(np.float16).max)
+
+
+def check_query_vector(vector: Vector, dimensions: int, column_type: ColumnType) -> Float32Array:
+    """Return a query vector as float32, shape (dimensions,)."""
+    query: Float32Array = checked_vectors([vector], [None], dimensions, column_type)[0]
+    return query
+
+
+def check_query_vectors(
+    vectors: Sequence[Vector], dimensions: int, column_type: ColumnType
+) -> Float32Array:
+    """Return query vectors as float32, shape (n, dimensions)."""
+    queries = as_list(
+        vectors,
+        "query_vectors must be a list of vectors",
+        field="query_vector",
+        but_not=(str, bytes, Mapping),
+    )
+    return checked_vectors(queries, [None] * len(queries), dimensions, column_type)
+
+
+# -- vectors ---------------------------------------------------------------------------------------
+
+
+def checked_vectors(
+    vectors: Sequence[Vector],
+    chunk_ids: Sequence[str | None],
+    dimensions: int,
+    column_type: ColumnType,
+) -> Float32Array:
+    """Return vectors as one float32 matrix, shape (len(vectors), dimensions).
+
+    A vector whose chunk id is None is a query vector.
+    """
+    matrix = np.empty((len(vectors), dimensions), dtype=np.float32)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for row, vector in enumerate(vectors):
+            matrix[row] = _as_row(vector, chunk_ids[row], dimensions)
+        for row in np.flatnonzero(~matrix.any(axis=1)).tolist():
+            if np.asarray(vectors[row]).any():  # it was not zero before rounding
+                raise _vector_error(chunk_ids[row], _OUT_OF_RANGE)
+        for bad, rule in _broken_rules(matrix, column_type):
+            if bad.any():
+                raise _vector_error(chunk_ids[int(np.argmax(bad))], rule)
+        if column_type == "halfvec":
+            matrix = matrix.astype(np.float16).astype(np.float32)
+    return matrix
+
+
+def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[Any]:
+    try:
+        row = np.asarray(vector)
+    except Exception:  # whatever an object's own conversion raises
+        raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
+    if np.ma.is_masked(vector):
+        raise _vector_error(chunk_id, "has masked elements; fill them first")
+    if row.ndim == 1 and row.shape[0] != dimensions:
+        subject, field = _vector_subject(chunk_id)
+        raise DimensionMismatchError(
+            f"{subject} has {row.shape[0]} dimensions; this store has {dimensions}",
+            expected=dimensions,
+            actual=row.shape[0],
+            field=field,
+            chunk_id=chunk_id,
+        )
+    if row.ndim != 1 or row.dtype.kind not in "fiu":
+        what = type(vector).__name__
+        if row.ndim > 1:
+            what = f"of shape {row.shape}"
+        raise _vector_error(chunk_id, f"must be a flat sequence of numbers, not {what}")
+    return row
+
+
+def _broken_rules(
+    matrix: Float32Array, column_type: ColumnType
+) -> Iterator[tuple[NDArray[np.bool_], str]]:
+    """Yield, for each rule, the rows that break it and the message."""
+    infinite = np.logical_not(np.isfinite(matrix).all(axis=1))
+    yield infinite, "contains NaN, an infinity or a number beyond 32 bits"
+    yield _out_of_range(matrix), _OUT_OF_RANGE
+    if column_type == "halfvec":
+        half = matrix.astype(np.float16)
+        too_large = f"contains an element above {_HALF_MAX:.0f}, the maximum of halfvec"
+        yield np.logical_not(np.isfinite(half).all(axis=1)), too_large
+        vanished = np.logical_and(matrix.any(axis=1), ~half.any(axis=1))
+        yield vanished, "is so small that halfvec would make it zero"
+
+
+def _out_of_range(matrix: Float32Array) -> NDArray[np.bool_]:
+    """Return the non-zero rows whose squared norm a 32-bit float cannot hold, or only coarsely.
+
+    pgvector computes in 32 bits: the similarity of these rows is 0, 1 or NaN for any query.
+    """
+    squared = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
+    smallest = matrix.shape[1] * float(_FLOAT32.tiny)
+    in_range = (squared >= smallest) & (squared <= float(_FLOAT32.max))
+    bad: NDArray[np.bool_] = matrix.any(axis=1) & ~in_range
+    return bad
+
+
+def _vector_error(chunk_id: str | None, rule: str) -> InvalidInputError:
+    subject, field = _vector_subject(chunk_id)
+    return InvalidInputError(f"{subject} {rule}", field=field, chunk_id=chunk_id)
+
+
+def _vector_subject(chunk_id: str | None) -> tuple[str, str]:
+    if chunk_id is None:
+        return "the query vector", "query_vector"
+    return f"the embedding of chunk {safe_repr(chunk_id)}", "embedding"
