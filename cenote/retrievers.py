@@ -18,11 +18,11 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from cenote.bm25 import Tokenize, WordIndex, imported, stems, words
 from cenote.errors import ConfigurationError
 from cenote.filters import And, FilterLike, as_filter, field
 from cenote.models import RetrievalResult
-from cenote.ranking import DEPTH, fused, maximal_marginal_relevance, reciprocal_rank_fusion
+from cenote.ranking.bm25 import Tokenize, WordIndex, imported, stems, words
+from cenote.ranking.fusion import DEPTH, fused, maximal_marginal_relevance, reciprocal_rank_fusion
 from cenote.stores.base import VectorStore
 from cenote.types import Vector
 from cenote.validation.arguments import (

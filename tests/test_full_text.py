@@ -26,10 +26,10 @@ from cenote import (
     VectorStoreError,
     schema,
 )
-from cenote.bm25 import stems
 from cenote.filters import Conditions
 from cenote.full_text import set_text_search
 from cenote.postgres.ddl import vacuum_analyze
+from cenote.ranking.bm25 import stems
 from cenote.repartition import repartition
 from cenote.retrievers import HybridRetriever, TextRetriever, VectorRetriever
 from cenote.testing import embedded, found

@@ -15,7 +15,7 @@ from cenote import (
     PgVectorStore,
     meta,
 )
-from cenote.ranking import maximal_marginal_relevance, reciprocal_rank_fusion
+from cenote.ranking.fusion import maximal_marginal_relevance, reciprocal_rank_fusion
 from cenote.retrievers import BM25Retriever, HybridRetriever, Retriever, VectorRetriever
 from cenote.stores import VectorStore
 from cenote.testing import embedded

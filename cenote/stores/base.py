@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from cenote.filters import Filter, FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
-from cenote.ranking import DEPTH
+from cenote.ranking.fusion import DEPTH
 from cenote.types import Float32Array, Vector
 from cenote.validation.arguments import as_list, check_limit, check_namespace
 

@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Self
 
-from cenote.bm25 import stems
 from cenote.config import check_text_search, languages
 from cenote.filters import Filter, FilterLike, as_filter, field, narrowing_filter
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
 from cenote.progress import Report
-from cenote.ranking import DEPTH, at_least, diverse, fused
+from cenote.ranking.bm25 import stems
+from cenote.ranking.fusion import DEPTH, at_least, diverse, fused
 from cenote.stores import bulk
 from cenote.stores.base import VectorStore
 from cenote.stores.namespace import Namespace

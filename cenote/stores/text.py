@@ -5,7 +5,7 @@
 ``by_words``   the chunks that have one, ranked by `cenote.postgres.full_text.rank`: of few chunks by
                looking at each, of more by the index of the words.
 ``by_vector``  the nearest chunks, by a `Search` of their ids.
-``fused``      the best of both by reciprocal rank fusion (`cenote.ranking`).
+``fused``      the best of both by reciprocal rank fusion (`cenote.ranking.fusion`).
 
 Chunks are read last, of those that remain.
 """
@@ -39,7 +39,7 @@ from sqlalchemy.dialects.postgresql import TSVECTOR
 
 from cenote.filters import Bind, Conditions
 from cenote.postgres import full_text
-from cenote.ranking import RANK_CONSTANT
+from cenote.ranking.fusion import RANK_CONSTANT
 from cenote.stores.search import Search, as_sent, integer, materialized
 
 READ_UP_TO = 5000

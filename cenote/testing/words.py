@@ -9,7 +9,7 @@ import pytest
 from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters import meta
 from cenote.models import RetrievalResult
-from cenote.ranking import RANK_CONSTANT
+from cenote.ranking.fusion import RANK_CONSTANT
 from cenote.stores.base import VectorStore
 from cenote.testing.helpers import NAMESPACE, SQL_LOOKALIKES, MakeStore, embedded
 

@@ -12,7 +12,7 @@ from cenote.filters import Conditions, FilterLike, as_filter
 from cenote.models import RetrievalResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
 from cenote.postgres.vector import to_wire
-from cenote.ranking import DEPTH, at_least, diverse
+from cenote.ranking.fusion import DEPTH, at_least, diverse
 from cenote.stores import rows
 from cenote.stores.conditions import check_condition
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
