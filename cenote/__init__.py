@@ -11,7 +11,7 @@ from cenote.errors import (
     StoreTimeoutError,
     VectorStoreError,
 )
-from cenote.filters import Filter, field, meta
+from cenote.filters.language import Filter, field, meta
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.orm import ChunkMixin, ChunkRow
 from cenote.stores import InMemoryVectorStore, PgVectorStore, VectorStore

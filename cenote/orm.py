@@ -39,12 +39,12 @@ from sqlalchemy.sql.elements import Grouping
 from cenote import config as defaults
 from cenote.config import SchemaConfig, check_text_search, languages
 from cenote.errors import ConfigurationError
+from cenote.filters.operands import json_number, json_string
 from cenote.postgres.ddl import create_hash_partition, partition_name, store_inline
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
 from cenote.postgres.full_text import generated
 from cenote.postgres.row_security import enable_row_security_statements
 from cenote.postgres.vector import HalfvecType, VectorType, embedding_type
-from cenote.predicates import json_number, json_string
 from cenote.types import ColumnType, Float32Array, Metadata, Vector
 from cenote.validation.vectors import check_query_vector
 

@@ -19,7 +19,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from cenote.errors import ConfigurationError
-from cenote.filters import And, FilterLike, as_filter, field
+from cenote.filters.checks import as_filter
+from cenote.filters.language import And, FilterLike, field
 from cenote.models import RetrievalResult
 from cenote.ranking.bm25 import Tokenize, WordIndex, imported, stems, words
 from cenote.ranking.fusion import DEPTH, fused, maximal_marginal_relevance, reciprocal_rank_fusion

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.schema import CreateIndex
 
 from cenote import InMemoryVectorStore, InvalidInputError, PgVectorStore, field, meta
-from cenote.filters import Conditions, as_filter
+from cenote.filters.checks import as_filter
+from cenote.filters.compiler import Conditions
 from cenote.orm import metadata_index
 from cenote.postgres.ddl import vacuum_analyze
 from cenote.testing import embedded, stored

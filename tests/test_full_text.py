@@ -26,7 +26,7 @@ from cenote import (
     VectorStoreError,
     schema,
 )
-from cenote.filters import Conditions
+from cenote.filters.compiler import Conditions
 from cenote.full_text import set_text_search
 from cenote.postgres.ddl import vacuum_analyze
 from cenote.ranking.bm25 import stems

@@ -26,7 +26,8 @@ from cenote import (
     StoreConnectionError,
     VectorStoreError,
 )
-from cenote.filters import Conditions, as_filter
+from cenote.filters.checks import as_filter
+from cenote.filters.compiler import Conditions
 from cenote.postgres.extension import prepare
 from cenote.postgres.vector import to_wire
 from cenote.stores.search import EXACT_UP_TO

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.contenders.base import Contender, Job, run_clients
 from cenote import PgVectorStore
-from cenote.filters import Conditions, as_filter
+from cenote.filters.checks import as_filter
+from cenote.filters.compiler import Conditions
 
 
 class Complete(Contender):

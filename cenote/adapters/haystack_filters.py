@@ -21,7 +21,8 @@ from haystack.errors import FilterError
 from haystack.utils.filters import document_matches_filter
 
 from cenote.errors import InvalidInputError
-from cenote.filters import (
+from cenote.filters.checks import as_filter
+from cenote.filters.language import (
     MAX_DEPTH,
     MAX_PARTS,
     And,
@@ -30,11 +31,10 @@ from cenote.filters import (
     Meta,
     Not,
     Or,
-    as_filter,
     field,
     meta,
 )
-from cenote.predicates import MetadataOperand
+from cenote.filters.operands import MetadataOperand
 from cenote.validation.arguments import safe_repr
 
 RESERVED = "_haystack"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from cenote.adapters.checks import check_share, document_id, list_of, list_of_length
 from cenote.adapters.loops import LoopThread
 from cenote.errors import ConfigurationError, InvalidInputError
-from cenote.filters import FilterLike
+from cenote.filters.language import FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.stores import VectorStore
 from cenote.validation.arguments import as_list, check_integer_argument

@@ -39,7 +39,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from cenote.errors import InvalidInputError
-from cenote.filters import MAX_DEPTH, MAX_PARTS, And, Filter, Not, Or, field, meta
+from cenote.filters.language import MAX_DEPTH, MAX_PARTS, And, Filter, Not, Or, field, meta
 from cenote.validation.arguments import safe_repr
 
 

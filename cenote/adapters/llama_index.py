@@ -21,7 +21,7 @@ from cenote.adapters.llama_filters import as_filter, check_filters
 from cenote.adapters.llama_nodes import embedded_chunk, node_of
 from cenote.adapters.loops import LoopThread
 from cenote.errors import InvalidInputError
-from cenote.filters import And, Filter, field
+from cenote.filters.language import And, Filter, field
 from cenote.models import RetrievalResult
 from cenote.stores import VectorStore
 from cenote.validation.arguments import safe_repr

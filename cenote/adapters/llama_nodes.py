@@ -19,8 +19,8 @@ from llama_index.core.schema import (
 from pydantic_core import to_jsonable_python
 
 from cenote.errors import InvalidInputError
+from cenote.filters.operands import json_token
 from cenote.models import Chunk, EmbeddedChunk
-from cenote.predicates import json_token
 from cenote.validation.arguments import safe_repr
 from cenote.validation.json import canonical_json
 

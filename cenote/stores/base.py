@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from cenote.filters import Filter, FilterLike
+from cenote.filters.language import Filter, FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.ranking.fusion import DEPTH
 from cenote.types import Float32Array, Vector
@@ -49,7 +49,7 @@ class VectorStore(Protocol):
     explicit null, but not a missing key; lists and objects compare as a whole. ``{}`` and ``None``
     match every chunk. A value can also be an object of operators (``{"year": {"$gte": 2020}}``).
     Expressions are an alternative to dicts (``meta("year") >= 2020``) and can also compare columns
-    (``field("document_id") == "a"``). `cenote.filters` describes the language; `cenote.predicates`
+    (``field("document_id") == "a"``). `cenote.filters` describes the language; `cenote.filters.predicates`
     defines each predicate.
 
     **Writes are atomic.** Invalid input anywhere in a batch raises an error that names the chunk,

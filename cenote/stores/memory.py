@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, Self
 
 from cenote.config import check_text_search, languages
-from cenote.filters import Filter, FilterLike, as_filter, field, narrowing_filter
+from cenote.filters.checks import as_filter, narrowing_filter
+from cenote.filters.language import Filter, FilterLike, field
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
 from cenote.progress import Report

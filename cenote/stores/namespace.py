@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cenote.filters import Filter, holds
+from cenote.filters.compiler import holds
+from cenote.filters.language import Filter
+from cenote.filters.operands import json_token
 from cenote.models import Chunk, RetrievalResult
 from cenote.postgres.full_text import LANGUAGE_KEY, SEARCHED_CHARACTERS
-from cenote.predicates import json_token
 from cenote.ranking.bm25 import WordIndex, stems
 from cenote.stores.postings import Mask, Posting, PostingIndex
 from cenote.types import Float32Array

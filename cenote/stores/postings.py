@@ -14,13 +14,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cenote.filters import And, Filter, Leaf, Not, Or
-from cenote.predicates import ColumnOperand, Match, Predicate, Row, json_token
+from cenote.filters.language import And, Filter, Leaf, Not, Or
+from cenote.filters.operands import ColumnOperand, Row, json_token
+from cenote.filters.predicates import Match, Predicate
 
 Rows: TypeAlias = NDArray[np.intp]
 Mask: TypeAlias = NDArray[np.bool_]
 Posting: TypeAlias = tuple[str, Hashable]
-"""A metadata key and the token of its value; see `cenote.predicates.json_token`."""
+"""A metadata key and the token of its value; see `cenote.filters.operands.json_token`."""
 
 _NO_FIELDS: Mapping[str, Any] = {}
 

@@ -56,7 +56,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import OID
 
-from cenote.filters import Bind, Conditions
+from cenote.filters.compiler import Bind, Conditions
 from cenote.validation.arguments import MAX_EF_SEARCH
 
 EXACT_UP_TO = 1000

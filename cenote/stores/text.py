@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import TSVECTOR
 
-from cenote.filters import Bind, Conditions
+from cenote.filters.compiler import Bind, Conditions
 from cenote.postgres import full_text
 from cenote.ranking.fusion import RANK_CONSTANT
 from cenote.stores.search import Search, as_sent, integer, materialized

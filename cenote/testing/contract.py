@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cenote.errors import CenoteError, DimensionMismatchError, InvalidInputError
-from cenote.filters import Filter, meta
+from cenote.filters.language import Filter, meta
 from cenote.models import Chunk, EmbeddedChunk
 from cenote.stores.base import VectorStore
 from cenote.testing.filters import BAD_FILTERS, FILTERED, FILTERS
@@ -621,7 +621,7 @@ class BasicContract:
 
     @pytest.mark.parametrize(("filter", "matches"), FILTERS, ids=lambda value: str(value)[:40])
     async def test_filter_expressions(self, store: VectorStore, filter: Any, matches: str) -> None:
-        """Every predicate and its opposite match the chunks that `cenote.predicates` defines."""
+        """Every predicate and its opposite match the chunks that `cenote.filters.predicates` defines."""
         await store.upsert(
             [
                 embedded(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cenote.errors import DimensionMismatchError, InvalidInputError
-from cenote.filters import field, meta
+from cenote.filters.language import field, meta
 from cenote.models import Chunk, EmbeddedChunk, SyncResult
 from cenote.stores.base import VectorStore
 from cenote.testing.helpers import NAMESPACE, MakeStore, embedded, found, stored

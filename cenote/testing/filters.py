@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from cenote.filters import field, meta
+from cenote.filters.language import field, meta
 
 FILTERED: dict[str, dict[str, Any]] = {
     "a": {"year": 2020, "lang": "es", "tags": ["x", "y"], "author": {"name": "Ana", "age": 3}},

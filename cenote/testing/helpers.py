@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from cenote.filters import FilterLike
+from cenote.filters.language import FilterLike
 from cenote.models import Chunk, EmbeddedChunk
 from cenote.stores.base import VectorStore
 from cenote.types import Vector

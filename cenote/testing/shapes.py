@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cenote.errors import InvalidInputError
-from cenote.filters import meta
+from cenote.filters.language import meta
 from cenote.stores.base import VectorStore
 from cenote.testing.helpers import NAMESPACE, embedded, found
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cenote.errors import ConfigurationError, InvalidInputError
-from cenote.filters import meta
+from cenote.filters.language import meta
 from cenote.models import RetrievalResult
 from cenote.ranking.fusion import RANK_CONSTANT
 from cenote.stores.base import VectorStore

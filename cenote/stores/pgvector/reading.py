@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ColumnElement, Row, Select
 
-from cenote.filters import Conditions, FilterLike, as_filter
+from cenote.filters.checks import as_filter
+from cenote.filters.compiler import Conditions
+from cenote.filters.language import FilterLike
 from cenote.models import Chunk
 from cenote.stores import rows
 from cenote.stores.conditions import check_condition

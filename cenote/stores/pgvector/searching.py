@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ColumnElement, Select
 
-from cenote.filters import Conditions, FilterLike, as_filter
+from cenote.filters.checks import as_filter
+from cenote.filters.compiler import Conditions
+from cenote.filters.language import FilterLike
 from cenote.models import RetrievalResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
 from cenote.postgres.vector import to_wire

@@ -8,7 +8,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cenote.errors import InvalidInputError
-from cenote.filters import Conditions, Filter, as_filter, field, narrowing_filter
+from cenote.filters.checks import as_filter, narrowing_filter
+from cenote.filters.compiler import Conditions
+from cenote.filters.language import Filter, field
 from cenote.models import Chunk, EmbeddedChunk, SyncResult
 from cenote.stores import rows, sessions
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase

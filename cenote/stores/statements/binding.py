@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, bindparam, literal
 from sqlalchemy.types import TypeEngine
 
-from cenote.filters import Conditions
+from cenote.filters.compiler import Conditions
 
 _CACHED_STATEMENTS = 256
 """Number of cached statements per kind."""

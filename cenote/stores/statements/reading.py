@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from cenote.filters import Bind, Conditions
+from cenote.filters.compiler import Bind, Conditions
 from cenote.stores.rows import CHUNK_FIELDS
 from cenote.stores.search import as_sent
 from cenote.stores.statements.binding import cached_by_shape, parameter, value

@@ -33,7 +33,7 @@ from sqlalchemy.types import TypeEngine
 
 from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError
-from cenote.filters import Bind, Conditions
+from cenote.filters.compiler import Bind, Conditions
 from cenote.postgres.vector import WireVector, embedding_type
 from cenote.stores.rows import CHUNK_FIELDS
 from cenote.stores.search import (

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
 from sqlalchemy.types import TypeEngine
 
-from cenote.filters import Conditions
+from cenote.filters.compiler import Conditions
 from cenote.postgres.vector import WireVector
 from cenote.stores.columns import UserColumns
 from cenote.stores.statements.binding import cached_by_shape, parameter

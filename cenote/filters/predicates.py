@@ -16,18 +16,16 @@ the predicate is false:
 =================  =======================================================================
 
 Strings always compare under the "C" collation, so the database's locale cannot change an answer.
-Keys and values are bound as parameters.
-"""
+Keys and values are bound as parameters."""
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from sqlalchemy import (
     ARRAY,
@@ -41,7 +39,6 @@ from sqlalchemy import (
     any_,
     case,
     cast,
-    collate,
     exists,
     func,
     literal_column,
@@ -51,232 +48,23 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
-from cenote.errors import InvalidInputError
-from cenote.validation.arguments import is_integer, is_number
-from cenote.validation.json import NotJSONError, canonical_json, json_text, unstorable
-
-Columns: TypeAlias = Any
-"""The columns of a chunk table, by name: ``table.c``."""
-
-NextParameter: TypeAlias = Callable[[TypeEngine[Any]], ColumnElement[Any]]
-"""Function that creates the parameter for the next of a predicate's `values`, given its type."""
-
-MISSING = object()
-"""Marker for a value that does not exist."""
-
-
-class Row(Protocol):
-    """A chunk as predicates read it in Python."""
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """The chunk's metadata."""
-        ...
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """The values of the chunk's columns, by name."""
-        ...
-
-
-# -- JSON values -----------------------------------------------------------------------------------
-
-_PLAIN_TYPES = frozenset((str, int, float, type(None)))
-
-
-def json_token(value: Any) -> Hashable:
-    """Return a hashable token for a JSON value. Tokens are equal if the values are JSON-equal.
-
-    Numbers compare by value, as in jsonb. They never equal booleans, which Python treats as
-    numbers. Lists and objects compare as a whole, objects regardless of the order of their keys.
-    """
-    if type(value) in _PLAIN_TYPES:  # a shortcut for most values: `match` is slow
-        return value  # type: ignore[no-any-return]
-    match value:
-        case bool():
-            return ("boolean", value)
-        case list():
-            return ("array", tuple(json_token(item) for item in value))
-        case dict():
-            return ("object", frozenset((key, json_token(item)) for key, item in value.items()))
-        case _:  # None, a number or a string: Python never considers them equal to each other
-            return value  # type: ignore[no-any-return]
-
-
-def json_string(value: ColumnElement[Any]) -> ColumnElement[str]:
-    """Return a jsonb string as text under the "C" collation; NULL for other values."""
-    text: ColumnElement[str] = value.op("#>>", return_type=Text())(literal_column("'{}'"))
-    return collate(case((has_json_type(value, "string"), text)), "C")
-
-
-def json_number(value: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return a jsonb number as NUMERIC; NULL for other values."""
-    return case((has_json_type(value, "number"), cast(value, Numeric)))
-
-
-def has_json_type(value: ColumnElement[Any], kind: str) -> ColumnElement[bool]:
-    """Return the condition that a jsonb value is of a type, such as ``"string"``."""
-    return func.jsonb_typeof(value) == literal_column("'" + kind + "'")
-
-
-# -- operands --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class MetadataOperand:
-    """A value of the metadata.
-
-    Attributes:
-        path: Keys that lead to the value, outermost first.
-    """
-
-    path: tuple[str, ...]
-
-    ordered_kinds = "a number or a string"
-    """The types that order comparisons accept, for error messages."""
-
-    def __str__(self) -> str:
-        return "meta(" + ", ".join(map(repr, self.path)) + ")"
-
-    @property
-    def shape(self) -> Hashable:
-        """Cache key of the SQL."""
-        return len(self.path)
-
-    def checked(self, value: Any) -> Any:
-        """Return a value to compare with, in canonical form.
-
-        Raises:
-            InvalidInputError: the value is not JSON.
-        """
-        try:
-            canonical = canonical_json(value)
-            json_text(canonical)
-        except NotJSONError as error:
-            raise InvalidInputError(f"the value of {self} {error}", field="filter") from None
-        return canonical
-
-    def orders(self, value: Any) -> bool:
-        """Return whether values can be ordered relative to `value`."""
-        return isinstance(value, str) or is_number(value)
-
-    def value_in(self, row: Row) -> Any:
-        """Return the row's value, or `MISSING`."""
-        return self.within(row.metadata, self.path)
-
-    @staticmethod
-    def within(value: Any, path: tuple[str, ...]) -> Any:
-        """Return the value at a path of keys inside another value, or `MISSING`."""
-        for key in path:
-            if not isinstance(value, Mapping) or key not in value:
-                return MISSING
-            value = value[key]
-        return value
-
-    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[Any]:
-        """Return the jsonb value, or NULL. Consumes one parameter for each key."""
-        value: ColumnElement[Any] = columns.metadata
-        for _ in self.path:  # "->" with text enters objects but not lists
-            value = value.op("->", return_type=JSONB())(next_parameter(Text()))
-        return value
-
-    def smallest_metadata(self, value: Any) -> str:
-        """Return the smallest metadata with `value` at this path, as JSON text."""
-        for key in reversed(self.path):
-            value = {key: value}
-        return json_text(value)
-
-
-_KINDS: dict[str, type] = {
-    "id": str,
-    "document_id": str,
-    "content": str,
-    "position": int,
-    "content_hash": str,
-    "embedding_model": str,
-    "created_at": datetime,
-}
-"""The chunk's columns that filters may use, and the types of their values."""
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnOperand:
-    """A column of the chunk, or of the user model."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return f"field({self.name!r})"
-
-    @property
-    def shape(self) -> Hashable:
-        """Cache key of the SQL."""
-        return self.name
-
-    @property
-    def ordered_kinds(self) -> str:
-        """The types that order comparisons accept, for error messages."""
-        kind = _KINDS.get(self.name)
-        return "a value" if kind is None else f"a value of type {kind.__name__}"
-
-    def checked(self, value: Any) -> Any:
-        """Return a value to compare with.
-
-        Raises:
-            InvalidInputError: the column cannot hold the value.
-        """
-        kind = _KINDS.get(self.name, object)
-        fits = is_integer(value) if kind is int else isinstance(value, kind)
-        if value is not None and not fits:
-            raise InvalidInputError(
-                f"{self} requires {self.ordered_kinds}, not {type(value).__name__}", field="filter"
-            )
-        if isinstance(value, str) and (reason := unstorable(value)):
-            raise InvalidInputError(f"the value of {self} {reason}", field="filter")
-        if kind is int and is_integer(value) and not -(2**63) <= value < 2**63:
-            raise InvalidInputError(f"{self} requires a 64-bit integer", field="filter")
-        if isinstance(value, datetime) and self.name in _KINDS and value.tzinfo is None:
-            raise InvalidInputError(f"{self} requires a datetime with a time zone", field="filter")
-        return value
-
-    def orders(self, value: Any) -> bool:
-        """Return whether values can be ordered relative to `value`."""
-        return value is not None
-
-    def value_in(self, row: Row) -> Any:
-        """Return the row's value, or `MISSING` for NULL."""
-        value = row.fields.get(self.name)
-        return MISSING if value is None else value
-
-    def sql(self, columns: Columns) -> Column[Any]:
-        """Return the column.
-
-        Raises:
-            InvalidInputError: filters cannot use a column of this name.
-        """
-        hidden = ("namespace", "metadata", "embedding")
-        names = [name for name in columns.keys() if name not in hidden]  # noqa: SIM118
-        if self.name not in names:
-            known = ", ".join(names)
-            raise InvalidInputError(
-                f"{self}: no such column; filters can use {known}", field="filter"
-            )
-        column: Column[Any] = columns[self.name]
-        return column
-
-    def text(self, column: Column[Any]) -> ColumnElement[str]:
-        """Return the column under the "C" collation, for comparing strings.
-
-        Raises:
-            InvalidInputError: the column does not hold text.
-        """
-        if not isinstance(column.type, String):
-            raise InvalidInputError(f"{self} is not a text column", field="filter")
-        return collate(column, "C")
-
-
-Operand: TypeAlias = MetadataOperand | ColumnOperand
-
+from cenote.filters.operands import (
+    MISSING,
+    ColumnOperand,
+    Columns,
+    MetadataOperand,
+    NextParameter,
+    Operand,
+    Row,
+    has_json_type,
+    json_number,
+    json_string,
+    json_token,
+    jsonb,
+    lower_ascii,
+)
+from cenote.validation.arguments import is_number
+from cenote.validation.json import json_text
 
 # -- predicates ------------------------------------------------------------------------------------
 
@@ -350,7 +138,7 @@ class Match:
         contained = _contains(columns.metadata, next_parameter)
         if not self._containers:
             return contained
-        wanted = func.jsonb_each(_jsonb(next_parameter)).table_valued("key", "value")
+        wanted = func.jsonb_each(jsonb(next_parameter)).table_valued("key", "value")
         same = columns.metadata.op("->")(wanted.c.key) == wanted.c.value
         return contained & ~exists().select_from(wanted).where(same.is_not(true()))
 
@@ -397,7 +185,7 @@ class Equals:
         if not self._is_container:
             return contained
         value = self.operand.sql(columns, next_parameter)
-        return contained & value.is_not_distinct_from(_jsonb(next_parameter))
+        return contained & value.is_not_distinct_from(jsonb(next_parameter))
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,7 +217,7 @@ class IsOneOf:
             column = self.operand.sql(columns)
             return column == any_(next_parameter(ARRAY(_parameter_type(column))))
         value = self.operand.sql(columns, next_parameter)
-        wanted = select(func.jsonb_array_elements(_jsonb(next_parameter))).scalar_subquery()
+        wanted = select(func.jsonb_array_elements(jsonb(next_parameter))).scalar_subquery()
         return value == any_(func.array(wanted))
 
 
@@ -529,7 +317,7 @@ class Like(_StringPredicate):
             return False
         if not self.ignore_case:
             return _like_regex(self.pattern).fullmatch(value) is not None
-        return _like_regex(_lower_ascii(self.pattern)).fullmatch(_lower_ascii(value)) is not None
+        return _like_regex(lower_ascii(self.pattern)).fullmatch(lower_ascii(value)) is not None
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         return self._string_sql(
@@ -601,7 +389,7 @@ class Contains:
         empty = cast(literal_column("'[]'"), JSONB)
         values = case((has_json_type(value, "array"), value), else_=empty)
         element = func.jsonb_array_elements(values).table_valued("value")
-        same = element.c.value == _jsonb(next_parameter)
+        same = element.c.value == jsonb(next_parameter)
         return contained & exists().select_from(element).where(same)
 
 
@@ -626,33 +414,15 @@ class Exists:
         return self.operand.sql(columns, next_parameter).is_not(None)
 
 
-# -- SQL expressions -------------------------------------------------------------------------------
-
-
-def _jsonb(next_parameter: NextParameter) -> ColumnElement[Any]:
-    """Return a jsonb parameter that is bound as text.
-
-    The application's engine may have its own JSON serializer, which does not apply to text.
-    """
-    return cast(next_parameter(Text()), JSONB)
-
-
 def _contains(metadata: ColumnElement[Any], next_parameter: NextParameter) -> ColumnElement[bool]:
     """Return the condition that the metadata contains the next value. The GIN index serves it."""
-    return metadata.op("@>", is_comparison=True)(_jsonb(next_parameter))
+    return metadata.op("@>", is_comparison=True)(jsonb(next_parameter))
 
 
 def _parameter_type(column: Column[Any]) -> TypeEngine[Any]:
     """Return the parameter type for a column, without a collation: the column's own applies."""
     type_: TypeEngine[Any] = column.type
     return Text() if type(type_) in (String, Text, VARCHAR, TEXT) else type_
-
-
-_ASCII_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
-
-
-def _lower_ascii(text: str) -> str:
-    return text.translate(_ASCII_LOWER)
 
 
 @lru_cache(maxsize=256)

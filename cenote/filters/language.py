@@ -8,42 +8,31 @@ A filter is a dict, or an expression built from :func:`meta` (a value of the met
     (meta("year") >= 2020) & ~meta("tags").contains("draft") & (field("position") == 0)
 
 A filter either matches a chunk or does not; there is no third value as in SQL. ``~`` and ``!=`` are
-exact opposites, so they also match chunks that lack the key. `cenote.predicates` defines what each
-predicate means, in Python and in SQL.
-"""
+exact opposites, so they also match chunks that lack the key. `cenote.filters.predicates` defines what each
+predicate means, in Python and in SQL."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import count
 from typing import Any, NoReturn, TypeAlias
 
-from sqlalchemy import ColumnElement, and_, false, func, not_, or_, true
-from sqlalchemy.types import TypeEngine
-
 from cenote.errors import InvalidInputError
-from cenote.predicates import (
-    ColumnOperand,
+from cenote.filters.operands import ColumnOperand, MetadataOperand, Operand
+from cenote.filters.predicates import (
     Contains,
     Equals,
     Exists,
     IsOneOf,
     Like,
     Match,
-    MetadataOperand,
-    NextParameter,
-    Operand,
     Ordered,
     Predicate,
-    Row,
     StartsWith,
 )
 from cenote.validation.arguments import as_list, check_text, safe_repr
 from cenote.validation.json import NotJSONError, canonical_json, json_text
-
-__all__ = ["MAX_DEPTH", "MAX_PREDICATES", "Field", "Filter", "FilterLike", "Meta", "field", "meta"]
 
 MAX_PREDICATES = 1000
 """Maximum number of predicates in a filter. Each element of a list counts as one if it is compared
@@ -419,190 +408,3 @@ def too_many_parts() -> InvalidInputError:
 
 def invalid_filter(message: str) -> InvalidInputError:
     return InvalidInputError(message, field="filter")
-
-
-# -- checks ----------------------------------------------------------------------------------------
-
-
-def as_filter(given: Any) -> Filter | None:
-    """Check a filter and return it as an expression, or None if it matches every chunk.
-
-    A dict matches chunks whose metadata has all of its keys with equal values. A value that is an
-    object of operators (``{"$gte": 2020}``) is applied as such. ``$and`` and ``$or`` take lists of
-    filters, ``$not`` takes one filter. To compare with an object that has a key beginning with
-    ``$``, use ``{"$eq": ...}``; for a metadata key that begins with ``$``, use :func:`meta`.
-
-    Raises:
-        InvalidInputError: `given` is not a valid filter. The message names the key.
-    """
-    if given is None:
-        return None
-    filter = parse_filter(given)
-    if _depth(filter) > MAX_DEPTH:  # must come first: the functions below are recursive
-        raise invalid_filter(f"the filter is nested more than {MAX_DEPTH} levels deep")
-    if sum(1 for _ in predicates(filter)) > MAX_PREDICATES:
-        raise invalid_filter(f"the filter has more than {MAX_PREDICATES:,} predicates")
-    return None if _constant(filter) else filter
-
-
-def narrowing_filter(given: Any) -> Filter:
-    """Check a filter that selects chunks to delete: it must not match every chunk.
-
-    Raises:
-        InvalidInputError: `given` is not a valid filter, or it matches every chunk.
-    """
-    filter = as_filter(given)
-    if filter is None:
-        raise invalid_filter(
-            "the filter matches every chunk; to delete them all, call delete_namespace()"
-        )
-    return filter
-
-
-def predicates(filter: Filter | None) -> Iterator[Predicate]:
-    """Iterate over the predicates of a filter, in order."""
-    if isinstance(filter, Leaf):
-        yield filter.predicate
-    elif filter is not None:
-        for part in _parts_of(filter):
-            yield from predicates(part)
-
-
-def _constant(filter: Filter) -> bool | None:
-    """Return True if a filter matches every chunk, False if it matches none, otherwise None."""
-    match filter:
-        case And(parts):
-            known = {_constant(part) for part in parts}
-            return False if False in known else None if None in known else True
-        case Or(parts):
-            known = {_constant(part) for part in parts}
-            return True if True in known else None if None in known else False
-        case Not(part):
-            inner = _constant(part)
-            return None if inner is None else not inner
-    return None
-
-
-def _depth(filter: Filter) -> int:
-    """Return how deeply a filter is nested, or any number above the limit."""
-    depth, parts, level = 0, 0, [filter]
-    while level and depth <= MAX_DEPTH:
-        depth += 1
-        parts += len(level)
-        if parts > MAX_PARTS:
-            raise too_many_parts()
-        longest_path = max((_path_length(part) for part in level), default=0)
-        if depth + longest_path > MAX_DEPTH + 1:  # a path of one key is always allowed
-            return depth + longest_path
-        level = [part for outer in level for part in _parts_of(outer)]
-    return depth
-
-
-def _path_length(filter: Filter) -> int:
-    if isinstance(filter, Leaf) and isinstance(filter.predicate.operand, MetadataOperand):
-        return len(filter.predicate.operand.path)
-    return 0
-
-
-def _parts_of(filter: Filter) -> tuple[Filter, ...]:
-    match filter:
-        case And(parts) | Or(parts):
-            return parts
-        case Not(part):
-            return (part,)
-    return ()
-
-
-# -- the meaning in Python -------------------------------------------------------------------------
-
-
-def holds(filter: Filter | None, row: Row) -> bool:
-    """Return whether a filter matches a row. None matches every row."""
-    match filter:
-        case Leaf(predicate):
-            return predicate.holds(row)
-        case And(parts):
-            return all(holds(part, row) for part in parts)
-        case Or(parts):
-            return any(holds(part, row) for part in parts)
-        case Not(part):
-            return not holds(part, row)
-    return True
-
-
-# -- the meaning in SQL ----------------------------------------------------------------------------
-
-Bind: TypeAlias = Callable[[str, TypeEngine[Any]], ColumnElement[Any]]
-"""Function that creates a parameter from a name and a type: one to bind at each execution, or one
-that already holds its value."""
-
-
-class Conditions:
-    """A filter compiled to SQL conditions, with its values as bound parameters."""
-
-    def __init__(self, filter: Filter | None) -> None:
-        self._filter = filter
-        self._shape = _shape(filter)
-
-    def __bool__(self) -> bool:
-        return self._filter is not None
-
-    @property
-    def shape(self) -> Hashable:
-        """Cache key of the SQL: everything that the SQL depends on, without the values."""
-        return self._shape
-
-    @cached_property
-    def parameters(self) -> dict[str, Any]:
-        """The values to bind, by parameter name."""
-        values = [value for predicate in predicates(self._filter) for value in predicate.values]
-        return {_name(number): value for number, value in enumerate(values)}
-
-    def sql(self, columns: Any, bind: Bind) -> list[ColumnElement[bool]]:
-        """Return the conditions, to be joined by AND.
-
-        Args:
-            columns: Columns of the chunk table, by name.
-            bind: Function that creates the parameters.
-
-        Raises:
-            InvalidInputError: the table lacks a column that the filter names.
-        """
-        number = -1
-
-        def next_parameter(type_: TypeEngine[Any]) -> ColumnElement[Any]:
-            nonlocal number
-            number += 1
-            return bind(_name(number), type_)
-
-        whole = self._filter
-        parts = whole.parts if isinstance(whole, And) else (whole,)
-        return [_sql(part, columns, next_parameter) for part in parts if part is not None]
-
-
-def _name(number: int) -> str:
-    return f"filter_{number}"
-
-
-def _shape(filter: Filter | None) -> Hashable:
-    match filter:
-        case Leaf(predicate):
-            return predicate.shape
-        case And(parts) | Or(parts):
-            return (type(filter).__name__, *map(_shape, parts))
-        case Not(part):
-            return ("Not", _shape(part))
-    return None
-
-
-def _sql(filter: Filter, columns: Any, next_parameter: NextParameter) -> ColumnElement[bool]:
-    match filter:
-        case Leaf(predicate):
-            return predicate.sql(columns, next_parameter)
-        case And(parts):
-            return and_(true(), *(_sql(part, columns, next_parameter) for part in parts))
-        case Or(parts):
-            return or_(false(), *(_sql(part, columns, next_parameter) for part in parts))
-        case Not(part):  # elsewhere, a condition that is NULL has the effect of one that is false
-            return not_(func.coalesce(_sql(part, columns, next_parameter), false()))
-    raise TypeError(type(filter).__name__)

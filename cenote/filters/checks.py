@@ -1,0 +1,115 @@
+"""Limit the size and depth of filters, and find conditions that are constant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cenote.filters.language import (
+    MAX_DEPTH,
+    MAX_PARTS,
+    MAX_PREDICATES,
+    And,
+    Filter,
+    Leaf,
+    Not,
+    Or,
+    invalid_filter,
+    parse_filter,
+    too_many_parts,
+)
+from cenote.filters.operands import MetadataOperand
+from cenote.filters.predicates import (
+    Predicate,
+)
+
+# -- checks ----------------------------------------------------------------------------------------
+
+
+def as_filter(given: Any) -> Filter | None:
+    """Check a filter and return it as an expression, or None if it matches every chunk.
+
+    A dict matches chunks whose metadata has all of its keys with equal values. A value that is an
+    object of operators (``{"$gte": 2020}``) is applied as such. ``$and`` and ``$or`` take lists of
+    filters, ``$not`` takes one filter. To compare with an object that has a key beginning with
+    ``$``, use ``{"$eq": ...}``; for a metadata key that begins with ``$``, use :func:`meta`.
+
+    Raises:
+        InvalidInputError: `given` is not a valid filter. The message names the key.
+    """
+    if given is None:
+        return None
+    filter = parse_filter(given)
+    if _depth(filter) > MAX_DEPTH:  # must come first: the functions below are recursive
+        raise invalid_filter(f"the filter is nested more than {MAX_DEPTH} levels deep")
+    if sum(1 for _ in predicates(filter)) > MAX_PREDICATES:
+        raise invalid_filter(f"the filter has more than {MAX_PREDICATES:,} predicates")
+    return None if _constant(filter) else filter
+
+
+def narrowing_filter(given: Any) -> Filter:
+    """Check a filter that selects chunks to delete: it must not match every chunk.
+
+    Raises:
+        InvalidInputError: `given` is not a valid filter, or it matches every chunk.
+    """
+    filter = as_filter(given)
+    if filter is None:
+        raise invalid_filter(
+            "the filter matches every chunk; to delete them all, call delete_namespace()"
+        )
+    return filter
+
+
+def predicates(filter: Filter | None) -> Iterator[Predicate]:
+    """Iterate over the predicates of a filter, in order."""
+    if isinstance(filter, Leaf):
+        yield filter.predicate
+    elif filter is not None:
+        for part in _parts_of(filter):
+            yield from predicates(part)
+
+
+def _constant(filter: Filter) -> bool | None:
+    """Return True if a filter matches every chunk, False if it matches none, otherwise None."""
+    match filter:
+        case And(parts):
+            known = {_constant(part) for part in parts}
+            return False if False in known else None if None in known else True
+        case Or(parts):
+            known = {_constant(part) for part in parts}
+            return True if True in known else None if None in known else False
+        case Not(part):
+            inner = _constant(part)
+            return None if inner is None else not inner
+    return None
+
+
+def _depth(filter: Filter) -> int:
+    """Return how deeply a filter is nested, or any number above the limit."""
+    depth, parts, level = 0, 0, [filter]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        parts += len(level)
+        if parts > MAX_PARTS:
+            raise too_many_parts()
+        longest_path = max((_path_length(part) for part in level), default=0)
+        if depth + longest_path > MAX_DEPTH + 1:  # a path of one key is always allowed
+            return depth + longest_path
+        level = [part for outer in level for part in _parts_of(outer)]
+    return depth
+
+
+def _path_length(filter: Filter) -> int:
+    if isinstance(filter, Leaf) and isinstance(filter.predicate.operand, MetadataOperand):
+        return len(filter.predicate.operand.path)
+    return 0
+
+
+def _parts_of(filter: Filter) -> tuple[Filter, ...]:
+    match filter:
+        case And(parts) | Or(parts):
+            return parts
+        case Not(part):
+            return (part,)
+    return ()
