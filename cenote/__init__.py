@@ -13,7 +13,7 @@ from cenote.errors import (
 )
 from cenote.filters.language import Filter, field, meta
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
-from cenote.orm import ChunkMixin, ChunkRow
+from cenote.orm.mixin import ChunkMixin, ChunkRow
 from cenote.stores import InMemoryVectorStore, PgVectorStore, VectorStore
 
 __all__ = [

@@ -29,7 +29,7 @@ from cenote.catalog import LiveIndex, LiveTable, read_table
 from cenote.config import SchemaConfig
 from cenote.drift import index_differences, subject_of, text_search_finding
 from cenote.operations import UnconfiguredRevisionError
-from cenote.orm import (
+from cenote.orm.mixin import (
     CHUNK_COLUMNS,
     KEY,
     LANGUAGES,

@@ -17,7 +17,7 @@ from cenote.catalog import LiveTable, read_table
 from cenote.config import SchemaConfig
 from cenote.drift import embedding_finding, partitions_finding, subject_of
 from cenote.errors import MigrationError
-from cenote.orm import OPERATOR_CLASS
+from cenote.orm.mixin import OPERATOR_CLASS
 from cenote.postgres.ddl import qualified, table_of
 from cenote.postgres.driver_errors import database_errors, describe, driver_error
 from cenote.postgres.locks import migration_lock, with_short_waits

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from cenote.citus import CITUS_METADATA, shard_count
-from cenote.orm import OPERATOR_CLASS, ann_index_name
+from cenote.orm.mixin import OPERATOR_CLASS, ann_index_name
 from cenote.postgres.ddl import qualified
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
 from cenote.postgres.full_text import languages_of

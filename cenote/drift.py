@@ -27,8 +27,8 @@ from cenote.cures import (
     upgrade_command,
 )
 from cenote.errors import MigrationError
-from cenote.mapping import chunk_table
-from cenote.orm import KEY, ann_index_name
+from cenote.orm.factory import chunk_table
+from cenote.orm.mixin import KEY, ann_index_name
 from cenote.postgres.ddl import add_constraint, attach_partition, qualified, table_of
 from cenote.postgres.extension import OLDEST_PGVECTOR, parse_version
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN

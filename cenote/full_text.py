@@ -21,7 +21,7 @@ from cenote.config import SchemaConfig
 from cenote.dependents import column_privileges_query
 from cenote.drift import subject_of, text_search_finding
 from cenote.errors import MigrationError
-from cenote.orm import text_index_name
+from cenote.orm.mixin import text_index_name
 from cenote.postgres import ddl
 from cenote.postgres.full_text import COLUMN, generated
 from cenote.postgres.locks import migration_lock, with_short_waits

@@ -38,7 +38,7 @@ from cenote.drift import (
     part_name,
 )
 from cenote.errors import MigrationError
-from cenote.orm import OPERATOR_CLASS, ann_index_name
+from cenote.orm.mixin import OPERATOR_CLASS, ann_index_name
 from cenote.postgres.ddl import (
     attach_index,
     create_index_on_only,

@@ -32,8 +32,8 @@ from cenote.config import SchemaConfig
 from cenote.cures import APPLICATION_MIGRATIONS
 from cenote.drift import Finding
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
-from cenote.mapping import chunk_table
 from cenote.operations import script_location, version_table
+from cenote.orm.factory import chunk_table
 from cenote.postgres.driver_errors import (
     database_errors,
     describe,

@@ -32,7 +32,7 @@ from cenote import (
 from cenote.citus import Shard
 from cenote.distribution import distribute
 from cenote.drift import shard_findings
-from cenote.mapping import chunk_table
+from cenote.orm.factory import chunk_table
 from cenote.repartition import repartition
 from cenote.testing import MakeStore, VectorStoreContract, embedded, found
 

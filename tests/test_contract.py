@@ -11,7 +11,7 @@ from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
 from cenote import InMemoryVectorStore, PgVectorStore, VectorStore, VectorStoreError
-from cenote.mapping import chunk_table
+from cenote.orm.factory import chunk_table
 from cenote.testing import MakeStore, VectorStoreContract
 
 

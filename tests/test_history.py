@@ -20,7 +20,7 @@ from database import VERSION, execute, objects, programs, run_script, scalar, ta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import MigrationError, PgVectorStore, SchemaConfig, schema
-from cenote.mapping import chunk_table
+from cenote.orm.factory import chunk_table
 from cenote.testing import embedded, found
 
 FROZEN = Path(__file__).parent / "frozen"

@@ -44,7 +44,7 @@ from cenote import (
     SchemaConfig,
     VectorStoreError,
 )
-from cenote.mapping import chunk_model, chunk_table
+from cenote.orm.factory import chunk_model, chunk_table
 from cenote.testing import embedded, found
 
 

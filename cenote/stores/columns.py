@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from cenote.errors import InvalidInputError
-from cenote.orm import CHUNK_COLUMNS
+from cenote.orm.mixin import CHUNK_COLUMNS
 from cenote.validation.arguments import safe_repr
 from cenote.validation.batches import Batch
 

@@ -29,7 +29,7 @@ from cenote import (
     VectorStoreError,
 )
 from cenote.indexes import reindex
-from cenote.mapping import chunk_table
+from cenote.orm.factory import chunk_table
 from cenote.postgres.dsn import create_engine
 from cenote.row_security import set_row_security
 from cenote.testing import MakeStore, VectorStoreContract, embedded, found, stored

@@ -22,8 +22,8 @@ from cenote import config as defaults
 from cenote.config import SchemaConfig
 from cenote.cures import APPLICATION_MIGRATIONS
 from cenote.errors import InvalidInputError, MigrationError
-from cenote.mapping import config_from_model, model_for_config
-from cenote.orm import ChunkRow
+from cenote.orm.factory import config_from_model, model_for_config
+from cenote.orm.mixin import ChunkRow
 from cenote.postgres.dsn import create_engine
 from cenote.postgres.event_loops import belongs_to_other_loop
 from cenote.postgres.pools import asyncpg_engine, check_pool_arguments, open_pool

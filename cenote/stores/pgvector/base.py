@@ -9,7 +9,7 @@ from typing_extensions import TypeVar
 
 from cenote.config import SchemaConfig
 from cenote.models import EmbeddedChunk
-from cenote.orm import ChunkMixin, ChunkRow
+from cenote.orm.mixin import ChunkMixin, ChunkRow
 from cenote.stores.base import VectorStore
 from cenote.stores.columns import UserColumns
 from cenote.stores.sessions import StatementExecutor

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapper
 
 from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError
-from cenote.orm import ChunkMixin, ChunkRow
+from cenote.orm.mixin import ChunkMixin, ChunkRow
 
 _CLASS_ARGUMENTS = (
     "dimensions",
