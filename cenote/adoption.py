@@ -20,9 +20,9 @@ from alembic import op
 from sqlalchemy import Connection, column, func, select, table
 from sqlalchemy.dialects.postgresql import JSONB
 
-from cenote import drift
-from cenote.catalog import LiveTable, read_table
 from cenote.config import SchemaConfig
+from cenote.inspection.checks.table import embedding_finding
+from cenote.inspection.live_table import LiveTable, read_table
 from cenote.operations import RefusedRevisionError
 from cenote.postgres.ddl import qualified
 
@@ -104,7 +104,7 @@ def _check_columns(connection: Connection, live: LiveTable) -> None:
 
 def _check_shape(live: LiveTable, config: SchemaConfig, version: int) -> None:
     subject = f"table {live.name!r} cannot be upgraded"
-    finding = drift.embedding_finding(subject, live.column_type, live.dimensions, config)
+    finding = embedding_finding(subject, live.column_type, live.dimensions, config)
     if finding is not None:
         raise RefusedRevisionError(str(finding))
     key = ("id",) if version == 1 else ("namespace", "id")

@@ -25,9 +25,11 @@ from alembic.util import DispatchPriority, PriorityDispatchResult, warn
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import Column, ForeignKeyConstraint, Index, Integer, Table
 
-from cenote.catalog import LiveIndex, LiveTable, read_table
 from cenote.config import SchemaConfig
-from cenote.drift import index_differences, subject_of, text_search_finding
+from cenote.inspection.checks.findings import subject_of
+from cenote.inspection.checks.indexes import index_differences
+from cenote.inspection.checks.table import text_search_finding
+from cenote.inspection.live_table import LiveIndex, LiveTable, read_table
 from cenote.operations import UnconfiguredRevisionError
 from cenote.orm.mixin import (
     CHUNK_COLUMNS,

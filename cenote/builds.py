@@ -13,10 +13,11 @@ from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from cenote.catalog import LiveTable, read_table
 from cenote.config import SchemaConfig
-from cenote.drift import embedding_finding, partitions_finding, subject_of
 from cenote.errors import MigrationError
+from cenote.inspection.checks.findings import subject_of
+from cenote.inspection.checks.table import embedding_finding, partitions_finding
+from cenote.inspection.live_table import LiveTable, read_table
 from cenote.orm.mixin import OPERATOR_CLASS
 from cenote.postgres.ddl import qualified, table_of
 from cenote.postgres.driver_errors import database_errors, describe, driver_error

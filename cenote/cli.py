@@ -21,14 +21,15 @@ from typing import Any
 from alembic.config import CommandLine, Config
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote import schema, settings
-from cenote.catalog import read_table
+from cenote import schema
 from cenote.config import SchemaConfig
 from cenote.distribution import distribute
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
 from cenote.full_text import set_text_search
 from cenote.host import write_host_revision
 from cenote.indexes import reindex, reindex_plan
+from cenote.inspection import settings
+from cenote.inspection.live_table import read_table
 from cenote.postgres.dsn import create_engine
 from cenote.progress import progress_bar
 from cenote.repartition import repartition

@@ -18,9 +18,9 @@ from sqlalchemy import (
     true,
 )
 
-from cenote.catalog import LiveTable
-from cenote.drift import left_over_names
 from cenote.errors import MigrationError
+from cenote.inspection.checks.indexes import left_over_names
+from cenote.inspection.live_table import LiveTable
 from cenote.postgres.ddl import qualified
 from cenote.postgres.pg_catalog import (
     pg_attribute,

@@ -1,7 +1,7 @@
 """Distributing a table that is there over a Citus cluster, whenever it outgrows its machine.
 
 Revision cenote_0004 distributes a table that is made with `SchemaConfig.distribution`; Citus' own
-catalogue is the record of what was done since. What is asked of it is in `cenote.citus`.
+catalogue is the record of what was done since. What is asked of it is in `cenote.inspection.citus`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.builds import read_chunk_table
-from cenote.citus import distribute_statements, truncate_local_data_statement
 from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError, MigrationError
+from cenote.inspection.citus import distribute_statements, truncate_local_data_statement
 from cenote.operations import refuse_without_citus
 from cenote.postgres.locks import migration_lock, with_short_waits
 from cenote.repartition import rewrite

@@ -16,11 +16,12 @@ from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.builds import read_chunk_table, set_build_memory
-from cenote.catalog import LiveTable
 from cenote.config import SchemaConfig
 from cenote.dependents import column_privileges_query
-from cenote.drift import subject_of, text_search_finding
 from cenote.errors import MigrationError
+from cenote.inspection.checks.findings import subject_of
+from cenote.inspection.checks.table import text_search_finding
+from cenote.inspection.live_table import LiveTable
 from cenote.orm.mixin import text_index_name
 from cenote.postgres import ddl
 from cenote.postgres.full_text import COLUMN, generated

@@ -29,15 +29,10 @@ from cenote.builds import (
     set_for_build,
     transact,
 )
-from cenote.catalog import LiveTable, is_owner_query
 from cenote.config import SchemaConfig
-from cenote.drift import (
-    NEW,
-    OLD,
-    left_over_names,
-    part_name,
-)
 from cenote.errors import MigrationError
+from cenote.inspection.checks.indexes import NEW, OLD, left_over_names, part_name
+from cenote.inspection.live_table import LiveTable, is_owner_query
 from cenote.orm.mixin import OPERATOR_CLASS, ann_index_name
 from cenote.postgres.ddl import (
     attach_index,

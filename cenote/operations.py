@@ -44,15 +44,25 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, column, exists, func, inspect, literal, select, table
 from sqlalchemy.schema import CreateSchema
 
-from cenote import drift
-from cenote.catalog import LiveTable, read_table
-from cenote.citus import (
+from cenote.config import SchemaConfig
+from cenote.errors import ConfigurationError, MigrationError
+from cenote.inspection.checks.findings import subject_of
+from cenote.inspection.checks.table import (
+    check_can_secure,
+    distribution_finding,
+    embedding_finding,
+    partitions_finding,
+    row_security_finding,
+    table_finding,
+    text_search_finding,
+)
+from cenote.inspection.citus import (
     distribute_statements,
     is_installed,
     truncate_local_data_statement,
 )
-from cenote.config import SchemaConfig
-from cenote.errors import ConfigurationError, MigrationError
+from cenote.inspection.live_table import LiveTable, read_table
+from cenote.inspection.settings import HOW_TO_SET_DIMENSIONS, explicit_settings
 from cenote.postgres import ddl
 from cenote.postgres.ddl import partition_name, qualified, table_of
 from cenote.postgres.extension import (
@@ -65,7 +75,6 @@ from cenote.postgres.row_security import (
     disable_row_security_statements,
     enable_row_security_statements,
 )
-from cenote.settings import HOW_TO_SET_DIMENSIONS, explicit_settings
 
 __all__ = [
     "create_partitions",
@@ -240,7 +249,7 @@ def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) 
     if not op.get_context().as_sql:
         live = read_table(op.get_bind(), table_name, schema)
         if live is not None:
-            drift.check_can_secure(live)
+            check_can_secure(live)
             tables = [live.name, *live.partitions]
     for statement in enable_row_security_statements(tables, schema):
         op.execute(statement)
@@ -496,7 +505,7 @@ def check_row_security_allowed() -> None:
     """
     live = _live_table()
     if live is not None:
-        drift.check_can_secure(live)
+        check_can_secure(live)
 
 
 def live_partitions() -> tuple[str, ...]:
@@ -543,23 +552,21 @@ def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
             its revision is recorded.
     """
     live = read_table(connection, config.table_name, config.schema)
-    subject = drift.subject_of(config.table_name, config.schema)
+    subject = subject_of(config.table_name, config.schema)
     recorded = recorded_revision(connection, config.table_name, config.schema)
     finding = None
     if live is None:
         if recorded is not None:
-            finding = drift.table_finding(subject, None, recorded, explicit_settings(config))
+            finding = table_finding(subject, None, recorded, explicit_settings(config))
     elif live.column_type is not None:
-        finding = drift.embedding_finding(
+        finding = embedding_finding(
             subject, live.column_type, live.dimensions, config
-        ) or drift.partitions_finding(subject, live, config)
+        ) or partitions_finding(subject, live, config)
         if finding is None and (live.text_search or recorded not in _BEFORE_FULL_TEXT):
-            finding = drift.text_search_finding(
-                subject, live.text_search, config, live.configurations
-            )
+            finding = text_search_finding(subject, live.text_search, config, live.configurations)
         if finding is None and (live.row_security or recorded not in _BEFORE_ROW_SECURITY):
-            finding = drift.row_security_finding(subject, live, config)
+            finding = row_security_finding(subject, live, config)
         if finding is None and recorded not in _BEFORE_DISTRIBUTION:
-            finding = drift.distribution_finding(subject, live, config)
+            finding = distribution_finding(subject, live, config)
     if finding is not None:
         raise RefusedRevisionError(str(finding))

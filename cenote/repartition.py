@@ -29,7 +29,6 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.builds import read_chunk_table, set_build_memory
-from cenote.catalog import LiveTable
 from cenote.config import SchemaConfig
 from cenote.dependents import (
     check_nothing_is_lost,
@@ -42,6 +41,7 @@ from cenote.dependents import (
     referenced_tables_query,
 )
 from cenote.errors import ConfigurationError, MigrationError
+from cenote.inspection.live_table import LiveTable
 from cenote.postgres import ddl
 from cenote.postgres.ddl import partition_name, qualified
 from cenote.postgres.locks import migration_lock, with_short_waits

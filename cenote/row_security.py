@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.builds import read_chunk_table
 from cenote.config import SchemaConfig
-from cenote.drift import check_can_secure
+from cenote.inspection.checks.table import check_can_secure
 from cenote.postgres.ddl import lock_table
 from cenote.postgres.locks import migration_lock, with_short_waits
 from cenote.postgres.row_security import (

@@ -24,14 +24,22 @@ from sqlalchemy import URL, Connection, MetaData, inspect
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateSchema
 
-from cenote import drift, operations, settings
+from cenote import operations
 from cenote.autogenerate import hooks
-from cenote.catalog import read_table, schemas_with
-from cenote.citus import read_shards
 from cenote.config import SchemaConfig
-from cenote.cures import APPLICATION_MIGRATIONS
-from cenote.drift import Finding
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
+from cenote.inspection import settings
+from cenote.inspection.checks.findings import Finding, subject_of
+from cenote.inspection.checks.table import (
+    extension_finding,
+    findings,
+    revision_finding,
+    shard_findings,
+    table_finding,
+)
+from cenote.inspection.citus import read_shards
+from cenote.inspection.hints import APPLICATION_MIGRATIONS
+from cenote.inspection.live_table import read_table, schemas_with
 from cenote.operations import script_location, version_table
 from cenote.orm.factory import chunk_table
 from cenote.postgres.driver_errors import (
@@ -187,26 +195,26 @@ def run_checks(
 ) -> list[Finding]:
     """Return the findings of `check`, from a synchronous connection and incomplete settings."""
     name, schema_name = settings.table_name_and_schema(given)
-    subject = drift.subject_of(name, schema_name)
+    subject = subject_of(name, schema_name)
     installed = connection.execute(EXTENSION_QUERY).one_or_none()
     live = read_table(connection, name, schema_name)
     config = settings.resolve(given, live)
     recorded = operations.recorded_revision(connection, name, schema_name)
-    found = [drift.extension_finding(None if installed is None else installed.extversion)]
+    found = [extension_finding(None if installed is None else installed.extversion)]
     if live is None or live.column_type is None or config is None:
         elsewhere = schemas_with(connection, name) if live is None else []
-        missing = drift.table_finding(subject, live, recorded, given, elsewhere)
+        missing = table_finding(subject, live, recorded, given, elsewhere)
         found.append(
             replace(missing, hint="run " + APPLICATION_MIGRATIONS) if user_model else missing
         )
     else:
         if not user_model:
             known, head = operations.known_revisions(), operations.head_revision()
-            found.append(drift.revision_finding(subject, recorded, known, head, given))
-        found += drift.findings(live, config)
+            found.append(revision_finding(subject, recorded, known, head, given))
+        found += findings(live, config)
         if live.shards is not None:
             shards = read_shards(connection, live.name, live.schema)
-            found += drift.shard_findings(shards, config)
+            found += shard_findings(shards, config)
     return [finding for finding in found if finding is not None]
 
 
@@ -217,7 +225,7 @@ def run_environment(environ: Mapping[str, str]) -> None:
     """Run the revisions that Alembic was asked for. ``env.py`` calls this function.
 
     `upgrade` passes its connection and settings. On the command line, settings come from the
-    sources of `cenote.settings`, and the database from the setting ``database_url`` or from
+    sources of `cenote.inspection.settings`, and the database from the setting ``database_url`` or from
     ``sqlalchemy.url`` of the ini file.
     """
     attributes = context.config.attributes

@@ -29,9 +29,9 @@ from cenote import (
     VectorStoreError,
     schema,
 )
-from cenote.citus import Shard
 from cenote.distribution import distribute
-from cenote.drift import shard_findings
+from cenote.inspection.checks.table import shard_findings
+from cenote.inspection.citus import Shard
 from cenote.orm.factory import chunk_table
 from cenote.repartition import repartition
 from cenote.testing import MakeStore, VectorStoreContract, embedded, found

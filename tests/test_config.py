@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cenote import ConfigurationError, InMemoryVectorStore, PgVectorStore, SchemaConfig
-from cenote.catalog import LiveTable
-from cenote.cures import upgrade_command
-from cenote.settings import explicit_settings, gather, resolve
+from cenote.inspection.hints import upgrade_command
+from cenote.inspection.live_table import LiveTable
+from cenote.inspection.settings import explicit_settings, gather, resolve
 from cenote.validation.arguments import is_integer, is_number
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import PgVectorStore, SchemaConfig, schema
-from cenote.drift import Finding
+from cenote.inspection.checks.findings import Finding
 
 HNSW = "USING hnsw (embedding vector_cosine_ops) WITH (m=16, ef_construction=64)"
 

@@ -17,10 +17,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import MigrationError, PgVectorStore, SchemaConfig, schema
+from cenote.inspection.settings import gather, resolve
 from cenote.orm.factory import chunk_table
 from cenote.postgres import locks
 from cenote.postgres.dsn import create_engine
-from cenote.settings import gather, resolve
 from cenote.testing import embedded, found
 
 CONFIGS = [

@@ -31,12 +31,17 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm.attributes import set_committed_value
 
 from cenote.config import SchemaConfig
-from cenote.cures import APPLICATION_MIGRATIONS, error_hint, migration_hint, row_security_command
 from cenote.errors import (
     InvalidInputError,
     StoreConnectionError,
     StoreTimeoutError,
     VectorStoreError,
+)
+from cenote.inspection.hints import (
+    APPLICATION_MIGRATIONS,
+    error_hint,
+    migration_hint,
+    row_security_command,
 )
 from cenote.postgres.driver_errors import database_errors, describe, driver_error, is_lost, redact
 from cenote.postgres.event_loops import (
@@ -197,9 +202,9 @@ class StatementExecutor:
         if self._table_checked:
             return
         # Needed once per store, and not for importing this package.
-        from cenote import catalog
+        from cenote.inspection import live_table
 
-        query = catalog.shape_query(self._config.table_name, self._config.schema)
+        query = live_table.shape_query(self._config.table_name, self._config.schema)
         live = (await connection.execute(query)).one_or_none()
         # If the table is missing or is not a chunk table, the statement fails by itself.
         if live is not None and live.column_type is not None:
@@ -226,15 +231,16 @@ class StatementExecutor:
             await _restore_tenant(connection, previous)
 
     async def _check_table(self, connection: AsyncConnection, live: Row[Any]) -> None:
-        from cenote import catalog, drift
+        from cenote.inspection import live_table
+        from cenote.inspection.checks.table import embedding_finding, text_search_finding
 
         subject = "table " + self.table.fullname
-        finding = drift.embedding_finding(subject, live.column_type, live.dimensions, self._config)
+        finding = embedding_finding(subject, live.column_type, live.dimensions, self._config)
         text_search = languages_of(live.generates_words)
         if finding is None and self._config.languages:
-            rows = (await connection.execute(catalog.CONFIGURATIONS)).all()
-            names = catalog.configurations_of(rows)
-            finding = drift.text_search_finding(subject, text_search, self._config, names)
+            rows = (await connection.execute(live_table.CONFIGURATIONS)).all()
+            names = live_table.configurations_of(rows)
+            finding = text_search_finding(subject, text_search, self._config, names)
         if finding is not None:
             if self._has_user_model and text_search is None:
                 finding = replace(finding, hint="run " + APPLICATION_MIGRATIONS)

@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import (
 
 from cenote import config as defaults
 from cenote.config import SchemaConfig
-from cenote.cures import APPLICATION_MIGRATIONS
 from cenote.errors import InvalidInputError, MigrationError
+from cenote.inspection.hints import APPLICATION_MIGRATIONS
 from cenote.orm.factory import config_from_model, model_for_config
 from cenote.orm.mixin import ChunkRow
 from cenote.postgres.dsn import create_engine
@@ -44,7 +44,7 @@ from cenote.validation.arguments import (
 )
 
 if TYPE_CHECKING:
-    from cenote.drift import Finding
+    from cenote.inspection.checks.findings import Finding
 
 __all__ = ["PgVectorStore"]
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from cenote.config import SchemaConfig
-from cenote.settings import explicit_settings
+from cenote.inspection.settings import explicit_settings
 
 APPLICATION_MIGRATIONS = (
     "your own migrations (alembic revision --autogenerate, with cenote.autogenerate.hooks() in "

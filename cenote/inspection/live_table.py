@@ -28,7 +28,7 @@ from sqlalchemy import (
     select,
 )
 
-from cenote.citus import CITUS_METADATA, shard_count
+from cenote.inspection.citus import CITUS_METADATA, shard_count
 from cenote.orm.mixin import OPERATOR_CLASS, ann_index_name
 from cenote.postgres.ddl import qualified
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN

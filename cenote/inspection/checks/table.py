@@ -1,23 +1,23 @@
-"""Checks that compare the live chunk table with the configuration."""
+"""Check the columns, key, partitions and settings of a live table."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-from sqlalchemy import Column, Index, PrimaryKeyConstraint
+from sqlalchemy import Column, PrimaryKeyConstraint
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.schema import (
-    CreateIndex,
     DropConstraint,
     ExecutableDDLElement,
 )
 
-from cenote.catalog import LiveIndex, LiveTable, embedding_sql
-from cenote.citus import Shard
 from cenote.config import SchemaConfig, languages
-from cenote.cures import (
+from cenote.errors import MigrationError
+from cenote.inspection.checks.findings import Finding, FindingKind, ddl_sql, subject_of
+from cenote.inspection.checks.indexes import index_findings
+from cenote.inspection.citus import Shard
+from cenote.inspection.hints import (
     arguments_for,
     distribute_command,
     reindex_command,
@@ -26,73 +26,18 @@ from cenote.cures import (
     text_search_command,
     upgrade_command,
 )
-from cenote.errors import MigrationError
+from cenote.inspection.live_table import LiveTable, embedding_sql
 from cenote.orm.factory import chunk_table
-from cenote.orm.mixin import KEY, ann_index_name
-from cenote.postgres.ddl import add_constraint, attach_partition, qualified, table_of
+from cenote.orm.mixin import KEY
+from cenote.postgres.ddl import add_constraint, attach_partition, table_of
 from cenote.postgres.extension import OLDEST_PGVECTOR, parse_version
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
-
-NEW, OLD = "_new", "_old"
-"""Suffixes that a rebuild gives to the new index and, for a moment, to the old one."""
-
-FindingKind = Literal[
-    "extension_missing",
-    "extension_too_old",
-    "table_missing",
-    "not_a_chunk_table",
-    "revision_missing",
-    "revision_behind",
-    "revision_ahead",
-    "dimensions",
-    "column_type",
-    "key",
-    "partitions",
-    "columns",
-    "text_search",
-    "row_security",
-    "distribution",
-    "shards_uneven",
-    "shard_unreachable",
-    "index_missing",
-    "index_invalid",
-    "index_left_over",
-    "operator_class",
-    "hnsw_parameters",
-]
-
 
 _UNEVEN = 4
 """Largest accepted ratio of a shard to the average: it limits what another node could take over."""
 
 _SMALL_SHARD = 2**30
 """Size in bytes up to which a shard is not worth moving."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """A difference between the database and the configuration.
-
-    Attributes:
-        kind: Kind of difference.
-        subject: Object that differs, such as ``"table cenote_chunks"``.
-        actual: Its state.
-        expected: State that was expected.
-        hint: Command or setting that removes the difference.
-    """
-
-    kind: FindingKind
-    subject: str
-    actual: str
-    expected: str
-    hint: str
-
-    def __str__(self) -> str:
-        return f"{self.subject}: {self.actual}, expected {self.expected}; {self.hint}"
-
-    def as_dict(self) -> dict[str, str]:
-        """Return the attributes as a dict, for JSON."""
-        return asdict(self)
 
 
 def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
@@ -107,12 +52,7 @@ def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
         row_security_finding(subject, live, config),
         distribution_finding(subject, live, config),
     ]
-    return [finding for finding in found if finding is not None] + [*_index_findings(live, config)]
-
-
-def subject_of(table_name: str, schema: str | None) -> str:
-    """Return the name that findings use for a table."""
-    return "table " + qualified(table_name, schema)
+    return [finding for finding in found if finding is not None] + [*index_findings(live, config)]
 
 
 def extension_finding(version: str | None) -> Finding | None:
@@ -351,7 +291,7 @@ def _attach_statements(live: LiveTable) -> Iterator[str]:
     modulus = max(modulus for modulus, _ in live.bounds.values())
     attached = {remainder for _, remainder in live.bounds.values()}
     for remainder in sorted(set(range(modulus)) - attached):
-        yield _sql(attach_partition(live.name, live.schema, modulus, remainder))
+        yield ddl_sql(attach_partition(live.name, live.schema, modulus, remainder))
 
 
 def _columns_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
@@ -400,138 +340,5 @@ def _key_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding
         subject=subject,
         actual=f"its primary key is ({', '.join(live.key)})" if live.key else "it has no key",
         expected=f"({columns})",
-        hint="run " + "; ".join(_sql(statement) for statement in hint),
+        hint="run " + "; ".join(ddl_sql(statement) for statement in hint),
     )
-
-
-# -- indexes ---------------------------------------------------------------------------------------
-
-
-def left_over_names(live: LiveTable) -> set[str]:
-    """Return the names of indexes that an interrupted rebuild of the ANN index may leave behind."""
-    ann = ann_index_name(live.name)
-    return {ann + NEW, ann + OLD, *(part_name(name) + NEW for name in live.partitions)}
-
-
-def part_name(partition: str) -> str:
-    """Return the name that Postgres gives to a partition's part of the ANN index."""
-    return partition + "_embedding_idx"
-
-
-def _index_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
-    expected = {str(index.name): index for index in chunk_table(config).indexes}
-    for name, index in sorted(expected.items()):
-        actual = live.index(name)
-        if actual is None and not set(index.columns.keys()) <= live.columns.keys():
-            continue  # its column is missing, which is a separate finding
-        if actual is None:
-            yield Finding(
-                kind="index_missing",
-                subject=f"index {name}",
-                actual="it is missing",
-                expected=_describe(*_definition(index)),
-                hint="run " + _creation_command(index, config),
-            )
-        else:
-            yield from _differing_index_findings(actual, index, config)
-    left_over = left_over_names(live)
-    for actual in live.indexes:
-        if actual.name in left_over:
-            yield Finding(
-                kind="index_left_over",
-                subject=f"index {actual.name}",
-                actual=f"it is left (on {actual.table}) by a rebuild, interrupted or still running",
-                expected="no such index",
-                hint="run " + reindex_command(config),
-            )
-        elif not actual.valid and (actual.table != live.name or actual.name not in expected):
-            yield _invalid_index_finding(actual, live, config)
-
-
-def _differing_index_findings(
-    actual: LiveIndex, index: Index, config: SchemaConfig
-) -> Iterator[Finding]:
-    if not actual.valid:
-        yield _invalid_index_finding(actual, None, config)
-    for kind, state, expected in index_differences(actual, index):
-        drop_first = "" if _is_ann(index) else "drop it and "
-        yield Finding(
-            kind=kind,
-            subject=f"index {actual.name}",
-            actual=state,
-            expected=expected,
-            hint=f"{drop_first}run {_creation_command(index, config)}",
-        )
-
-
-def index_differences(
-    actual: LiveIndex, index: Index
-) -> Iterator[tuple[Literal["operator_class", "hnsw_parameters"], str, str]]:
-    """Yield the differences between a live index and a model's: kind, actual and expected state."""
-    method, columns, operator_classes = _definition(index)
-    same_operators = not operator_classes or actual.operator_classes == operator_classes
-    if (actual.method, actual.columns) != (method, columns) or not same_operators:
-        yield (
-            "operator_class",
-            "it is " + _describe(actual.method, actual.columns, actual.operator_classes),
-            _describe(method, columns, operator_classes),
-        )
-    options = index.dialect_kwargs.get("postgresql_with") or {}
-    if actual.method == "hnsw" and (differing := _other_options(actual.options, options)):
-        yield (
-            "hnsw_parameters",
-            "it has " + ", ".join(f"{name}={value}" for name, value in differing.items()),
-            ", ".join(f"{name}={options[name]}" for name in differing),
-        )
-
-
-def _definition(index: Index) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Return the method, columns and operator classes of a model's index."""
-    options = index.dialect_kwargs
-    return (
-        options.get("postgresql_using") or "btree",
-        tuple(column.name for column in index.columns),
-        tuple((options.get("postgresql_ops") or {}).values()),
-    )
-
-
-def _invalid_index_finding(
-    actual: LiveIndex, live: LiveTable | None, config: SchemaConfig
-) -> Finding:
-    """Return the finding for an invalid index: the ANN index is rebuilt as a whole."""
-    ours = live is None or actual.name == part_name(actual.table)
-    rebuild = ours and actual.method == "hnsw"
-    return Finding(
-        kind="index_invalid",
-        subject=f"index {actual.name}",
-        actual=f"it is invalid (on {actual.table}): its build was interrupted",
-        expected="a valid index",
-        hint="run " + reindex_command(config) if rebuild else "drop it and create it again",
-    )
-
-
-def _other_options(actual: Mapping[str, str], expected: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options that differ, with pgvector's defaults for missing ones."""
-    defaults = {"m": "16", "ef_construction": "64"}
-    live = {**defaults, **actual}
-    return {name: live[name] for name in expected if live.get(name) != str(expected[name])}
-
-
-def _describe(method: str, columns: tuple[str, ...], operator_classes: tuple[str, ...]) -> str:
-    parts = [
-        " ".join(pair)
-        for pair in (zip(columns, operator_classes, strict=True) if operator_classes else [columns])
-    ]
-    return f"{method} ({', '.join(parts)})"
-
-
-def _is_ann(index: Index) -> bool:
-    return index.dialect_kwargs.get("postgresql_using") == "hnsw"
-
-
-def _creation_command(index: Index, config: SchemaConfig) -> str:
-    return reindex_command(config) if _is_ann(index) else _sql(CreateIndex(index))
-
-
-def _sql(statement: ExecutableDDLElement) -> str:
-    return str(statement.compile(dialect=PGDialect())).strip()  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from cenote.config import DEFAULT_TABLE_NAME, SchemaConfig
 from cenote.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from cenote.catalog import LiveTable
+    from cenote.inspection.live_table import LiveTable
 
 HOW_TO_SET_DIMENSIONS = (
     "`dimensions` is required: pass -x dimensions=384, write dimensions = 384 in the section "

@@ -1,0 +1,1 @@
+"""Read the live table and its server, and compare them with a configuration."""

@@ -1,0 +1,1 @@
+"""Compare the live table with a configuration, and report each difference with a hint."""

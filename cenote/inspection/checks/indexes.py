@@ -1,0 +1,152 @@
+"""Check the indexes of a live table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from sqlalchemy import Index
+from sqlalchemy.schema import (
+    CreateIndex,
+)
+
+from cenote.config import SchemaConfig
+from cenote.inspection.checks.findings import Finding, ddl_sql
+from cenote.inspection.hints import (
+    reindex_command,
+)
+from cenote.inspection.live_table import LiveIndex, LiveTable
+from cenote.orm.factory import chunk_table
+from cenote.orm.mixin import ann_index_name
+
+NEW, OLD = "_new", "_old"
+"""Suffixes that a rebuild gives to the new index and, for a moment, to the old one."""
+
+
+# -- indexes ---------------------------------------------------------------------------------------
+
+
+def left_over_names(live: LiveTable) -> set[str]:
+    """Return the names of indexes that an interrupted rebuild of the ANN index may leave behind."""
+    ann = ann_index_name(live.name)
+    return {ann + NEW, ann + OLD, *(part_name(name) + NEW for name in live.partitions)}
+
+
+def part_name(partition: str) -> str:
+    """Return the name that Postgres gives to a partition's part of the ANN index."""
+    return partition + "_embedding_idx"
+
+
+def index_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
+    expected = {str(index.name): index for index in chunk_table(config).indexes}
+    for name, index in sorted(expected.items()):
+        actual = live.index(name)
+        if actual is None and not set(index.columns.keys()) <= live.columns.keys():
+            continue  # its column is missing, which is a separate finding
+        if actual is None:
+            yield Finding(
+                kind="index_missing",
+                subject=f"index {name}",
+                actual="it is missing",
+                expected=_describe(*_definition(index)),
+                hint="run " + _creation_command(index, config),
+            )
+        else:
+            yield from _differing_index_findings(actual, index, config)
+    left_over = left_over_names(live)
+    for actual in live.indexes:
+        if actual.name in left_over:
+            yield Finding(
+                kind="index_left_over",
+                subject=f"index {actual.name}",
+                actual=f"it is left (on {actual.table}) by a rebuild, interrupted or still running",
+                expected="no such index",
+                hint="run " + reindex_command(config),
+            )
+        elif not actual.valid and (actual.table != live.name or actual.name not in expected):
+            yield _invalid_index_finding(actual, live, config)
+
+
+def _differing_index_findings(
+    actual: LiveIndex, index: Index, config: SchemaConfig
+) -> Iterator[Finding]:
+    if not actual.valid:
+        yield _invalid_index_finding(actual, None, config)
+    for kind, state, expected in index_differences(actual, index):
+        drop_first = "" if _is_ann(index) else "drop it and "
+        yield Finding(
+            kind=kind,
+            subject=f"index {actual.name}",
+            actual=state,
+            expected=expected,
+            hint=f"{drop_first}run {_creation_command(index, config)}",
+        )
+
+
+def index_differences(
+    actual: LiveIndex, index: Index
+) -> Iterator[tuple[Literal["operator_class", "hnsw_parameters"], str, str]]:
+    """Yield the differences between a live index and a model's: kind, actual and expected state."""
+    method, columns, operator_classes = _definition(index)
+    same_operators = not operator_classes or actual.operator_classes == operator_classes
+    if (actual.method, actual.columns) != (method, columns) or not same_operators:
+        yield (
+            "operator_class",
+            "it is " + _describe(actual.method, actual.columns, actual.operator_classes),
+            _describe(method, columns, operator_classes),
+        )
+    options = index.dialect_kwargs.get("postgresql_with") or {}
+    if actual.method == "hnsw" and (differing := _other_options(actual.options, options)):
+        yield (
+            "hnsw_parameters",
+            "it has " + ", ".join(f"{name}={value}" for name, value in differing.items()),
+            ", ".join(f"{name}={options[name]}" for name in differing),
+        )
+
+
+def _definition(index: Index) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return the method, columns and operator classes of a model's index."""
+    options = index.dialect_kwargs
+    return (
+        options.get("postgresql_using") or "btree",
+        tuple(column.name for column in index.columns),
+        tuple((options.get("postgresql_ops") or {}).values()),
+    )
+
+
+def _invalid_index_finding(
+    actual: LiveIndex, live: LiveTable | None, config: SchemaConfig
+) -> Finding:
+    """Return the finding for an invalid index: the ANN index is rebuilt as a whole."""
+    ours = live is None or actual.name == part_name(actual.table)
+    rebuild = ours and actual.method == "hnsw"
+    return Finding(
+        kind="index_invalid",
+        subject=f"index {actual.name}",
+        actual=f"it is invalid (on {actual.table}): its build was interrupted",
+        expected="a valid index",
+        hint="run " + reindex_command(config) if rebuild else "drop it and create it again",
+    )
+
+
+def _other_options(actual: Mapping[str, str], expected: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options that differ, with pgvector's defaults for missing ones."""
+    defaults = {"m": "16", "ef_construction": "64"}
+    live = {**defaults, **actual}
+    return {name: live[name] for name in expected if live.get(name) != str(expected[name])}
+
+
+def _describe(method: str, columns: tuple[str, ...], operator_classes: tuple[str, ...]) -> str:
+    parts = [
+        " ".join(pair)
+        for pair in (zip(columns, operator_classes, strict=True) if operator_classes else [columns])
+    ]
+    return f"{method} ({', '.join(parts)})"
+
+
+def _is_ann(index: Index) -> bool:
+    return index.dialect_kwargs.get("postgresql_using") == "hnsw"
+
+
+def _creation_command(index: Index, config: SchemaConfig) -> str:
+    return reindex_command(config) if _is_ann(index) else ddl_sql(CreateIndex(index))
