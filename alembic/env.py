@@ -2,6 +2,6 @@
 
 import os
 
-from cenote.schema import run_environment
+from cenote.migrate.environment import run_environment
 
 run_environment(os.environ)

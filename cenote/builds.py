@@ -18,6 +18,7 @@ from cenote.errors import MigrationError
 from cenote.inspection.checks.findings import subject_of
 from cenote.inspection.checks.table import embedding_finding, partitions_finding
 from cenote.inspection.live_table import LiveTable, read_table
+from cenote.migrate.connection import own_connection
 from cenote.orm.mixin import OPERATOR_CLASS
 from cenote.postgres.ddl import qualified, table_of
 from cenote.postgres.driver_errors import database_errors, describe, driver_error
@@ -25,7 +26,6 @@ from cenote.postgres.locks import migration_lock, with_short_waits
 from cenote.postgres.pg_catalog import pg_settings, pg_stat_progress_create_index
 from cenote.postgres.vector import embedding_type
 from cenote.progress import IndexProgress, Report, send_report
-from cenote.schema import own_connection
 
 PATIENCE_SECONDS = 1.0
 """How long a bulk load tries to lock an empty table."""

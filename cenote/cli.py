@@ -21,15 +21,18 @@ from typing import Any
 from alembic.config import CommandLine, Config
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote import schema
 from cenote.config import SchemaConfig
 from cenote.distribution import distribute
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
 from cenote.full_text import set_text_search
-from cenote.host import write_host_revision
 from cenote.indexes import reindex, reindex_plan
 from cenote.inspection import settings
 from cenote.inspection.live_table import read_table
+from cenote.migrate.api import run_checks
+from cenote.migrate.connection import own_connection
+from cenote.migrate.environment import database_url, ini_section, readable
+from cenote.migrate.host_revision import write_host_revision
+from cenote.migrate.versions import script_location
 from cenote.postgres.dsn import create_engine
 from cenote.progress import progress_bar
 from cenote.repartition import repartition
@@ -118,8 +121,8 @@ def _alembic_config(names: list[str] | None, **kw: Any) -> Config:
     """Return an Alembic configuration whose revisions are cenote's only, whatever the file says."""
     ini, toml = _files(names or [])
     config = Config(file_=ini, toml_file=toml, **kw)
-    location = str(schema.script_location()).replace("%", "%%")
-    with schema.readable(config):
+    location = str(script_location()).replace("%", "%%")
+    with readable(config):
         config.set_main_option("script_location", location)
         config.set_main_option("version_locations", location + "/versions")
         config.set_main_option("path_separator", "newline")
@@ -242,7 +245,7 @@ def _given(options: argparse.Namespace) -> tuple[dict[str, Any], Config]:
         if not equals:
             raise ConfigurationError(f"-x {name} has no value; write -x {name}=value", setting=name)
         arguments[name] = value
-    given = settings.gather(arguments, schema.ini_section(config), os.environ)
+    given = settings.gather(arguments, ini_section(config), os.environ)
     settings.resolve(given, None)  # reject invalid settings before connecting
     return given, config
 
@@ -255,7 +258,7 @@ def _with_engine(
     given, config = _given(options)
 
     async def run() -> int:
-        engine = create_engine(schema.database_url(given, config), pool_size=2)
+        engine = create_engine(database_url(given, config), pool_size=2)
         try:
             return await work(engine, given)
         finally:
@@ -266,8 +269,8 @@ def _with_engine(
 
 def _check(options: argparse.Namespace) -> int:
     async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
-        async with schema.own_connection(engine, _READING) as connection:
-            findings = await connection.run_sync(schema.run_checks, given)
+        async with own_connection(engine, _READING) as connection:
+            findings = await connection.run_sync(run_checks, given)
         if options.json:
             print(json.dumps([finding.as_dict() for finding in findings], indent=2))
         for finding in () if options.json else findings:
@@ -373,7 +376,7 @@ async def _live_config(
 ) -> SchemaConfig:
     """Return the live table's settings, with its HNSW parameters and the given changes."""
     name, schema_name = settings.table_name_and_schema(given)
-    async with schema.own_connection(engine, _READING) as connection:
+    async with own_connection(engine, _READING) as connection:
         live = await connection.run_sync(read_table, name, schema_name)
     if live is None or live.dimensions is None:
         raise MigrationError(f"there is no chunk table {name!r} in this database")
@@ -393,7 +396,7 @@ def _live_or_given(given: dict[str, Any]) -> SchemaConfig | None:
     async def read() -> SchemaConfig | None:
         engine = create_engine(given["database_url"], pool_size=1)
         try:
-            async with schema.own_connection(engine, _READING) as connection:
+            async with own_connection(engine, _READING) as connection:
                 name, schema_name = settings.table_name_and_schema(given)
                 live = await connection.run_sync(read_table, name, schema_name)
                 return settings.resolve(given, live)

@@ -13,10 +13,10 @@ from cenote.builds import read_chunk_table
 from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.inspection.citus import distribute_statements, truncate_local_data_statement
-from cenote.operations import refuse_without_citus
+from cenote.migrate.connection import own_connection
+from cenote.migrate.operations import refuse_without_citus
 from cenote.postgres.locks import migration_lock, with_short_waits
 from cenote.repartition import rewrite
-from cenote.schema import own_connection
 
 
 async def distribute(

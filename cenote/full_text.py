@@ -22,11 +22,11 @@ from cenote.errors import MigrationError
 from cenote.inspection.checks.findings import subject_of
 from cenote.inspection.checks.table import text_search_finding
 from cenote.inspection.live_table import LiveTable
+from cenote.migrate.connection import own_connection
 from cenote.orm.mixin import text_index_name
 from cenote.postgres import ddl
 from cenote.postgres.full_text import COLUMN, generated
 from cenote.postgres.locks import migration_lock, with_short_waits
-from cenote.schema import own_connection
 
 _logger = logging.getLogger(__name__)
 

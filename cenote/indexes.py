@@ -33,6 +33,7 @@ from cenote.config import SchemaConfig
 from cenote.errors import MigrationError
 from cenote.inspection.checks.indexes import NEW, OLD, left_over_names, part_name
 from cenote.inspection.live_table import LiveTable, is_owner_query
+from cenote.migrate.connection import own_connection
 from cenote.orm.mixin import OPERATOR_CLASS, ann_index_name
 from cenote.postgres.ddl import (
     attach_index,
@@ -44,7 +45,6 @@ from cenote.postgres.ddl import (
 )
 from cenote.postgres.locks import InUseError, TransactionPoolingError
 from cenote.progress import Report
-from cenote.schema import own_connection
 
 _NOT_REBUILT = "the index was not rebuilt"
 _NOT_BUILT = "the index was not built"

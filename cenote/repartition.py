@@ -42,11 +42,11 @@ from cenote.dependents import (
 )
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.inspection.live_table import LiveTable
+from cenote.migrate.connection import own_connection
 from cenote.postgres import ddl
 from cenote.postgres.ddl import partition_name, qualified
 from cenote.postgres.locks import migration_lock, with_short_waits
 from cenote.postgres.row_security import alter_row_security, enable_row_security_statements
-from cenote.schema import own_connection
 
 _NEW = "_new"
 

@@ -12,13 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cenote.builds import read_chunk_table
 from cenote.config import SchemaConfig
 from cenote.inspection.checks.table import check_can_secure
+from cenote.migrate.connection import own_connection
 from cenote.postgres.ddl import lock_table
 from cenote.postgres.locks import migration_lock, with_short_waits
 from cenote.postgres.row_security import (
     disable_row_security_statements,
     enable_row_security_statements,
 )
-from cenote.schema import own_connection
 
 
 async def set_row_security(engine: AsyncEngine, config: SchemaConfig, *, on: bool) -> bool:

@@ -32,6 +32,7 @@ from cenote import (
 from cenote.distribution import distribute
 from cenote.inspection.checks.table import shard_findings
 from cenote.inspection.citus import Shard
+from cenote.migrate import versions
 from cenote.orm.factory import chunk_table
 from cenote.repartition import repartition
 from cenote.testing import MakeStore, VectorStoreContract, embedded, found
@@ -162,7 +163,7 @@ async def name(cluster: AsyncEngine) -> AsyncIterator[str]:
     await execute(
         cluster,
         f"DROP TABLE IF EXISTS {name} CASCADE",
-        f"DROP TABLE IF EXISTS {schema.version_table(name)}",
+        f"DROP TABLE IF EXISTS {versions.version_table(name)}",
     )
 
 

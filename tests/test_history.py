@@ -20,6 +20,7 @@ from database import VERSION, execute, objects, programs, run_script, scalar, ta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import MigrationError, PgVectorStore, SchemaConfig, schema
+from cenote.migrate import versions
 from cenote.orm.factory import chunk_table
 from cenote.testing import embedded, found
 
@@ -42,7 +43,7 @@ CONFIGS = {
 }
 
 REVISIONS = [
-    script.revision for script in ScriptDirectory(str(schema.script_location())).walk_revisions()
+    script.revision for script in ScriptDirectory(str(versions.script_location())).walk_revisions()
 ]
 
 each = pytest.mark.parametrize(
@@ -82,7 +83,7 @@ async def test_a_released_revision_is_what_it_was(
     assert await schema.current(empty_engine, config) == revision
     before = await tables(empty_engine)
     name = '"app"."Passages"' if shape == "plain" else "cenote_chunks"
-    version = f'{config.schema or "public"}."{schema.version_table(config.table_name)}"'
+    version = f'{config.schema or "public"}."{versions.version_table(config.table_name)}"'
     await execute(empty_engine, f"DROP TABLE {name}", f"DROP TABLE {version}")
     await schema.upgrade(empty_engine, config, revision)
     assert await objects(empty_engine, config) == then
@@ -165,7 +166,7 @@ async def test_up_down_up(empty_engine: AsyncEngine, empty_dsn: str, shape: str)
     first = await objects(empty_engine, config)
     for step in ["-1"] * len(REVISIONS) if stepwise else ["base"]:
         output_of(alembic(*arguments, "downgrade", step, **url))
-    assert await tables(empty_engine) == [schema.version_table(config.table_name)]
+    assert await tables(empty_engine) == [versions.version_table(config.table_name)]
     output_of(alembic(*arguments, "upgrade", "head", **url))
     assert await objects(empty_engine, config) == first
 
@@ -209,7 +210,9 @@ LIBRARIES = {"alembic", "sqlalchemy", "pgvector"}
 
 
 @pytest.mark.parametrize(
-    "file", sorted((schema.script_location() / "versions").glob("*.py")), ids=lambda file: file.stem
+    "file",
+    sorted((versions.script_location() / "versions").glob("*.py")),
+    ids=lambda file: file.stem,
 )
 def test_a_revision_holds_its_own_ddl(file: Path) -> None:
     """It imports settings and facts from cenote, and nothing that could change its DDL."""
@@ -222,7 +225,7 @@ def test_a_revision_holds_its_own_ddl(file: Path) -> None:
             imported |= {f"{node.module}.{alias.name}" for alias in node.names}
     allowed = IMPORTS
     if file.stem.startswith("cenote_0001_"):  # test_adoption.py pins its statements
-        allowed = IMPORTS | {"cenote.adoption.upgrade_legacy_table"}
+        allowed = IMPORTS | {"cenote.migrate.legacy.upgrade_legacy_table"}
     others = {name for name in imported if name.partition(".")[0] not in LIBRARIES}
     assert others <= allowed
     called = {
@@ -274,7 +277,7 @@ async def test_later_revisions_read_the_live_table(
     made = SchemaConfig(dimensions=3, column_type="halfvec", partitions=2, hnsw_m=7)
     await schema.upgrade(empty_engine, made)
     folder = tmp_path / "alembic"
-    shutil.copytree(schema.script_location(), folder)
+    shutil.copytree(versions.script_location(), folder)
     (folder / "versions" / "cenote_0005_summary.py").write_text(SECOND)
     (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/alembic\n")
     command = [sys.executable, "-m", "alembic", "upgrade", "head"]

@@ -69,10 +69,10 @@ def test_the_wheel_works_in_an_empty_folder(
 import sys, threading
 import cenote
 assert cenote.__file__.startswith(sys.argv[1]), cenote.__file__
-assert sys.modules.keys().isdisjoint({"alembic", "cenote.inspection.live_table", "cenote.drift"})
+assert sys.modules.keys().isdisjoint({"alembic", "cenote.inspection.live_table", "cenote.migrate"})
 assert threading.active_count() == 1
-from cenote import schema
-assert str(schema.script_location()).startswith(sys.argv[1])
+from cenote.migrate import versions
+assert str(versions.script_location()).startswith(sys.argv[1])
 import asyncio
 async def main():
     async with await cenote.PgVectorStore.connect(sys.argv[2], 4) as store:

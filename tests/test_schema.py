@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import MigrationError, PgVectorStore, SchemaConfig, schema
 from cenote.inspection.settings import gather, resolve
+from cenote.migrate import versions
 from cenote.orm.factory import chunk_table
 from cenote.postgres import locks
 from cenote.postgres.dsn import create_engine
@@ -43,7 +44,7 @@ async def test_the_revisions_make_what_the_model_says(
     assert await objects(empty_engine, config) == migrated
     async with empty_engine.begin() as connection:
         await connection.run_sync(chunk_table(config).drop)
-    assert await tables(empty_engine) == [schema.version_table(config.table_name)]
+    assert await tables(empty_engine) == [versions.version_table(config.table_name)]
     async with empty_engine.begin() as connection:
         await connection.run_sync(chunk_table(config).create)
     assert await objects(empty_engine, config) == migrated

@@ -14,8 +14,13 @@ from alembic import op
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy.dialects.postgresql import JSONB
 
-from cenote import operations
-from cenote.adoption import upgrade_legacy_table
+from cenote.migrate.legacy import upgrade_legacy_table
+from cenote.migrate.revision_context import (
+    check_extension,
+    given_config,
+    has_extension,
+    table_names,
+)
 
 revision = "cenote_0001"
 down_revision = None
@@ -24,10 +29,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    config = operations.given_config()
-    if not operations.has_extension():
+    config = given_config()
+    if not has_extension():
         _create_extension(config.extension_schema)
-    operations.check_extension()
+    check_extension()
     if not op.get_context().as_sql and upgrade_legacy_table(config):
         return
     halfvec = config.column_type == "halfvec"
@@ -103,7 +108,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the table with all its rows. The extension stays: other tables may use it."""
-    name, schema = operations.table_names()
+    name, schema = table_names()
     op.drop_table(name, schema=schema)
 
 

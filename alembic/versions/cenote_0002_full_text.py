@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import TSVECTOR
 
-from cenote import operations
+from cenote.migrate.revision_context import has_text_search, live_config
 
 revision = "cenote_0002"
 down_revision = "cenote_0001"
@@ -24,8 +24,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    config = operations.live_config()
-    if not config.languages or operations.has_text_search():
+    config = live_config()
+    if not config.languages or has_text_search():
         return
     table = config.table_name
     words = sa.Computed(_words_of_row(config.languages), persisted=True)
@@ -43,9 +43,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the column, which Postgres can generate again, with its index."""
-    config = operations.live_config()
+    config = live_config()
     offline = op.get_context().as_sql and config.languages
-    if offline or operations.has_text_search():
+    if offline or has_text_search():
         op.drop_column(config.table_name, "content_tsv", schema=config.schema)
 
 

@@ -12,7 +12,8 @@ Revises: cenote_0002
 
 from alembic import op
 
-from cenote import SchemaConfig, operations
+from cenote import SchemaConfig
+from cenote.migrate.revision_context import check_row_security_allowed, live_config, live_partitions
 
 revision = "cenote_0003"
 down_revision = "cenote_0002"
@@ -21,10 +22,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    config = operations.live_config()
+    config = live_config()
     if not config.row_security:
         return
-    operations.check_row_security_allowed()
+    check_row_security_allowed()
     for table in _quoted_tables(config):
         op.execute(f"DROP POLICY IF EXISTS cenote_permits ON {table}")
         op.execute(f"CREATE POLICY cenote_permits ON {table} AS PERMISSIVE USING (true)")
@@ -38,7 +39,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    config = operations.live_config()
+    config = live_config()
     if not config.row_security:
         return
     for table in _quoted_tables(config):
@@ -56,7 +57,7 @@ def _quoted_tables(config: SchemaConfig) -> list[str]:
     if op.get_context().as_sql:
         partitions = [f"{table}_p{remainder:02d}" for remainder in range(config.new_partitions)]
     else:
-        partitions = operations.live_partitions()
+        partitions = live_partitions()
     return [_quoted(name, config.schema) for name in (table, *partitions)]
 
 

@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import REGCLASS
 
-from cenote import SchemaConfig, operations
+from cenote import SchemaConfig
+from cenote.migrate.revision_context import is_distributed, live_config
 
 revision = "cenote_0004"
 down_revision = "cenote_0003"
@@ -23,8 +24,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    config = operations.live_config()
-    if config.distribution is None or operations.is_distributed():
+    config = live_config()
+    if config.distribution is None or is_distributed():
         return
     has_rows = _has_rows(config)
     # Use one connection to each node for the rest of the transaction: Citus rejects what may follow
@@ -49,10 +50,10 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Bring all rows back to the coordinator."""
-    config = operations.live_config()
+    config = live_config()
     if config.distribution is None:
         return
-    if op.get_context().as_sql or operations.is_distributed():
+    if op.get_context().as_sql or is_distributed():
         op.execute(sa.select(sa.func.undistribute_table(_regclass(config))))
 
 

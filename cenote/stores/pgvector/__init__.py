@@ -342,9 +342,11 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
                 f"table {self._model.__table__.fullname!r} belongs to your model "
                 f"{self._model.__name__}; create it with {APPLICATION_MIGRATIONS}"
             )
-        from cenote import schema  # imports alembic, which a running application does not need
+        from cenote.migrate.api import (
+            upgrade,  # imports alembic, which a running application does not need
+        )
 
-        await schema.upgrade(self._engine, self._config)
+        await upgrade(self._engine, self._config)
 
     async def check_schema(self) -> list[Finding]:
         """Return the differences between the database and the store's settings.
@@ -354,6 +356,6 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         Raises:
             MigrationError: The database raised an error.
         """
-        from cenote import schema
+        from cenote.migrate.api import check
 
-        return await schema.check(self._engine, self._config, user_model=self._has_user_model)
+        return await check(self._engine, self._config, user_model=self._has_user_model)

@@ -10,9 +10,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError, rev_id
 
-from cenote import operations
 from cenote.config import SchemaConfig
 from cenote.errors import MigrationError
+from cenote.migrate.versions import check_range, head_revision, script_location
 
 _IMPORTS = """\
 from cenote import SchemaConfig
@@ -50,8 +50,8 @@ def write_host_revision(
         MigrationError: The application's history has no head or several, it creates the table
             already, or a revision is unknown.
     """
-    to = operations.head_revision() if to is None else to
-    operations.check_range(start, to)
+    to = head_revision() if to is None else to
+    check_range(start, to)
     steps = f'start="{start}", to="{to}"', f'start="{to}", to="{start}"'
     try:
         history = ScriptDirectory.from_config(application)
@@ -72,7 +72,7 @@ def write_host_revision(
 
 def _check_history(history: ScriptDirectory, config: SchemaConfig, start: str) -> None:
     """Check that the history is the application's, and does not create the table already."""
-    if Path(history.dir).resolve() == operations.script_location().resolve():
+    if Path(history.dir).resolve() == script_location().resolve():
         raise MigrationError(
             "the script_location of this configuration is cenote's own; pass your application's "
             "configuration with -c"

@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from cenote.config import SchemaConfig
 from cenote.inspection.checks.table import embedding_finding
 from cenote.inspection.live_table import LiveTable, read_table
-from cenote.operations import RefusedRevisionError
+from cenote.migrate.versions import RefusedRevisionError
 from cenote.postgres.ddl import qualified
 
 _TABLE = "cenote_chunks"

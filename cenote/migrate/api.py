@@ -1,0 +1,130 @@
+"""Upgrade, inspect and check the schema of a chunk table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import alembic.command
+from alembic.config import Config
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from cenote.config import SchemaConfig
+from cenote.inspection import settings
+from cenote.inspection.checks.findings import Finding, subject_of
+from cenote.inspection.checks.table import (
+    extension_finding,
+    findings,
+    revision_finding,
+    shard_findings,
+    table_finding,
+)
+from cenote.inspection.citus import read_shards
+from cenote.inspection.hints import APPLICATION_MIGRATIONS
+from cenote.inspection.live_table import read_table, schemas_with
+from cenote.migrate.connection import own_connection
+from cenote.migrate.versions import (
+    head_revision,
+    known_revisions,
+    recorded_revision,
+    script_location,
+)
+from cenote.postgres.extension import EXTENSION_QUERY
+from cenote.postgres.locks import migration_lock, process_lock
+
+# -- from code -------------------------------------------------------------------------------------
+
+
+async def upgrade(
+    database: AsyncEngine | AsyncConnection, config: SchemaConfig, revision: str = "head"
+) -> None:
+    """Upgrade the chunk table to a revision. Safe to call from many tasks, threads and processes.
+
+    Args:
+        database: Engine, from whose pool one connection is taken, or connection without an open
+            transaction. Each revision commits its own transaction. To migrate inside a transaction
+            of the application, see `cenote.operations`.
+        config: Settings of the table.
+        revision: Target, in the notation of Alembic's command line.
+
+    Raises:
+        MigrationError: The database raised an error, the table exists in another shape, or another
+            migration held the lock for too long.
+        ConfigurationError: The configuration is invalid.
+    """
+    async with own_connection(database) as connection:
+        await connection.run_sync(_upgrade, config, revision)
+
+
+async def current(database: AsyncEngine | AsyncConnection, config: SchemaConfig) -> str | None:
+    """Return the revision that the database records for the table, or None.
+
+    Raises:
+        MigrationError: The database raised an error.
+    """
+    async with own_connection(database, "the revision cannot be read") as connection:
+        return await connection.run_sync(recorded_revision, config.table_name, config.schema)
+
+
+async def check(
+    database: AsyncEngine | AsyncConnection, config: SchemaConfig, *, user_model: bool = False
+) -> list[Finding]:
+    """Return the differences between the database and the configuration, most severe first.
+
+    Compares the extension, the revision, the columns, the primary key, the partitions (their number
+    if the configuration has one, otherwise that they cover every namespace), and the indexes with
+    their operator classes and parameters. Reads the catalogue and the version table only.
+
+    Args:
+        database: Engine, or connection without an open transaction.
+        config: Expected settings.
+        user_model: True if the table belongs to a user model, which the application's migrations
+            create instead of cenote's revisions.
+
+    Raises:
+        MigrationError: The database raised an error.
+    """
+    async with own_connection(database, "the schema cannot be read") as connection:
+        return await connection.run_sync(run_checks, settings.explicit_settings(config), user_model)
+
+
+def _upgrade(connection: Connection, config: SchemaConfig, revision: str) -> None:
+    with migration_lock(connection, config.table_name), process_lock(connection):
+        alembic_config = Config(
+            attributes={"connection": connection, "cenote": settings.explicit_settings(config)}
+        )
+        alembic_config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+        alembic.command.upgrade(alembic_config, revision)
+
+
+# -- checks ----------------------------------------------------------------------------------------
+
+
+def run_checks(
+    connection: Connection, given: Mapping[str, Any], user_model: bool = False
+) -> list[Finding]:
+    """Return the findings of `check`, from a synchronous connection and incomplete settings."""
+    name, schema_name = settings.table_name_and_schema(given)
+    subject = subject_of(name, schema_name)
+    installed = connection.execute(EXTENSION_QUERY).one_or_none()
+    live = read_table(connection, name, schema_name)
+    config = settings.resolve(given, live)
+    recorded = recorded_revision(connection, name, schema_name)
+    found = [extension_finding(None if installed is None else installed.extversion)]
+    if live is None or live.column_type is None or config is None:
+        elsewhere = schemas_with(connection, name) if live is None else []
+        missing = table_finding(subject, live, recorded, given, elsewhere)
+        found.append(
+            replace(missing, hint="run " + APPLICATION_MIGRATIONS) if user_model else missing
+        )
+    else:
+        if not user_model:
+            known, head = known_revisions(), head_revision()
+            found.append(revision_finding(subject, recorded, known, head, given))
+        found += findings(live, config)
+        if live.shards is not None:
+            shards = read_shards(connection, live.name, live.schema)
+            found += shard_findings(shards, config)
+    return [finding for finding in found if finding is not None]

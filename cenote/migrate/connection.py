@@ -1,0 +1,100 @@
+"""Open the connection for schema changes, and translate its errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
+
+from alembic.util import CommandError
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from cenote.errors import CenoteError, ConfigurationError, MigrationError
+from cenote.postgres.driver_errors import (
+    database_errors,
+    describe,
+    driver_error,
+    is_lost,
+    is_safe_to_quote,
+    redact,
+)
+from cenote.postgres.dsn import safe_url
+from cenote.postgres.event_loops import check_event_loop, check_event_loop_of
+
+
+@asynccontextmanager
+async def own_connection(
+    database: AsyncEngine | AsyncConnection, action: str = "the migration failed"
+) -> AsyncIterator[AsyncConnection]:
+    """Provide a READ COMMITTED connection whose errors become cenote's and name the action."""
+    if not isinstance(database, AsyncEngine | AsyncConnection):
+        raise ConfigurationError(
+            f"the database must be an AsyncEngine or an AsyncConnection, not "
+            f"{type(database).__name__}",
+            setting="engine",
+        )
+    engine = database if isinstance(database, AsyncEngine) else database.engine
+    if engine.get_execution_options().get("schema_translate_map"):
+        raise ConfigurationError(
+            "an engine with a schema_translate_map cannot be migrated; set schema in "
+            "SchemaConfig instead",
+            setting="schema",
+        )
+    with own_errors(action, engine.url):
+        if isinstance(database, AsyncEngine):
+            check_event_loop(database)
+            async with AsyncExitStack() as stack:
+                try:
+                    connection = await stack.enter_async_context(database.connect())
+                except ValueError as error:
+                    raise ConfigurationError(
+                        "the driver rejects the connection string's arguments", setting="dsn"
+                    ) from error
+                await check_event_loop_of(connection)
+                yield await connection.execution_options(isolation_level="READ COMMITTED")
+            return
+        if database.in_transaction():
+            raise MigrationError(
+                "the connection has an open transaction; commit or roll back first, or pass the "
+                "engine"
+            )
+        level = _isolation_level(database)
+        await database.execution_options(isolation_level="READ COMMITTED")
+        try:
+            yield database
+        finally:
+            if not database.closed and not database.invalidated:
+                await database.rollback()
+                await database.execution_options(isolation_level=level)
+
+
+def _isolation_level(connection: AsyncConnection) -> Any:
+    """Return the isolation level that is set on a connection, on its engine, or on the server."""
+    assert connection.sync_connection is not None
+    options = connection.sync_connection.get_execution_options()
+    engine_level = getattr(connection.dialect, "_on_connect_isolation_level", None)
+    return options.get("isolation_level") or engine_level or connection.default_isolation_level
+
+
+@contextmanager
+def own_errors(action: str, url: URL) -> Iterator[None]:
+    """Turn errors of Alembic, SQLAlchemy and the driver into cenote's.
+
+    The server's message is kept if it cannot quote data.
+    """
+    try:
+        yield
+    except CenoteError:
+        raise
+    except CommandError as error:
+        raise MigrationError(str(error)) from error
+    except database_errors() as error:
+        cause = driver_error(error)
+        if isinstance(cause, TimeoutError):
+            action = f"{action}: no answer in time"
+        elif is_lost(cause):
+            action = f"cannot connect to {safe_url(url)}"
+        reason = f"{type(cause).__name__}: {cause}" if is_safe_to_quote(error) else describe(cause)
+        redact(error)
+        raise MigrationError(f"{action}: {reason}") from cause
