@@ -22,12 +22,14 @@ from alembic.config import CommandLine, Config
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.config import SchemaConfig
-from cenote.distribution import distribute
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
-from cenote.full_text import set_text_search
-from cenote.indexes import reindex, reindex_plan
 from cenote.inspection import settings
 from cenote.inspection.live_table import read_table
+from cenote.maintenance.distribute import distribute
+from cenote.maintenance.full_text import set_text_search
+from cenote.maintenance.reindex import reindex, reindex_plan
+from cenote.maintenance.repartition import repartition
+from cenote.maintenance.row_security import set_row_security
 from cenote.migrate.api import run_checks
 from cenote.migrate.connection import own_connection
 from cenote.migrate.environment import database_url, ini_section, readable
@@ -35,8 +37,6 @@ from cenote.migrate.host_revision import write_host_revision
 from cenote.migrate.versions import script_location
 from cenote.postgres.dsn import create_engine
 from cenote.progress import progress_bar
-from cenote.repartition import repartition
-from cenote.row_security import set_row_security
 
 EXIT_FINDINGS = 1
 """Exit status of ``cenote check`` if there are findings. Errors exit with 2."""

@@ -11,7 +11,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import MigrationError, PgVectorStore, SchemaConfig, VectorStoreError, schema
-from cenote.repartition import repartition
+from cenote.maintenance import repartition
 from cenote.testing import embedded, found
 
 # What that runner's files made, statement for statement in effect.

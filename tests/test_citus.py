@@ -29,12 +29,11 @@ from cenote import (
     VectorStoreError,
     schema,
 )
-from cenote.distribution import distribute
 from cenote.inspection.checks.table import shard_findings
 from cenote.inspection.citus import Shard
+from cenote.maintenance import distribute, repartition
 from cenote.migrate import versions
 from cenote.orm.factory import chunk_table
-from cenote.repartition import repartition
 from cenote.testing import MakeStore, VectorStoreContract, embedded, found
 
 DISTRIBUTED = SchemaConfig(dimensions=4, distribution="citus")
@@ -248,7 +247,7 @@ async def test_distribute_a_partitioned_table(cluster: AsyncEngine, name: str) -
 @pytest.mark.citus
 async def test_indexes_are_rebuilt_on_the_nodes(cluster: AsyncEngine, name: str) -> None:
     """`reindex` and a bulk load with ``ann_index="rebuild"`` both rebuild them."""
-    from cenote.indexes import reindex
+    from cenote.maintenance import reindex
 
     store = await spread(cluster, name)
     await store.bulk_load(batch(1, 300), "n", ann_index="rebuild")

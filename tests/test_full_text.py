@@ -27,10 +27,9 @@ from cenote import (
     schema,
 )
 from cenote.filters.compiler import Conditions
-from cenote.full_text import set_text_search
+from cenote.maintenance import repartition, set_text_search
 from cenote.postgres.ddl import vacuum_analyze
 from cenote.ranking.bm25 import stems
-from cenote.repartition import repartition
 from cenote.retrievers import HybridRetriever, TextRetriever, VectorRetriever
 from cenote.testing import embedded, found
 

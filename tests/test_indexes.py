@@ -26,7 +26,7 @@ from cenote import (
     SchemaConfig,
     schema,
 )
-from cenote.indexes import reindex, reindex_plan
+from cenote.maintenance import reindex, reindex_plan
 from cenote.postgres import locks
 from cenote.postgres.dsn import create_engine
 from cenote.progress import IndexProgress

@@ -13,8 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote import ConfigurationError, MigrationError, PgVectorStore, SchemaConfig
-from cenote.indexes import reindex
-from cenote.repartition import repartition
+from cenote.maintenance import reindex, repartition
 from cenote.testing import embedded, found
 
 APPLICATION_DDL = [
@@ -259,7 +258,7 @@ async def test_a_cancelled_rewrite_changes_nothing(
     engine: AsyncEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is cancelled while rows are copied, and while indexes are built."""
-    caplog.set_level("INFO", "cenote.repartition")
+    caplog.set_level("INFO", "cenote.maintenance.repartition")
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded(id) for id in "abc"], "n")
     config = SchemaConfig(dimensions=4, partitions=2)
@@ -272,10 +271,10 @@ async def test_a_cancelled_rewrite_changes_nothing(
                     task.cancel()
 
         handler = CancelAt()
-        logging.getLogger("cenote.repartition").addHandler(handler)
+        logging.getLogger("cenote.maintenance.repartition").addHandler(handler)
         with pytest.raises(asyncio.CancelledError):
             await task
-        logging.getLogger("cenote.repartition").removeHandler(handler)
+        logging.getLogger("cenote.maintenance.repartition").removeHandler(handler)
         assert len(await partitions(engine)) == 16
         assert await found(store, [1, 0, 0, 0], "n") == ["a", "b", "c"]
         assert [

@@ -33,8 +33,7 @@ from cenote import (
     meta,
     schema,
 )
-from cenote.repartition import repartition
-from cenote.row_security import set_row_security
+from cenote.maintenance import repartition, set_row_security
 from cenote.testing import embedded, found, stored
 
 NEAR = [1.0, 0.0, 0.0, 0.0]

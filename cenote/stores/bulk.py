@@ -66,12 +66,12 @@ def check_ann_index(ann_index: Any) -> None:
 class Build:
     """The build of the ANN index that follows a bulk load.
 
-    Its methods import `cenote.indexes`, and with it alembic, only when they are called.
+    Its methods import `cenote.maintenance.reindex`, and with it alembic, only when they are called.
 
     Attributes:
         engine: Engine of the database.
         config: Configuration of the table.
-        memory, workers, progress: Settings of the build, as for `cenote.indexes.reindex`.
+        memory, workers, progress: Settings of the build, as for `cenote.maintenance.reindex`.
     """
 
     engine: AsyncEngine
@@ -86,17 +86,15 @@ class Build:
 
     async def drop(self) -> None:
         """Drop the index, even if others are using it."""
-        from cenote import indexes
+        from cenote.maintenance.reindex import drop_ann_index
 
-        await indexes.drop_ann_index(self.engine, self.config, **self._resources)
+        await drop_ann_index(self.engine, self.config, **self._resources)
 
     async def now(self) -> None:
         """Build the index if it is missing or invalid."""
-        from cenote import indexes
+        from cenote.maintenance.reindex import build_after_load
 
-        await indexes.build_after_load(
-            self.engine, self.config, progress=self.progress, **self._resources
-        )
+        await build_after_load(self.engine, self.config, progress=self.progress, **self._resources)
 
     @asynccontextmanager
     async def after_load(self, ann_index: AnnIndexDuringLoad) -> AsyncIterator[None]:
@@ -112,11 +110,9 @@ class Build:
 
     async def _drop_if_table_is_empty(self) -> bool:
         """Return whether there is no index now, and the load has to build it."""
-        from cenote import indexes
+        from cenote.maintenance.reindex import drop_ann_index_of_empty_table
 
-        return await indexes.drop_ann_index_of_empty_table(
-            self.engine, self.config, **self._resources
-        )
+        return await drop_ann_index_of_empty_table(self.engine, self.config, **self._resources)
 
     @contextmanager
     def noting_missing_index(self) -> Iterator[None]:

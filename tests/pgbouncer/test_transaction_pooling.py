@@ -28,10 +28,9 @@ from cenote import (
     StoreTimeoutError,
     VectorStoreError,
 )
-from cenote.indexes import reindex
+from cenote.maintenance import reindex, set_row_security
 from cenote.orm.factory import chunk_table
 from cenote.postgres.dsn import create_engine
-from cenote.row_security import set_row_security
 from cenote.testing import MakeStore, VectorStoreContract, embedded, found, stored
 
 QUERY = [1.0, 0.5, 0.25, 0.0]

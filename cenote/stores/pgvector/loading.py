@@ -51,7 +51,7 @@ class Loading(Writing[Model]):
                 live index, even if the namespace's partition is empty. ``"rebuild"``: drop and
                 build the index, even if others are using it. ``"keep"``: neither drop nor build the
                 index. For many namespaces, see :meth:`deferred_ann_index`.
-            memory, workers: Resources for the build; see `cenote.indexes.reindex`.
+            memory, workers: Resources for the build; see `cenote.maintenance.reindex`.
             progress: Called with a `LoadProgress` after each batch, and with an `IndexProgress`
                 twice a second while the index is built. Errors that it raises are logged.
                 `cenote.progress.progress_bar()` returns one that draws a bar.
@@ -104,7 +104,7 @@ class Loading(Writing[Model]):
         should do this; others that load into the table at the same time pass ``ann_index="keep"``.
 
         Args:
-            memory, workers, progress: Options of the build; see `cenote.indexes.reindex`.
+            memory, workers, progress: Options of the build; see `cenote.maintenance.reindex`.
 
         Raises:
             MigrationError: The index was not dropped or not built.

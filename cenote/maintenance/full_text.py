@@ -15,13 +15,13 @@ from sqlalchemy import Column, Connection
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote.builds import read_chunk_table, set_build_memory
 from cenote.config import SchemaConfig
-from cenote.dependents import column_privileges_query
 from cenote.errors import MigrationError
 from cenote.inspection.checks.findings import subject_of
 from cenote.inspection.checks.table import text_search_finding
 from cenote.inspection.live_table import LiveTable
+from cenote.maintenance.dependent_objects import column_privileges_query
+from cenote.maintenance.index_build import read_chunk_table, set_build_memory
 from cenote.migrate.connection import own_connection
 from cenote.orm.mixin import text_index_name
 from cenote.postgres import ddl
@@ -48,7 +48,7 @@ async def set_text_search(
         engine: Engine of the database. One connection of its pool is used.
         config: Configuration of the table.
         text_search: Text search configurations, as in `SchemaConfig`; None to remove the full text.
-        memory: ``maintenance_work_mem`` of the transaction; see `cenote.indexes.reindex`.
+        memory: ``maintenance_work_mem`` of the transaction; see `cenote.maintenance.reindex`.
 
     Returns:
         Whether the table was changed.

@@ -18,7 +18,11 @@ from sqlalchemy import Connection, Index
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateIndex, DropIndex, ExecutableDDLElement
 
-from cenote.builds import (
+from cenote.config import SchemaConfig
+from cenote.errors import MigrationError
+from cenote.inspection.checks.indexes import NEW, OLD, left_over_names, part_name
+from cenote.inspection.live_table import LiveTable, is_owner_query
+from cenote.maintenance.index_build import (
     PATIENCE_SECONDS,
     ann_index,
     build_session,
@@ -29,10 +33,6 @@ from cenote.builds import (
     set_for_build,
     transact,
 )
-from cenote.config import SchemaConfig
-from cenote.errors import MigrationError
-from cenote.inspection.checks.indexes import NEW, OLD, left_over_names, part_name
-from cenote.inspection.live_table import LiveTable, is_owner_query
 from cenote.migrate.connection import own_connection
 from cenote.orm.mixin import OPERATOR_CLASS, ann_index_name
 from cenote.postgres.ddl import (

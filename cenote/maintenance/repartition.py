@@ -28,9 +28,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote.builds import read_chunk_table, set_build_memory
 from cenote.config import SchemaConfig
-from cenote.dependents import (
+from cenote.errors import ConfigurationError, MigrationError
+from cenote.inspection.live_table import LiveTable
+from cenote.maintenance.dependent_objects import (
     check_nothing_is_lost,
     constraints_query,
     facts_query,
@@ -40,8 +41,7 @@ from cenote.dependents import (
     index_definitions_query,
     referenced_tables_query,
 )
-from cenote.errors import ConfigurationError, MigrationError
-from cenote.inspection.live_table import LiveTable
+from cenote.maintenance.index_build import read_chunk_table, set_build_memory
 from cenote.migrate.connection import own_connection
 from cenote.postgres import ddl
 from cenote.postgres.ddl import partition_name, qualified
@@ -69,7 +69,7 @@ async def repartition(
     Args:
         engine: Engine of the database. One connection of its pool is used.
         config: Configuration of the table, with the new number of `partitions`.
-        memory: ``maintenance_work_mem`` of the transaction; see `cenote.indexes.reindex`.
+        memory: ``maintenance_work_mem`` of the transaction; see `cenote.maintenance.reindex`.
 
     Returns:
         Whether the table was rewritten.

@@ -166,7 +166,7 @@ def set_build_memory(
         connection: The connection that builds.
         live: The live table.
         config: Configuration with the HNSW parameters.
-        memory, workers: As for `cenote.indexes.reindex`.
+        memory, workers: As for `cenote.maintenance.reindex`.
         local: Whether the settings end with the transaction instead of the session.
     """
     _lift_timeouts(connection, local=local)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote.builds import read_chunk_table
 from cenote.config import SchemaConfig
 from cenote.inspection.checks.table import check_can_secure
+from cenote.maintenance.index_build import read_chunk_table
 from cenote.migrate.connection import own_connection
 from cenote.postgres.ddl import lock_table
 from cenote.postgres.locks import migration_lock, with_short_waits

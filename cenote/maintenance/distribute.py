@@ -9,14 +9,14 @@ from __future__ import annotations
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote.builds import read_chunk_table
 from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.inspection.citus import distribute_statements, truncate_local_data_statement
+from cenote.maintenance.index_build import read_chunk_table
+from cenote.maintenance.repartition import rewrite
 from cenote.migrate.connection import own_connection
 from cenote.migrate.operations import refuse_without_citus
 from cenote.postgres.locks import migration_lock, with_short_waits
-from cenote.repartition import rewrite
 
 
 async def distribute(
@@ -26,12 +26,12 @@ async def distribute(
 
     A partitioned table is made a plain one first. All in one transaction, in which **the table is
     locked**: the time of inserting all rows into shards that have their indexes, and before it, of
-    a partitioned one, that of `cenote.repartition.repartition`.
+    a partitioned one, that of `cenote.maintenance.repartition`.
 
     Args:
         engine: the coordinator's database; one connection is taken from its pool.
         config: which table it is, with ``distribution="citus"``, and how it is to be distributed.
-        memory: ``maintenance_work_mem`` of making it plain; see `cenote.indexes.reindex`.
+        memory: ``maintenance_work_mem`` of making it plain; see `cenote.maintenance.reindex`.
 
     Returns:
         Whether the table was distributed; one that is already is left as it is.
