@@ -24,7 +24,7 @@ from cenote.filters.language import And, FilterLike, field
 from cenote.models import RetrievalResult
 from cenote.ranking.bm25 import Tokenize, WordIndex, imported, stems, words
 from cenote.ranking.fusion import DEPTH, fused, maximal_marginal_relevance, reciprocal_rank_fusion
-from cenote.stores.base import VectorStore
+from cenote.stores.protocol import VectorStore
 from cenote.types import Vector
 from cenote.validation.arguments import (
     check_integer_setting,

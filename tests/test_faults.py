@@ -33,7 +33,7 @@ from cenote import (
 )
 from cenote.embedded import EmbeddedPostgres
 from cenote.postgres.dsn import create_engine
-from cenote.stores import retrying
+from cenote.stores.pgvector import retry
 from cenote.testing import embedded, found, stored
 
 TORTURE = int(os.environ.get("CENOTE_TORTURE", "1"))
@@ -371,7 +371,7 @@ def _stale_plan() -> VectorStoreError:
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of attempts depends on the error, and on whether the operation counts changes."""
-    monkeypatch.setattr(retrying, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(retry, "_PAUSE_SECONDS", 0)
     engine = create_async_engine("postgresql+asyncpg://nobody@nowhere/nothing")
     store = PgVectorStore(engine, 4, text_search="simple")
 

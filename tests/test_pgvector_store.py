@@ -30,7 +30,7 @@ from cenote.filters.checks import as_filter
 from cenote.filters.compiler import Conditions
 from cenote.postgres.extension import prepare
 from cenote.postgres.vector import to_wire
-from cenote.stores.search import EXACT_UP_TO
+from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO
 from cenote.testing import embedded, found, stored
 
 QUERY = [1.0, 0.5, 0.25, 0.125]
@@ -327,7 +327,7 @@ async def test_batches_are_written_in_parts(
     store: PgVectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a bounded number of rows and bytes, and all of them."""
-    from cenote.stores import rows
+    from cenote.stores.pgvector.sql import rows
 
     monkeypatch.setattr(rows, "UPSERT_BYTES", 1000)
     sizes = [1, 5000, 300, 300, 300, 300, 1, 1, 2000, 1]

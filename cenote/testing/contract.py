@@ -13,7 +13,7 @@ import pytest
 from cenote.errors import CenoteError, DimensionMismatchError, InvalidInputError
 from cenote.filters.language import Filter, meta
 from cenote.models import Chunk, EmbeddedChunk
-from cenote.stores.base import VectorStore
+from cenote.stores.protocol import VectorStore
 from cenote.testing.filters import BAD_FILTERS, FILTERED, FILTERS
 from cenote.testing.helpers import (
     NAMESPACE,

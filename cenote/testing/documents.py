@@ -10,7 +10,7 @@ import pytest
 from cenote.errors import DimensionMismatchError, InvalidInputError
 from cenote.filters.language import field, meta
 from cenote.models import Chunk, EmbeddedChunk, SyncResult
-from cenote.stores.base import VectorStore
+from cenote.stores.protocol import VectorStore
 from cenote.testing.helpers import NAMESPACE, MakeStore, embedded, found, stored
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk, EmbeddedChunk
-from cenote.stores.base import VectorStore
+from cenote.stores.protocol import VectorStore
 from cenote.types import Vector
 
 MakeStore = Callable[..., Awaitable[Any]]

@@ -9,7 +9,7 @@ import pytest
 
 from cenote.errors import InvalidInputError
 from cenote.filters.language import meta
-from cenote.stores.base import VectorStore
+from cenote.stores.protocol import VectorStore
 from cenote.testing.helpers import NAMESPACE, embedded, found
 
 NEAR = [1.0, 0.0, 0.0, 0.0]

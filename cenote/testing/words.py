@@ -10,7 +10,7 @@ from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters.language import meta
 from cenote.models import RetrievalResult
 from cenote.ranking.fusion import RANK_CONSTANT
-from cenote.stores.base import VectorStore
+from cenote.stores.protocol import VectorStore
 from cenote.testing.helpers import NAMESPACE, SQL_LOOKALIKES, MakeStore, embedded
 
 NEAR = [1.0, 0.0, 0.0, 0.0]

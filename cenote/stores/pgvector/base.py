@@ -10,10 +10,12 @@ from typing_extensions import TypeVar
 from cenote.config import SchemaConfig
 from cenote.models import EmbeddedChunk
 from cenote.orm.mixin import ChunkMixin, ChunkRow
-from cenote.stores.base import VectorStore
-from cenote.stores.columns import UserColumns
-from cenote.stores.sessions import StatementExecutor
-from cenote.stores.statements import ReadStatements, SearchStatements, WriteStatements
+from cenote.stores.pgvector.executor import StatementExecutor
+from cenote.stores.pgvector.sql.read_statements import ReadStatements
+from cenote.stores.pgvector.sql.search_statements import SearchStatements
+from cenote.stores.pgvector.sql.user_columns import UserColumns
+from cenote.stores.pgvector.sql.write_statements import WriteStatements
+from cenote.stores.protocol import VectorStore
 from cenote.telemetry import Telemetry
 from cenote.validation.batches import Batch, check_batch
 

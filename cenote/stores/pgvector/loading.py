@@ -8,10 +8,10 @@ from functools import partial
 
 from cenote.models import EmbeddedChunk
 from cenote.progress import Report
-from cenote.stores import bulk
+from cenote.stores import bulk_load
 from cenote.stores.pgvector.base import Model
+from cenote.stores.pgvector.retry import Retry, operation
 from cenote.stores.pgvector.writing import Writing
-from cenote.stores.retrying import Retry, operation
 from cenote.validation.arguments import check_namespace
 
 
@@ -21,10 +21,10 @@ class Loading(Writing[Model]):
     @operation("bulk_load", retry=Retry.NEVER)
     async def bulk_load(
         self,
-        embedded_chunks: bulk.Stream,
+        embedded_chunks: bulk_load.Stream,
         namespace: str,
         *,
-        ann_index: bulk.AnnIndexDuringLoad = "auto",
+        ann_index: bulk_load.AnnIndexDuringLoad = "auto",
         memory: str | None = None,
         workers: int | None = None,
         progress: Report | None = None,
@@ -66,19 +66,19 @@ class Loading(Writing[Model]):
             MigrationError: The index was not dropped or not built.
         """
         check_namespace(namespace)
-        bulk.check_stream(embedded_chunks)
-        bulk.check_ann_index(ann_index)
+        bulk_load.check_stream(embedded_chunks)
+        bulk_load.check_ann_index(ann_index)
         if ann_index == "auto" and (self._deferrals or self._translates_schemas):
             ann_index = "keep"
-        async with bulk.batches(embedded_chunks) as batches:
+        async with bulk_load.batches(embedded_chunks) as batches:
             first: list[EmbeddedChunk] = await anext(batches, [])
             self._check_batch(first)  # before the index is dropped
             await self._check_table("bulk_load")
-            build = bulk.Build(self._engine, self._config, memory, workers, progress)
+            build = bulk_load.Build(self._engine, self._config, memory, workers, progress)
             async with build.after_load(ann_index):
-                return await bulk.load(
+                return await bulk_load.load(
                     partial(self._upsert, namespace=namespace),
-                    bulk.with_first(batches, first),
+                    bulk_load.with_first(batches, first),
                     progress,
                 )
 
@@ -110,7 +110,7 @@ class Loading(Writing[Model]):
             MigrationError: The index was not dropped or not built.
         """
         await self._check_table("deferred_ann_index")
-        build = bulk.Build(self._engine, self._config, memory, workers, progress)
+        build = bulk_load.Build(self._engine, self._config, memory, workers, progress)
         await build.drop()
         with build.noting_missing_index():
             self._deferrals += 1

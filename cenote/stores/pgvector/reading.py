@@ -12,12 +12,12 @@ from cenote.filters.checks import as_filter
 from cenote.filters.compiler import Conditions
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk
-from cenote.stores import rows
-from cenote.stores.conditions import check_condition
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
-from cenote.stores.retrying import Retry, operation
-from cenote.stores.search import LARGEST_LIMIT
-from cenote.stores.sessions import CallerTransaction, Session, check_session
+from cenote.stores.pgvector.executor import CallerTransaction, Session, check_session
+from cenote.stores.pgvector.retry import Retry, operation
+from cenote.stores.pgvector.sql import rows
+from cenote.stores.pgvector.sql.vector_search import LARGEST_LIMIT
+from cenote.stores.pgvector.sql.where import check_condition
 from cenote.types import Float32Array
 from cenote.validation.arguments import (
     check_chunk_id,

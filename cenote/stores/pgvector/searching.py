@@ -15,12 +15,12 @@ from cenote.models import RetrievalResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
 from cenote.postgres.vector import to_wire
 from cenote.ranking.fusion import DEPTH, at_least, diverse
-from cenote.stores import rows
-from cenote.stores.conditions import check_condition
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
-from cenote.stores.retrying import Retry, operation
-from cenote.stores.search import LARGEST_LIMIT
-from cenote.stores.sessions import Session, check_session
+from cenote.stores.pgvector.executor import Session, check_session
+from cenote.stores.pgvector.retry import Retry, operation
+from cenote.stores.pgvector.sql import rows
+from cenote.stores.pgvector.sql.vector_search import LARGEST_LIMIT
+from cenote.stores.pgvector.sql.where import check_condition
 from cenote.telemetry import record
 from cenote.types import Float32Array, Vector
 from cenote.validation.arguments import (

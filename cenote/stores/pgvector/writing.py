@@ -12,10 +12,11 @@ from cenote.filters.checks import as_filter, narrowing_filter
 from cenote.filters.compiler import Conditions
 from cenote.filters.language import Filter, field
 from cenote.models import Chunk, EmbeddedChunk, SyncResult
-from cenote.stores import rows, sessions
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
-from cenote.stores.retrying import Retry, operation
-from cenote.stores.sessions import CallerTransaction, Session, check_session
+from cenote.stores.pgvector.executor import CallerTransaction, Session, check_session
+from cenote.stores.pgvector.retry import Retry, operation
+from cenote.stores.pgvector.session_sync import holds_any, refresh, remove
+from cenote.stores.pgvector.sql import rows
 from cenote.telemetry import record
 from cenote.validation.arguments import check_boolean, check_document_id, check_ids, check_namespace
 from cenote.validation.batches import (
@@ -72,7 +73,7 @@ class Writing(PgVectorStoreBase[Model]):
                 parameters |= {"namespace": namespace, **user_parameters}
                 await connection.execute(self._writes.upsert(names), parameters)
             ids = [chunk.id for chunk in batch.chunks]
-            await sessions.refresh(transaction, self._model, namespace, ids)
+            await refresh(transaction, self._model, namespace, ids)
         return len(batch.chunks)
 
     @operation("delete", retry=Retry.ALWAYS, batch="chunk_ids")
@@ -90,7 +91,7 @@ class Writing(PgVectorStoreBase[Model]):
         if not ids:
             return
         async with self._executor.statement("delete", transaction, namespace) as connection:
-            await sessions.remove(transaction, self._model, namespace, ids)
+            await remove(transaction, self._model, namespace, ids)
             await connection.execute(self._writes.delete, {"namespace": namespace, "ids": ids})
 
     @operation("delete_namespace", retry=Retry.ALWAYS)
@@ -105,7 +106,7 @@ class Writing(PgVectorStoreBase[Model]):
         async with self._executor.statement(
             "delete_namespace", transaction, namespace
         ) as connection:
-            await sessions.remove(transaction, self._model, namespace, None)
+            await remove(transaction, self._model, namespace, None)
             await connection.execute(self._writes.delete_namespace, {"namespace": namespace})
 
     @operation("delete_document", retry=Retry.IF_ROLLED_BACK)
@@ -143,9 +144,9 @@ class Writing(PgVectorStoreBase[Model]):
         values = {"namespace": namespace, **matching.parameters}
         async with self._executor.statement(operation, transaction, namespace) as connection:
             removed = 0
-            if sessions.holds_any(transaction, self._model, namespace):
+            if holds_any(transaction, self._model, namespace):
                 found = await connection.scalars(self._writes.ids_matching(matching), values)
-                removed = await sessions.remove(transaction, self._model, namespace, found.all())
+                removed = await remove(transaction, self._model, namespace, found.all())
             return removed + (await connection.execute(statement, values)).rowcount
 
     @operation("update_metadata", retry=Retry.IF_ROLLED_BACK)
@@ -179,7 +180,7 @@ class Writing(PgVectorStoreBase[Model]):
             "update_metadata", transaction, namespace
         ) as connection:
             changed = await connection.execute(self._writes.update_metadata, values)
-            await sessions.refresh(transaction, self._model, namespace, list(texts))
+            await refresh(transaction, self._model, namespace, list(texts))
             return changed.rowcount
 
     @operation("sync_document", retry=Retry.IF_ROLLED_BACK, batch="chunks")
@@ -231,9 +232,9 @@ class Writing(PgVectorStoreBase[Model]):
                 await connection.scalars(self._writes.ids_of_document, {**values, "ids": ids})
             ).all()
             # Delete last: an error would roll back the rows, but not the session's objects.
-            await sessions.remove(transaction, self._model, namespace, obsolete)
+            await remove(transaction, self._model, namespace, obsolete)
             await connection.execute(self._writes.delete, {"namespace": namespace, "ids": obsolete})
-            await sessions.refresh(transaction, self._model, namespace, ids)
+            await refresh(transaction, self._model, namespace, ids)
         return SyncResult(written=written, removed=len(obsolete), unchanged=len(ids) - written)
 
     async def _keep(self, connection: AsyncConnection, keep: Batch, values: dict[str, Any]) -> int:

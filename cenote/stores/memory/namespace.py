@@ -19,7 +19,7 @@ from cenote.filters.operands import json_token
 from cenote.models import Chunk, RetrievalResult
 from cenote.postgres.full_text import LANGUAGE_KEY, SEARCHED_CHARACTERS
 from cenote.ranking.bm25 import WordIndex, stems
-from cenote.stores.postings import Mask, Posting, PostingIndex
+from cenote.stores.memory.metadata_index import Mask, Posting, PostingIndex
 from cenote.types import Float32Array
 from cenote.validation.batches import Batch
 from cenote.validation.json import json_text

@@ -15,9 +15,9 @@ from cenote.postgres.full_text import QUERY_CHARACTERS
 from cenote.progress import Report
 from cenote.ranking.bm25 import stems
 from cenote.ranking.fusion import DEPTH, at_least, diverse, fused
-from cenote.stores import bulk
-from cenote.stores.base import VectorStore
-from cenote.stores.namespace import Namespace
+from cenote.stores import bulk_load
+from cenote.stores.memory.namespace import Namespace
+from cenote.stores.protocol import VectorStore
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, record, reported
 from cenote.types import ColumnType, Float32Array, Vector
 from cenote.validation.arguments import (
@@ -280,10 +280,10 @@ class InMemoryVectorStore(VectorStore):
     @reported("bulk_load")
     async def bulk_load(
         self,
-        embedded_chunks: bulk.Stream,
+        embedded_chunks: bulk_load.Stream,
         namespace: str,
         *,
-        ann_index: bulk.AnnIndexDuringLoad = "auto",
+        ann_index: bulk_load.AnnIndexDuringLoad = "auto",
         memory: str | None = None,
         workers: int | None = None,
         progress: Report | None = None,
@@ -295,11 +295,11 @@ class InMemoryVectorStore(VectorStore):
             ann_index, memory, workers: Accepted for compatibility; this store has no ANN index.
         """
         check_namespace(namespace)
-        bulk.check_stream(embedded_chunks)
-        bulk.check_ann_index(ann_index)
+        bulk_load.check_stream(embedded_chunks)
+        bulk_load.check_ann_index(ann_index)
         write = partial(self.upsert, namespace=namespace)
-        async with bulk.batches(embedded_chunks) as batches:
-            return await bulk.load(write, batches, progress)
+        async with bulk_load.batches(embedded_chunks) as batches:
+            return await bulk_load.load(write, batches, progress)
 
     @asynccontextmanager
     async def deferred_ann_index(

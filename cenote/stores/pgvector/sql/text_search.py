@@ -40,7 +40,7 @@ from sqlalchemy.dialects.postgresql import TSVECTOR
 from cenote.filters.compiler import Bind, Conditions
 from cenote.postgres import full_text
 from cenote.ranking.fusion import RANK_CONSTANT
-from cenote.stores.search import Search, as_sent, integer, materialized
+from cenote.stores.pgvector.sql.vector_search import Search, as_sent, integer, materialized
 
 READ_UP_TO = 5000
 """Chunks of a namespace up to which each is looked at.

@@ -22,9 +22,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from cenote.filters.compiler import Bind, Conditions
-from cenote.stores.rows import CHUNK_FIELDS
-from cenote.stores.search import as_sent
-from cenote.stores.statements.binding import cached_by_shape, parameter, value
+from cenote.stores.pgvector.sql.rows import CHUNK_FIELDS
+from cenote.stores.pgvector.sql.statement_cache import cached_by_shape, parameter, value
+from cenote.stores.pgvector.sql.vector_search import as_sent
 
 
 class ReadStatements:

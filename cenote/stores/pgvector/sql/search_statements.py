@@ -35,17 +35,17 @@ from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError
 from cenote.filters.compiler import Bind, Conditions
 from cenote.postgres.vector import WireVector, embedding_type
-from cenote.stores.rows import CHUNK_FIELDS
-from cenote.stores.search import (
+from cenote.stores.pgvector.sql.rows import CHUNK_FIELDS
+from cenote.stores.pgvector.sql.statement_cache import cached_by_shape, parameter, value
+from cenote.stores.pgvector.sql.text_search import TextSearch
+from cenote.stores.pgvector.sql.vector_search import (
     LARGEST_LIMIT,
     Search,
     materialized,
     rows_to_fetch,
     search_parameters,
 )
-from cenote.stores.search_many import SearchMany
-from cenote.stores.statements.binding import cached_by_shape, parameter, value
-from cenote.stores.text import TextSearch
+from cenote.stores.pgvector.sql.vector_search_many import SearchMany
 from cenote.types import ColumnType, Float32Array
 from cenote.validation.arguments import MAX_EF_SEARCH, check_integer_setting
 

@@ -31,8 +31,8 @@ from sqlalchemy.types import TypeEngine
 
 from cenote.filters.compiler import Conditions
 from cenote.postgres.vector import WireVector
-from cenote.stores.columns import UserColumns
-from cenote.stores.statements.binding import cached_by_shape, parameter
+from cenote.stores.pgvector.sql.statement_cache import cached_by_shape, parameter
+from cenote.stores.pgvector.sql.user_columns import UserColumns
 from cenote.types import ColumnType
 
 

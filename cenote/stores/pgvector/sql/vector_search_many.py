@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import FromClause, Select, func, select, true, union_all
 
-from cenote.stores.search import Search, as_sent, integer
+from cenote.stores.pgvector.sql.vector_search import Search, as_sent, integer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

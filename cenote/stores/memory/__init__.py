@@ -1,0 +1,1 @@
+"""Keep chunks in memory, with numpy, for tests and small collections."""

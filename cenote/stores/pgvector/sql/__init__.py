@@ -1,0 +1,1 @@
+"""Build the statements of `PgVectorStore`."""
