@@ -29,7 +29,7 @@ from cenote import (
     field,
 )
 from cenote.adapters.haystack import CenoteDocumentStore, CenoteEmbeddingRetriever
-from cenote.adapters.haystack_filters import RESERVED
+from cenote.adapters.haystack.filters import RESERVED
 
 SUITES_DIMENSIONS = 768
 

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cenote import InMemoryVectorStore, PgVectorStore
-from cenote.adapters.haystack_documents import Documents
-from cenote.adapters.haystack_filters import RESERVED, translate
+from cenote.adapters.haystack.documents import Documents
+from cenote.adapters.haystack.filters import RESERVED, translate
 
 ZONES = [None, UTC, *(timezone(timedelta(hours=hours)) for hours in (2, -23.5, 23.5))]
 TIMES = [

@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from cenote import ConfigurationError, PgVectorStore, StoreConnectionError
-from cenote.adapters.loops import LoopThread
+from cenote.adapters._sync import LoopThread
 from cenote.testing import embedded, found
 
 QUERY = [1.0, 0.0, 0.0, 0.0]

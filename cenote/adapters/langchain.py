@@ -11,8 +11,8 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore as LangChainVectorStore
 from pydantic import ValidationError
 
-from cenote.adapters.checks import check_share, document_id, list_of, list_of_length
-from cenote.adapters.loops import LoopThread
+from cenote.adapters._arguments import check_share, document_id, list_of, list_of_length
+from cenote.adapters._sync import LoopThread
 from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult

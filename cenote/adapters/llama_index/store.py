@@ -16,10 +16,10 @@ from llama_index.core.vector_stores.types import (
 )
 from pydantic import Field
 
-from cenote.adapters.checks import check_share, list_of
-from cenote.adapters.llama_filters import as_filter, check_filters
-from cenote.adapters.llama_nodes import embedded_chunk, node_of
-from cenote.adapters.loops import LoopThread
+from cenote.adapters._arguments import check_share, list_of
+from cenote.adapters._sync import LoopThread
+from cenote.adapters.llama_index.filters import as_filter, check_filters
+from cenote.adapters.llama_index.nodes import embedded_chunk, node_of
 from cenote.errors import InvalidInputError
 from cenote.filters.language import And, Filter, field
 from cenote.models import RetrievalResult

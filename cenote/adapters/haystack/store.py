@@ -11,9 +11,9 @@ from haystack.dataclasses import Document
 from haystack.document_stores.types import DuplicatePolicy, FilterPolicy, apply_filter_policy
 from haystack.utils import Secret
 
-from cenote.adapters.haystack_documents import Documents
-from cenote.adapters.haystack_filters import translate
-from cenote.adapters.loops import LoopThread
+from cenote.adapters._sync import LoopThread
+from cenote.adapters.haystack.documents import Documents
+from cenote.adapters.haystack.filters import translate
 from cenote.errors import ConfigurationError
 from cenote.postgres.dsn import create_engine
 from cenote.stores import PgVectorStore, VectorStore

@@ -14,8 +14,8 @@ from haystack.document_stores.errors import DuplicateDocumentError
 from haystack.document_stores.types import DuplicatePolicy
 from haystack.errors import FilterError
 
-from cenote.adapters.checks import document_id
-from cenote.adapters.haystack_filters import NO_CONTENT, RESERVED, is_empty, translate
+from cenote.adapters._arguments import document_id
+from cenote.adapters.haystack.filters import NO_CONTENT, RESERVED, is_empty, translate
 from cenote.errors import InvalidInputError
 from cenote.models import Chunk, EmbeddedChunk
 from cenote.stores import VectorStore
