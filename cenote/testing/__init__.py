@@ -17,9 +17,9 @@ Set pytest-asyncio to its automatic mode (``asyncio_mode = "auto"``). For readab
 
 from cenote.testing.contract import BasicContract
 from cenote.testing.documents import DocumentContract
+from cenote.testing.full_text import TextContract
 from cenote.testing.helpers import MakeStore, embedded, found, stored
-from cenote.testing.shapes import SearchContract
-from cenote.testing.words import TextContract
+from cenote.testing.searches import SearchContract
 
 __all__ = ["MakeStore", "VectorStoreContract", "embedded", "found", "stored"]
 
