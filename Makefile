@@ -4,7 +4,7 @@
 # make browser    test the sample application in a headless browser (installs it on Debian)
 # make pgbouncer  test the store behind PgBouncer (installs it on Debian)
 # make torture    run the fault, load and fuzz tests for twenty times as long
-# make check      check formatting, lint and types
+# make check   formatting, lint, import order, types
 # make build      build the wheel and the sdist in dist/
 # make docs       build the manual in site/
 # make lowest     run the tests with the oldest versions that pyproject.toml allows
@@ -35,7 +35,7 @@ test: $(VENV)/dev-installed
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 torture: $(VENV)/dev-installed
-	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/test_faults.py tests/test_load.py tests/test_fuzz.py tests/test_fuzz_adapters.py $(ARGS)
+	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/faults/test_faults.py tests/faults/test_load.py tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_adapters.py $(ARGS)
 
 browser: $(VENV)/dev-installed
 	@command -v chromium && command -v chromedriver || $(AS_ROOT) apt-get install -y -q \
@@ -52,6 +52,7 @@ pgbouncer: $(VENV)/dev-installed
 check: $(VENV)/dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 

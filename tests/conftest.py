@@ -27,8 +27,8 @@ pytest.register_assert_rewrite("cenote.testing")
 # Haystack's telemetry would write into the home folder and send data.
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
-from commands import output_of, run  # noqa: E402
-from library import Base  # noqa: E402
+from support.commands import output_of, run  # noqa: E402
+from support.library import Base  # noqa: E402
 
 from cenote import PgVectorStore, SchemaConfig, schema  # noqa: E402
 from cenote.embedded import EmbeddedPostgres  # noqa: E402

@@ -1,7 +1,8 @@
 """Turn the row-level security of an existing table on or off.
 
 Revision cenote_0003 turns it on for a table that is created with `SchemaConfig.row_security`. Later
-changes are recorded only in the live table itself. `cenote.postgres.row_security` contains the statements.
+changes are recorded only in the live table itself. The statements are in
+`cenote.postgres.row_security`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,4 @@
-"""Support for chunk tables in Alembic's autogenerate: one line in an ``env.py``.
-
-::
-
-    from cenote.autogenerate import hooks
-
-    context.configure(connection=connection, target_metadata=Base.metadata, **hooks())
-
-If an env.py has its own ``include_object``, ``render_item`` or ``compare_type``, let it call the
-function of that name here, and pass ``**(hooks() | {"include_object": include_object})``.
-"""
+"""Compare and render chunk tables for Alembic's autogenerate."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def run_environment(environ: Mapping[str, str]) -> None:
     """Run the revisions that Alembic was asked for. ``env.py`` calls this function.
 
     `upgrade` passes its connection and settings. On the command line, settings come from the
-    sources of `cenote.inspection.settings`, and the database from the setting ``database_url`` or from
-    ``sqlalchemy.url`` of the ini file.
+    sources of `cenote.inspection.settings`, and the database from the setting ``database_url`` or
+    from ``sqlalchemy.url`` of the ini file.
     """
     attributes = context.config.attributes
     if "cenote" in attributes:

@@ -1,7 +1,7 @@
 """Upgrade of legacy tables, which the first, asyncpg-only cenote created with its own migrations.
 
 This is a part of revision cenote_0001 and frozen like it: databases have already run it, and
-tests/test_adoption.py pins its statements.
+tests/schema/test_legacy.py pins its statements.
 
 The legacy migrations knew one table name and recorded the files that they had run in
 ``cenote_schema_migrations``. They gave the table default collations, and a primary key on ``(id)``

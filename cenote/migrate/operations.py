@@ -1,29 +1,4 @@
-"""Operations for Alembic revisions: an application's, and cenote's own.
-
-A revision of the application can run cenote's revisions under its own ``op``, with settings that
-are written in that file::
-
-    from cenote import SchemaConfig
-    from cenote.operations import downgrade_chunks, upgrade_chunks
-
-    CHUNKS = SchemaConfig(dimensions=384)
-
-
-    def upgrade() -> None:
-        upgrade_chunks(CHUNKS, start="base", to="cenote_0004")
-
-
-    def downgrade() -> None:
-        downgrade_chunks(CHUNKS, start="cenote_0004", to="base")
-
-``cenote host-revision`` writes that file. `upgrade_chunks` records the revision in cenote's own
-version table, as `cenote.schema.upgrade` does, so that each of the two skips what the other has
-already done.
-
-cenote's own revisions hold their DDL themselves. They may call these functions only, which return
-settings and facts, or check them: `given_config`, `live_config`, `table_names`, `has_extension`,
-`check_extension`, `has_text_search`, `check_row_security_allowed`, `live_partitions` and
-`is_distributed`. A test pins the list."""
+"""Run cenote's revisions, or single steps of them, inside an application's revision."""
 
 from __future__ import annotations
 
@@ -174,8 +149,8 @@ def _create_extension(schema: str | None) -> None:
 def store_inline(table_name: str, *, schema: str | None = None) -> None:
     """Keep the embeddings, ids and metadata of a chunk table in its rows, not in the TOAST table.
 
-    This makes an exact search several times as fast; see `cenote.postgres.ddl.store_inline`. Existing rows
-    stay as they are until they are written again.
+    This makes an exact search several times as fast; see
+    `cenote.postgres.ddl.store_inline`. Existing rows stay as they are until they are written again.
 
     Args:
         table_name: Table to change, with its partitions if it has any already.
@@ -199,7 +174,9 @@ def create_partitions(table_name: str, partitions: int, *, schema: str | None = 
 
 
 def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) -> None:
-    """Turn on row-level security for a chunk table and its partitions; see `cenote.postgres.row_security`.
+    """Turn on row-level security for a chunk table and its partitions.
+
+    `cenote.postgres.row_security` describes the policies.
 
     Args:
         table_name: Table to secure.

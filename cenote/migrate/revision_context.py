@@ -32,6 +32,7 @@ _frozen: ContextVar[SchemaConfig | None] = ContextVar("cenote_frozen", default=N
 
 @contextmanager
 def frozen_settings(config: SchemaConfig) -> Iterator[None]:
+    """Let the revisions that run inside use `config`, whatever the environment says."""
     token = _frozen.set(config)
     try:
         yield

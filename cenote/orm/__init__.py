@@ -1,4 +1,4 @@
-"""Map chunk tables: a mixin for an application's own models, and the default model."""
+"""Map the chunk table: `ChunkMixin` for user models, `ChunkRow` for the default table."""
 
 from cenote.orm.mixin import (
     NAMING_CONVENTION,

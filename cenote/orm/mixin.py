@@ -1,4 +1,4 @@
-"""Map the chunk table: `ChunkMixin` for user models, `ChunkRow` for the default table."""
+"""`ChunkMixin`, the columns and indexes of a chunk table, and `ChunkRow`, the default model."""
 
 from __future__ import annotations
 

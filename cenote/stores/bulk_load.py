@@ -27,8 +27,8 @@ from cenote.config import SchemaConfig
 from cenote.errors import InvalidInputError
 from cenote.models import EmbeddedChunk
 from cenote.progress import LoadProgress, Report, send_report
-from cenote.stores.pgvector.sql.rows import UPSERT_BYTES, UPSERT_ROWS
 from cenote.validation.arguments import is_iterable
+from cenote.validation.batches import UPSERT_BYTES, UPSERT_ROWS
 
 Stream: TypeAlias = Iterable[EmbeddedChunk] | AsyncIterable[EmbeddedChunk]
 

@@ -49,8 +49,8 @@ class VectorStore(Protocol):
     explicit null, but not a missing key; lists and objects compare as a whole. ``{}`` and ``None``
     match every chunk. A value can also be an object of operators (``{"year": {"$gte": 2020}}``).
     Expressions are an alternative to dicts (``meta("year") >= 2020``) and can also compare columns
-    (``field("document_id") == "a"``). `cenote.filters` describes the language; `cenote.filters.predicates`
-    defines each predicate.
+    (``field("document_id") == "a"``). `cenote.filters` describes the language, and
+    `cenote.filters.predicates` defines each predicate.
 
     **Writes are atomic.** Invalid input anywhere in a batch raises an error that names the chunk,
     before anything is written. If a write fails, nothing of the batch is stored.

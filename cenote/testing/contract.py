@@ -621,7 +621,7 @@ class BasicContract:
 
     @pytest.mark.parametrize(("filter", "matches"), FILTERS, ids=lambda value: str(value)[:40])
     async def test_filter_expressions(self, store: VectorStore, filter: Any, matches: str) -> None:
-        """Every predicate and its opposite match the chunks that `cenote.filters.predicates` defines."""
+        """Every predicate and its opposite match what `cenote.filters.predicates` defines."""
         await store.upsert(
             [
                 embedded(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -299,3 +299,22 @@ def check_metadata_by_id(metadata: Any) -> dict[str, tuple[dict[str, Any], str]]
     return {
         chunk_id: _checked_metadata(chunk_id, metadata[chunk_id]) for chunk_id in sorted(metadata)
     }
+
+
+UPSERT_ROWS = 1000
+"""Maximum number of rows in one INSERT of an upsert."""
+
+UPSERT_BYTES = 8 * 2**20
+"""Approximate maximum size of one INSERT of an upsert, unless a single chunk is larger."""
+
+
+def split_batch(batch: Batch) -> Iterator[Batch]:
+    """Split a batch into parts of at most `UPSERT_ROWS` rows and about `UPSERT_BYTES`."""
+    start = size = 0
+    for index, chunk in enumerate(batch.chunks):
+        row = len(chunk.content) + len(batch.metadata_texts[index]) + batch.embeddings[index].nbytes
+        if index > start and (size + row > UPSERT_BYTES or index - start == UPSERT_ROWS):
+            yield batch[start:index]
+            start, size = index, 0
+        size += row
+    yield batch[start:]

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import REPOSITORY, clean_environment
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 from sqlalchemy.engine import make_url
+from support.commands import REPOSITORY, clean_environment
 
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 

@@ -13,12 +13,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from commands import REPOSITORY, output_of, run
-from database import execute, scalar
-from pooler import running_pgbouncer
 from sqlalchemy import URL, delete, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from support.commands import REPOSITORY, output_of, run
+from support.database import execute, scalar
+from support.pooler import running_pgbouncer
 
 from cenote import (
     ChunkRow,

@@ -1,4 +1,4 @@
-"""Use cenote as a Haystack document store, with a retriever for pipelines."""
+"""Haystack document store backed by a cenote store. Needs the extra ``cenote[haystack]``."""
 
 from cenote.adapters.haystack.store import CenoteDocumentStore, CenoteEmbeddingRetriever
 

@@ -1,4 +1,4 @@
-"""Haystack document store backed by a cenote store. Needs the extra ``cenote[haystack]``."""
+"""The document store and the retriever."""
 
 from __future__ import annotations
 

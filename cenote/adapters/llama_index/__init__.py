@@ -1,4 +1,4 @@
-"""Use cenote as a LlamaIndex vector store."""
+"""LlamaIndex vector store backed by a cenote store. Needs the extra ``cenote[llama-index]``."""
 
 from cenote.adapters.llama_index.store import CenoteVectorStore
 

@@ -1,4 +1,4 @@
-"""LlamaIndex vector store backed by a cenote store. Needs the extra ``cenote[llama-index]``."""
+"""The vector store."""
 
 from __future__ import annotations
 

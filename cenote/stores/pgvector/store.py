@@ -1,7 +1,7 @@
 """The store for production: pgvector in the application's own Postgres, through SQLAlchemy.
 
-This module opens and closes a `PgVectorStore`. The modules of this package contain its operations;
-modules of `cenote.stores` contain the SQL, the execution of statements, and user columns.
+This module opens and closes a `PgVectorStore`. The modules beside it contain its operations, and
+`cenote.stores.pgvector.sql` contains the statements.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
     """A `VectorStore` in Postgres with pgvector.
 
     Searches use the ANN index for large sets and are exact for small ones (see
-    `cenote.stores.pgvector.sql.vector_search`). Where a search is exact, the id decides ties at the cut. The table must
-    exist: run `apply_migrations` or ``alembic upgrade head``.
+    `cenote.stores.pgvector.sql.vector_search`). Where a search is exact, the id decides ties at the
+    cut. The table must exist: run `apply_migrations` or ``alembic upgrade head``.
 
     **Failures.** The store retries an operation on a connection of its own up to three times if the
     server rolled it back (deadlock, serialization failure). It retries once if the table of a

@@ -25,6 +25,7 @@ from cenote.validation.batches import (
     check_kept,
     check_metadata_by_id,
     reject_unembedded,
+    split_batch,
 )
 
 
@@ -62,7 +63,7 @@ class Writing(PgVectorStoreBase[Model]):
         if not batch.chunks:
             return 0
         names = self._user_columns.names_in(batch)
-        parts = list(rows.split(batch))
+        parts = list(split_batch(batch))
         user_values = [self._user_columns.parameters(names, part) for part in parts]
         savepoint = transaction is not None and len(parts) > 1
         async with self._executor.transaction(
@@ -222,7 +223,7 @@ class Writing(PgVectorStoreBase[Model]):
             # first; otherwise two writers could deadlock.
             await connection.execute(self._writes.lock_rows, {**values, "ids": ids})
             written = await self._keep(connection, keep, values)
-            for part in rows.split(batch) if batch.chunks else ():
+            for part in split_batch(batch) if batch.chunks else ():
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace}
                 parameters |= self._user_columns.parameters(names, part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cenote.models import Chunk, RetrievalResult
@@ -16,24 +16,6 @@ _parse = json.JSONDecoder().raw_decode
 
 CHUNK_FIELDS = ("id", "document_id", "content", "position", "metadata", "content_hash")
 """Columns of a chunk, in the order in which queries return them."""
-
-UPSERT_ROWS = 1000
-"""Maximum number of rows in one INSERT of an upsert."""
-
-UPSERT_BYTES = 8 * 2**20
-"""Approximate maximum size of one INSERT of an upsert, unless a single chunk is larger."""
-
-
-def split(batch: Batch) -> Iterator[Batch]:
-    """Split a batch into parts of at most `UPSERT_ROWS` rows and about `UPSERT_BYTES`."""
-    start = size = 0
-    for index, chunk in enumerate(batch.chunks):
-        row = len(chunk.content) + len(batch.metadata_texts[index]) + batch.embeddings[index].nbytes
-        if index > start and (size + row > UPSERT_BYTES or index - start == UPSERT_ROWS):
-            yield batch[start:index]
-            start, size = index, 0
-        size += row
-    yield batch[start:]
 
 
 def parameters(batch: Batch, column_type: ColumnType) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 ``asked``      the query for any of the question's words, made once.
 ``few``        counts the namespace's chunks, up to `READ_UP_TO` and one more.
-``by_words``   the chunks that have one, ranked by `cenote.postgres.full_text.rank`: of few chunks by
-               looking at each, of more by the index of the words.
+``by_words``   the chunks that have one, ranked by `cenote.postgres.full_text.rank`: of few chunks
+               by looking at each, of more by the index of the words.
 ``by_vector``  the nearest chunks, by a `Search` of their ids.
 ``fused``      the best of both by reciprocal rank fusion (`cenote.ranking.fusion`).
 

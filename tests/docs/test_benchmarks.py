@@ -1,0 +1,62 @@
+"""Tests of the benchmark comparison. They check its results, and no times."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from support.commands import REPOSITORY, output_of, run
+
+
+@pytest.fixture(scope="module")
+def compared(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Numbers and tables of a small comparison."""
+    folder = tmp_path_factory.mktemp("comparison")
+    sizes = "--rows 1200 --queries 10 --dimensions 32 --upsert-rows 300 --bulk-rows 300"
+    sizes += " --live-rows 100 --client-searches 40 --memory-rows 500 --memory-queries 5"
+    cells = "--measure upsert,search,memory "
+    cells += "--shares 47,3 --filters none,topic --large-limits 100 --rounds 2 --quiet"
+    output_of(
+        run(
+            *[sys.executable, "-m", "benchmarks.compare", "--dsn", server_dsn],
+            *["--contenders", "floor,floor-exact,complete,original,cenote"],
+            *["--json", str(folder / "run.json"), "--markdown", str(folder / "run.md")],
+            *sizes.split(),
+            *cells.split(),
+            PYTHONPATH=str(REPOSITORY),
+        )
+    )
+    numbers = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return numbers, (folder / "run.md").read_text(encoding="utf-8")
+
+
+def test_every_measurement_has_numbers_of_every_contender(compared: Any) -> None:
+    result, _ = compared
+    writers = {"floor", "original", "cenote"}
+    readers = writers | {"floor-exact", "complete"}
+    assert len(result["cells"]) == 2 * 2 + 2
+    assert all(set(cell["contenders"]) == readers for cell in result["cells"])
+    for rates in (result["upsert"], result["rewrite"], result["live"], result["load"]["seconds"]):
+        assert set(rates) == writers
+    assert set(result["clients"]["per_second"]) == set(result["peak"]) == readers
+    assert set(result["scan"]["per_second"]) == writers
+    assert {cell["ef_search"] for cell in result["sweep"]} >= {40, 160}
+    assert {search["rows"] for search in result["memory"]} == {500}
+
+
+def test_cenote_and_exact_searches_are_complete(compared: Any) -> None:
+    result, _ = compared
+    for cell in result["cells"]:
+        for name, measured in cell["contenders"].items():
+            assert measured["foreign"] == 0
+            if name in ("cenote", "complete", "floor-exact"):
+                assert measured["completeness"] == 1
+    exact = [cell["contenders"]["floor-exact"]["recall"] for cell in result["cells"]]
+    assert exact == [1] * len(exact)
+
+
+def test_the_tables_say_which_targets_were_met(compared: Any) -> None:
+    _, tables = compared
+    assert "| completeness, every cell | 1.00 | 1.0000 | met |" in tables

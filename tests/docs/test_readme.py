@@ -1,0 +1,79 @@
+"""Tests that the README's code runs. test_manual.py tests the pages of the manual."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+
+import pytest
+from support.commands import REPOSITORY, asyncpg_url, cenote, output_of, run
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+OUTPUT = [
+    "0.99 Cats purr.\n",
+    "('0', 2)\n('1', 1)\nguide:2 Deploy.\nguide:3 Watch.\n",
+    "",
+    "",
+    "3000\n3000\n",
+    "",
+]
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_blocks_run(number: int, empty_dsn: str) -> None:
+    """Each Python block runs and prints the expected output."""
+    command = (sys.executable, "-W", "error", "-c", blocks("python")[number])
+    assert output_of(run(*command, DATABASE_URL=asyncpg_url(empty_dsn))) == OUTPUT[number]
+
+
+def test_the_feature_table_names_tests_that_exist() -> None:
+    """Each line of the feature table names a test."""
+    section = README.split("## What it has, beside others")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    matches = [match for line in lines if (match := re.search(r"`([\w/]+\.py)::(\w+)` \|$", line))]
+    assert len(matches) == len(lines) - 2  # without the heads of two tables
+    for file, test in (match.groups() for match in matches):
+        defined = re.findall(r"(?:def|class) (\w+)", (REPOSITORY / file).read_text("utf-8"))
+        assert test in defined, file
+
+
+def test_the_reliability_tables_name_tests_that_exist() -> None:
+    """Each test named in docs/reliability.md exists."""
+    page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
+    files = (REPOSITORY / "tests").rglob("test_*.py")
+    defined = re.findall(r"def (test_\w+)", "".join(file.read_text("utf-8") for file in files))
+    named = re.findall(r"`(?:tests/[\w/]+\.py::)?(test_\w+)`", page)
+    assert len(named) > 15
+    assert set(named) <= set(defined)
+    assert all((REPOSITORY / file).exists() for file in re.findall(r"`(tests/[\w/.]+)", page))
+
+
+def test_commands_run(empty_dsn: str) -> None:
+    """The cenote commands run one after another on one database; another test covers make."""
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    assert {line.split()[0] for line in lines} == {"cenote", "export", "make"}
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("cenote ")]
+    assert len(commands) == 2
+    for command in commands:
+        output_of(cenote(*command, CENOTE_DATABASE_URL=empty_dsn))
+
+
+def test_all_blocks_are_run() -> None:
+    """The README has no code blocks in other languages."""
+    opened = re.findall(r"^```(\w*)", README, re.MULTILINE)[::2]
+    assert len(opened) == len(blocks("python")) + len(blocks("console"))
+
+
+def test_make_targets_exist() -> None:
+    """The make targets that the README names exist."""
+    named = re.findall(r"^make (\w+)|`make (\w+)", README, re.MULTILINE)
+    targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert {first or second for first, second in named} <= set(targets)

@@ -1,0 +1,393 @@
+"""Faults, done for real to a running server: what is lost (nothing), and what the caller is told.
+
+``CENOTE_TORTURE`` is how many times as long the loads take as in CI (``make torture``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from support.database import execute
+from support.operations import OPERATIONS, QUERY, batch
+from support.proxy import Proxy, running_proxy
+
+from cenote import (
+    ConfigurationError,
+    PgVectorStore,
+    StoreConnectionError,
+    StoreTimeoutError,
+    VectorStore,
+    VectorStoreError,
+)
+from cenote.embedded import EmbeddedPostgres
+from cenote.postgres.dsn import create_engine
+from cenote.stores.pgvector import retry
+from cenote.testing import embedded, found, stored
+
+TORTURE = int(os.environ.get("CENOTE_TORTURE", "1"))
+TERMINATE = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+
+
+@pytest.fixture
+async def proxy(dsn: str) -> AsyncIterator[Proxy]:
+    async with running_proxy(dsn) as proxy:
+        yield proxy
+
+
+# -- the server goes away
+
+
+async def test_a_server_that_is_killed(tmp_path: Path) -> None:
+    """SIGKILL, under upserts: what was acknowledged is there, and batches are whole."""
+    folder = tmp_path / "data"
+    acknowledged: dict[str, int] = {}
+    rounds = 2 * TORTURE
+    for round_ in range(rounds):
+        with EmbeddedPostgres(folder) as server:
+            engine = create_engine(server.dsn, pool_size=4)
+            store = PgVectorStore(engine, 4)
+            await store.apply_migrations()
+            await _check(store, acknowledged)
+            if round_ == rounds - 1:
+                await engine.dispose()
+                break
+            writers = [
+                asyncio.create_task(_write(store, f"n{number}", round_ * 10_000, acknowledged))
+                for number in range(4)
+            ]
+            await asyncio.sleep(random.Random(round_).uniform(0.5, 1.5))
+            _kill(server)
+            ended = await asyncio.gather(*writers, return_exceptions=True)
+            assert {type(one) for one in ended} == {StoreConnectionError}
+            assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+            await engine.dispose()
+    assert sum(acknowledged.values()) > 0
+
+
+async def _write(store: PgVectorStore, namespace: str, start: int, done: dict[str, int]) -> None:
+    """One batch after another over the same ids, until the server is gone."""
+    writer = start
+    while True:
+        writer += 1
+        await store.upsert(batch(writer), namespace)
+        done[namespace] = writer
+
+
+async def _check(store: PgVectorStore, acknowledged: dict[str, int]) -> None:
+    for namespace, writer in acknowledged.items():
+        chunks = await stored(store, namespace)
+        assert len(chunks) == 200
+        (content,) = {chunk.content for chunk in chunks}  # one writer's, whole
+        assert int(content.removeprefix("by ")) >= writer  # the last one, or one more
+
+
+def _kill(server: EmbeddedPostgres) -> None:
+    """As an out-of-memory killer does."""
+    folder = str(server.url.query["host"])
+    for process in psutil.process_iter(["cmdline"]):
+        if process.info["cmdline"] and folder in process.info["cmdline"]:
+            for one in [process, *process.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    one.send_signal(signal.SIGKILL)
+            process.wait(10)
+            return
+    raise AssertionError("there is no such server")
+
+
+async def test_a_fail_over_under_load(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """All connections end, again and again: operations that may be repeated are not disturbed."""
+    other = create_async_engine(engine.url)
+    await store.upsert(batch(0), "n")
+    stop = asyncio.Event()
+
+    async def load(number: int) -> int:
+        done = 0
+        while not stop.is_set():
+            await store.upsert(batch(number, 20, ids=str(number)), "n")
+            assert len(await store.search(QUERY, "n", 5)) == 5
+            assert len(await store.get(["0001"], "n")) == 1
+            done += 1
+        return done
+
+    loads = [asyncio.create_task(load(number)) for number in range(1, 4)]
+    lost = 0
+    for _ in range(5 * TORTURE):
+        await asyncio.sleep(0.3)
+        async with other.connect() as connection:
+            await connection.execute(text(TERMINATE))
+    await asyncio.sleep(0.2)
+    stop.set()
+    for result in await asyncio.gather(*loads, return_exceptions=True):
+        if isinstance(result, StoreConnectionError):  # ended twice within one operation
+            lost += 1
+        else:
+            assert isinstance(result, int)
+            assert result > 0
+    assert lost <= 1
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await other.dispose()
+
+
+async def test_nothing_is_repeated_in_the_callers_transaction(
+    store: PgVectorStore, engine: AsyncEngine
+) -> None:
+    """Which is gone, with what was in it; the caller is told."""
+    other = create_async_engine(engine.url)
+    async with AsyncSession(engine) as session:
+        await store.upsert([embedded("a")], "n", session=session)
+        async with other.connect() as connection:
+            await connection.execute(text(TERMINATE))
+        with pytest.raises(StoreConnectionError):
+            await store.upsert([embedded("b")], "n", session=session)
+        await session.rollback()
+    assert await store.count("n") == 0
+    await other.dispose()
+
+
+async def test_what_cannot_be_repeated_is_told(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """A deletion that counts what it removed."""
+    other = create_async_engine(engine.url)
+    await store.upsert([embedded("a")], "n")
+    async with other.connect() as connection:
+        await connection.execute(text(TERMINATE))
+    with pytest.raises(StoreConnectionError):
+        await store.delete_document("doc", "n")
+    assert await store.delete_document("doc", "n") == 1
+    await other.dispose()
+
+
+async def test_a_batch_that_can_be_read_once(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """Is whole the second time, too."""
+    other = create_async_engine(engine.url)
+    assert await store.count("n") == 0
+    async with other.connect() as connection:
+        await connection.execute(text(TERMINATE))
+    chunks: Any = iter(batch(1))
+    await store.upsert(chunks, "n")
+    assert await store.count("n") == 200
+    await other.dispose()
+
+
+# -- the network
+
+
+async def test_a_network_that_is_cut(proxy: Proxy) -> None:
+    """The operation is repeated on a new connection, or ends with an error; no task hangs."""
+    engine = create_engine(proxy.dsn, pool_size=3)
+    store = PgVectorStore(engine, 4)
+    await store.upsert(batch(1), "n")
+    for _ in range(10 * TORTURE):
+        tasks = [asyncio.create_task(store.search(QUERY, "n")) for _ in range(3)]
+        await asyncio.sleep(random.uniform(0, 0.02))
+        proxy.cut()
+        for result in await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20):
+            assert isinstance(result, StoreConnectionError) or len(result) == 10  # type: ignore[arg-type]
+    assert len(await store.search(QUERY, "n")) == 10
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await engine.dispose()
+
+
+async def test_a_network_that_goes_silent(proxy: Proxy) -> None:
+    """Within the time that the store is given, in the caller's transaction too."""
+    engine = create_engine(proxy.dsn, pool_size=2)
+    store = PgVectorStore(engine, 4, operation_timeout=0.5)
+    await store.upsert(batch(1), "n")
+    async with AsyncSession(engine) as session:
+        assert await store.count("n", session=session) == 200
+        proxy.open.clear()
+        calls: list[Awaitable[Any]] = [
+            store.search(QUERY, "n"),
+            store.upsert(batch(2), "n"),
+            store.count("n", session=session),
+        ]
+        ended = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+        assert [type(one) for one in ended] == [StoreTimeoutError] * 3
+        assert "no answer within 0.5 s" in str(ended[0])
+        proxy.open.set()
+        proxy.cut()
+        await session.rollback()
+    assert await store.count("n") == 200
+    assert {chunk.content for chunk in await stored(store, "n")} in ({"by 1"}, {"by 2"})
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), "1", True])
+def test_time_limits_that_are_none(engine: AsyncEngine, seconds: Any) -> None:
+    """Are refused."""
+    with pytest.raises(ConfigurationError) as error:
+        PgVectorStore(engine, 4, operation_timeout=seconds)
+    assert error.value.setting == "operation_timeout"
+
+
+# -- other clients
+
+
+async def test_a_deadlock(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """Provoked by another client: the store's transaction is the victim, and is done again."""
+    await store.upsert(batch(1, 2), "n")
+    async with engine.connect() as other:
+        await other.execute(text("SET deadlock_timeout = '1h'"))  # let the store notice
+        lock = text("SELECT 1 FROM cenote_chunks WHERE id = :id FOR UPDATE")
+        await other.execute(lock, {"id": "0001"})
+        ours = asyncio.create_task(store.upsert(batch(2, 2), "n"))
+        await asyncio.sleep(0.3)
+        await other.execute(lock, {"id": "0000"})
+        await asyncio.sleep(0.3)
+        assert not ours.done()
+        await other.rollback()
+        await other.execute(text("RESET deadlock_timeout"))
+        await asyncio.wait_for(ours, 10)
+    assert {chunk.content for chunk in await stored(store, "n")} == {"by 2"}
+
+
+async def test_a_migration_under_a_running_application(
+    store: PgVectorStore, engine: AsyncEngine
+) -> None:
+    """Prepared statements go stale, on every connection of the pool, and are made again."""
+    await store.upsert(batch(1), "n")
+    await asyncio.gather(*(store.search(QUERY, "n") for _ in range(5)))
+    for type_ in ("varchar(99)", "text"):
+        await execute(engine, f"ALTER TABLE cenote_chunks ALTER content TYPE {type_}")
+        answers = await asyncio.gather(*(store.search(QUERY, "n") for _ in range(5)))
+        assert [len(one) for one in answers] == [10] * 5
+        assert len(await stored(store, "n")) == 200
+
+
+async def test_a_statement_timeout_of_the_server(dsn: str) -> None:
+    """Is an error with its code, and is not repeated."""
+    engine = create_engine(dsn + "&options=-c%20statement_timeout%3D300", pool_size=1)
+    store = PgVectorStore(engine, 4)
+    await store.upsert([embedded("a")], "n")
+    slow: Any = text("(SELECT true FROM pg_sleep(3))")
+    start = asyncio.get_running_loop().time()
+    with pytest.raises(VectorStoreError) as error:
+        await store.search(QUERY, "n", where=slow)
+    assert error.value.sqlstate == "57014"
+    assert asyncio.get_running_loop().time() - start < 2
+    assert await found(store, QUERY, "n") == ["a"]
+    await engine.dispose()
+
+
+async def test_too_many_connections(tmp_path: Path) -> None:
+    """An error that says so, and no connection that is kept."""
+    with EmbeddedPostgres(tmp_path / "data") as server:
+        admin = create_engine(server.dsn, pool_size=1)
+        await PgVectorStore(admin, 4).apply_migrations()
+        await execute(
+            admin, "CREATE ROLE few LOGIN CONNECTION LIMIT 3", "GRANT ALL ON cenote_chunks TO few"
+        )
+        engine = create_async_engine(
+            server.url.set(drivername="postgresql+asyncpg", username="few"), pool_size=10
+        )
+        store = PgVectorStore(engine, 4)
+        slow: Any = text("(SELECT true FROM pg_sleep(0.2))")
+        calls = (store.search(QUERY, "n", where=slow) for _ in range(10))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [one for one in results if isinstance(one, StoreConnectionError)]
+        assert {one.sqlstate for one in refused} == {"53300"}
+        assert all(one == [] for one in results if one not in refused)
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        await engine.dispose()
+        await admin.dispose()
+
+
+# -- cancellation
+
+
+def test_every_operation_is_cancelled() -> None:
+    """The list has every method of the protocol, and bulk_load."""
+    methods = {name for name in dir(VectorStore) if not name.startswith("_")}
+    assert OPERATIONS.keys() == (methods - {"dimensions"}) | {"bulk_load"}
+
+
+# -- retries
+
+COUNTING = {"update_metadata", "sync_document", "delete_document", "delete_matching"}
+
+
+class InvalidCachedStatementError(Exception):
+    """Has the name of asyncpg's error for a stale plan."""
+
+
+def _stale_plan() -> VectorStoreError:
+    error = VectorStoreError("the plan is stale")
+    error.__cause__ = InvalidCachedStatementError()
+    return error
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+async def test_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of attempts depends on the error, and on whether the operation counts changes."""
+    monkeypatch.setattr(retry, "_PAUSE_SECONDS", 0)
+    engine = create_async_engine("postgresql+asyncpg://nobody@nowhere/nothing")
+    store = PgVectorStore(engine, 4, text_search="simple")
+
+    async def attempts(error: Callable[[], VectorStoreError]) -> int:
+        made = 0
+
+        @asynccontextmanager
+        async def fail(*_: Any, **__: Any) -> AsyncIterator[None]:
+            nonlocal made
+            made += 1
+            raise error()
+            yield
+
+        monkeypatch.setattr(store._executor, "statement", fail)
+        monkeypatch.setattr(store._executor, "transaction", fail)
+        with pytest.raises(VectorStoreError):
+            await OPERATIONS[name](store)
+        return made
+
+    expected = {
+        "bulk_load": (1, 1, 1),  # a stream can be read once
+        "search_diverse": (4, 16, 4),  # retried around a search, which is retried, too
+        **dict.fromkeys(COUNTING, (1, 4, 2)),
+    }
+    lost = await attempts(lambda: StoreConnectionError("the connection is lost"))
+    deadlock = await attempts(lambda: VectorStoreError("a deadlock", sqlstate="40P01"))
+    stale = await attempts(_stale_plan)
+    assert (lost, deadlock, stale) == expected.get(name, (2, 4, 2))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+async def test_cancelled_anywhere(empty_engine: AsyncEngine, name: str) -> None:
+    """At each step of the event loop: no connection is kept, and nothing is written by half."""
+    store = PgVectorStore(empty_engine, 4, text_search="simple")
+    await store.apply_migrations()
+    await store.upsert(batch(1, 3), "n")
+    await store.upsert(batch(1, 1), "m")
+    step, cancelled = 1, 0
+    while True:
+        task = asyncio.create_task(_run(store, name))
+        for _ in range(step):
+            await asyncio.sleep(0)
+        if task.done():
+            break
+        task.cancel()
+        await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 20)
+        assert empty_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        cancelled += 1
+        step += 1 if step < 40 else 7
+    assert cancelled > 5
+    contents = {chunk.content for chunk in await stored(store, "n")}
+    assert len(contents) == 1
+    assert len(await store.search(QUERY, "n")) >= 2
+
+
+async def _run(store: PgVectorStore, name: str) -> None:
+    await OPERATIONS[name](store)

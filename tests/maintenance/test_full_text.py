@@ -1,0 +1,451 @@
+"""Test full text in Postgres: changing the table, plans, and use by an application."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import column, exists, insert, select, table, text
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, undefer
+from support.commands import cenote, output_of
+from support.database import execute, scalar
+from support.library import Document
+from support.plans import explain
+
+from cenote import (
+    ChunkMixin,
+    ConfigurationError,
+    InMemoryVectorStore,
+    MigrationError,
+    PgVectorStore,
+    SchemaConfig,
+    VectorStoreError,
+    schema,
+)
+from cenote.filters.compiler import Conditions
+from cenote.maintenance import repartition, set_text_search
+from cenote.postgres.ddl import vacuum_analyze
+from cenote.ranking.bm25 import stems
+from cenote.retrievers import HybridRetriever, TextRetriever, VectorRetriever
+from cenote.testing import embedded, found
+
+NEAR = [1.0, 0.0, 0.0, 0.0]
+ENGLISH = SchemaConfig(dimensions=4, text_search="english")
+
+texts = {"a": "The cat sleeps.", "b": "Dogs are running.", "c": "Un gato y dos perros."}
+
+
+async def ids(store: PgVectorStore, text: str, namespace: str = "n", **options: Any) -> list[str]:
+    """Return the ids that a text search finds."""
+    return [result.chunk.id for result in await store.search_text(text, namespace, **options)]
+
+
+def store_of(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
+    """Return a store with the table name and text search configurations of `config`."""
+    return PgVectorStore(
+        engine,
+        4,
+        text_search=config.text_search,
+        table_name=config.table_name,
+        schema=config.schema,
+    )
+
+
+@pytest.fixture
+async def filled(store: PgVectorStore) -> PgVectorStore:
+    """Return a store with chunks and without full text."""
+    await store.upsert([embedded(id, content=content) for id, content in texts.items()], "n")
+    return store
+
+
+@pytest.fixture
+async def worded(engine: AsyncEngine, filled: PgVectorStore) -> PgVectorStore:
+    """Return a store with chunks and English full text."""
+    await set_text_search(engine, filled.config, "english")
+    return store_of(engine, ENGLISH)
+
+
+# -- the table
+
+
+@pytest.mark.parametrize("partitions", [16, 0])
+async def test_changing_the_full_text(
+    filled: PgVectorStore, engine: AsyncEngine, partitions: int
+) -> None:
+    """A table with rows gets full text, then other languages, then none."""
+    await repartition(engine, replace(filled.config, partitions=partitions))
+    assert await set_text_search(engine, filled.config, "english") is True
+    assert await set_text_search(engine, filled.config, " english,") is False
+    english = store_of(engine, ENGLISH)
+    assert await english.check_schema() == []
+    assert await ids(english, "run dog") == ["b"]
+    assert await set_text_search(engine, filled.config, "spanish,english") is True
+    assert await set_text_search(engine, filled.config, "english, spanish") is True
+    assert await set_text_search(engine, filled.config, "spanish") is True
+    spanish = store_of(engine, replace(ENGLISH, text_search="spanish"))
+    assert await ids(spanish, "perro") == ["c"]
+    await repartition(engine, replace(filled.config, partitions=4))
+    assert await spanish.check_schema() == []
+    assert await filled.check_schema() == []  # a store without the setting accepts it
+    assert await ids(spanish, "gatos") == ["c"]
+    assert await set_text_search(engine, filled.config, None) is True
+    assert await set_text_search(engine, filled.config, None) is False
+    assert await filled.check_schema() == []
+    assert await found(filled, NEAR, "n") == ["a", "b", "c"]
+
+
+async def test_a_text_search_configuration_of_the_user(
+    filled: PgVectorStore, engine: AsyncEngine
+) -> None:
+    """It can be named with or without its schema."""
+    await execute(
+        engine,
+        "CREATE SCHEMA mine",
+        "CREATE TEXT SEARCH CONFIGURATION mine.exactly (COPY = simple)",
+        "CREATE TEXT SEARCH CONFIGURATION public.here (COPY = english)",
+    )
+    for name, query in (("mine.exactly", "RUNNING"), ("public.here", "run"), ("here", "run")):
+        await set_text_search(engine, filled.config, name)
+        store = store_of(engine, replace(ENGLISH, text_search=name))
+        assert await store.check_schema() == []
+        assert await ids(store, query) == ["b"]
+
+
+async def test_names_in_several_schemas(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """Configurations with the same name in different schemas are distinguished."""
+    await execute(engine, "CREATE TEXT SEARCH CONFIGURATION public.english (COPY = simple)")
+    assert await set_text_search(engine, filled.config, "english") is True
+    mine = store_of(engine, replace(ENGLISH, text_search="public.english"))
+    (finding,) = await mine.check_schema()
+    assert finding.kind == "text_search"
+    with pytest.raises(VectorStoreError, match=r"expected public\.english"):
+        await ids(mine, "running")
+    assert await set_text_search(engine, filled.config, "public.english") is True
+    assert await set_text_search(engine, filled.config, "public.english") is False
+    assert await ids(mine, "running") == ["b"]
+    assert await ids(mine, "run") == []
+
+
+async def test_names_are_case_insensitive(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """Names are folded to lower case, as Postgres does."""
+    assert await set_text_search(engine, filled.config, "English") is True
+    store = store_of(engine, replace(ENGLISH, text_search="ENGLISH"))
+    assert await store.check_schema() == []
+    assert await ids(store, "run") == ["b"]
+
+
+async def test_columns_and_indexes_of_the_user(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """Neither a user's column `content_tsv` nor a user's index on cenote's column is dropped."""
+    await execute(engine, "ALTER TABLE cenote_chunks ADD content_tsv tsvector DEFAULT 'mine'")
+    for languages in ("english", None):
+        with pytest.raises(MigrationError, match="did not create; rename it"):
+            await set_text_search(engine, filled.config, languages)
+    with pytest.raises(MigrationError):
+        await schema.upgrade(engine, ENGLISH)
+    await execute(engine, "UPDATE cenote_chunks_alembic_version SET version_num = 'cenote_0001'")
+    with pytest.raises(MigrationError, match="already exists"):
+        await schema.upgrade(engine, ENGLISH)
+    assert (
+        await scalar(engine, "SELECT count(*) FROM cenote_chunks WHERE content_tsv = 'mine'") == 3
+    )
+    await execute(engine, "ALTER TABLE cenote_chunks DROP content_tsv")
+    await set_text_search(engine, filled.config, "english")
+    await execute(
+        engine,
+        "CREATE INDEX mine ON cenote_chunks USING gin (content_tsv) WHERE namespace = 'n'",
+        "GRANT SELECT (content_tsv) ON cenote_chunks TO PUBLIC",
+    )
+    with pytest.raises(MigrationError, match="index mine, column privileges"):
+        await set_text_search(engine, filled.config, "spanish")
+
+
+async def test_another_language_before_the_revision(empty_engine: AsyncEngine) -> None:
+    """An upgrade raises an error before it records the revision."""
+    config = SchemaConfig(dimensions=4)
+    await schema.upgrade(empty_engine, config, "cenote_0001")
+    await set_text_search(empty_engine, config, "spanish")
+    with pytest.raises(MigrationError, match="its full text is spanish, expected english"):
+        await schema.upgrade(empty_engine, ENGLISH)
+    assert await schema.current(empty_engine, config) == "cenote_0001"
+    await schema.upgrade(empty_engine, config)
+    assert await store_of(empty_engine, config).check_schema() == []
+
+
+async def test_an_unknown_configuration(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """The error names it, and the table is unchanged."""
+    await set_text_search(engine, filled.config, "english")
+    with pytest.raises(MigrationError, match='"klingon" does not exist'):
+        await set_text_search(engine, filled.config, "klingon")
+    assert await ids(store_of(engine, ENGLISH), "dog") == ["b"]
+    with pytest.raises(MigrationError, match='"klingon" does not exist'):
+        await schema.upgrade(
+            engine, SchemaConfig(dimensions=4, table_name="other", text_search="klingon")
+        )
+    with pytest.raises(ConfigurationError, match="text_search"):
+        await set_text_search(engine, filled.config, "it's")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", ", ", "a b", "1st", "a.b.c", "a-b", 7, ["english"], "x" * 64]
+)
+def test_invalid_settings(wrong: Any) -> None:
+    """`SchemaConfig` rejects them."""
+    with pytest.raises(ConfigurationError) as error:
+        SchemaConfig(dimensions=4, text_search=wrong)
+    assert error.value.setting == "text_search"
+
+
+async def test_a_table_with_rows_is_upgraded(empty_engine: AsyncEngine) -> None:
+    """The revision adds full text to a table with rows if the setting is present."""
+    config = SchemaConfig(dimensions=4)
+    await schema.upgrade(empty_engine, config, "cenote_0001")
+    store = store_of(empty_engine, config)
+    await store.upsert([embedded("a", content="Cats")], "n")
+    worded = store_of(empty_engine, ENGLISH)
+    with pytest.raises(VectorStoreError, match="cenote text-search english"):
+        await worded.search_text("cat", "n")
+    await worded.apply_migrations()
+    assert await ids(worded, "cat") == ["a"]
+    await worded.apply_migrations()
+    assert await worded.check_schema() == []
+
+
+async def test_a_setting_that_comes_later(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """An upgrade raises an error that names the command."""
+    with pytest.raises(MigrationError, match="cenote text-search english"):
+        await schema.upgrade(engine, ENGLISH)
+    with pytest.raises(VectorStoreError, match="it has no full text, expected english"):
+        await store_of(engine, ENGLISH).count("n")
+    (finding,) = await store_of(engine, ENGLISH).check_schema()
+    assert finding.kind == "text_search"
+    await set_text_search(engine, store.config, "spanish")
+    (finding,) = await store_of(engine, ENGLISH).check_schema()
+    assert (finding.actual, finding.expected) == ("its full text is spanish", "english")
+
+
+async def test_the_command(store: PgVectorStore, engine: AsyncEngine, dsn: str) -> None:
+    """It adds and removes full text; `check` reports a missing index."""
+    url = {"CENOTE_DATABASE_URL": dsn}
+    output = output_of(cenote("text-search", "spanish,english", **url))
+    assert output == "table cenote_chunks has full text: spanish,english\n"
+    output = output_of(cenote("text-search", "spanish,english", **url))
+    assert output == "table cenote_chunks has full text: spanish,english already\n"
+    assert output_of(cenote("check", "-x", "text_search=spanish, english", **url)).startswith("no")
+    await execute(engine, "DROP INDEX ix_cenote_chunks_content_tsv")
+    result = cenote("check", **url)
+    assert result.returncode == 1
+    assert (
+        "ix_cenote_chunks_content_tsv: it is missing, expected gin (content_tsv)" in result.stdout
+    )
+    output_of(cenote("text-search", "spanish,english", **url))
+    output_of(cenote("check", **url))
+    assert "no full text" in output_of(cenote("text-search", "none", **url))
+    result = cenote("text-search", "klingon", **url)
+    assert result.returncode == 2
+    assert '"klingon" does not exist' in result.stderr
+
+
+async def test_a_bulk_load(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """Its rows are found by their words."""
+    await worded.bulk_load(
+        [embedded(f"{number}", content=f"loaded word{number}") for number in range(50)], "other"
+    )
+    assert await ids(worded, "word7", "other") == ["7"]
+    assert len(await ids(worded, "loading", "other", limit=99)) == 50
+    assert await worded.check_schema() == []
+
+
+# -- the search
+
+
+def executed(plan: str) -> str:
+    """Return the lines of a plan that were executed."""
+    return "\n".join(line for line in plan.splitlines() if "never executed" not in line)
+
+
+async def test_plans(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """A search uses the indexes of words and vectors, and reads its results by the primary key.
+
+    The chunks of a small tenant are read one by one, because the index of words would read the
+    words of all tenants.
+    """
+    rows = [
+        embedded(f"{n:05}", [1, n % 97, n % 89, 1], content=f"word{n} even{n % 2}")
+        for n in range(6000)
+    ]
+    await worded.bulk_load(rows, "large")
+    await worded.upsert(rows[:20], "small")
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(vacuum_analyze("cenote_chunks", None))
+        values = {"namespace": "large", "text": "word17 word18", "limit": 10}
+        by_words, _ = worded._searches.text_search(Conditions(None), None, values)
+        for namespace, by_index in (("large", True), ("small", False)):
+            values["namespace"] = namespace
+            plan = executed(await explain(connection, by_words, "auto", values, after=12))
+            assert ("_content_tsv_idx" in plan) is by_index
+            assert ("_pkey" in plan) is by_index  # 20 rows are one page
+        values |= {"namespace": "large", **worded._searches.search_parameters(200)}
+        values |= {"depth": 200, "limit": 10, "query": str(NEAR), "custom": True}
+        values |= {"vector_weight": 1.0, "text_weight": 1.0}
+        hybrid, _ = worded._searches.hybrid_search(Conditions(None), 200, None, values)
+        plan = executed(await explain(connection, hybrid, "force_custom_plan", values))
+        assert "_content_tsv_idx" in plan
+        assert "_embedding_idx" in plan
+    assert await ids(worded, "word17", "large") == ["00017"]
+    assert len(await ids(worded, "even1", "small")) == 10
+
+
+async def test_in_one_round_trip_and_in_the_callers_transaction(
+    engine: AsyncEngine, worded: PgVectorStore
+) -> None:
+    """Only the transaction finds its uncommitted chunks, and the settings are restored."""
+    async with async_sessionmaker(engine)() as session:
+        await worded.upsert([embedded("new", content="A cat")], "n", session=session)
+        mine = await worded.search_text("cat", "n", session=session)
+        assert {result.chunk.id for result in mine} == {"a", "new"}
+        before = await session.scalar(text("SELECT current_setting('hnsw.ef_search', true)"))
+        both = await worded.search_hybrid("cat", NEAR, "n", session=session)
+        assert {result.chunk.id for result in both} == {"a", "b", "c", "new"}
+        after = await session.scalar(text("SELECT current_setting('hnsw.ef_search', true)"))
+        assert after == before
+        assert await ids(worded, "cat") == ["a"]
+
+
+async def test_conditions_of_the_application(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """They apply before the limit, in both rankings."""
+    chunk = worded.model
+    async with engine.begin() as connection:
+        await connection.run_sync(Document.metadata.tables["documents"].create)
+        await connection.execute(insert(Document).values(title="b"))
+    readable = exists().where(Document.title == chunk.id)
+    assert await ids(worded, "cat dog", where=readable) == ["b"]
+    both = await worded.search_hybrid(
+        "cat dog", NEAR, "n", 1, {"x": {"$exists": False}}, where=readable
+    )
+    assert [result.chunk.id for result in both] == ["b"]
+
+
+async def test_names_of_the_application(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """Its tables and CTEs may have the same names as those inside the statement."""
+    await execute(engine, "CREATE TABLE asked (id text)", "INSERT INTO asked VALUES ('b')")
+    chunk = worded.model
+    few = select(text("id FROM asked")).cte("few")
+    for condition in (
+        exists().where(table("asked", column("id")).c.id == chunk.id),
+        chunk.id.in_(select(column("id")).select_from(few)),
+    ):
+        assert await ids(worded, "cat dog", where=condition) == ["b"]
+        both = await worded.search_hybrid("cat dog", NEAR, "n", where=condition)
+        assert [result.chunk.id for result in both] == ["b"]
+    for name in ("few", "by_words", "fused", "asked_"):
+        store = store_of(engine, replace(ENGLISH, table_name=name))
+        await store.apply_migrations()
+        await store.upsert([embedded("a", content="cat")], "n")
+        assert await ids(store, "cat") == ["a"]
+        assert len(await store.search_hybrid("cat", NEAR, "n")) == len(
+            await found(store, NEAR, "n")
+        )
+
+
+async def test_a_user_model(empty_engine: AsyncEngine) -> None:
+    """It has the column as an attribute, which the application's queries can use."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(ChunkMixin, Base, dimensions=4, partitions=2, text_search="english"):
+        __tablename__ = "notes"
+
+        stars: Mapped[int] = mapped_column(default=0)
+
+    async with empty_engine.begin() as connection:
+        await connection.execute(text("CREATE EXTENSION vector"))
+        await connection.run_sync(Base.metadata.create_all)
+    store = PgVectorStore(empty_engine, model=Note)
+    await store.upsert([embedded("a", content="Running", columns={"stars": 3})], "n")
+    assert [result.chunk.id for result in await store.search_hybrid("runs", NEAR, "n")] == ["a"]
+    assert await store.check_schema() == []
+    async with async_sessionmaker(empty_engine)() as session:
+        matching = Note.content_tsv.bool_op("@@")(text("to_tsquery('english', 'run')"))
+        note = (await session.scalars(select(Note).where(matching))).one()
+        assert note.stars == 3
+        loaded = (await session.scalars(select(Note).options(undefer(Note.content_tsv)))).one()
+        assert loaded.content_tsv == "'run':1"
+        await store.upsert(
+            [embedded("a", content="Sleeping", columns={"stars": 3})], "n", session=session
+        )
+        assert loaded.content_tsv == "'sleep':1"
+    other = PgVectorStore(empty_engine, 4, table_name="notes", text_search="spanish")
+    with pytest.raises(VectorStoreError, match="its full text is english, expected spanish"):
+        await other.search_text("x", "n")
+
+
+async def test_a_model_with_other_full_text_than_its_table(empty_engine: AsyncEngine) -> None:
+    """The error names the command of the application's own migrations."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(ChunkMixin, Base, dimensions=4, text_search="english"):
+        __tablename__ = "notes"
+
+    await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, table_name="notes"))
+    with pytest.raises(VectorStoreError, match="alembic revision --autogenerate"):
+        await PgVectorStore(empty_engine, model=Note).count("n")
+
+
+async def test_texts_at_the_bounds(worded: PgVectorStore, engine: AsyncEngine) -> None:
+    """Contents of millions of characters are stored: what is indexed of them is bounded."""
+    marks = [chr(0x20000 + n) for n in range(500)]
+    pairs = " ".join(f"{a}-{b}" for a in marks for b in marks)
+    parts = [a + b for a in marks for b in marks]
+    chains = " ".join("-".join(parts[n : n + 60]) for n in range(0, 130_000, 60))
+    paths = " ".join(f"http://a.b/{n:x}/y" for n in range(20_000))
+    for number, content in enumerate((pairs, paths, chains, "x" * 3_000_000, "a " * 1_000_000)):
+        await worded.upsert([embedded("long", content=content)], f"bounds{number}")
+    assert await ids(worded, "http://a.b/77/y", "bounds1") == ["long"]
+    assert (
+        await ids(worded, " ".join(["filler"] * 1_000) + " cat", "n") == []
+    )  # the query is cut before this word
+    assert await scalar(engine, "SELECT max(pg_column_size(content_tsv)) FROM cenote_chunks") > 1000
+
+
+async def test_retrievers(worded: PgVectorStore) -> None:
+    """`TextRetriever` works alone and within `HybridRetriever`."""
+    by_words = TextRetriever(worded)
+    assert [result.chunk.id for result in await by_words.retrieve("dogs", "n")] == ["b"]
+    both = HybridRetriever([VectorRetriever(worded, lambda _: NEAR), by_words])
+    apart = await both.retrieve("dog", "n")
+    assert apart == await worded.search_hybrid("dog", NEAR, "n")
+
+
+def test_stems_in_many_threads() -> None:
+    """A stemmer is not used by two threads at the same time."""
+    content = ["caminaban", "jardines", "universidades", "corriendo", "gatos"]
+    stems.cache_clear()
+    expected = stems("spanish")(" ".join(content))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for suffix in range(300):
+                stems.cache_clear()
+                stem = stems("spanish")
+                texts = [" ".join([*content, f"otro{suffix}{n}"]) for n in range(4)]
+                for stemmed in threads.map(stem, texts):
+                    assert [*stemmed][:5] == expected
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_stems() -> None:
+    """Languages of Postgres are available; the error for another one lists them."""
+    assert [*stems("spanish")("Caminaban por JARDINES")] == ["camin", "por", "jardin"]
+    assert [*stems("simple")("It's ÑANDÚ 7")] == ["it", "s", "ñandú", "7"]
+    with pytest.raises(ConfigurationError, match=r"'klingon' .* available are simple, arabic"):
+        InMemoryVectorStore(4, text_search="klingon")

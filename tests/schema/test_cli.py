@@ -1,0 +1,151 @@
+"""The console command: where settings may stand, and how it fails."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from support.commands import cenote, output_of
+from support.database import scalar, tables
+
+from cenote import ConfigurationError, SchemaConfig, schema
+
+
+async def test_settings_may_stand_anywhere(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+    """Before the command, after it, and after what belongs to it."""
+    url = {"CENOTE_DATABASE_URL": empty_dsn}
+    output_of(cenote("migrate", "upgrade", "head", "-x", "dimensions=4", "-xpartitions=2", **url))
+    output_of(cenote("-x", "partitions=2", "check", **url))
+    output_of(cenote("check", "-x", "partitions=2", **url))
+    assert cenote("-x", "partitions=3", "check", **url).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["migrate", "-x", "table_name", "downgrade", "base"],
+            "-x table_name has no value; write table_name=",
+        ),
+        (["check", "-x", "table_name"], "-x table_name has no value; write -x table_name="),
+        (["migrate", "-x", "dimension=4", "upgrade", "head"], "-x dimension is not a setting"),
+        (["migrate"], "a command is required: one of"),
+        (["migrate", "revision", "-m", "mine"], "the revisions are cenote's own"),
+        (["check", "-c", "nowhere.ini"], "there is no file nowhere.ini"),
+        (["repartition", "1"], "partitions must be an integer from 2 to 1,024"),
+        (["reindex", "--m", "1"], "hnsw_m must be an integer"),
+        ([], "the following arguments are required: command"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], says: str, dsn: str) -> None:
+    """A hint is in it, and the table has not changed."""
+    result = cenote(*arguments, CENOTE_DATABASE_URL=dsn)
+    assert result.returncode not in (0, 1)
+    assert says in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    output_of(cenote("check", CENOTE_DATABASE_URL=dsn))
+
+
+@pytest.mark.parametrize("command", [["check"], ["migrate", "current"]])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.ini", "[cenote]\ndatabase_url = postgresql://u:s3cr%40et@localhost:1/db\n"),
+        ("a.ini", "[alembic]\nsqlalchemy.url = postgresql://u:s3cr%40et@localhost:1/db\n"),
+        ("a.ini", "postgresql://u:s3cret@localhost:1/db\n"),
+        ("pyproject.toml", "[tool.alembic]\ncenote = { database_url = 's3cret\n"),
+    ],
+)
+def test_files_that_cannot_be_read(
+    tmp_path: Path, name: str, text: str, command: list[str]
+) -> None:
+    """One line, and not a part of a password in it."""
+    (tmp_path / name).write_text(text)
+    result = cenote(*command, "-c", name, cwd=tmp_path)
+    said = result.stdout + result.stderr
+    assert result.returncode not in (0, 1)
+    assert "cannot be read" in said
+    assert "Traceback" not in said
+    assert "s3cr" not in said
+
+
+async def test_nothing_in_a_file_is_overlooked(
+    tmp_path: Path, empty_engine: AsyncEngine, empty_dsn: str
+) -> None:
+    """A number that is false in Python, and a value that [DEFAULT] has too."""
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.alembic.cenote]\ndimensions = 4\npartitions = 0\n"
+    )
+    url = {"CENOTE_DATABASE_URL": empty_dsn}
+    command = ["migrate", "upgrade", "head"]
+    output_of(cenote(*command, "-c", "pyproject.toml", cwd=tmp_path, **url))
+    plain = "SELECT relkind = 'r' FROM pg_class WHERE relname = 'cenote_chunks'"
+    assert await scalar(empty_engine, plain)
+    (tmp_path / "a.ini").write_text(
+        "[DEFAULT]\ntable_name = other\n[cenote]\ndimensions = 4\ntable_name = other\n"
+    )
+    output_of(cenote(*command, "-c", "a.ini", cwd=tmp_path, **url))
+    assert "other" in await tables(empty_engine)
+
+
+def test_a_mistyped_variable_is_named(dsn: str) -> None:
+    """One that looks like none of ours is somebody else's."""
+    environ = {"CENOTE_PARTITION": "4", "CENOTE_COLOUR": "blue"}
+    result = cenote("check", CENOTE_DATABASE_URL=dsn, **environ)
+    assert "CENOTE_PARTITION is not a setting; did you mean CENOTE_PARTITIONS?" in result.stderr
+    assert "COLOUR" not in result.stderr
+
+
+async def test_settings_that_contradict_the_table_do_no_harm(engine: AsyncEngine, dsn: str) -> None:
+    """They are refused before a record or a schema is changed."""
+    url = {"CENOTE_DATABASE_URL": dsn}
+    result = cenote("migrate", "-x", "dimensions=9", "upgrade", "head", **url)
+    assert result.returncode != 0
+    assert "is vector(4), expected vector(9)" in result.stdout
+    result = cenote("migrate", "-x", "schema=typo", "downgrade", "base", **url)
+    assert result.returncode != 0
+    assert "there is no schema 'typo'" in result.stdout
+    assert await scalar(engine, "SELECT to_regnamespace('typo')") is None
+    assert cenote("migrate", "-x", "schema=typo", "check", **url).returncode != 0
+    assert await scalar(engine, "SELECT to_regnamespace('typo')") is None
+    assert await schema.current(engine, SchemaConfig(dimensions=4)) == "cenote_0004"
+
+
+async def test_engines_that_translate_schemas_are_refused(engine: AsyncEngine) -> None:
+    """They would make one table and look at another."""
+    translated = create_async_engine(
+        engine.url, execution_options={"schema_translate_map": {None: "tenant"}}
+    )
+    for call in (schema.upgrade, schema.check, schema.current):
+        with pytest.raises(ConfigurationError, match="schema_translate_map"):
+            await call(translated, SchemaConfig(dimensions=4))
+    await translated.dispose()
+
+
+async def test_a_connection_in_autocommit_stays_so(dsn: str, engine: AsyncEngine) -> None:
+    """Also where the engine, not the connection, was told so."""
+    autocommit = create_async_engine(engine.url, isolation_level="AUTOCOMMIT")
+    async with autocommit.connect() as connection:
+        assert await schema.check(connection, SchemaConfig(dimensions=4)) == []
+        await connection.execute(text("CREATE TABLE mine ()"))
+    await autocommit.dispose()
+    assert "mine" in await tables(engine)
+
+
+def test_an_argument_that_the_driver_cannot_take(dsn: str) -> None:
+    """One line that says where it is."""
+    url = make_url(dsn).update_query_dict({"statement_cache_size": "-4"})
+    for command in (["check"], ["migrate", "current"]):
+        result = cenote(*command, CENOTE_DATABASE_URL=url.render_as_string(False))
+        assert result.returncode not in (0, 1)
+        assert "the connection string's arguments" in result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_its_version() -> None:
+    """That of the installed package."""
+    assert output_of(cenote("--version")) == f"cenote {version('cenote')}\n"

@@ -1,0 +1,267 @@
+"""Tables of the first cenote's own migration runner: taken over at each version, row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.commands import alembic, cenote, output_of
+from support.database import execute, scalar
+
+from cenote import MigrationError, PgVectorStore, SchemaConfig, VectorStoreError, schema
+from cenote.maintenance import repartition
+from cenote.testing import embedded, found
+
+# What that runner's files made, statement for statement in effect.
+RUNNER = (
+    "CREATE TABLE cenote_schema_migrations"
+    " (version text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())",
+)
+VERSIONS = {
+    "001_init.sql": (
+        "CREATE EXTENSION IF NOT EXISTS vector",
+        "CREATE TABLE cenote_chunks (id text PRIMARY KEY, namespace text NOT NULL,"
+        " document_id text NOT NULL, content text NOT NULL, position int NOT NULL,"
+        " metadata jsonb NOT NULL DEFAULT '{}'::jsonb, content_hash text NOT NULL,"
+        " embedding vector(4) NOT NULL, embedding_model text NOT NULL,"
+        " created_at timestamptz NOT NULL DEFAULT now())",
+        "CREATE INDEX cenote_chunks_namespace_doc_idx ON cenote_chunks (namespace, document_id)",
+        "CREATE INDEX cenote_chunks_metadata_gin_idx ON cenote_chunks USING gin (metadata)",
+        "CREATE INDEX cenote_chunks_embedding_hnsw_idx ON cenote_chunks"
+        " USING hnsw (embedding vector_cosine_ops) WITH (m = 16, ef_construction = 64)",
+    ),
+    "002_namespace_id_pk.sql": (
+        "ALTER TABLE cenote_chunks DROP CONSTRAINT cenote_chunks_pkey",
+        "ALTER TABLE cenote_chunks ADD PRIMARY KEY (namespace, id)",
+    ),
+    "003_chunk_iteration_index.sql": (),
+}
+
+ROWS = (
+    "INSERT INTO cenote_chunks SELECT 'chunk ' || n, 'tenant ' || n % 7, 'doc ' || n / 10,"
+    " 'text ' || n, n % 10, jsonb_build_object('n', n), md5(n::text),"
+    " ARRAY[sin(n), cos(n), sin(2 * n), cos(3 * n)]::real[]::vector, 'm', '2026-01-01'::timestamptz"
+    " FROM generate_series(1, 500) n"
+)
+CHECKSUM = "SELECT count(*) || md5(string_agg(t::text, '|' ORDER BY id)) FROM cenote_chunks t"
+# Where each row is and which transaction wrote it: a rewritten one has moved or a new xmin.
+PLACES = "SELECT md5(string_agg(concat(ctid, xmin), '|' ORDER BY id)) FROM cenote_chunks"
+# The HNSW index is expensive; it is the same file.
+HNSW = (
+    "SELECT relfilenode FROM pg_class JOIN pg_index ON indexrelid = oid"
+    " WHERE indrelid = 'cenote_chunks'::regclass"
+    " AND relam = (SELECT oid FROM pg_am WHERE amname = 'hnsw')"
+)
+
+
+async def other_runner(engine: AsyncEngine, version: int = 3) -> None:
+    """The database as that runner left it, with 500 rows."""
+    await execute(engine, *RUNNER)
+    for name, statements in list(VERSIONS.items())[:version]:
+        await execute(engine, *statements)
+        await execute(engine, f"INSERT INTO cenote_schema_migrations (version) VALUES ('{name}')")
+    await execute(engine, ROWS)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+async def test_each_version_is_adopted(
+    empty_engine: AsyncEngine, empty_dsn: str, version: int
+) -> None:
+    """No row is lost or rewritten, and the result is as good as new."""
+    engine = empty_engine
+    await other_runner(engine, version)
+    before = [await scalar(engine, query) for query in (CHECKSUM, PLACES, HNSW)]
+    url = {"CENOTE_DATABASE_URL": empty_dsn}
+    said = cenote("check", **url)
+    assert said.returncode == 1
+    assert "upgrade head, which also upgrades a legacy table" in said.stdout
+    output_of(cenote("migrate", "upgrade", "head", **url))  # the table says its dimensions
+    assert [await scalar(engine, query) for query in (CHECKSUM, PLACES, HNSW)] == before
+    assert output_of(cenote("check", **url)) == "no differences found\n"
+    assert "No new upgrade operations" in output_of(alembic("check", **url))
+    store = PgVectorStore(engine, 4)
+    await store.apply_migrations()  # again, from code and with the defaults
+    assert await store.check_schema() == []
+
+    results = await store.search([1, 0, 0, 0], "tenant 3", limit=100)
+    assert len(results) == 72  # n % 7 == 3 up to 500
+    await store.upsert([embedded("chunk 3", position=1)], "tenant 3")
+    await store.upsert([embedded("chunk 3")], "tenant 4")  # the same id in another namespace
+    assert await scalar(engine, "SELECT count(*) FROM cenote_chunks") == 501
+    async with engine.connect() as connection:
+        collations = text(
+            "SELECT string_agg(attname || '.' || collname, ',' ORDER BY attname) FROM pg_attribute"
+            " JOIN pg_collation c ON c.oid = attcollation"
+            " WHERE attrelid = 'cenote_chunks'::regclass AND collname = 'C'"
+        )
+        assert await connection.scalar(collations) == "document_id.C,id.C,namespace.C"
+    output_of(alembic("downgrade", "base", **url))
+    assert await scalar(engine, "SELECT to_regclass('cenote_chunks')") is None
+
+
+async def test_a_position_that_does_not_fit_is_said(empty_engine: AsyncEngine) -> None:
+    """Positions have 32 bits until the table is rewritten for another reason."""
+    await other_runner(empty_engine)
+    store = PgVectorStore(empty_engine, 4)
+    await store.apply_migrations()
+    far = embedded("far", position=2**40)
+    with pytest.raises(VectorStoreError, match="32 bits until cenote repartition"):
+        await store.upsert([far], "n")
+    await repartition(empty_engine, SchemaConfig(dimensions=4, partitions=16))
+    await store.upsert([far], "n")
+    assert await found(store, [1, 0, 0, 0], "n") == ["far"]
+    assert await store.check_schema() == []
+    await repartition(empty_engine, SchemaConfig(dimensions=4, partitions=0))
+    assert await scalar(empty_engine, "SELECT count(*) FROM cenote_chunks") == 501
+    assert await store.check_schema() == []
+
+
+# The statements of the upgrade, by the version that the table has before.
+COLLATIONS = tuple(
+    f'ALTER TABLE public.cenote_chunks ALTER COLUMN {name} TYPE TEXT COLLATE "C"'
+    for name in ("namespace", "id", "document_id")
+)
+REST = (
+    "ALTER TABLE public.cenote_chunks ALTER COLUMN namespace SET STORAGE MAIN,"
+    " ALTER COLUMN id SET STORAGE MAIN, ALTER COLUMN document_id SET STORAGE MAIN,"
+    " ALTER COLUMN metadata SET STORAGE MAIN, ALTER COLUMN content_hash SET STORAGE MAIN,"
+    " ALTER COLUMN embedding SET STORAGE MAIN, ALTER COLUMN embedding_model SET STORAGE MAIN",
+    "ALTER TABLE public.cenote_chunks ALTER COLUMN metadata DROP DEFAULT",
+    "ALTER INDEX IF EXISTS public.cenote_chunks_namespace_doc_idx"
+    " RENAME TO ix_cenote_chunks_namespace_document_id",
+    "ALTER INDEX IF EXISTS public.cenote_chunks_embedding_hnsw_idx"
+    " RENAME TO ix_cenote_chunks_embedding",
+    "DROP INDEX IF EXISTS public.cenote_chunks_metadata_gin_idx",
+    "CREATE INDEX ix_cenote_chunks_metadata ON public.cenote_chunks"
+    " USING gin (metadata jsonb_path_ops)",
+)
+LOCK = "LOCK TABLE public.cenote_chunks IN ACCESS EXCLUSIVE MODE"
+RENAME = "ALTER INDEX public.cenote_chunks_pkey RENAME TO pk_cenote_chunks"
+STATEMENTS = {
+    1: (
+        LOCK,
+        "ALTER TABLE public.cenote_chunks DROP CONSTRAINT cenote_chunks_pkey",
+        *COLLATIONS,
+        "ALTER TABLE public.cenote_chunks"
+        " ADD CONSTRAINT pk_cenote_chunks PRIMARY KEY (namespace, id)",
+        *REST,
+    ),
+    2: (LOCK, *COLLATIONS, RENAME, *REST),
+    3: (LOCK, *COLLATIONS, RENAME, *REST),
+}
+
+
+@pytest.mark.parametrize("version", STATEMENTS)
+async def test_the_statements_stay_the_same(empty_engine: AsyncEngine, version: int) -> None:
+    """The upgrade is frozen like revision cenote_0001, of which it is a part."""
+    await other_runner(empty_engine, version)
+    statements: list[str] = []
+
+    def record(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        words = " ".join(statement.split())
+        if words.startswith(("ALTER", "CREATE", "DROP", "LOCK")) and "_version" not in words:
+            statements.append(words)
+
+    event.listen(empty_engine.sync_engine, "before_cursor_execute", record)
+    await schema.upgrade(empty_engine, SchemaConfig(dimensions=4), "cenote_0001")
+    assert statements == [*STATEMENTS[version]]
+
+
+REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "another dimension": ([], {"dimensions": 5}, r"is vector\(4\), expected vector\(5\)"),
+    "another type": ([], {"column_type": "halfvec"}, r"expected halfvec\(4\)"),
+    "partitions": ([], {"partitions": 16}, "repartition afterwards"),
+    "an unknown version": (
+        ["INSERT INTO cenote_schema_migrations VALUES ('004_more.sql')"],
+        {},
+        "lists 004_more.sql",
+    ),
+    "a version left out": (
+        ["DELETE FROM cenote_schema_migrations WHERE version LIKE '002%'"],
+        {},
+        "out of order",
+    ),
+    "no version": (["DELETE FROM cenote_schema_migrations"], {}, "out of order"),
+    "no marker": (["DROP TABLE cenote_schema_migrations"], {}, "not made by these revisions"),
+    "another column": (
+        ["ALTER TABLE cenote_chunks ADD COLUMN mine int"],
+        {},
+        "its columns mine are not those",
+    ),
+    "a column of another type": (
+        ["ALTER TABLE cenote_chunks ALTER position TYPE bigint"],
+        {},
+        "its columns position are not those",
+    ),
+    "another key": (
+        [
+            "ALTER TABLE cenote_chunks DROP CONSTRAINT cenote_chunks_pkey",
+            "ALTER TABLE cenote_chunks ADD PRIMARY KEY (id)",
+        ],
+        {},
+        r"primary key is not \(namespace, id\)",
+    ),
+}
+
+STATE = (
+    CHECKSUM,
+    PLACES,
+    HNSW,
+    "SELECT string_agg(concat(attname, atttypid, attcollation), ',' ORDER BY attnum)"
+    " FROM pg_attribute WHERE attrelid = 'cenote_chunks'::regclass",
+    "SELECT string_agg(indexdef, ';' ORDER BY indexname) FROM pg_indexes"
+    " WHERE tablename = 'cenote_chunks'",
+    "SELECT string_agg(relname, ',' ORDER BY relname) FROM pg_class WHERE relkind = 'r'",
+)
+
+
+@pytest.mark.parametrize("what", REFUSED)
+async def test_what_cannot_be_adopted_is_refused(empty_engine: AsyncEngine, what: str) -> None:
+    """By a clear error, and nothing has changed."""
+    damage, settings, says = REFUSED[what]
+    await other_runner(empty_engine)
+    await execute(empty_engine, *damage)
+    before = [await scalar(empty_engine, query) for query in STATE]
+    config = SchemaConfig(**{"dimensions": 4, **settings})
+    with pytest.raises(MigrationError, match=says):
+        await schema.upgrade(empty_engine, config)
+    assert [await scalar(empty_engine, query) for query in STATE] == before
+    assert await schema.current(empty_engine, config) is None
+
+
+async def test_a_table_that_others_point_at(empty_engine: AsyncEngine) -> None:
+    """Foreign keys to the key that stays are kept; one to the key that goes is in the way."""
+    await other_runner(empty_engine, 1)
+    await execute(
+        empty_engine,
+        "CREATE TABLE mine (chunk_id text CONSTRAINT points REFERENCES cenote_chunks)",
+    )
+    before = [await scalar(empty_engine, query) for query in STATE]
+    with pytest.raises(MigrationError, match="other objects depend on it"):
+        await schema.upgrade(empty_engine, SchemaConfig(dimensions=4))
+    assert [await scalar(empty_engine, query) for query in STATE] == before
+    await execute(
+        empty_engine,
+        "DROP TABLE mine",
+        *VERSIONS["002_namespace_id_pk.sql"],
+        "INSERT INTO cenote_schema_migrations VALUES ('002_namespace_id_pk.sql')",
+        "CREATE TABLE mine (namespace text, chunk_id text,"
+        " FOREIGN KEY (namespace, chunk_id) REFERENCES cenote_chunks ON DELETE CASCADE)",
+        "INSERT INTO mine VALUES ('tenant 1', 'chunk 1')",
+    )
+    store = PgVectorStore(empty_engine, 4)
+    await store.apply_migrations()
+    assert await store.check_schema() == []
+    await store.delete(["chunk 1"], "tenant 1")
+    assert await scalar(empty_engine, "SELECT count(*) FROM mine") == 0
+
+
+async def test_only_the_one_name_is_adopted(empty_engine: AsyncEngine) -> None:
+    """A table of another name beside that runner's is somebody else's."""
+    await other_runner(empty_engine)
+    await execute(empty_engine, "CREATE TABLE other AS SELECT * FROM cenote_chunks")
+    with pytest.raises(MigrationError, match="table 'other' exists already"):
+        await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, table_name="other"))
+    await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, table_name="third"))

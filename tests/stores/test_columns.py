@@ -1,0 +1,230 @@
+"""A host's own columns, written by an upsert beside the chunk's."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from asyncpg import BitString
+from sqlalchemy import ForeignKey, func, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, undefer
+from support.database import scalar
+from support.library import Document, Mood, Passage, passage
+
+from cenote import (
+    ChunkMixin,
+    InMemoryVectorStore,
+    InvalidInputError,
+    PgVectorStore,
+    VectorStoreError,
+)
+from cenote.testing import embedded, found, stored
+
+V = [1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.fixture
+def store(library: AsyncEngine) -> PgVectorStore[Passage]:
+    """A store for the host's model, in a database with its tables."""
+    return PgVectorStore(library, model=Passage)
+
+
+async def row(store: PgVectorStore[Passage], id: str = "a") -> Passage:
+    """A stored chunk with all its columns."""
+    async with AsyncSession(store.engine) as session:
+        options = [undefer(Passage.embedding)]
+        return await session.get_one(Passage, ("t", id), options=options)
+
+
+VALUES: list[dict[str, Any]] = [
+    {"language": "español", "page": 3},
+    {"page": None, "language": "en"},
+    {"readers": ["ann", 'b"o\\b', "{,}", "", "NULL", "ß"]},
+    {"readers": []},
+    {"readers": None},
+    {"extra": {"a": [1, {"b": None}]}},
+    {"extra": None},
+    {"summary": [0.5, -2.0]},
+    {"summary": None},
+    {"token": uuid.UUID(int=5), "revised": 9},
+    {"extra": [1]},
+    {"extra": [[1, 2], {"a": None}]},
+    {"extra": []},
+    {"labels": ["new", "s"]},
+    {"facts": [1, "two", None]},
+    {"facts": None},
+    {"mood": Mood.good, "moods": [Mood.bad, Mood.good]},
+    {"short": "five5", "price": Decimal("1.25"), "took": timedelta(days=-1, seconds=5)},
+    {"raw": b"\x00\xff", "days": [date(2026, 1, 2)], "grid": [[1, 2], [3, 4]]},
+    {"stock": [1.0, 2.0]},
+    {"renamed": "x"},
+]
+
+
+@pytest.mark.parametrize("values", VALUES, ids=str)
+async def test_values_of_all_kinds_survive(
+    store: PgVectorStore[Passage], values: dict[str, Any]
+) -> None:
+    """Also beside others in the batch, and when they replace others."""
+    await store.upsert([embedded(id, columns=values) for id in "ab"], "t")
+    await store.upsert([embedded("a", columns=dict.fromkeys(values, None) | values)], "t")
+    for id in "ab":
+        stored_row = await row(store, id)
+        for name, value in values.items():
+            actual = getattr(stored_row, name)
+            if hasattr(actual, "tolist"):
+                actual = actual.tolist()
+            elif hasattr(actual, "to_list"):
+                actual = actual.to_list()
+            assert actual == value
+
+
+async def test_columns_that_are_not_named_keep_their_value(store: PgVectorStore[Passage]) -> None:
+    """A new row gets the defaults, one of Python's for each row; onupdate is heeded."""
+    await store.upsert([embedded(id, columns={"page": 1}) for id in "ab"], "t")
+    first, second = await row(store, "a"), await row(store, "b")
+    assert (first.language, first.revised, first.changed_at) == ("en", 0, None)
+    assert first.token != second.token
+    await store.upsert([embedded("a", content="new")], "t")
+    after = await row(store)
+    assert (after.content, after.page, after.token) == ("new", 1, first.token)
+    assert after.revised == 1
+    assert after.changed_at is not None
+
+
+async def test_what_is_unchanged_is_not_rewritten(store: PgVectorStore[Passage]) -> None:
+    """Columns of the host's count, also of a type that knows no equality; onupdate does not."""
+    columns = {"page": 1, "extra": {"a": 1}, "readers": ["x"], "summary": [1, 2]}
+    version = "SELECT xmin::text FROM passages"
+    await store.upsert([embedded("a", columns=columns)], "t")
+    first = await scalar(store.engine, version)
+    await store.upsert([embedded("a", columns=columns)], "t")
+    assert await scalar(store.engine, version) == first
+    for name, value in {"page": 2, "extra": {}, "readers": [], "summary": [2, 1]}.items():
+        await store.upsert([embedded("a", columns={name: value})], "t")
+        second = await scalar(store.engine, version)
+        assert second != first
+        first = second
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            [{"title": 1}],
+            "chunk '0': there is no column 'title' to set; the columns are: doc_id, lang",
+        ),
+        ([{"content": "x"}], "there is no column 'content' to set"),
+        ([{"extra_json": {}}], "there is no column 'extra_json' to set"),
+        (
+            [{"page": 1}, {"page": 1, "language": "x"}],
+            "chunk '1': its columns differ from those of",
+        ),
+        ([{"page": 1}, {}], "chunk '1': its columns differ from those of"),
+        (
+            [{"short": func.now()}],
+            "chunk '0': the column short accepts values, not SQL expressions",
+        ),
+        (
+            [{"extra": {"a": {1}}}],
+            "chunk '0': the column extra does not accept its value (TypeError)",
+        ),
+        ([{"token": None}], "its columns must include a value for token"),
+        ([{"page": [1]}], "the column page accepts single values, not lists"),
+        ([{1: 2}], "there is no column 1 to set"),
+        (["page"], "chunk '0': columns must be a mapping of attribute names to values, not str"),
+    ],
+)
+async def test_columns_that_cannot_be_set(
+    store: PgVectorStore[Passage], columns: list[Any], message: str
+) -> None:
+    """Are refused by name, before anything is written."""
+    batch = [embedded(str(n), columns=values) for n, values in enumerate(columns)]
+    with pytest.raises(InvalidInputError) as error:
+        await store.upsert(batch, "t")
+    assert message in str(error.value)
+    assert error.value.field == "columns"
+    assert await stored(store, "t") == []
+
+
+async def test_what_does_not_fit_is_not_cut(store: PgVectorStore[Passage]) -> None:
+    """Nor filled up, but refused as in any INSERT."""
+    await store.upsert([embedded("b", columns={"flags": BitString("101")})], "t")
+    assert await scalar(store.engine, "SELECT flags::text FROM passages") == "101"
+    for columns, state in (({"short": "too long"}, "22001"), ({"flags": BitString("1")}, "22026")):
+        with pytest.raises(VectorStoreError) as error:
+            await store.upsert([embedded("a", columns=columns)], "t")
+        assert error.value.sqlstate == state
+
+
+@pytest.mark.parametrize("value", ["no number", 2**40])
+async def test_a_value_of_another_type(store: PgVectorStore[Passage], value: Any) -> None:
+    """Is refused by the driver or the server; the message does not quote it."""
+    with pytest.raises(VectorStoreError) as error:
+        await store.upsert([embedded("a", columns={"page": value})], "t")
+    assert str(value) not in str(error.value)
+    assert await stored(store, "t") == []
+
+
+class Strict(DeclarativeBase):
+    pass
+
+
+class Folder(Strict):
+    __tablename__ = "folders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class File(ChunkMixin, Strict, dimensions=4, partitions=2):
+    __tablename__ = "files"
+    folder_id: Mapped[int] = mapped_column(ForeignKey("folders.id"), index=True)
+    path: Mapped[str] = mapped_column("file_path")
+
+
+async def test_a_column_that_needs_a_value(empty_engine: AsyncEngine) -> None:
+    """Is asked for, by the name of its attribute."""
+    store = PgVectorStore(empty_engine, model=File)
+    for columns in ({"folder_id": 1}, {"folder_id": 1, "path": None}, {}):
+        with pytest.raises(InvalidInputError, match=r"must include a value for (path|folder_id)"):
+            await store.upsert([embedded("a", columns=columns)], "t")
+    async with empty_engine.begin() as connection:
+        await connection.execute(text("CREATE EXTENSION vector"))
+        await connection.run_sync(Strict.metadata.create_all)
+        await connection.execute(text("INSERT INTO folders VALUES (1)"))
+    await store.upsert([embedded("a", columns={"folder_id": 1, "path": "x"})], "t")
+    assert await found(store, V, "t", where=File.path == "x") == ["a"]
+    with pytest.raises(VectorStoreError, match="a foreign key rejects it"):
+        await store.upsert([embedded("b", columns={"folder_id": 2, "path": "x"})], "t")
+
+
+async def test_without_a_model_there_are_none(engine: AsyncEngine) -> None:
+    """The default store says where they would be; the one in memory passes over them."""
+    chunk = embedded("a", columns={"page": 1})
+    with pytest.raises(InvalidInputError, match="pass your model to the store with model="):
+        await PgVectorStore(engine, 4).upsert([chunk], "t")
+    memory = InMemoryVectorStore(4)
+    await memory.upsert([chunk], "t")
+    assert await found(memory, V, "t") == ["a"]
+
+
+async def test_columns_filter_searches_and_iterations(store: PgVectorStore[Passage]) -> None:
+    """With where=, before the limit is counted."""
+    documents = [Document(title="a"), Document(title="b")]
+    async with AsyncSession(store.engine, expire_on_commit=False) as session, session.begin():
+        session.add_all(documents)
+        await session.flush()
+        for document in documents:
+            batch = [passage(document, n, page=n) for n in range(20)]
+            await store.upsert(batch, "t", session=session)
+    of_b = Passage.doc_id == documents[1].id
+    assert await found(store, V, "t", 3, where=of_b) == ["b:0", "b:1", "b:2"]
+    late = of_b & (Passage.page > 16)
+    assert await found(store, V, "t", 10, where=late) == ["b:17", "b:18", "b:19"]
+    titled = Passage.document.has(Document.title == "a")
+    assert await found(store, V, "t", 2, where=titled, exact=True) == ["a:0", "a:1"]
+    assert len(await stored(store, "t", where=titled)) == 20
+    assert await found(store, V, "t", filter={"x": 1}, where=titled) == []

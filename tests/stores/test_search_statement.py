@@ -1,0 +1,322 @@
+"""A search as a statement that the host goes on with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import (
+    bindparam,
+    create_engine,
+    exists,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+    union_all,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, aliased, contains_eager, selectinload
+from sqlalchemy.schema import CreateSchema
+from support.database import execute
+from support.library import Base, Document, Passage, passage
+from support.plans import explain
+
+from cenote import (
+    ChunkRow,
+    ConfigurationError,
+    DimensionMismatchError,
+    InvalidInputError,
+    PgVectorStore,
+)
+from cenote.testing import embedded, found
+
+V = [1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.fixture
+def store(library: AsyncEngine) -> PgVectorStore[Passage]:
+    """A store for the host's model."""
+    return PgVectorStore(library, model=Passage)
+
+
+@pytest.fixture
+async def documents(library: AsyncEngine, store: PgVectorStore[Passage]) -> list[Document]:
+    """Two documents with 1,500 random passages each, every tenth in Spanish; and a stranger."""
+    documents = [Document(title=title) for title in "ab"]
+    vectors = np.random.default_rng(1).standard_normal((2, 1500, 4))
+    async with AsyncSession(library, expire_on_commit=False) as session, session.begin():
+        session.add_all(documents)
+        await session.flush()
+        for document, block in zip(documents, vectors, strict=True):
+            batch = [
+                passage(document, n, vector, language="en" if n % 10 else "es")
+                for n, vector in enumerate(block)
+            ]
+            await store.upsert(batch, "t", session=session)
+        await store.upsert([embedded("stranger", V)], "other", session=session)
+    await execute(library, "ANALYZE")
+    return documents
+
+
+async def test_it_finds_what_search_finds(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
+) -> None:
+    """In the same order, with the same scores, by either path, for any limit, and for none."""
+    async with AsyncSession(library) as session:
+        for arguments in (
+            {"limit": 1},
+            {"limit": 25},
+            {"limit": 2000},
+            {"limit": 5000},
+            {"limit": 10, "exact": True},
+            {"limit": 10, "where": Passage.language == "es"},
+            {"limit": 10, "filter": {"missing": 1}},
+            {"limit": 3, "filter": {}, "where": Passage.document.has(title="b")},
+        ):
+            expected = await store.search(V, "t", **arguments)
+            statement = store.search_statement(V, "t", **arguments)
+            rows = (await session.execute(statement)).all()
+            assert [row.Passage.id for row in rows] == [result.chunk.id for result in expected]
+            assert [row.score for row in rows] == [result.score for result in expected]
+        assert (await session.execute(store.search_statement([0] * 4, "t"))).all() == []
+        assert (await session.execute(store.search_statement(V, "nobody"))).all() == []
+
+
+async def test_it_composes(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
+) -> None:
+    """With joins, columns, eager loading, other orders, subqueries and itself."""
+    statement = store.search_statement(V, "t", 8, where=Passage.language == "es")
+    expected = await found(store, V, "t", 8, where=Passage.language == "es")
+    async with AsyncSession(library) as session:
+        joined = (
+            statement.join(Passage.document)
+            .add_columns(Document.title)
+            .options(contains_eager(Passage.document), selectinload(Passage.bookmarks))
+        )
+        rows = (await session.execute(joined)).all()
+        assert [row.Passage.id for row in rows] == expected
+        for row in rows:
+            assert row.Passage.document.title == row.title
+            assert row.Passage.bookmarks == []
+
+        other = aliased(Passage)
+        chained = statement.join(Passage.document).join(Document.passages.of_type(other))
+        chained = chained.where(other.position == 0)
+        assert [row.Passage.id for row in await session.execute(chained)] == expected
+        for target in (Passage.document, Document):
+            named = statement.join(target).filter_by(title="a")
+            assert {row.Passage.id[0] for row in await session.execute(named)} == {"a"}
+        spanish = statement.filter_by(language="es")
+        assert len((await session.execute(spanish)).all()) == 8
+
+        by_hand = statement.join(Document, Document.id == Passage.doc_id)
+        titled = by_hand.where(Document.title == "a").order_by(None).order_by(Passage.id.desc())
+        ids = [row.Passage.id for row in await session.execute(titled)]
+        assert ids == sorted((id for id in expected if id.startswith("a")), reverse=True)
+
+        count = select(func.count()).select_from(statement.subquery())
+        assert await session.scalar(count) == 8
+        outer = statement.outerjoin(Passage.bookmarks).where(statement.selected_columns.score > -2)
+        assert len((await session.execute(outer)).all()) == 8
+        twice = union_all(
+            statement.with_only_columns(Passage.id),
+            store.search_statement([0, 1, 0, 0], "t", 5).with_only_columns(Passage.id),
+        )
+        assert len((await session.execute(twice)).all()) == 13
+        page = statement.offset(5)
+        assert [row.Passage.id for row in await session.execute(page)] == expected[5:]
+        within = select(Document.title).where(
+            exists(statement.with_only_columns(literal(1)).where(Passage.doc_id == Document.id))
+        )
+        assert set(await session.scalars(within)) <= {"a", "b"}
+
+
+async def test_it_takes_what_any_session_has(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
+) -> None:
+    """A connection the store has never seen, where no codec is installed; and it can be cached."""
+    fresh = async_sessionmaker(library)
+    statement = store.search_statement(V, "t", 5)
+    await library.dispose()
+    async with fresh() as session:
+        first = [row.Passage.id for row in await session.execute(statement)]
+        again = [row.Passage.id for row in await session.execute(statement)]
+        rows = await session.run_sync(lambda session: session.execute(statement).all())
+    assert first == again == [row.Passage.id for row in rows]
+    other = store.search_statement([0, 1, 0, 0], "t", 5, where=Passage.language == "es")
+    same = store.search_statement([0, 0, 1, 0], "u", 5, where=Passage.language == "en")
+    keys = [one._generate_cache_key() for one in (other, same)]
+    assert keys[0] is not None
+    assert keys[0] == keys[1]
+
+
+async def test_other_drivers_run_it(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
+) -> None:
+    """Such as psycopg, in a synchronous session; percent signs and colons are but text."""
+    await store.upsert([embedded("a%(b)s:c", V)], "t%:n %(x)s")
+    engine = create_engine(library.url.set(drivername="postgresql+psycopg"))
+    with Session(engine) as session:
+        for where in (None, Passage.language == "en"):
+            for namespace, limit in (("t", 20), ("t%:n %(x)s", 1)):
+                expected = await found(store, V, namespace, limit, where=where)
+                statement = store.search_statement(V, namespace, limit, where=where)
+                assert [row.Passage.id for row in session.execute(statement)] == expected
+    engine.dispose()
+
+
+async def test_an_engine_that_translates_schemas(
+    library: AsyncEngine, documents: list[Document]
+) -> None:
+    """Its map is heeded by the joined class and inside alike."""
+    tenant = library.execution_options(schema_translate_map={None: "tenant"})
+    async with tenant.begin() as connection:
+        await connection.execute(CreateSchema("tenant"))
+        await connection.run_sync(Base.metadata.create_all)
+    store = PgVectorStore(tenant, model=Passage)
+    await store.upsert([embedded("only one", V)], "t")
+    assert await found(store, V, "t") == ["only one"]
+    async with AsyncSession(tenant) as session:
+        rows = (await session.execute(store.search_statement(V, "t"))).all()
+    assert [row.Passage.id for row in rows] == ["only one"]
+    untranslated = PgVectorStore(library, model=Passage).search_statement(V, "t")
+    async with AsyncSession(tenant) as session:
+        with pytest.raises(ConfigurationError, match="give the store an engine"):
+            await session.execute(untranslated)
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_the_composed_plan_uses_the_ann_index(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document], mode: str
+) -> None:
+    """Joined, filtered outside and inside, and ordered otherwise; the exact branch never runs."""
+    statement = store.search_statement(V, "t", 10)
+    inside = exists().where(Document.id == Passage.doc_id, Document.title == "a")
+    composed: list[Any] = [
+        statement,
+        statement.join(Passage.document).add_columns(Document.title),
+        statement.join(Passage.document).where(Document.title == "a").order_by(Document.title),
+        store.search_statement(V, "t", 10, where=inside).join(Passage.document),
+        store.search_statement(V, "t", 10, where=Passage.language == "en"),
+    ]
+    async with library.connect() as connection:
+        for one in composed:
+            plan = await explain(connection, one, mode)
+            executed = [line for line in plan.splitlines() if "never executed" not in line]
+            assert any("_embedding_idx" in line for line in executed), plan
+            assert "never executed" in plan
+            scanned = {part[:3] for line in executed for part in line.split(" on passages_")[1:]}
+            assert len(scanned) == 1, plan  # the namespace's partition, in the outer join, too
+            assert any("_pkey" in line for line in executed), plan  # the join to the class
+
+
+async def test_a_condition_inside_is_met_before_the_limit_counts(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
+) -> None:
+    """And one outside takes away from what was found, as the docstring says."""
+    condition = Passage.language == "es"
+    async with AsyncSession(library) as session:
+        inside = store.search_statement(V, "t", 10, where=condition)
+        outside = store.search_statement(V, "t", 10).where(condition)
+        assert len((await session.execute(inside)).all()) == 10
+        assert len((await session.execute(outside)).all()) < 10
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (Document.title == "a", "where adds 'documents' to the query"),
+        (Passage.doc_id == Document.id, "refer to tables other than 'passages' in exists"),
+        (aliased(Passage).page == 1, "where adds an alias of 'passages' to the query: refer"),
+        ([Passage.page == 1], "combine several with and_"),
+        (ChunkRow.id == "a", "where adds 'cenote_chunks' to the query"),
+        ("language = 'en'", "not an object of type str"),
+        (7, "not an object of type int"),
+    ],
+)
+async def test_conditions_that_cannot_be_met_inside(
+    store: PgVectorStore[Passage], where: Any, message: str
+) -> None:
+    """Are refused at once, by every method that takes them."""
+    for call in (store.search_statement, store.get_all_chunks):
+        arguments: Any = (V, "t") if call == store.search_statement else ("t",)
+        with pytest.raises(InvalidInputError, match=message) as error:
+            call(*arguments, where=where)
+        assert error.value.field == "where"
+    with pytest.raises(InvalidInputError, match=message):
+        await store.search(V, "t", where=where)
+
+
+async def test_a_condition_stays_within_the_namespace(store: PgVectorStore[Passage]) -> None:
+    """Also one that is written as text, with an OR at its top."""
+    for tenant in ("acme", "rival"):
+        await store.upsert([embedded(tenant, V, columns={"page": 1})], tenant)
+    either = "page = 1 OR page > 0"
+    conditions: list[Any] = [text(either), literal_column(either)]
+    for condition in conditions:
+        for exact in (False, True):
+            results = await store.search(V, "acme", where=condition, exact=exact)
+            assert [result.chunk.id for result in results] == ["acme"]
+            statement = store.search_statement(V, "acme", where=condition, exact=exact)
+            async with AsyncSession(store.engine) as session:
+                assert [row.Passage.id for row in await session.execute(statement)] == ["acme"]
+        chunks = store.get_all_chunks("acme", where=condition)
+        assert [chunk.id async for chunk in chunks] == ["acme"]
+
+
+async def test_a_condition_may_have_parameters_and_subqueries_of_any_name(
+    store: PgVectorStore[Passage],
+) -> None:
+    """Ours do not meet the host's."""
+    await store.upsert([passage(None, n, page=n) for n in range(20)], "t")
+    for name in ("namespace", "limit", "query", "ef_search", "filter", "after", "page_size"):
+        condition = Passage.page < bindparam(name, 3)
+        expected = ["?:0", "?:1", "?:2"]
+        assert await found(store, V, "t", 10, where=condition) == expected
+        assert await found(store, V, "t", 10, {}, where=condition, exact=True) == expected
+        assert len([chunk async for chunk in store.get_all_chunks("t", where=condition)]) == 3
+    for name in ("few", "hits", "ann", "nearest"):
+        few = select(literal(3).label("page")).cte(name)
+        assert await found(store, V, "t", where=Passage.page.in_(select(few.c.page))) == ["?:3"]
+
+
+async def test_the_names_inside_are_apart(store: PgVectorStore[Passage]) -> None:
+    """However often: on SQLAlchemy 2.0 an address that was used again made a name appear twice."""
+    for _ in range(50):
+        searches = [store.search_statement(V, "t", where=Passage.page == n) for n in range(5)]
+        union_all(*(one.with_only_columns(Passage.id).order_by(None) for one in searches)).compile(
+            dialect=store.engine.dialect
+        )
+
+
+async def test_arguments_are_checked_at_the_call(store: PgVectorStore[Passage]) -> None:
+    """As those of a search."""
+    with pytest.raises(DimensionMismatchError):
+        store.search_statement([1], "t")
+    for arguments in ((V, ""), (V, "t", 0), (V, "t", 1, {"a": float("nan")})):
+        with pytest.raises(InvalidInputError):
+            store.search_statement(*arguments)
+
+
+async def test_without_a_model_it_gives_chunk_rows(engine: AsyncEngine) -> None:
+    """Of the default table, or of a class made for another one; halfvec too."""
+    store = PgVectorStore(engine, 4)
+    await store.upsert([embedded("a"), embedded("b", [0, 1, 0, 0])], "t")
+    half = PgVectorStore(engine, 4, table_name="half", column_type="halfvec", partitions=0)
+    await half.apply_migrations()
+    await half.upsert([embedded("a")], "t")
+    async with AsyncSession(engine) as session:
+        rows = (await session.execute(store.search_statement(V, "t"))).all()
+        assert [(type(row.ChunkRow), row.ChunkRow.id, row.score) for row in rows] == [
+            (ChunkRow, "a", 1.0),
+            (ChunkRow, "b", 0.0),
+        ]
+        ((row, score),) = (await session.execute(half.search_statement(V, "t"))).all()
+        assert (row.id, score) == ("a", 1.0)
+        assert isinstance(row, half.model)
+        nearest = select(half.model.id).order_by(half.model.distance_to(V)).limit(1)
+        assert await session.scalar(nearest) == "a"
