@@ -1,4 +1,4 @@
-"""The models of a sample host: its own base and tables, one of them pointing at chunks."""
+"""Models of a sample application: its own base and tables, one with a foreign key to chunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sample host with its own base and history, and cenote from an installed wheel."""
+"""A sample application with its own base and migrations, and cenote installed from a wheel."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Command = Callable[..., str]
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Path:
-    """The sample host in a folder of its own."""
+def application(tmp_path: Path) -> Path:
+    """Copy the sample application into a new folder."""
     folder = tmp_path / "host"
     shutil.copytree(
         Path(__file__).parents[1] / "host", folder, ignore=shutil.ignore_patterns("__pycache__")
@@ -32,7 +32,7 @@ def host(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environ(installed: Path, empty_dsn: str) -> dict[str, str]:
-    """Where the host finds cenote and its database."""
+    """Return the environment variables that name cenote and the application's database."""
     url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     return {
         "PYTHONPATH": str(installed),
@@ -42,34 +42,38 @@ def environ(installed: Path, empty_dsn: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def alembic(host: Path, environ: dict[str, str]) -> Command:
-    """The host's own alembic."""
+def alembic(application: Path, environ: dict[str, str]) -> Command:
+    """Return a function that runs Alembic in the application's folder."""
 
     def command(*arguments: str) -> str:
-        return output_of(run(sys.executable, "-m", "alembic", *arguments, cwd=host, **environ))
+        return output_of(
+            run(sys.executable, "-m", "alembic", *arguments, cwd=application, **environ)
+        )
 
     return command
 
 
 @pytest.fixture
-def cenote(host: Path, environ: dict[str, str], installed: Path) -> Command:
-    """Our command, as installed, in the host's folder."""
+def cenote(application: Path, environ: dict[str, str], installed: Path) -> Command:
+    """Return a function that runs the installed command in the application's folder."""
 
     def command(*arguments: str) -> str:
-        return output_of(run(str(installed / "bin" / "cenote"), *arguments, cwd=host, **environ))
+        return output_of(
+            run(str(installed / "bin" / "cenote"), *arguments, cwd=application, **environ)
+        )
 
     return command
 
 
-def new_revision(host: Path, before: set[Path]) -> str:
-    """The text of the one revision that was written since."""
-    (file,) = set((host / "migrations" / "versions").glob("*.py")) - before
+def new_revision(application: Path, before: set[Path]) -> str:
+    """Return the text of the only revision that is not among `before`."""
+    (file,) = set((application / "migrations" / "versions").glob("*.py")) - before
     return file.read_text()
 
 
-def revisions(host: Path) -> set[Path]:
-    """The host's revisions."""
-    return set((host / "migrations" / "versions").glob("*.py"))
+def revisions(application: Path) -> set[Path]:
+    """Return the files of the application's revisions."""
+    return set((application / "migrations" / "versions").glob("*.py"))
 
 
 ALL_TABLES = ["alembic_version", "cenote_chunks", "cenote_chunks_alembic_version"]
@@ -77,18 +81,18 @@ ALL_TABLES += ["documents", "notes"]
 
 
 async def test_in_the_applications_history(
-    host: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+    application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
 ) -> None:
-    """One head; up, check, autogenerate, down and --sql; settings stay as they were written."""
-    before = revisions(host)
+    """Upgrade, check, autogenerate, downgrade and --sql work with one head and frozen settings."""
+    before = revisions(application)
     cenote("host-revision", "-x", "dimensions=4")
-    written = new_revision(host, before)
+    written = new_revision(application, before)
     assert "dimensions=4," in written
     assert "partitions=16," in written
     alembic("upgrade", "head")
-    before = revisions(host)
+    before = revisions(application)
     alembic("revision", "--autogenerate", "-m", "notes")
-    notes = new_revision(host, before)
+    notes = new_revision(application, before)
     assert "'notes'" in notes
     assert notes.count("op.create") == 1
     assert "op.drop_table('notes')" in notes
@@ -98,7 +102,7 @@ async def test_in_the_applications_history(
     assert len(alembic("heads").splitlines()) == 1
     assert cenote("check", "-x", "dimensions=4", "-x", "partitions=16") == "no differences found\n"
     assert cenote("migrate", "current") == "cenote_0004 (head)\n"
-    cenote("migrate", "upgrade", "head")  # finds what the host did
+    cenote("migrate", "upgrade", "head")  # skips what the application did
     assert await tables(empty_engine) == ALL_TABLES
 
     up = alembic("upgrade", "base:head", "--sql")
@@ -112,10 +116,10 @@ async def test_in_the_applications_history(
     assert await tables(empty_engine) == ["alembic_version"]
 
 
-async def test_the_host_comes_second(
-    host: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+async def test_an_existing_table_is_kept(
+    application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
 ) -> None:
-    """A table that cenote's own history made is found, not made again."""
+    """The application's revision skips what cenote migrate has done already."""
     cenote("migrate", "-x", "dimensions=4", "upgrade", "head")
     await PgVectorStore(empty_engine, 4).upsert([embedded("a")], "n")
     cenote("host-revision", "-x", "dimensions=4")
@@ -124,75 +128,75 @@ async def test_the_host_comes_second(
     assert cenote("check") == "no differences found\n"
 
 
-async def test_the_host_comes_second_with_other_dimensions(
-    host: Path, alembic: Command, cenote: Command, environ: dict[str, str]
+async def test_an_existing_table_with_other_dimensions_is_rejected(
+    application: Path, alembic: Command, cenote: Command, environ: dict[str, str]
 ) -> None:
-    """That is refused, and the host's revision is not recorded."""
+    """The upgrade fails, and the application's revision is not recorded."""
     cenote("migrate", "-x", "dimensions=5", "upgrade", "head")
     cenote("host-revision", "-x", "dimensions=4")
-    result = run(sys.executable, "-m", "alembic", "upgrade", "head", cwd=host, **environ)
+    result = run(sys.executable, "-m", "alembic", "upgrade", "head", cwd=application, **environ)
     assert result.returncode != 0
     assert "is vector(5), expected vector(4)" in result.stdout
     assert "Traceback" not in result.stderr
-    assert alembic("current") == ""  # one transaction for all of the host's revisions
+    assert alembic("current") == ""  # all of the application's revisions are one transaction
 
 
-def test_a_host_without_dimensions_is_told(
-    host: Path, environ: dict[str, str], installed: Path
+def test_dimensions_and_an_ini_file_are_required(
+    application: Path, environ: dict[str, str], installed: Path
 ) -> None:
-    """And one without an ini file."""
+    """The error says how to set the dimensions, or names the missing file."""
     command = str(installed / "bin" / "cenote")
-    result = run(command, "host-revision", cwd=host, **environ)
+    result = run(command, "host-revision", cwd=application, **environ)
     assert result.returncode == 2
     assert "-x dimensions=384" in result.stderr
     arguments = ["host-revision", "-x", "dimensions=4", "-c", "nowhere.ini"]
-    result = run(command, *arguments, cwd=host, **environ)
+    result = run(command, *arguments, cwd=application, **environ)
     assert result.returncode == 2
     assert "there is no file nowhere.ini" in result.stderr
 
 
-def test_a_table_is_made_once_in_a_history(host: Path, cenote: Command) -> None:
-    """A second revision for it would drop it on the way down; another table is another matter."""
+def test_a_history_creates_a_table_once(application: Path, cenote: Command) -> None:
+    """A second revision for the table is rejected: its downgrade would drop it too early."""
     cenote("host-revision", "-x", "dimensions=4")
     said = run_failing(cenote, "host-revision", "-x", "dimensions=4")
     assert "creates table 'cenote_chunks' already" in said
     cenote("host-revision", "-x", "dimensions=4", "-x", "table_name=other")
-    assert len(revisions(host)) == 3
+    assert len(revisions(application)) == 3
     for option in ("--from", "--to"):
         said = run_failing(cenote, "host-revision", "-x", "dimensions=4", option, "cenote_9")
         assert "cenote's revisions: " in said
         assert "Traceback" not in said
 
 
-def test_it_is_never_written_into_cenote_itself(host: Path, cenote: Command) -> None:
-    """Where the ini file is the one for cenote's own commands."""
-    (host / "alembic.ini").write_text("[alembic]\nscript_location = cenote:migrations\n")
+def test_no_revision_is_written_into_cenotes_folder(application: Path, cenote: Command) -> None:
+    """An ini file for cenote's own commands is rejected."""
+    (application / "alembic.ini").write_text("[alembic]\nscript_location = cenote:migrations\n")
     said = run_failing(cenote, "host-revision", "-x", "dimensions=4")
     assert "script_location of this configuration is cenote's own" in said
 
 
-def test_it_takes_settings_from_the_hosts_ini_and_the_live_table(
-    host: Path, cenote: Command
+def test_settings_come_from_the_ini_file_and_the_live_table(
+    application: Path, cenote: Command
 ) -> None:
-    """In the order that all commands have."""
+    """The sources have the same priority as for all commands."""
     cenote("migrate", "-x", "dimensions=4", "-x", "partitions=0", "upgrade", "head")
-    with (host / "alembic.ini").open("a") as file:
+    with (application / "alembic.ini").open("a") as file:
         file.write("[cenote]\nhnsw_m = 8\n")
-    before = revisions(host)
+    before = revisions(application)
     cenote("host-revision")
-    written = new_revision(host, before)
+    written = new_revision(application, before)
     for line in ("dimensions=4,", "partitions=0,", "hnsw_m=8,"):
         assert line in written
 
 
-def test_a_distributed_table_of_a_hosts_history(
-    host: Path, alembic: Command, cenote: Command
+def test_a_distributed_table_in_the_applications_history(
+    application: Path, alembic: Command, cenote: Command
 ) -> None:
-    """The revision holds the settings, and distributes the table; not without the extension."""
-    before = revisions(host)
+    """The revision holds the settings and distributes the table; it needs the extension."""
+    before = revisions(application)
     settings = ["dimensions=4", "distribution=citus", "colocate_with=documents"]
     cenote("host-revision", *(word for setting in settings for word in ("-x", setting)))
-    frozen = new_revision(host, before)
+    frozen = new_revision(application, before)
     assert all(setting in frozen for setting in ('distribution="citus"', "colocate_with="))
     script = alembic("upgrade", "head", "--sql")
     assert "create_distributed_table(CAST('cenote_chunks' AS REGCLASS), 'namespace'" in script
@@ -200,10 +204,10 @@ def test_a_distributed_table_of_a_hosts_history(
 
 
 async def test_in_another_schema(
-    host: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+    application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
 ) -> None:
-    """With include_schemas, as documented, and a key in the other order of columns."""
-    app = (host / "app.py").read_text()
+    """Autogenerate works with include_schemas, and with a foreign key of reversed columns."""
+    app = (application / "app.py").read_text()
     name = '__tablename__ = "cenote_chunks"'
     app = app.replace(name, name + '\n    __table_args__ = {"schema": "vec"}')
     app = app.replace(
@@ -212,16 +216,16 @@ async def test_in_another_schema(
         '            ["vec.cenote_chunks.id", "vec.cenote_chunks.namespace"]',
     )
     assert app.count("vec.") == 2
-    (host / "app.py").write_text(app)
-    env = (host / "migrations" / "env.py").read_text()
+    (application / "app.py").write_text(app)
+    env = (application / "migrations" / "env.py").read_text()
     assert env.count("**hooks()") == 2
     env = env.replace("**hooks()", "include_schemas=True, **hooks()")
-    (host / "migrations" / "env.py").write_text(env)
+    (application / "migrations" / "env.py").write_text(env)
     cenote("host-revision", "-x", "dimensions=4", "-x", "schema=vec")
     alembic("upgrade", "head")
-    before = revisions(host)
+    before = revisions(application)
     alembic("revision", "--autogenerate", "-m", "notes")
-    assert new_revision(host, before).count("op.create") == 1
+    assert new_revision(application, before).count("op.create") == 1
     alembic("upgrade", "head")
     assert "No new upgrade operations" in alembic("check")
     assert cenote("check", "-x", "schema=vec") == "no differences found\n"
@@ -231,25 +235,25 @@ async def test_in_another_schema(
 
 
 async def test_cenotes_revisions_among_the_applications_are_rejected(
-    host: Path, environ: dict[str, str], empty_engine: AsyncEngine
+    application: Path, environ: dict[str, str], empty_engine: AsyncEngine
 ) -> None:
     """Online and offline, a line names the commands that work instead; no table is created."""
-    ini = host / "alembic.ini"
+    ini = application / "alembic.ini"
     folders = "%(here)s/migrations/versions cenote:migrations/versions"
     ini.write_text(ini.read_text() + f"version_locations = {folders}\npath_separator = space\n")
     for sql in ([], ["--sql"]):
         command = [sys.executable, "-m", "alembic", "upgrade", "heads", *sql]
-        result = run(*command, cwd=host, **environ)
+        result = run(*command, cwd=application, **environ)
         assert result.returncode != 0
         assert "remove cenote's folder from version_locations" in result.stdout
         assert "Traceback" not in result.stderr
     assert "cenote_chunks" not in await tables(empty_engine)
 
 
-async def test_changed_indexes_are_seen_and_mended(
-    host: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+async def test_autogenerate_sees_changed_indexes(
+    application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
 ) -> None:
-    """Other parameters, and another operator class, which alembic alone does not see."""
+    """Parameters and operator classes are compared, which Alembic alone does not do."""
     cenote("host-revision", "-x", "dimensions=4", "-x", "hnsw_m=8")
     alembic("upgrade", "head")
     async with empty_engine.begin() as connection:
@@ -257,9 +261,9 @@ async def test_changed_indexes_are_seen_and_mended(
         await connection.execute(
             text("CREATE INDEX ix_cenote_chunks_metadata ON cenote_chunks USING gin (metadata)")
         )
-    before = revisions(host)
+    before = revisions(application)
     alembic("revision", "--autogenerate", "-m", "notes and indexes")
-    written = new_revision(host, before)
+    written = new_revision(application, before)
     assert written.count("op.create_index") == 4  # two up, two down again
     assert "'m': 16" in written
     alembic("upgrade", "head")
@@ -269,31 +273,31 @@ async def test_changed_indexes_are_seen_and_mended(
     assert "m=8" in run_failing(cenote, "check")
 
 
-async def test_changed_languages_are_told(
-    host: Path, alembic: Command, environ: dict[str, str], empty_engine: AsyncEngine
+async def test_autogenerate_warns_of_changed_languages(
+    application: Path, alembic: Command, environ: dict[str, str], empty_engine: AsyncEngine
 ) -> None:
-    """Which no revision can change; the command is named."""
+    """No revision can change the languages, so the warning names the command."""
     alembic("upgrade", "head")
     await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, text_search="spanish"))
-    app = host / "app.py"
+    app = application / "app.py"
     english = app.read_text().replace("dimensions=4", 'dimensions=4, text_search="english"')
     app.write_text(english)
-    result = run(sys.executable, "-m", "alembic", "check", cwd=host, **environ)
+    result = run(sys.executable, "-m", "alembic", "check", cwd=application, **environ)
     assert "its full text is spanish, expected english; run cenote text-search" in result.stderr
 
 
 def run_failing(command: Command, *arguments: str) -> str:
-    """What a command says that ends badly."""
+    """Return the output of a command that must fail."""
     with pytest.raises(AssertionError) as error:
         command(*arguments)
     return str(error.value)
 
 
 def test_vector_types_render_with_their_import(
-    host: Path, alembic: Command, cenote: Command
+    application: Path, alembic: Command, cenote: Command
 ) -> None:
-    """So that a host's own vector column needs no hand."""
-    with (host / "app.py").open("a") as file:
+    """A revision with a vector column of the application runs as it was generated."""
+    with (application / "app.py").open("a") as file:
         file.write(
             "\n\nfrom cenote.orm import VectorType\n"
             "Base.metadata.tables['documents'].append_column("
@@ -301,19 +305,19 @@ def test_vector_types_render_with_their_import(
         )
     cenote("host-revision", "-x", "dimensions=4")
     alembic("upgrade", "head")
-    before = revisions(host)
+    before = revisions(application)
     alembic("revision", "--autogenerate", "-m", "summary")
-    written = new_revision(host, before)
+    written = new_revision(application, before)
     assert "from pgvector.sqlalchemy import VECTOR\n" in written
     assert "sa.Column('summary', VECTOR(3), nullable=True)" in written
     alembic("upgrade", "head")
     assert "No new upgrade operations" in alembic("check")
 
 
-async def test_autogenerate_makes_a_chunk_table(
-    host: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+async def test_autogenerate_creates_a_chunk_table(
+    application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
 ) -> None:
-    """Of the host's own model: extension, partitions, indexes, foreign keys; down, and --sql."""
+    """For a user model, with extension, partitions, indexes and keys; downgrade and --sql work."""
     models = """
 
 class Excerpt(
@@ -335,28 +339,30 @@ class Album(Base):
 class Half(ChunkMixin, Base, dimensions=3000, column_type="halfvec", partitions=0):
     __tablename__ = "halves"
 """
-    app = (host / "app.py").read_text()
+    app = (application / "app.py").read_text()
     start, end = app.index("class Passage"), app.index("class Note")
     app = app[:start] + models.lstrip() + "\n\n" + app[end:].replace("cenote_chunks", "excerpts")
     app = app.replace("import ForeignKeyC", "import ForeignKey, ForeignKeyC")
     app = app.replace(
         "from sqlalchemy.orm", "from pgvector.sqlalchemy import HALFVEC\nfrom sqlalchemy.orm"
     )
-    (host / "app.py").write_text(app)
+    (application / "app.py").write_text(app)
     alembic("upgrade", "head")
-    before = revisions(host)
+    before = revisions(application)
     alembic("revision", "--autogenerate", "-m", "excerpts")
-    written = new_revision(host, before)
+    written = new_revision(application, before)
     assert "store_inline('excerpts')\n    create_partitions('excerpts', 4)\n" in written
     assert written.count("create_partitions(") == 1
     assert written.count("    ensure_extension()\n") == 1
-    assert written.index("ensure_extension()") < written.index("'albums'")  # comes by its name
+    assert written.index("ensure_extension()") < written.index(
+        "'albums'"
+    )  # the albums table has a vector too
     assert "info=" not in written
     alembic("upgrade", "head")
     assert "No new upgrade operations" in alembic("check")
     store = PgVectorStore(empty_engine, 4, table_name="excerpts", hnsw_m=8, partitions=4)
     differences = [finding.kind for finding in await store.check_schema()]
-    assert differences == ["revision_missing"]  # the host's own is where it is recorded
+    assert differences == ["revision_missing"]  # the application's history records it
     everything = [*ALL_TABLES, "albums", "excerpts", "halves"]
     expected = sorted(name for name in everything if not name.startswith("cenote_"))
     assert await tables(empty_engine) == expected

@@ -1,4 +1,4 @@
-"""Each way in which a database can differ from what is expected: provoked, found and named."""
+"""Each kind of finding: cause it, find it, and follow its hint."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from cenote.inspection.checks.findings import Finding
 HNSW = "USING hnsw (embedding vector_cosine_ops) WITH (m=16, ef_construction=64)"
 
 
-DRIFT: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
-    # kind, damage, other settings, what the finding says: subject, actual, expected, cure
+DIFFERENCES: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
+    # kind, damage, other settings, parts of the finding: subject, actual, expected, hint
     (
         "extension_missing",
         ["DROP EXTENSION vector CASCADE", "DROP TABLE cenote_chunks"],
@@ -260,12 +260,12 @@ DRIFT: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "damage", "settings", "says"), DRIFT, ids=lambda value: str(value)[:30]
+    ("kind", "damage", "settings", "says"), DIFFERENCES, ids=lambda value: str(value)[:30]
 )
-async def test_drift_is_found_and_named(
+async def test_a_difference_is_found(
     engine: AsyncEngine, kind: str, damage: list[str], settings: dict[str, Any], says: list[str]
 ) -> None:
-    """By what is, what was expected, and what mends it."""
+    """The finding has the actual state, the expected one, and a hint."""
     store = PgVectorStore(engine, **{"dimensions": 4, **settings})
     if damage:
         assert await store.check_schema() == []
@@ -273,16 +273,16 @@ async def test_drift_is_found_and_named(
     found = [finding for finding in await store.check_schema() if finding.kind == kind]
     assert len(found) == 1
     (finding,) = found
-    told = [finding.subject, finding.actual, finding.expected, finding.hint]
-    for part, words in zip(told, says, strict=True):
-        assert words in part
-        assert part in str(finding)
+    attributes = [finding.subject, finding.actual, finding.expected, finding.hint]
+    for attribute, words in zip(attributes, says, strict=True):
+        assert words in attribute
+        assert attribute in str(finding)
 
 
 async def test_a_revision_behind_is_found(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is only one so far: a newer one is pretended, the rest is real."""
+    """A newer revision is pretended; everything else is real."""
     monkeypatch.setattr("cenote.migrate.versions.head_revision", lambda: "cenote_9999")
     (finding,) = await PgVectorStore(engine, 4).check_schema()
     assert finding.kind == "revision_behind"
@@ -290,8 +290,8 @@ async def test_a_revision_behind_is_found(
     assert "cenote migrate -x dimensions=4 upgrade head" in finding.hint
 
 
-async def test_the_cures_cure(engine: AsyncEngine, dsn: str) -> None:
-    """Those that are statements, run as they are given; those that are commands, too."""
+async def test_hints_remove_the_differences(engine: AsyncEngine, dsn: str) -> None:
+    """Statements and commands in hints can be run as they are."""
     store = PgVectorStore(engine, 4)
     await execute(
         engine,
@@ -304,12 +304,12 @@ async def test_the_cures_cure(engine: AsyncEngine, dsn: str) -> None:
     found = await store.check_schema()
     assert [finding.kind for finding in found] == ["key", *["index_missing"] * 3]
     for finding in found:
-        cure = finding.hint.partition("run ")[2]
-        if cure.startswith("cenote "):
-            result = cenote(*cure.split()[1:], CENOTE_DATABASE_URL=dsn)
+        todo = finding.hint.partition("run ")[2]
+        if todo.startswith("cenote "):
+            result = cenote(*todo.split()[1:], CENOTE_DATABASE_URL=dsn)
             assert result.returncode == 0, result.stderr
         else:
-            await execute(engine, *cure.split("; "))
+            await execute(engine, *todo.split("; "))
     assert await store.check_schema() == []
     await execute(engine, "ALTER TABLE cenote_chunks DETACH PARTITION cenote_chunks_p07")
     (finding,) = await store.check_schema()
@@ -332,8 +332,8 @@ async def test_the_cures_cure(engine: AsyncEngine, dsn: str) -> None:
     assert await store.check_schema() == []
 
 
-async def test_the_gravest_comes_first(engine: AsyncEngine, dsn: str) -> None:
-    """And the command's exit status tells, with JSON for machines."""
+async def test_findings_are_sorted_by_severity(engine: AsyncEngine, dsn: str) -> None:
+    """cenote check prints text or JSON, and exits with 1 for findings and 2 for errors."""
     await execute(engine, "DROP INDEX ix_cenote_chunks_embedding")
     url = {"CENOTE_DATABASE_URL": dsn}
     result = cenote("check", "--json", "-x", "dimensions=5", **url)
@@ -350,7 +350,7 @@ async def test_the_gravest_comes_first(engine: AsyncEngine, dsn: str) -> None:
 
 
 async def test_check_needs_no_configuration(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """Whatever the table was made with, the table itself tells; a missing one is said so."""
+    """Settings come from the live table; a missing table is a finding."""
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     result = cenote("check", **url)
     assert result.returncode == 1
@@ -365,7 +365,7 @@ async def test_check_needs_no_configuration(empty_engine: AsyncEngine, empty_dsn
 
 
 async def test_a_role_that_reads_only_can_check(engine: AsyncEngine) -> None:
-    """It reads the catalogue and the version table, and writes nothing."""
+    """Checking reads the catalogue and the version table, and writes nothing."""
     await execute(engine, "DROP ROLE IF EXISTS only_looks", "CREATE ROLE only_looks LOGIN")
     await execute(
         engine,

@@ -16,7 +16,7 @@ from cenote import ConfigurationError, SchemaConfig, schema
 
 
 async def test_settings_may_stand_anywhere(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """Before the command, after it, and after what belongs to it."""
+    """-x may come before the command, after it, and after its arguments."""
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     output_of(cenote("migrate", "upgrade", "head", "-x", "dimensions=4", "-xpartitions=2", **url))
     output_of(cenote("-x", "partitions=2", "check", **url))
@@ -63,7 +63,7 @@ def test_mistakes_are_one_line(arguments: list[str], says: str, dsn: str) -> Non
 def test_files_that_cannot_be_read(
     tmp_path: Path, name: str, text: str, command: list[str]
 ) -> None:
-    """One line, and not a part of a password in it."""
+    """The error is one line without any part of a password."""
     (tmp_path / name).write_text(text)
     result = cenote(*command, "-c", name, cwd=tmp_path)
     said = result.stdout + result.stderr
@@ -73,10 +73,10 @@ def test_files_that_cannot_be_read(
     assert "s3cr" not in said
 
 
-async def test_nothing_in_a_file_is_overlooked(
+async def test_every_setting_in_a_file_counts(
     tmp_path: Path, empty_engine: AsyncEngine, empty_dsn: str
 ) -> None:
-    """A number that is false in Python, and a value that [DEFAULT] has too."""
+    """Zero counts, and so does a value that [DEFAULT] has too."""
     (tmp_path / "pyproject.toml").write_text(
         "[tool.alembic.cenote]\ndimensions = 4\npartitions = 0\n"
     )
@@ -93,7 +93,7 @@ async def test_nothing_in_a_file_is_overlooked(
 
 
 def test_a_mistyped_variable_is_named(dsn: str) -> None:
-    """One that looks like none of ours is somebody else's."""
+    """Variables that resemble no setting are ignored."""
     environ = {"CENOTE_PARTITION": "4", "CENOTE_COLOUR": "blue"}
     result = cenote("check", CENOTE_DATABASE_URL=dsn, **environ)
     assert "CENOTE_PARTITION is not a setting; did you mean CENOTE_PARTITIONS?" in result.stderr
@@ -101,7 +101,7 @@ def test_a_mistyped_variable_is_named(dsn: str) -> None:
 
 
 async def test_settings_that_contradict_the_table_do_no_harm(engine: AsyncEngine, dsn: str) -> None:
-    """They are refused before a record or a schema is changed."""
+    """They are rejected before a version table or a schema is changed."""
     url = {"CENOTE_DATABASE_URL": dsn}
     result = cenote("migrate", "-x", "dimensions=9", "upgrade", "head", **url)
     assert result.returncode != 0
@@ -115,8 +115,8 @@ async def test_settings_that_contradict_the_table_do_no_harm(engine: AsyncEngine
     assert await schema.current(engine, SchemaConfig(dimensions=4)) == "cenote_0004"
 
 
-async def test_engines_that_translate_schemas_are_refused(engine: AsyncEngine) -> None:
-    """They would make one table and look at another."""
+async def test_a_schema_translate_map_is_rejected(engine: AsyncEngine) -> None:
+    """It would create one table and check another."""
     translated = create_async_engine(
         engine.url, execution_options={"schema_translate_map": {None: "tenant"}}
     )
@@ -127,7 +127,7 @@ async def test_engines_that_translate_schemas_are_refused(engine: AsyncEngine) -
 
 
 async def test_a_connection_in_autocommit_stays_so(dsn: str, engine: AsyncEngine) -> None:
-    """Also where the engine, not the connection, was told so."""
+    """The isolation level of the engine is restored too."""
     autocommit = create_async_engine(engine.url, isolation_level="AUTOCOMMIT")
     async with autocommit.connect() as connection:
         assert await schema.check(connection, SchemaConfig(dimensions=4)) == []
@@ -137,7 +137,7 @@ async def test_a_connection_in_autocommit_stays_so(dsn: str, engine: AsyncEngine
 
 
 def test_an_argument_that_the_driver_cannot_take(dsn: str) -> None:
-    """One line that says where it is."""
+    """The error is one line that names the connection string."""
     url = make_url(dsn).update_query_dict({"statement_cache_size": "-4"})
     for command in (["check"], ["migrate", "current"]):
         result = cenote(*command, CENOTE_DATABASE_URL=url.render_as_string(False))
@@ -147,5 +147,5 @@ def test_an_argument_that_the_driver_cannot_take(dsn: str) -> None:
 
 
 def test_its_version() -> None:
-    """That of the installed package."""
+    """--version prints the version of the installed package."""
     assert output_of(cenote("--version")) == f"cenote {version('cenote')}\n"

@@ -1,8 +1,8 @@
-"""The revisions that were released stay what they were, and every one of them leads to the models.
+"""Released revisions stay the same, and each of them leads to the models.
 
-``tests/frozen/`` has for each revision the SQL that made its schema on the day of its release, as
-``upgrade base:<revision> --sql`` printed it, for a partitioned table, for a plain one, and for one
-with full text and row-level security. A new revision adds its files; nobody changes one.
+``tests/frozen/`` has the SQL of each revision on the day of its release, as printed by
+``upgrade base:<revision> --sql``, for a partitioned table, for a plain one, and for one with full
+text and row-level security. A new revision adds its files; existing files never change.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ each = pytest.mark.parametrize(
 
 
 def frozen(revision: str, shape: str) -> str:
-    """The SQL of a release."""
+    """Return the SQL of a release."""
     return (FROZEN / f"{revision}.{shape}.sql").read_text(encoding="utf-8")
 
 
 def store_of(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
-    """A store for a configuration."""
+    """Return a store for a configuration."""
     return PgVectorStore(
         engine,
         config.dimensions,
@@ -73,10 +73,10 @@ def store_of(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
 
 
 @each
-async def test_a_released_revision_is_what_it_was(
+async def test_a_released_revision_stays_the_same(
     empty_engine: AsyncEngine, revision: str, shape: str
 ) -> None:
-    """It makes the same objects as on the day of its release, and its downgrade takes them away."""
+    """It creates the same objects as on the day of its release."""
     config = CONFIGS[shape]
     await run_script(empty_engine, frozen(revision, shape))
     then = await objects(empty_engine, config)
@@ -94,7 +94,7 @@ async def test_a_released_revision_is_what_it_was(
 async def test_every_release_leads_to_the_models(
     empty_engine: AsyncEngine, revision: str, shape: str
 ) -> None:
-    """With its rows, and with a store that works."""
+    """The rows stay, and a store works on the upgraded table."""
     config = CONFIGS[shape]
     await run_script(empty_engine, frozen(revision, shape))
     store = store_of(empty_engine, config)
@@ -119,7 +119,7 @@ async def test_every_release_leads_to_the_models(
 async def test_a_restored_dump_upgrades(
     empty_engine: AsyncEngine, empty_dsn: str, tmp_path: Path, revision: str, shape: str
 ) -> None:
-    """An older revision's, by pg_dump and pg_restore, with its rows."""
+    """A table with rows is upgraded after pg_dump and pg_restore."""
     config = CONFIGS[shape]
     await run_script(empty_engine, frozen(revision, shape))
     vector = [1.0] + [0.0] * (config.dimensions - 1)
@@ -149,7 +149,7 @@ async def test_a_restored_dump_upgrades(
 
 @pytest.mark.parametrize("shape", CONFIGS)
 async def test_up_down_up(empty_engine: AsyncEngine, empty_dsn: str, shape: str) -> None:
-    """Step by step; what is left below is the version table, the schema and the extension."""
+    """The downgrade leaves the version table, the schema and the extension."""
     config = CONFIGS[shape]
     arguments = [f"-xtable_name={config.table_name}", f"-xdimensions={config.dimensions}"]
     arguments += [f"-xcolumn_type={config.column_type}", f"-xhnsw_m={config.hnsw_m}"]
@@ -160,7 +160,7 @@ async def test_up_down_up(empty_engine: AsyncEngine, empty_dsn: str, shape: str)
     if config.schema:
         arguments += [f"-xschema={config.schema}", "-xpartitions=0"]
     url = {"CENOTE_DATABASE_URL": empty_dsn}
-    stepwise = shape == "worded"  # which every revision has something to do for
+    stepwise = shape == "worded"  # every revision changes this table
     for step in ["+1"] * len(REVISIONS) if stepwise else ["head"]:
         output_of(alembic(*arguments, "upgrade", step, **url))
     first = await objects(empty_engine, config)
@@ -172,7 +172,7 @@ async def test_up_down_up(empty_engine: AsyncEngine, empty_dsn: str, shape: str)
 
 
 async def test_a_revision_of_a_newer_cenote(engine: AsyncEngine, dsn: str) -> None:
-    """Is said to be unknown, to whoever upgrades or goes down; nothing is changed."""
+    """Upgrade and downgrade name the unknown revision, and change nothing."""
     config = SchemaConfig(dimensions=4)
     await execute(engine, "UPDATE cenote_chunks_alembic_version SET version_num = 'cenote_0999'")
     for revision in ("head", REVISIONS[0]):
@@ -184,8 +184,8 @@ async def test_a_revision_of_a_newer_cenote(engine: AsyncEngine, dsn: str) -> No
     assert await schema.current(engine, config) == "cenote_0999"
 
 
-def test_a_downgrade_looks_at_nothing_afterwards(dsn: str) -> None:
-    """Going down asks for no shape, neither before nor when it is done."""
+def test_a_downgrade_checks_no_shape(dsn: str) -> None:
+    """Settings that contradict the table do not prevent a downgrade."""
     url = {"CENOTE_DATABASE_URL": dsn, "CENOTE_DIMENSIONS": "4", "CENOTE_PARTITIONS": "3"}
     output_of(cenote("migrate", "downgrade", REVISIONS[1], **url))
     said = cenote("migrate", "upgrade", "head", **url)
@@ -233,7 +233,7 @@ def test_a_revision_holds_its_own_ddl(file: Path) -> None:
 
 
 SECOND = '''
-"""A revision to come."""
+"""A future revision."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -267,7 +267,7 @@ def downgrade():
 async def test_later_revisions_read_the_live_table(
     empty_engine: AsyncEngine, empty_dsn: str, tmp_path: Path, given: dict[str, str]
 ) -> None:
-    """Not a configuration that has moved on: tried with a revision that does not exist yet."""
+    """A future revision sees the table's settings, even if the configuration has changed."""
     made = SchemaConfig(dimensions=3, column_type="halfvec", partitions=2, hnsw_m=7)
     await schema.upgrade(empty_engine, made)
     folder = tmp_path / "alembic"

@@ -1,4 +1,4 @@
-"""Tables of the first cenote's own migration runner: taken over at each version, row by row."""
+"""Legacy tables, which the first cenote's own migrations created: upgraded from each version."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cenote import MigrationError, PgVectorStore, SchemaConfig, VectorStoreError
 from cenote.maintenance import repartition
 from cenote.testing import embedded, found
 
-# What that runner's files made, statement for statement in effect.
-RUNNER = (
+# The effect of the legacy migration files, statement by statement.
+VERSION_TABLE = (
     "CREATE TABLE cenote_schema_migrations"
     " (version text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())",
 )
@@ -46,9 +46,9 @@ ROWS = (
     " FROM generate_series(1, 500) n"
 )
 CHECKSUM = "SELECT count(*) || md5(string_agg(t::text, '|' ORDER BY id)) FROM cenote_chunks t"
-# Where each row is and which transaction wrote it: a rewritten one has moved or a new xmin.
+# Place and xmin of each row: they change when a row is rewritten.
 PLACES = "SELECT md5(string_agg(concat(ctid, xmin), '|' ORDER BY id)) FROM cenote_chunks"
-# The HNSW index is expensive; it is the same file.
+# File of the HNSW index, which is expensive to build: it stays the same.
 HNSW = (
     "SELECT relfilenode FROM pg_class JOIN pg_index ON indexrelid = oid"
     " WHERE indrelid = 'cenote_chunks'::regclass"
@@ -56,9 +56,9 @@ HNSW = (
 )
 
 
-async def other_runner(engine: AsyncEngine, version: int = 3) -> None:
-    """The database as that runner left it, with 500 rows."""
-    await execute(engine, *RUNNER)
+async def create_legacy_table(engine: AsyncEngine, version: int = 3) -> None:
+    """Create a legacy table with 500 rows."""
+    await execute(engine, *VERSION_TABLE)
     for name, statements in list(VERSIONS.items())[:version]:
         await execute(engine, *statements)
         await execute(engine, f"INSERT INTO cenote_schema_migrations (version) VALUES ('{name}')")
@@ -66,18 +66,18 @@ async def other_runner(engine: AsyncEngine, version: int = 3) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-async def test_each_version_is_adopted(
+async def test_each_version_is_upgraded(
     empty_engine: AsyncEngine, empty_dsn: str, version: int
 ) -> None:
-    """No row is lost or rewritten, and the result is as good as new."""
+    """No row is lost or rewritten, and the result equals a new table."""
     engine = empty_engine
-    await other_runner(engine, version)
+    await create_legacy_table(engine, version)
     before = [await scalar(engine, query) for query in (CHECKSUM, PLACES, HNSW)]
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     said = cenote("check", **url)
     assert said.returncode == 1
     assert "upgrade head, which also upgrades a legacy table" in said.stdout
-    output_of(cenote("migrate", "upgrade", "head", **url))  # the table says its dimensions
+    output_of(cenote("migrate", "upgrade", "head", **url))  # the dimensions come from the table
     assert [await scalar(engine, query) for query in (CHECKSUM, PLACES, HNSW)] == before
     assert output_of(cenote("check", **url)) == "no differences found\n"
     assert "No new upgrade operations" in output_of(alembic("check", **url))
@@ -101,9 +101,9 @@ async def test_each_version_is_adopted(
     assert await scalar(engine, "SELECT to_regclass('cenote_chunks')") is None
 
 
-async def test_a_position_that_does_not_fit_is_said(empty_engine: AsyncEngine) -> None:
-    """Positions have 32 bits until the table is rewritten for another reason."""
-    await other_runner(empty_engine)
+async def test_large_positions_need_repartition(empty_engine: AsyncEngine) -> None:
+    """Positions have 32 bits until cenote repartition rewrites the table."""
+    await create_legacy_table(empty_engine)
     store = PgVectorStore(empty_engine, 4)
     await store.apply_migrations()
     far = embedded("far", position=2**40)
@@ -156,7 +156,7 @@ STATEMENTS = {
 @pytest.mark.parametrize("version", STATEMENTS)
 async def test_the_statements_stay_the_same(empty_engine: AsyncEngine, version: int) -> None:
     """The upgrade is frozen like revision cenote_0001, of which it is a part."""
-    await other_runner(empty_engine, version)
+    await create_legacy_table(empty_engine, version)
     statements: list[str] = []
 
     def record(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
@@ -169,7 +169,7 @@ async def test_the_statements_stay_the_same(empty_engine: AsyncEngine, version: 
     assert statements == [*STATEMENTS[version]]
 
 
-REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
+REJECTED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "another dimension": ([], {"dimensions": 5}, r"is vector\(4\), expected vector\(5\)"),
     "another type": ([], {"column_type": "halfvec"}, r"expected halfvec\(4\)"),
     "partitions": ([], {"partitions": 16}, "repartition afterwards"),
@@ -217,11 +217,11 @@ STATE = (
 )
 
 
-@pytest.mark.parametrize("what", REFUSED)
-async def test_what_cannot_be_adopted_is_refused(empty_engine: AsyncEngine, what: str) -> None:
-    """By a clear error, and nothing has changed."""
-    damage, settings, says = REFUSED[what]
-    await other_runner(empty_engine)
+@pytest.mark.parametrize("what", REJECTED)
+async def test_other_tables_are_rejected(empty_engine: AsyncEngine, what: str) -> None:
+    """The error names the difference, and nothing has changed."""
+    damage, settings, says = REJECTED[what]
+    await create_legacy_table(empty_engine)
     await execute(empty_engine, *damage)
     before = [await scalar(empty_engine, query) for query in STATE]
     config = SchemaConfig(**{"dimensions": 4, **settings})
@@ -231,9 +231,9 @@ async def test_what_cannot_be_adopted_is_refused(empty_engine: AsyncEngine, what
     assert await schema.current(empty_engine, config) is None
 
 
-async def test_a_table_that_others_point_at(empty_engine: AsyncEngine) -> None:
-    """Foreign keys to the key that stays are kept; one to the key that goes is in the way."""
-    await other_runner(empty_engine, 1)
+async def test_foreign_keys_to_a_legacy_table(empty_engine: AsyncEngine) -> None:
+    """Foreign keys to (namespace, id) are kept; one to (id) blocks the upgrade."""
+    await create_legacy_table(empty_engine, 1)
     await execute(
         empty_engine,
         "CREATE TABLE mine (chunk_id text CONSTRAINT points REFERENCES cenote_chunks)",
@@ -258,9 +258,9 @@ async def test_a_table_that_others_point_at(empty_engine: AsyncEngine) -> None:
     assert await scalar(empty_engine, "SELECT count(*) FROM mine") == 0
 
 
-async def test_only_the_one_name_is_adopted(empty_engine: AsyncEngine) -> None:
-    """A table of another name beside that runner's is somebody else's."""
-    await other_runner(empty_engine)
+async def test_only_the_legacy_name_is_upgraded(empty_engine: AsyncEngine) -> None:
+    """A table of another name is rejected, even beside the legacy version table."""
+    await create_legacy_table(empty_engine)
     await execute(empty_engine, "CREATE TABLE other AS SELECT * FROM cenote_chunks")
     with pytest.raises(MigrationError, match="table 'other' exists already"):
         await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, table_name="other"))

@@ -1,4 +1,4 @@
-"""The revisions: from code, from alembic's command line, offline; what they make and refuse."""
+"""Run the revisions from code, from Alembic's command line, and offline."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.table_name[:12]}")
-async def test_the_revisions_make_what_the_model_says(
+async def test_the_revisions_create_the_models_table(
     empty_engine: AsyncEngine, config: SchemaConfig
 ) -> None:
-    """Down to index parameters and partitions; downgrading leaves the extension only."""
+    """Revisions and model create the same objects, down to index parameters and partitions."""
     await schema.upgrade(empty_engine, config)
     migrated = await objects(empty_engine, config)
     assert len(migrated[3]) == config.new_partitions + 1
@@ -51,7 +51,7 @@ async def test_the_revisions_make_what_the_model_says(
 
 
 async def test_many_callers_at_once(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """Tasks for one table and for others, and threads with loops of their own."""
+    """Tasks for several tables, and threads with their own event loops, upgrade concurrently."""
     errors: list[BaseException] = []
 
     def in_thread() -> None:
@@ -83,7 +83,7 @@ async def test_many_callers_at_once(empty_engine: AsyncEngine, empty_dsn: str) -
 
 
 async def test_processes_at_once(empty_dsn: str, empty_engine: AsyncEngine) -> None:
-    """For several tables of one database that has neither extension nor schema."""
+    """They upgrade several tables of a database without extension and schema."""
     commands = [
         asyncio.to_thread(
             cenote,
@@ -186,7 +186,7 @@ async def test_read_only_commands_take_no_lock(empty_engine: AsyncEngine, empty_
 
 
 async def test_on_a_connection_of_the_callers(empty_engine: AsyncEngine) -> None:
-    """It is left as it was, and an open transaction is refused before anything is done."""
+    """Its isolation level is restored, and an open transaction is rejected first."""
     config = SchemaConfig(dimensions=4)
     async with empty_engine.connect() as connection:
         await connection.execution_options(isolation_level="SERIALIZABLE")
@@ -229,8 +229,8 @@ async def test_lock_timeout(
     assert "waiting to migrate table cenote_chunks" in caplog.text
 
 
-async def test_another_table_of_that_name_is_refused(empty_engine: AsyncEngine) -> None:
-    """And left as it is."""
+async def test_another_table_of_that_name_is_rejected(empty_engine: AsyncEngine) -> None:
+    """The other table stays as it is."""
     async with empty_engine.begin() as connection:
         await connection.execute(text("CREATE TABLE cenote_chunks (mine int)"))
     with pytest.raises(MigrationError, match=r"cenote_chunks.*exists already"):
@@ -251,7 +251,7 @@ async def test_another_table_of_that_name_is_refused(empty_engine: AsyncEngine) 
 async def test_a_table_of_another_shape_is_named(
     engine: AsyncEngine, settings: dict[str, Any], says: str
 ) -> None:
-    """By an upgrade that has nothing else to do, instead of silence."""
+    """An upgrade without pending revisions still raises an error."""
     with pytest.raises(MigrationError, match=says):
         await schema.upgrade(engine, SchemaConfig(**{"dimensions": 4, **settings}))
 
@@ -275,8 +275,8 @@ async def test_an_old_extension_is_rejected(engine: AsyncEngine) -> None:
         await PgVectorStore(engine, 4, table_name="other").apply_migrations()
 
 
-async def test_what_the_server_refuses_is_a_migration_error(empty_engine: AsyncEngine) -> None:
-    """Here a role that may not create anything."""
+async def test_server_errors_become_migration_errors(empty_engine: AsyncEngine) -> None:
+    """The example is a role without the right to create objects."""
     async with empty_engine.begin() as connection:
         await connection.execute(text("CREATE SCHEMA locked"))
         await connection.execute(text("DROP ROLE IF EXISTS nobody_special"))
@@ -294,7 +294,7 @@ async def test_what_the_server_refuses_is_a_migration_error(empty_engine: AsyncE
 
 
 async def test_the_command_line_of_a_checkout(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """Settings from -x and from the environment; up, down and up again."""
+    """Upgrade, downgrade and upgrade again, with settings from -x and from the environment."""
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     result = alembic("-x", "dimensions=4", "-x", "partitions=0", "upgrade", "head", **url)
     assert result.returncode == 0, result.stderr
@@ -338,10 +338,8 @@ def test_mistakes_are_one_line(arguments: list[str], environ: dict[str, str], sa
     assert "s3cret" not in result.stdout + result.stderr
 
 
-async def test_without_dimensions_nothing_is_made(
-    empty_engine: AsyncEngine, empty_dsn: str
-) -> None:
-    """The error says how to set them; where the table is there, they are the table's."""
+async def test_dimensions_are_required(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+    """The error says how to set them. If the table exists, they come from it."""
     for arguments in (["upgrade", "head"], ["upgrade", "head", "--sql"]):
         result = alembic(*arguments, CENOTE_DATABASE_URL=empty_dsn)
         assert result.returncode != 0
@@ -355,7 +353,7 @@ async def test_without_dimensions_nothing_is_made(
 
 
 async def test_check_finds_nothing(engine: AsyncEngine, dsn: str) -> None:
-    """After an upgrade, and beside tables of others: nothing to create, nothing to drop."""
+    """After an upgrade, autogenerate creates nothing and drops no other tables."""
     async with engine.begin() as connection:
         await connection.execute(text("CREATE TABLE mine (id int)"))
     result = alembic("-x", "dimensions=4", "check", CENOTE_DATABASE_URL=dsn)
@@ -365,7 +363,7 @@ async def test_check_finds_nothing(engine: AsyncEngine, dsn: str) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"schema": "s", "table_name": "T", "partitions": "0"}])
 async def test_sql_for_a_dba(empty_engine: AsyncEngine, settings: dict[str, str]) -> None:
-    """Printed without a database, it makes what the online upgrade makes."""
+    """SQL printed without a database creates the same objects as the online upgrade."""
     arguments = [part for name, value in settings.items() for part in ("-x", f"{name}={value}")]
     result = alembic("-x", "dimensions=4", *arguments, "upgrade", "head", "--sql")
     assert result.returncode == 0, result.stderr

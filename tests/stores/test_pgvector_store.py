@@ -564,7 +564,7 @@ async def test_an_old_extension_is_refused(engine: AsyncEngine) -> None:
 async def test_a_table_of_another_shape(
     engine: AsyncEngine, dimensions: int, column_type: Any, says: str
 ) -> None:
-    """It is named at the first use, whatever that is, with both types and the cure."""
+    """It is named at the first use, whatever that is, with both types and a hint."""
     store = PgVectorStore(engine, dimensions, column_type=column_type)
     with pytest.raises(VectorStoreError, match=says):
         await store.search([1.0] * dimensions, "empty")
@@ -573,7 +573,7 @@ async def test_a_table_of_another_shape(
 
 
 async def test_a_table_of_others(engine: AsyncEngine) -> None:
-    """The cure is another name."""
+    """The hint is another name."""
     async with engine.begin() as connection:
         await connection.execute(text("CREATE TABLE mine (id text, namespace text)"))
     with pytest.raises(VectorStoreError, match="choose another table_name"):

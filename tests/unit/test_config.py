@@ -1,4 +1,4 @@
-"""Settings are checked once, and the error names the setting."""
+"""SchemaConfig checks its settings, and its errors name the setting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from cenote.validation.arguments import is_integer, is_number
     ids=str,
 )
 def test_good_values(settings: dict[str, Any]) -> None:
-    """The ends of each range are inside."""
+    """Both limits of each range are accepted."""
     assert SchemaConfig(**{"dimensions": 3, **settings}).hnsw_m <= 100
 
 
@@ -66,15 +66,15 @@ def test_good_values(settings: dict[str, Any]) -> None:
     ids=str,
 )
 def test_bad_values(setting: str, value: Any) -> None:
-    """Refused at once, with the setting named in the message and as an attribute."""
+    """The error names the setting in its message and in its attribute."""
     with pytest.raises(ConfigurationError) as error:
         SchemaConfig(**{"dimensions": 3, setting: value})
     assert error.value.setting == setting
     assert setting in str(error.value)
 
 
-def test_what_hnsw_cannot_index_is_refused_with_the_reason() -> None:
-    """And with the way out, where there is one."""
+def test_dimensions_that_hnsw_cannot_index_are_rejected() -> None:
+    """The error suggests halfvec if that can index them."""
     with pytest.raises(ConfigurationError, match="halfvec"):
         SchemaConfig(dimensions=3072)
     with pytest.raises(ConfigurationError, match="HNSW"):
@@ -83,13 +83,13 @@ def test_what_hnsw_cannot_index_is_refused_with_the_reason() -> None:
 
 @pytest.mark.parametrize("dimensions", [0, -3, 1.5, None, True])
 def test_the_memory_store_checks_its_dimensions(dimensions: Any) -> None:
-    """As the schema does."""
+    """The same values are rejected as in SchemaConfig."""
     with pytest.raises(ConfigurationError):
         InMemoryVectorStore(dimensions)
 
 
 def test_the_memory_store_checks_its_column_type() -> None:
-    """A misspelt type would silently be the other one."""
+    """A misspelt type is rejected."""
     with pytest.raises(ConfigurationError) as error:
         InMemoryVectorStore(3, column_type="half")  # type: ignore[arg-type]
     assert error.value.setting == "column_type"
@@ -97,13 +97,13 @@ def test_the_memory_store_checks_its_column_type() -> None:
 
 @pytest.mark.parametrize("engine", [None, "postgresql://localhost/x", object()])
 def test_the_store_takes_an_engine_only(engine: Any) -> None:
-    """A string is for `connect`."""
+    """A connection string is rejected; it is for `connect`."""
     with pytest.raises(ConfigurationError):
         PgVectorStore(engine, 3)
 
 
-def test_the_command_that_makes_a_table_names_what_is_not_the_default() -> None:
-    """And nothing else; reading it back gives the same configuration."""
+def test_the_upgrade_command_names_settings_that_are_not_defaults() -> None:
+    """It names no other settings, and parsing it returns the same configuration."""
     config = SchemaConfig(dimensions=4000, column_type="halfvec", schema="s", partitions=0)
     command = upgrade_command(explicit_settings(config))
     assert command.startswith("cenote migrate -x dimensions=4000 ")
@@ -113,8 +113,8 @@ def test_the_command_that_makes_a_table_names_what_is_not_the_default() -> None:
     assert resolve(gather(arguments, {}, {}), None) == config
 
 
-def test_settings_come_in_one_order() -> None:
-    """The command line, then the ini file, then the environment, then the live table."""
+def test_priority_of_the_sources() -> None:
+    """The command line comes before the ini file, the environment, and the live table."""
     arguments = {"dimensions": "3"}
     section = {"dimensions": "4", "partitions": "0"}
     environ = {"CENOTE_DIMENSIONS": "5", "CENOTE_PARTITIONS": "2", "CENOTE_SCHEMA": "s"}
@@ -146,8 +146,8 @@ def test_settings_come_in_one_order() -> None:
     assert resolve({}, None) is None
 
 
-def test_settings_that_are_wrong_are_named() -> None:
-    """An unknown name with where it stands, and what is no number."""
+def test_invalid_settings_are_named() -> None:
+    """The error names the setting and its source."""
     with pytest.raises(ConfigurationError, match="-x dimension is not a setting"):
         gather({"dimension": "3"}, {}, {})
     with pytest.raises(ConfigurationError, match=r"\[cenote\] dimension is not a setting"):
