@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import op
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 
-from cenote import operations
+from cenote.migrate.revision_context import live_config
 ${imports if imports else ""}
 
 revision = ${repr(up_revision)}

@@ -283,7 +283,7 @@ async def test_a_revision_behind_is_found(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A newer revision is pretended; everything else is real."""
-    monkeypatch.setattr("cenote.migrate.versions.head_revision", lambda: "cenote_9999")
+    monkeypatch.setattr("cenote.migrate.api.head_revision", lambda: "cenote_9999")
     (finding,) = await PgVectorStore(engine, 4).check_schema()
     assert finding.kind == "revision_behind"
     assert "at revision cenote_0004" in finding.actual

@@ -226,7 +226,7 @@ def test_a_revision_holds_its_own_ddl(file: Path) -> None:
         elif isinstance(node, ast.ImportFrom):
             imported |= {f"{node.module}.{alias.name}" for alias in node.names}
     allowed = IMPORTS
-    if file.stem.startswith("cenote_0001_"):  # test_adoption.py pins its statements
+    if file.stem.startswith("cenote_0001_"):  # test_legacy.py pins its statements
         allowed = IMPORTS | {"cenote.migrate.legacy.upgrade_legacy_table"}
     others = {name for name in imported if name.partition(".")[0] not in LIBRARIES}
     assert others <= allowed
