@@ -38,7 +38,7 @@ def safe_repr(value: Any) -> str:
         return _shortened.repr(value)
     if isinstance(value, int) and -(10**20) < value < 10**20:
         return _shortened.repr(value)
-    return f"one of type {type(value).__name__}"
+    return f"an object of type {type(value).__name__}"
 
 
 # -- numbers ---------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def checked_vectors(
 def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[Any]:
     try:
         row = np.asarray(vector)
-    except Exception:  # whatever an object's own conversion raises
+    except Exception:  # an object's own conversion may raise anything
         raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
     if np.ma.is_masked(vector):
         raise _vector_error(chunk_id, "has masked elements; fill them first")

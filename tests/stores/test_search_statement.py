@@ -185,7 +185,7 @@ async def test_an_engine_that_translates_schemas(
     assert [row.Passage.id for row in rows] == ["only one"]
     untranslated = PgVectorStore(library, model=Passage).search_statement(V, "t")
     async with AsyncSession(tenant) as session:
-        with pytest.raises(ConfigurationError, match="give the store an engine"):
+        with pytest.raises(ConfigurationError, match="pass the store an engine"):
             await session.execute(untranslated)
 
 

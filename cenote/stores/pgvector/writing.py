@@ -211,9 +211,8 @@ class Writing(PgVectorStoreBase[Model]):
             "sync_document", transaction, namespace, savepoint=transaction is not None
         ) as connection:
             locked = (await connection.execute(self._writes.lock_document, values)).one()
-            if (
-                locked.isolation != "read committed"
-            ):  # else it would not see the rows of the one it waited for
+            # Above that level, it would not see the rows of the transaction that it waited for.
+            if locked.isolation != "read committed":
                 raise InvalidInputError(
                     f"sync_document requires READ COMMITTED, but session is at "
                     f"{locked.isolation.upper()}",

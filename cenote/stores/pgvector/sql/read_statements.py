@@ -1,4 +1,4 @@
-"""The statements that read chunks without a query vector."""
+"""Statements that read chunks without a query vector."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from cenote.filters.compiler import Bind, Conditions
 from cenote.stores.pgvector.sql.rows import CHUNK_FIELDS
 from cenote.stores.pgvector.sql.statement_cache import cached_by_shape, parameter, value
-from cenote.stores.pgvector.sql.vector_search import as_sent
+from cenote.stores.pgvector.sql.vector_search import as_text
 
 
 class ReadStatements:
-    """The statements that read chunks of one table without a query vector.
+    """Statements that read chunks of one table without a query vector.
 
     Args:
-        table: the chunk table.
+        table: Chunk table.
     """
 
     def __init__(self, table: Table) -> None:
         self._table = table
         self.page = cached_by_shape(partial(self._build_page, bind=parameter))
-        """The chunks of a namespace that follow an id, or the first ones."""
+        """Select the first chunks of a namespace, or the chunks that follow an id."""
         columns = table.c
         by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
         in_namespace = columns.namespace == bindparam("namespace", type_=Text)
@@ -56,27 +56,27 @@ class ReadStatements:
         self.neighbours = self._build_neighbours()
 
     def _read(self, bind: Bind = parameter) -> Select[Any]:
-        """The chunks of a namespace."""
+        """Select the chunks of a namespace."""
         columns = self._table.c
-        fields = [as_sent(columns[name]) for name in CHUNK_FIELDS]
+        fields = [as_text(columns[name]) for name in CHUNK_FIELDS]
         return select(*fields).where(columns.namespace == bind("namespace", Text()))
 
     def _build_neighbours(self) -> Select[Any]:
-        """A chunk and those around it in its document, in its order."""
+        """Select a chunk and its neighbours in the document, in the document's order."""
         columns = self._table.c
         namespace = bindparam("namespace", type_=Text)
-        own = (
+        anchor = (
             select(columns.document_id, columns.position, columns.id)
             .where(columns.namespace == namespace, columns.id == bindparam("id", type_=Text))
-            .cte("own")
+            .cte("anchor")
         )
-        fields = [as_sent(columns[name]) for name in CHUNK_FIELDS]
+        fields = [as_text(columns[name]) for name in CHUNK_FIELDS]
         place = tuple_(columns.position, columns.id)
-        here = tuple_(own.c.position, own.c.id)
+        here = tuple_(anchor.c.position, anchor.c.id)
         of_document = (
             select(*fields)
             .select_from(self._table)
-            .join(own, columns.document_id == own.c.document_id)
+            .join(anchor, columns.document_id == anchor.c.document_id)
             .where(columns.namespace == namespace)
         )
         earlier = (
@@ -113,7 +113,11 @@ class ReadStatements:
         *,
         first: bool,
     ) -> Select[Any]:
-        """The same under a condition of the host's, with all values: its own may have our names."""
+        """Select a page under the caller's condition.
+
+        The statement contains its values, because parameters of the condition may have the same
+        names.
+        """
         return self._build_page(filter, where, first=first, bind=partial(value, values))
 
     def _build_page(

@@ -1,4 +1,4 @@
-"""The statements that search."""
+"""Statements that search."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ from cenote.validation.arguments import MAX_EF_SEARCH, check_integer_setting
 _dialect = PGDialect()  # type: ignore[no-untyped-call]
 
 
-class _Found(TextualSelect):
-    """SQL that was compiled beforehand, and derives from no table that the host may join to."""
+class _CompiledSelect(TextualSelect):
+    """SQL that was compiled in advance, and derives from no table that a caller may join."""
 
     inherit_cache = True
 
@@ -61,33 +61,33 @@ class _Found(TextualSelect):
         return False
 
 
-@compiles(_Found)
-def _compile_found(element: _Found, compiler: Any, **kw: Any) -> str:
+@compiles(_CompiledSelect)
+def _compile_select(element: _CompiledSelect, compiler: Any, **kw: Any) -> str:
     if getattr(compiler, "schema_translate_map", None):
         raise ConfigurationError(
-            "a schema_translate_map of a session or a connection does not reach into a search "
-            "statement; give the store an engine with execution_options(schema_translate_map=...)",
+            "a schema_translate_map of a session or a connection does not apply to a search "
+            "statement; pass the store an engine with execution_options(schema_translate_map=...)",
             setting="schema",
         )
     sql: str = compiler.visit_textual_select(element, **kw)
     return sql
 
 
-_FOUND = (column("id", Text), column("distance", Double), column("score", Double))
+_COMPILED_COLUMNS = (column("id", Text), column("distance", Double), column("score", Double))
 
 
 class SearchStatements:
-    """The statements that search one chunk table.
+    """Statements that search one chunk table.
 
     Args:
-        model: the chunk model.
-        config: what its table is expected to look like.
-        schemas_translated: whether the engine has a ``schema_translate_map``, which SQL that is
-            compiled beforehand would not heed.
-        ef_search: `hnsw.ef_search`, at least.
+        model: Chunk model.
+        config: Expected configuration of its table.
+        ef_search: Minimum of ``hnsw.ef_search``.
+        schemas_translated: True if the engine has a ``schema_translate_map``, which does not apply
+            to SQL that is compiled in advance.
 
     Raises:
-        ConfigurationError: ef_search is no integer from 1 to 1,000.
+        ConfigurationError: `ef_search` is not an integer from 1 to 1,000.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class SearchStatements:
     def search(
         self, filter: Conditions, limit: int, *, exact: bool, per_document: int | None = None
     ) -> Select[Any]:
-        """The nearest chunks, with their score; for connections that have the codec."""
+        """Select the nearest chunks with their scores, on connections with the vector codec."""
         several = per_document is not None
         fetch = None if exact else rows_to_fetch(limit, per_document=several)
         statement: Select[Any] = self._search(filter, fetch, per_document=per_document)
         return statement
 
     def search_many(self, filter: Conditions, limit: int, *, exact: bool) -> Select[Any]:
-        """The nearest chunks of each query vector, after its number from 1."""
+        """Select the nearest chunks of each query vector, after the vector's number from 1."""
         fetch = None if exact else rows_to_fetch(limit)
         statement: Select[Any] = self._search_many(filter, fetch)
         return statement
@@ -151,7 +151,11 @@ class SearchStatements:
         exact: bool,
         per_document: int | None = None,
     ) -> Select[Any]:
-        """The same under a condition of the host's, with all values: its own may have our names."""
+        """Select the nearest chunks under the caller's condition.
+
+        The statement contains its values, because parameters of the condition may have the same
+        names.
+        """
         several = per_document is not None
         fetch = None if exact else rows_to_fetch(limit, per_document=several)
         return self._build_search(
@@ -161,7 +165,12 @@ class SearchStatements:
     def text_search(
         self, filter: Conditions, where: ColumnElement[bool] | None, values: Mapping[str, Any]
     ) -> tuple[Select[Any], Mapping[str, Any]]:
-        """The best chunks by words, and what to bind; under a condition of the host's nothing."""
+        """Select the best chunks by words.
+
+        Returns:
+            The statement and its parameters. Under the caller's condition, the statement contains
+            its values, and there are no parameters.
+        """
         if where is None:
             return self._text_search(filter), values
         return self._build_text_search(filter, where, bind=partial(value, values)), {}
@@ -178,7 +187,7 @@ class SearchStatements:
         where: ColumnElement[bool] | None,
         values: Mapping[str, Any],
     ) -> tuple[Select[Any], Mapping[str, Any]]:
-        """The best chunks by vector and words, and what to bind; likewise."""
+        """Select the best chunks by vector and by words; see :meth:`text_search`."""
         fetch = rows_to_fetch(depth)
         if where is None:
             return self._hybrid_search(filter, fetch), values
@@ -213,7 +222,7 @@ class SearchStatements:
         )
 
     def search_parameters(self, limit: int, ef_search: int | None = None) -> dict[str, Any]:
-        """What :meth:`search` binds for a limit, and an ef_search other than the store's."""
+        """Return the parameters of :meth:`search` for a limit. `ef_search` replaces the store's."""
         return search_parameters(limit, ef_search or self._ef_search)
 
     def _build_search(
@@ -248,7 +257,7 @@ class SearchStatements:
         ef_search: int | None,
         where: ColumnElement[bool] | None,
     ) -> Any:
-        """The mapped class and the score, for any connection and for the host to go on with."""
+        """Select the mapped class and the score, for any connection and for callers to extend."""
         fetch = None if exact else rows_to_fetch(limit)
         values = filter.parameters | self.search_parameters(limit, ef_search)
         values |= {"namespace": namespace, "query": query.tolist()}
@@ -256,7 +265,7 @@ class SearchStatements:
         if where is None and not self._schemas_translated:
             template, names = self._template(filter, fetch, limit)
             template = template.bindparams(**{name: values[name] for name in names})
-            found = _Found(template, list(_FOUND))
+            found = _CompiledSelect(template, list(_COMPILED_COLUMNS))
         else:
             conditions = () if where is None else (where,)
             found = self._nearest_ids(filter, fetch, limit, partial(value, values), *conditions)
@@ -264,22 +273,24 @@ class SearchStatements:
         model = self._model
         statement = (
             select(model, hits.c.score)
-            # No join: of that, filter_by() would take the wrong side, in 2.0 or in 2.1.
+            # Not a join: filter_by() would refer to the wrong side of it, in 2.0 or in 2.1.
             .where(model.namespace == literal(namespace, Text()), model.id == hits.c.id)
             .order_by(hits.c.distance, model.id)
         )
         if np.any(query):
             return statement
-        # Not false(), which would swallow the other conditions and leave a cartesian product.
+        # Not false(): it would replace the other conditions and leave a cartesian product.
         return statement.where(literal_column("1") == literal_column("0"))
 
     def _build_template(
         self, filter: Conditions, fetch: int | None, limit: int
     ) -> tuple[TextClause, list[str]]:
-        """What is found, as SQL: making it anew of expressions takes as long as the search itself.
+        """Compile the search for the nearest ids once; each time would take as long as the search.
 
-        The SQL is that of the expressions, compiled once. Its parameters get names of their own,
-        which do not meet those of the host.
+        The parameters get unique names, which do not collide with the caller's.
+
+        Returns:
+            The SQL, and the names of its parameters.
         """
         binds: dict[str, BindParameter[Any]] = {}
 
@@ -299,11 +310,11 @@ class SearchStatements:
         bind: Bind,
         *where: ColumnElement[bool],
     ) -> Select[Any]:
-        # The planner is told how few rows the host's joins begin with.
+        # A literal limit tells the planner how few rows the caller's joins start from.
         number: Any = literal_column(str(min(limit, LARGEST_LIMIT)), BigInteger)
         type_ = embedding_type(self._column_type, self._dimensions)
         vector: Any = cast(bind("query", ARRAY(REAL)), type_)
-        if fetch is None:  # of any number of rows: cast once, and not for each
+        if fetch is None:  # any number of rows: cast once, not once per row
             vector = select(vector).scalar_subquery()
         return Search(
             table=self._table,

@@ -1,13 +1,16 @@
-"""The SQL of searches by words: full text alone, and fused with the ranking by vectors.
+"""The SQL of searches by words, alone or fused with a ranking by vectors.
 
-``asked``      the query for any of the question's words, made once.
-``few``        counts the namespace's chunks, up to `READ_UP_TO` and one more.
-``by_words``   the chunks that have one, ranked by `cenote.postgres.full_text.rank`: of few chunks
-               by looking at each, of more by the index of the words.
-``by_vector``  the nearest chunks, by a `Search` of their ids.
-``fused``      the best of both by reciprocal rank fusion (`cenote.ranking.fusion`).
+The CTEs of a statement are:
 
-Chunks are read last, of those that remain.
+``asked``      the text search query for any of the question's words.
+``few``        counts the namespace's chunks, up to `READ_UP_TO` + 1.
+``by_words``   the chunks that contain one of the words, ranked by
+               `cenote.postgres.full_text.rank`. If the namespace has few chunks, each is read;
+               otherwise the index of the words is used.
+``by_vector``  the ids of the nearest chunks, found by a `Search`.
+``fused``      the best chunks of both by reciprocal rank fusion (`cenote.ranking.fusion`).
+
+The outer query reads the columns of the remaining chunks.
 """
 
 from __future__ import annotations
@@ -40,13 +43,13 @@ from sqlalchemy.dialects.postgresql import TSVECTOR
 from cenote.filters.compiler import Bind, Conditions
 from cenote.postgres import full_text
 from cenote.ranking.fusion import RANK_CONSTANT
-from cenote.stores.pgvector.sql.vector_search import Search, as_sent, integer, materialized
+from cenote.stores.pgvector.sql.vector_search import Search, as_text, integer, materialized
 
 READ_UP_TO = 5000
-"""Chunks of a namespace up to which each is looked at.
+"""Maximum number of chunks in a namespace for which each chunk is read, without the index.
 
-The index of the words is that of all tenants in a partition: for a tenant of 200 rows beside 83,000
-others, a common word took ten times as long by it.
+The index of the words covers all tenants of a partition. For a tenant of 200 rows beside 83,000
+others, a search for a common word took ten times as long with it.
 """
 
 
@@ -55,12 +58,13 @@ class TextSearch:
     """A search by words over one chunk table.
 
     Attributes:
-        table: the chunk table.
-        columns: what to give of each chunk.
-        languages: the text search configurations of the table.
-        bind: makes the parameters namespace, text, limit, and those of the filter.
-        filter: what the chunks must meet.
-        where: further conditions on a chunk.
+        table: Chunk table.
+        columns: Columns to select.
+        languages: Text search configurations of the table.
+        bind: Function that returns the parameters namespace, text and limit, and those of the
+            filter.
+        filter: Filter for the chunks.
+        where: Additional conditions.
     """
 
     table: Table
@@ -71,24 +75,24 @@ class TextSearch:
     where: Sequence[ColumnElement[bool]] = ()
 
     def _cte(self, statement: Any, name: str) -> CTE:
-        """With a name of its own, unless a condition of the host's may have the same."""
+        """Return a CTE. It is anonymous if the caller's condition could use the same name."""
         return materialized(statement, None if self.where else "cenote_" + name)
 
     def statement(self) -> Select[Any]:
-        """The columns and ``score`` of the chunks that have one of the words, the best first."""
-        return self._fetched(self._by_words("limit"))
+        """Select the columns and ``score`` of the chunks with one of the words, best first."""
+        return self._select_chunks(self._by_words("limit"))
 
     def fused_with(self, search: Search) -> Select[Any]:
-        """The same of what is best in both rankings.
+        """Select the columns and ``score`` of the best chunks by vector and by words.
 
         Args:
-            search: for the ids of the nearest chunks, cut at the parameter depth.
+            search: Search for the ids of the nearest chunks, limited by the parameter depth.
         """
         by_vector = self._cte(search.statement(), "by_vector")
         by_words = self._by_words("depth")
         rankings = (
-            self._shares(by_vector, by_vector.c.distance, "vector_weight"),
-            self._shares(by_words, by_words.c.score.desc(), "text_weight"),
+            self._rank_shares(by_vector, by_vector.c.distance, "vector_weight"),
+            self._rank_shares(by_words, by_words.c.score.desc(), "text_weight"),
         )
         shares = union_all(*rankings).subquery()
         score = func.sum(shares.c.share).label("score")
@@ -98,19 +102,19 @@ class TextSearch:
             .order_by(score.desc(), shares.c.id)
             .limit(self.bind("limit", BigInteger()))
         )
-        return self._fetched(self._cte(fused, "fused"))
+        return self._select_chunks(self._cte(fused, "fused"))
 
     def _by_words(self, limit: str) -> CTE:
-        """Ids and scores of the best chunks by words."""
+        """Select ids and scores of the best chunks by words."""
         query = full_text.any_word_query(self.languages, self.bind("text", Text()))
         asked = self._cte(select(query.label("query")), "asked")
-        few = self._are_few()
+        few = self._is_small()
         has_word = self._words().bool_op("@@")(asked.c.query)
         conditions = [*self.filter.sql(self.table.c, self.bind), *self.where, has_word]
         found = union_all(
-            # No index serves a CASE: those of filters, too, are of all tenants.
-            self._ranked(asked, case((and_(*conditions), true()), else_=false()), few),
-            self._ranked(asked, *conditions, ~few),
+            # No index can serve a CASE. The indexes for filters cover all tenants, too.
+            self._rank(asked, case((and_(*conditions), true()), else_=false()), few),
+            self._rank(asked, *conditions, ~few),
         ).subquery()
         best = (
             select(found.c.id, found.c.score)
@@ -119,8 +123,8 @@ class TextSearch:
         )
         return self._cte(best, "by_words")
 
-    def _are_few(self) -> ColumnElement[bool]:
-        """Whether the namespace has no more than `READ_UP_TO` chunks."""
+    def _is_small(self) -> ColumnElement[bool]:
+        """Return a condition: the namespace has at most `READ_UP_TO` chunks."""
         some = (
             select(literal_column("1"))
             .select_from(self.table)
@@ -131,8 +135,8 @@ class TextSearch:
         few = self._cte(select(func.count().label("chunks")).select_from(some), "few")
         return select(few.c.chunks).scalar_subquery() <= integer(READ_UP_TO)
 
-    def _ranked(self, asked: CTE, *conditions: ColumnElement[bool]) -> Any:
-        """Ids and scores of the chunks that meet conditions."""
+    def _rank(self, asked: CTE, *conditions: ColumnElement[bool]) -> Any:
+        """Select ids and scores of the chunks that meet conditions."""
         columns = self.table.c
         score = full_text.rank(self._words(), asked.c.query).label("score")
         return (
@@ -146,7 +150,7 @@ class TextSearch:
         return self.table.c.namespace == self.bind("namespace", Text())
 
     def _words(self) -> ColumnElement[str]:
-        """The generated column, which `ChunkRow` and other models may not have mapped."""
+        """Return the generated column of words, which a model need not map."""
         words: Any = self.table.c.get(full_text.COLUMN)
         if words is None:
             words = column(full_text.COLUMN, TSVECTOR)
@@ -154,21 +158,21 @@ class TextSearch:
         found: ColumnElement[str] = words
         return found
 
-    def _shares(self, ranking: CTE, order: ColumnElement[Any], weight: str) -> Any:
-        """What the places in a ranking are worth."""
+    def _rank_shares(self, ranking: CTE, order: ColumnElement[Any], weight: str) -> Any:
+        """Select ids and the contribution of their rank to the fused score."""
         place = func.row_number().over(order_by=[order, ranking.c.id])
-        counts = self.bind(weight, Double())
-        share = counts / cast(integer(RANK_CONSTANT) + place, Double)
-        # One of no weight has no part in it.
+        weight_value = self.bind(weight, Double())
+        share = weight_value / cast(integer(RANK_CONSTANT) + place, Double)
+        # A ranking with weight 0 contributes no chunks.
         return (
             select(ranking.c.id, share.label("share"))
             .select_from(ranking)
-            .where(counts > integer(0))
+            .where(weight_value > integer(0))
         )
 
-    def _fetched(self, ranked: CTE) -> Select[Any]:
+    def _select_chunks(self, ranked: CTE) -> Select[Any]:
         table = self.table
-        found: Any = select(*map(as_sent, self.columns), ranked.c.score)
+        found: Any = select(*map(as_text, self.columns), ranked.c.score)
         statement: Select[Any] = (
             found.select_from(table)
             .join(ranked, table.c.id == ranked.c.id)

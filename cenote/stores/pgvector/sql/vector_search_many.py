@@ -1,4 +1,4 @@
-"""The SQL of many searches at once: one statement, whatever their number."""
+"""The SQL of several vector searches in one statement."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 from sqlalchemy import FromClause, Select, func, select, true, union_all
 
-from cenote.stores.pgvector.sql.vector_search import Search, as_sent, integer
+from cenote.stores.pgvector.sql.vector_search import Search, as_text, integer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchMany(Search):
-    """As `Search`, for each row of a table of query vectors.
+    """A `Search` for each row of a table of query vectors.
 
     Attributes:
-        queries: their ``number`` and ``vector``, of which `query` is the latter.
+        queries: The query vectors, with columns ``number`` and ``vector``; `query` is the latter.
     """
 
     queries: FromClause
 
     def statement(self) -> Select[Any]:
-        """The columns of `Search.statement` after ``number``, by which they come in order."""
+        """Select ``number`` and the columns of `Search.statement`, ordered by ``number``."""
         if self.fetch is None:
-            return self._nearest_of_each(self._exact_of_each().subquery("hits"))
-        few = self._few()
-        made = self._settings_of_the_scan(few)
-        saved = self._saved(made)
-        settings = self._settings(made, saved, few)
-        nearest = self._nearest(settings)
+            return self._nearest_per_query(self._exact_per_query().subquery("hits"))
+        few = self._count_matches()
+        values = self._scan_settings(few)
+        saved = self._session_settings(values)
+        settings = self._settings(values, saved, few)
+        nearest = self._ann_scan(settings)
         ann = self._cte(
             select(self.queries.c.number, *nearest.c)
             .select_from(settings)
@@ -41,14 +41,14 @@ class SearchMany(Search):
             "full",
         )
         numbers = select(full.c.number)
-        exact = self._exact_of_each(self.queries.c.number.not_in(numbers)).subquery("exact")
+        exact = self._exact_per_query(self.queries.c.number.not_in(numbers)).subquery("exact")
         hits = self._cte(
             union_all(select(*ann.c).where(ann.c.number.in_(numbers)), select(*exact.c)), "hits"
         )
-        restored = self._restored(made, saved, hits)
-        return self._nearest_of_each(hits).where(restored, *self._planned_for_its_values())
+        restored = self._restoring_condition(values, saved, hits)
+        return self._nearest_per_query(hits).where(restored, *self._custom_plan_condition())
 
-    def _exact_of_each(self, *conditions: Any) -> Select[Any]:
+    def _exact_per_query(self, *conditions: Any) -> Select[Any]:
         exact = self._exact().lateral("exactly")
         return (
             select(self.queries.c.number, *exact.c)
@@ -57,12 +57,12 @@ class SearchMany(Search):
             .where(*conditions)
         )
 
-    def _nearest_of_each(self, hits: Any) -> Select[Any]:
+    def _nearest_per_query(self, hits: Any) -> Select[Any]:
         place = func.row_number().over(
             partition_by=hits.c.number, order_by=[hits.c.distance + integer(0), hits.c.id]
         )
         ranked = (
-            select(*map(as_sent, hits.c), place.label("place"))
+            select(*map(as_text, hits.c), place.label("place"))
             .where(hits.c.distance <= integer(2))
             .subquery("ranked")
         )

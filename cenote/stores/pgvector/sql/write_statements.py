@@ -1,4 +1,4 @@
-"""The statements that write and remove chunks."""
+"""Statements that write and delete chunks."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from cenote.types import ColumnType
 
 
 class WriteStatements:
-    """The statements that write and remove chunks of one table.
+    """Statements that write and delete chunks of one table.
 
     Args:
-        table: the chunk table.
-        column_type: of its embeddings.
-        own: its further columns.
+        table: Chunk table.
+        column_type: Type of its embedding column.
+        user_columns: Columns that the user model adds.
     """
 
-    def __init__(self, table: Table, column_type: ColumnType, own: UserColumns) -> None:
+    def __init__(self, table: Table, column_type: ColumnType, user_columns: UserColumns) -> None:
         self._table = table
         self._column_type: ColumnType = column_type
-        self._own = own
+        self._user_columns = user_columns
         self._upserts: dict[tuple[str, ...], Insert] = {}
         columns = table.c
         by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
@@ -58,9 +58,9 @@ class WriteStatements:
         self.delete_matching = cached_by_shape(self._build_delete_matching)
         self.ids_matching = cached_by_shape(self._build_ids_matching)
         self.ids_of_document = select(self._locked(of_document, ~by_id).c.id)
-        """The ids of all of a document's chunks but some, locked."""
+        """Select and lock the ids of a document's chunks, except some."""
         self.lock_rows = select(func.count()).select_from(self._locked(or_(of_document, by_id)))
-        """Locks all of a document's chunks, and some others, in the order of all writers."""
+        """Lock a document's chunks, and some others, in the order in which all writers lock."""
         self.update_metadata = self._build_update_metadata()
         self.keep = self._build_keep()
         self.lock_document = select(
@@ -72,20 +72,20 @@ class WriteStatements:
             ),
             func.current_setting(literal_column("'transaction_isolation'")).label("isolation"),
         )
-        """Makes changes of one document wait for one another, until the transaction ends."""
+        """Serialize changes of a document until the transaction ends."""
 
     def upsert(self, names: tuple[str, ...]) -> Insert:
-        """Many rows, a list for each column; rows that are stored exactly so are left alone.
+        """Return the upsert of many rows, with one list per column. Equal rows are not rewritten.
 
         Args:
-            names: the host's own columns that are written besides the chunk's.
+            names: User columns for which the caller passes values.
         """
         if names not in self._upserts:
             self._upserts[names] = self._build_upsert(names)
         return self._upserts[names]
 
     def _build_upsert(self, names: tuple[str, ...]) -> Insert:
-        """One INSERT over unnest() and not the driver's executemany.
+        """Build one INSERT over unnest(), which replaces the driver's executemany.
 
         A task that is cancelled in asyncpg's executemany may never return
         (github.com/MagicStack/asyncpg, issues 873, 1265).
@@ -100,20 +100,30 @@ class WriteStatements:
             "embedding": WireVector(self._column_type),
             "embedding_model": Text(),
         }
-        own = list(self._own.written(names))
+        user_columns = list(self._user_columns.written(names))
         lists = [bindparam(name + "_list", type_=ARRAY(type_)) for name, type_ in types.items()]
-        lists += [bindparam(one.name + "_list", type_=one.list_type) for one in own]
-        fields = [*types, *(one.column.name for one in own)]
+        lists += [
+            bindparam(user_column.name + "_list", type_=user_column.list_type)
+            for user_column in user_columns
+        ]
+        fields = [*types, *(user_column.column.name for user_column in user_columns)]
         new = func.unnest(*lists).table_valued(*fields).render_derived(name="new")
         values: dict[str, ColumnElement[Any]] = {name: new.c[name] for name in types}
         values["metadata"] = cast(new.c.metadata, JSONB)
-        values |= {one.column.key: one.value(new.c[one.column.name]) for one in own}
+        values |= {
+            user_column.column.key: user_column.value(new.c[user_column.column.name])
+            for user_column in user_columns
+        }
         statement = insert(self._table).from_select(
             ["namespace", *values],
             select(bindparam("namespace", type_=Text), *values.values()),
         )
         excluded = statement.excluded
-        comparable = {one.column.key: one.comparable for one in own if one.name in names}
+        comparable = {
+            user_column.column.key: user_column.comparable
+            for user_column in user_columns
+            if user_column.name in names
+        }
         changing = [name for name in types if name != "id"] + list(comparable)
 
         def compared(columns: Any) -> Any:
@@ -126,16 +136,16 @@ class WriteStatements:
 
         return statement.on_conflict_do_update(
             index_elements=["namespace", "id"],
-            set_={name: excluded[name] for name in changing} | self._own.on_update(names),
+            set_={name: excluded[name] for name in changing} | self._user_columns.on_update(names),
             where=compared(self._table.c).is_distinct_from(compared(excluded)),
         )
 
     def _build_delete(self, *conditions: ColumnElement[bool]) -> Delete:
         table = self._table
-        doomed = self._locked(*conditions)
+        locked = self._locked(*conditions)
         return delete(table).where(
             table.c.namespace == bindparam("namespace", type_=Text),
-            table.c.id.in_(select(doomed.c.id)),
+            table.c.id.in_(select(locked.c.id)),
         )
 
     def _build_delete_matching(self, filter: Conditions) -> Delete:
@@ -145,7 +155,7 @@ class WriteStatements:
         return select(self._locked(*filter.sql(self._table.c, parameter)).c.id)
 
     def _build_update_metadata(self) -> Update:
-        """Metadata of rows by id, where they differ; merged into what is there or instead of it."""
+        """Build the update of metadata by id, which merges or replaces. Equal rows are skipped."""
         columns = self._table.c
         lists = [bindparam(name, type_=ARRAY(Text)) for name in ("cenote_ids", "cenote_metadata")]
         new = func.unnest(*lists).table_valued("id", "metadata").render_derived(name="new")
@@ -157,7 +167,7 @@ class WriteStatements:
         )
 
     def _build_keep(self) -> Update:
-        """All that is known of chunks but their embeddings, which stay."""
+        """Build the update of everything but the embeddings."""
         columns = self._table.c
         types: dict[str, TypeEngine[Any]] = {
             "id": Text(),
@@ -177,13 +187,16 @@ class WriteStatements:
         return self._update(new, values, live.is_distinct_from(tuple_(*values.values())))
 
     def _update(self, new: Any, values: dict[str, Any], differs: ColumnElement[bool]) -> Update:
-        """An update of rows by id. Names of columns are no names for parameters in an UPDATE."""
+        """Build an update of rows by id.
+
+        Parameters of an UPDATE must not have the names of columns.
+        """
         columns = self._table.c
         by_id = columns.id == any_(bindparam("cenote_ids", type_=ARRAY(Text)))
         locked = self._locked(by_id, namespace="cenote_namespace")
         return (
             update(self._table)
-            .values(values | self._own.on_update(()))
+            .values(values | self._user_columns.on_update(()))
             .where(
                 columns.namespace == bindparam("cenote_namespace", type_=Text),
                 columns.id.in_(select(locked.c.id)),
@@ -193,7 +206,7 @@ class WriteStatements:
         )
 
     def _locked(self, *conditions: ColumnElement[bool], namespace: str = "namespace") -> CTE:
-        """The ids of rows, locked in their order, as `upsert` takes them: no deadlocks."""
+        """Select and lock ids in ascending order, as `upsert` does, so writers cannot deadlock."""
         columns = self._table.c
         return (
             select(columns.id)
