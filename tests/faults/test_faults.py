@@ -1,4 +1,4 @@
-"""Faults, done for real to a running server: what is lost (nothing), and what the caller is told.
+"""Faults of a running server: nothing is lost, and the caller gets an error.
 
 ``CENOTE_TORTURE`` is how many times as long the loads take as in CI (``make torture``).
 """
@@ -52,7 +52,7 @@ async def proxy(dsn: str) -> AsyncIterator[Proxy]:
 
 
 async def test_a_server_that_is_killed(tmp_path: Path) -> None:
-    """SIGKILL, under upserts: what was acknowledged is there, and batches are whole."""
+    """After SIGKILL during upserts, acknowledged batches are stored, and every batch is whole."""
     folder = tmp_path / "data"
     acknowledged: dict[str, int] = {}
     rounds = 2 * TORTURE
@@ -72,14 +72,14 @@ async def test_a_server_that_is_killed(tmp_path: Path) -> None:
             await asyncio.sleep(random.Random(round_).uniform(0.5, 1.5))
             _kill(server)
             ended = await asyncio.gather(*writers, return_exceptions=True)
-            assert {type(one) for one in ended} == {StoreConnectionError}
+            assert {type(error) for error in ended} == {StoreConnectionError}
             assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
             await engine.dispose()
     assert sum(acknowledged.values()) > 0
 
 
 async def _write(store: PgVectorStore, namespace: str, start: int, done: dict[str, int]) -> None:
-    """One batch after another over the same ids, until the server is gone."""
+    """Write one batch after another to the same ids, until the server is gone."""
     writer = start
     while True:
         writer += 1
@@ -96,20 +96,20 @@ async def _check(store: PgVectorStore, acknowledged: dict[str, int]) -> None:
 
 
 def _kill(server: EmbeddedPostgres) -> None:
-    """As an out-of-memory killer does."""
+    """Kill the server like an out-of-memory killer."""
     folder = str(server.url.query["host"])
     for process in psutil.process_iter(["cmdline"]):
         if process.info["cmdline"] and folder in process.info["cmdline"]:
-            for one in [process, *process.children(recursive=True)]:
+            for member in [process, *process.children(recursive=True)]:
                 with suppress(psutil.NoSuchProcess):
-                    one.send_signal(signal.SIGKILL)
+                    member.send_signal(signal.SIGKILL)
             process.wait(10)
             return
     raise AssertionError("there is no such server")
 
 
 async def test_a_fail_over_under_load(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """All connections end, again and again: operations that may be repeated are not disturbed."""
+    """All connections end repeatedly; operations that may be retried succeed."""
     other = create_async_engine(engine.url)
     await store.upsert(batch(0), "n")
     stop = asyncio.Event()
@@ -145,7 +145,7 @@ async def test_a_fail_over_under_load(store: PgVectorStore, engine: AsyncEngine)
 async def test_nothing_is_repeated_in_the_callers_transaction(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
-    """Which is gone, with what was in it; the caller is told."""
+    """The caller's transaction is gone with its changes, and the caller gets an error."""
     other = create_async_engine(engine.url)
     async with AsyncSession(engine) as session:
         await store.upsert([embedded("a")], "n", session=session)
@@ -158,8 +158,10 @@ async def test_nothing_is_repeated_in_the_callers_transaction(
     await other.dispose()
 
 
-async def test_what_cannot_be_repeated_is_told(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """A deletion that counts what it removed."""
+async def test_counting_operations_are_not_repeated(
+    store: PgVectorStore, engine: AsyncEngine
+) -> None:
+    """A deletion that counts rows is not retried after a lost connection."""
     other = create_async_engine(engine.url)
     await store.upsert([embedded("a")], "n")
     async with other.connect() as connection:
@@ -171,7 +173,7 @@ async def test_what_cannot_be_repeated_is_told(store: PgVectorStore, engine: Asy
 
 
 async def test_a_batch_that_can_be_read_once(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """Is whole the second time, too."""
+    """An iterator of chunks is complete in the second attempt, too."""
     other = create_async_engine(engine.url)
     assert await store.count("n") == 0
     async with other.connect() as connection:
@@ -186,7 +188,7 @@ async def test_a_batch_that_can_be_read_once(store: PgVectorStore, engine: Async
 
 
 async def test_a_network_that_is_cut(proxy: Proxy) -> None:
-    """The operation is repeated on a new connection, or ends with an error; no task hangs."""
+    """Each operation is retried on a new connection or raises an error; no task hangs."""
     engine = create_engine(proxy.dsn, pool_size=3)
     store = PgVectorStore(engine, 4)
     await store.upsert(batch(1), "n")
@@ -202,7 +204,7 @@ async def test_a_network_that_is_cut(proxy: Proxy) -> None:
 
 
 async def test_a_network_that_goes_silent(proxy: Proxy) -> None:
-    """Within the time that the store is given, in the caller's transaction too."""
+    """Each operation raises an error within the time limit, also in the caller's transaction."""
     engine = create_engine(proxy.dsn, pool_size=2)
     store = PgVectorStore(engine, 4, operation_timeout=0.5)
     await store.upsert(batch(1), "n")
@@ -215,7 +217,7 @@ async def test_a_network_that_goes_silent(proxy: Proxy) -> None:
             store.count("n", session=session),
         ]
         ended = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
-        assert [type(one) for one in ended] == [StoreTimeoutError] * 3
+        assert [type(error) for error in ended] == [StoreTimeoutError] * 3
         assert "no answer within 0.5 s" in str(ended[0])
         proxy.open.set()
         proxy.cut()
@@ -227,8 +229,8 @@ async def test_a_network_that_goes_silent(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), "1", True])
-def test_time_limits_that_are_none(engine: AsyncEngine, seconds: Any) -> None:
-    """Are refused."""
+def test_invalid_time_limits(engine: AsyncEngine, seconds: Any) -> None:
+    """Invalid time limits are rejected."""
     with pytest.raises(ConfigurationError) as error:
         PgVectorStore(engine, 4, operation_timeout=seconds)
     assert error.value.setting == "operation_timeout"
@@ -238,7 +240,7 @@ def test_time_limits_that_are_none(engine: AsyncEngine, seconds: Any) -> None:
 
 
 async def test_a_deadlock(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """Provoked by another client: the store's transaction is the victim, and is done again."""
+    """A deadlock with another client rolls the store's transaction back, and it is retried."""
     await store.upsert(batch(1, 2), "n")
     async with engine.connect() as other:
         await other.execute(text("SET deadlock_timeout = '1h'"))  # let the store notice
@@ -258,18 +260,18 @@ async def test_a_deadlock(store: PgVectorStore, engine: AsyncEngine) -> None:
 async def test_a_migration_under_a_running_application(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
-    """Prepared statements go stale, on every connection of the pool, and are made again."""
+    """Prepared statements go stale on every connection of the pool, and are prepared again."""
     await store.upsert(batch(1), "n")
     await asyncio.gather(*(store.search(QUERY, "n") for _ in range(5)))
     for type_ in ("varchar(99)", "text"):
         await execute(engine, f"ALTER TABLE cenote_chunks ALTER content TYPE {type_}")
         answers = await asyncio.gather(*(store.search(QUERY, "n") for _ in range(5)))
-        assert [len(one) for one in answers] == [10] * 5
+        assert [len(answer) for answer in answers] == [10] * 5
         assert len(await stored(store, "n")) == 200
 
 
 async def test_a_statement_timeout_of_the_server(dsn: str) -> None:
-    """Is an error with its code, and is not repeated."""
+    """A statement timeout is an error with its code, and is not retried."""
     engine = create_engine(dsn + "&options=-c%20statement_timeout%3D300", pool_size=1)
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded("a")], "n")
@@ -284,7 +286,7 @@ async def test_a_statement_timeout_of_the_server(dsn: str) -> None:
 
 
 async def test_too_many_connections(tmp_path: Path) -> None:
-    """An error that says so, and no connection that is kept."""
+    """Each rejected call raises an error with the code, and no connection is kept."""
     with EmbeddedPostgres(tmp_path / "data") as server:
         admin = create_engine(server.dsn, pool_size=1)
         await PgVectorStore(admin, 4).apply_migrations()
@@ -298,9 +300,9 @@ async def test_too_many_connections(tmp_path: Path) -> None:
         slow: Any = text("(SELECT true FROM pg_sleep(0.2))")
         calls = (store.search(QUERY, "n", where=slow) for _ in range(10))
         results = await asyncio.gather(*calls, return_exceptions=True)
-        refused = [one for one in results if isinstance(one, StoreConnectionError)]
-        assert {one.sqlstate for one in refused} == {"53300"}
-        assert all(one == [] for one in results if one not in refused)
+        refused = [result for result in results if isinstance(result, StoreConnectionError)]
+        assert {error.sqlstate for error in refused} == {"53300"}
+        assert all(result == [] for result in results if result not in refused)
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         await engine.dispose()
         await admin.dispose()
@@ -366,7 +368,7 @@ async def test_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_cancelled_anywhere(empty_engine: AsyncEngine, name: str) -> None:
-    """At each step of the event loop: no connection is kept, and nothing is written by half."""
+    """Cancelled at any step, an operation keeps no connection and leaves no half batch."""
     store = PgVectorStore(empty_engine, 4, text_search="simple")
     await store.apply_migrations()
     await store.upsert(batch(1, 3), "n")

@@ -1,4 +1,4 @@
-"""A host's own columns, written by an upsert beside the chunk's."""
+"""Columns of a user model, which an upsert writes together with the chunk's."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ V = [1.0, 0.0, 0.0, 0.0]
 
 @pytest.fixture
 def store(library: AsyncEngine) -> PgVectorStore[Passage]:
-    """A store for the host's model, in a database with its tables."""
+    """A store for the user model, in a database with its tables."""
     return PgVectorStore(library, model=Passage)
 
 
 async def row(store: PgVectorStore[Passage], id: str = "a") -> Passage:
-    """A stored chunk with all its columns."""
+    """Return a stored chunk with all its columns."""
     async with AsyncSession(store.engine) as session:
         options = [undefer(Passage.embedding)]
         return await session.get_one(Passage, ("t", id), options=options)
@@ -69,7 +69,7 @@ VALUES: list[dict[str, Any]] = [
 async def test_values_of_all_kinds_survive(
     store: PgVectorStore[Passage], values: dict[str, Any]
 ) -> None:
-    """Also beside others in the batch, and when they replace others."""
+    """Values of all types come back equal, in mixed batches and when they replace others."""
     await store.upsert([embedded(id, columns=values) for id in "ab"], "t")
     await store.upsert([embedded("a", columns=dict.fromkeys(values, None) | values)], "t")
     for id in "ab":
@@ -84,7 +84,7 @@ async def test_values_of_all_kinds_survive(
 
 
 async def test_columns_that_are_not_named_keep_their_value(store: PgVectorStore[Passage]) -> None:
-    """A new row gets the defaults, one of Python's for each row; onupdate is heeded."""
+    """New rows get defaults, with one call of a Python default per row; onupdate applies."""
     await store.upsert([embedded(id, columns={"page": 1}) for id in "ab"], "t")
     first, second = await row(store, "a"), await row(store, "b")
     assert (first.language, first.revised, first.changed_at) == ("en", 0, None)
@@ -96,8 +96,8 @@ async def test_columns_that_are_not_named_keep_their_value(store: PgVectorStore[
     assert after.changed_at is not None
 
 
-async def test_what_is_unchanged_is_not_rewritten(store: PgVectorStore[Passage]) -> None:
-    """Columns of the host's count, also of a type that knows no equality; onupdate does not."""
+async def test_equal_rows_are_not_rewritten(store: PgVectorStore[Passage]) -> None:
+    """User columns are compared, also of types without equality. onupdate alone changes nothing."""
     columns = {"page": 1, "extra": {"a": 1}, "readers": ["x"], "summary": [1, 2]}
     version = "SELECT xmin::text FROM passages"
     await store.upsert([embedded("a", columns=columns)], "t")
@@ -139,10 +139,10 @@ async def test_what_is_unchanged_is_not_rewritten(store: PgVectorStore[Passage])
         (["page"], "chunk '0': columns must be a mapping of attribute names to values, not str"),
     ],
 )
-async def test_columns_that_cannot_be_set(
+async def test_invalid_columns(
     store: PgVectorStore[Passage], columns: list[Any], message: str
 ) -> None:
-    """Are refused by name, before anything is written."""
+    """Unknown or unsuitable columns are rejected by name, before anything is written."""
     batch = [embedded(str(n), columns=values) for n, values in enumerate(columns)]
     with pytest.raises(InvalidInputError) as error:
         await store.upsert(batch, "t")
@@ -151,8 +151,8 @@ async def test_columns_that_cannot_be_set(
     assert await stored(store, "t") == []
 
 
-async def test_what_does_not_fit_is_not_cut(store: PgVectorStore[Passage]) -> None:
-    """Nor filled up, but refused as in any INSERT."""
+async def test_values_that_do_not_fit_are_rejected(store: PgVectorStore[Passage]) -> None:
+    """Values that do not fit are neither cut nor padded, but rejected as in any INSERT."""
     await store.upsert([embedded("b", columns={"flags": BitString("101")})], "t")
     assert await scalar(store.engine, "SELECT flags::text FROM passages") == "101"
     for columns, state in (({"short": "too long"}, "22001"), ({"flags": BitString("1")}, "22026")):
@@ -163,7 +163,7 @@ async def test_what_does_not_fit_is_not_cut(store: PgVectorStore[Passage]) -> No
 
 @pytest.mark.parametrize("value", ["no number", 2**40])
 async def test_a_value_of_another_type(store: PgVectorStore[Passage], value: Any) -> None:
-    """Is refused by the driver or the server; the message does not quote it."""
+    """The driver or the server rejects it, and the message does not quote it."""
     with pytest.raises(VectorStoreError) as error:
         await store.upsert([embedded("a", columns={"page": value})], "t")
     assert str(value) not in str(error.value)
@@ -185,8 +185,8 @@ class File(ChunkMixin, Strict, dimensions=4, partitions=2):
     path: Mapped[str] = mapped_column("file_path")
 
 
-async def test_a_column_that_needs_a_value(empty_engine: AsyncEngine) -> None:
-    """Is asked for, by the name of its attribute."""
+async def test_a_required_column(empty_engine: AsyncEngine) -> None:
+    """A missing value is an error that names the attribute."""
     store = PgVectorStore(empty_engine, model=File)
     for columns in ({"folder_id": 1}, {"folder_id": 1, "path": None}, {}):
         with pytest.raises(InvalidInputError, match=r"must include a value for (path|folder_id)"):
@@ -201,8 +201,8 @@ async def test_a_column_that_needs_a_value(empty_engine: AsyncEngine) -> None:
         await store.upsert([embedded("b", columns={"folder_id": 2, "path": "x"})], "t")
 
 
-async def test_without_a_model_there_are_none(engine: AsyncEngine) -> None:
-    """The default store says where they would be; the one in memory passes over them."""
+async def test_columns_without_a_user_model(engine: AsyncEngine) -> None:
+    """The default store rejects columns with a hint; the in-memory store ignores them."""
     chunk = embedded("a", columns={"page": 1})
     with pytest.raises(InvalidInputError, match="pass your model to the store with model="):
         await PgVectorStore(engine, 4).upsert([chunk], "t")
@@ -212,7 +212,7 @@ async def test_without_a_model_there_are_none(engine: AsyncEngine) -> None:
 
 
 async def test_columns_filter_searches_and_iterations(store: PgVectorStore[Passage]) -> None:
-    """With where=, before the limit is counted."""
+    """where= filters by user columns before the limit applies."""
     documents = [Document(title="a"), Document(title="b")]
     async with AsyncSession(store.engine, expire_on_commit=False) as session, session.begin():
         session.add_all(documents)

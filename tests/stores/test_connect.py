@@ -1,4 +1,4 @@
-"""Opening a store by its connection string."""
+"""Opening a store with a connection string."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cenote.testing import embedded, found
 
 @pytest.fixture
 async def proxy(dsn: str) -> AsyncIterator[Proxy]:
-    """The way over TCP."""
+    """A proxy that accepts TCP connections."""
     proxy = Proxy(dsn)
     await proxy.start()
     yield proxy
@@ -34,7 +34,7 @@ async def proxy(dsn: str) -> AsyncIterator[Proxy]:
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
 async def test_connection_strings(dsn: str, proxy: Proxy, scheme: str) -> None:
-    """All schemes, over TCP and as the server is reached (embedded: a Unix socket)."""
+    """All schemes work, over TCP and over the server's own address (embedded: a Unix socket)."""
     for string in (dsn, proxy.dsn):
         async with await PgVectorStore.connect(scheme + string[string.index("://") :], 4) as store:
             await store.upsert([embedded("a")], "n")
@@ -42,7 +42,7 @@ async def test_connection_strings(dsn: str, proxy: Proxy, scheme: str) -> None:
 
 
 async def test_arguments_in_the_string_reach_driver_and_dialect(dsn: str) -> None:
-    """libpq's own, and SQLAlchemy's cache size."""
+    """Arguments of libpq and SQLAlchemy's cache size reach the connection."""
     url = make_url(dsn).update_query_dict(
         {"application_name": "my app", "prepared_statement_cache_size": "0"}
     )
@@ -58,7 +58,7 @@ async def test_arguments_in_the_string_reach_driver_and_dialect(dsn: str) -> Non
 
 
 async def test_pool_sizes(dsn: str) -> None:
-    """min_size connections are open at once; max_size is the most."""
+    """min_size connections are opened at once, and at most max_size later."""
     async with await PgVectorStore.connect(dsn, 4, min_size=3, max_size=4) as store:
         pool = store.engine.pool
         assert isinstance(pool, QueuePool)
@@ -81,8 +81,8 @@ async def test_pool_sizes(dsn: str) -> None:
     ],
     ids=str,
 )
-async def test_bad_arguments(dsn: str, arguments: dict[str, Any]) -> None:
-    """The error names them."""
+async def test_invalid_arguments(dsn: str, arguments: dict[str, Any]) -> None:
+    """The error names the invalid argument."""
     with pytest.raises(ConfigurationError) as error:
         await PgVectorStore.connect(dsn, 4, **arguments)
     assert error.value.setting in arguments
@@ -102,8 +102,8 @@ async def test_bad_arguments(dsn: str, arguments: dict[str, Any]) -> None:
         7,
     ],
 )
-async def test_what_is_no_connection_string(string: Any) -> None:
-    """It is refused at once and never quoted."""
+async def test_invalid_connection_strings(string: Any) -> None:
+    """Other strings are rejected at once and never quoted."""
     with pytest.raises(ConfigurationError) as error:
         await PgVectorStore.connect(string, 4)
     assert "s3cret" not in str(error.value)
@@ -113,7 +113,7 @@ async def test_what_is_no_connection_string(string: Any) -> None:
     "password", ["a#b", "a?b=c", "a/b", "a[b", "a／b", "%C3%B1%40", "a:b", "ñ"]
 )
 async def test_passwords_of_all_kinds(dsn: str, proxy: Proxy, password: str) -> None:
-    """They are taken as they are, or percent-encoded; hosts and ports stay what they are."""
+    """Passwords may be percent-encoded or not; host and port are still recognised."""
     string = proxy.dsn.replace("postgres@", f"postgres:{password}@")
     if "postgres:" not in string:
         pytest.skip("the server has another role")
@@ -122,7 +122,7 @@ async def test_passwords_of_all_kinds(dsn: str, proxy: Proxy, password: str) -> 
 
 
 async def test_arguments_of_libpq_and_of_the_driver(dsn: str) -> None:
-    """In one string."""
+    """One string may contain arguments of libpq and of the driver."""
     url = make_url(dsn).update_query_dict(
         {"connect_timeout": "5", "command_timeout": "30", "statement_cache_size": "0"}
         | {"target_session_attrs": "any", "sslmode": "prefer", "search_path": "public"}
@@ -132,15 +132,15 @@ async def test_arguments_of_libpq_and_of_the_driver(dsn: str) -> None:
         assert await found(store, [1, 0, 0, 0], "n") == []
 
 
-async def test_bad_store_settings_open_nothing(proxy: Proxy) -> None:
-    """They are looked at first."""
+async def test_invalid_settings_open_no_connection(proxy: Proxy) -> None:
+    """Invalid settings are rejected before a connection is opened."""
     with pytest.raises(ConfigurationError):
         await PgVectorStore.connect(proxy.dsn, 4, hnsw_m=1)
     assert proxy.round_trips == 0
 
 
 async def test_waits_for_a_server_that_comes_up(dsn: str) -> None:
-    """Refused connections are tried again until it does."""
+    """connect() retries refused connections until the server is up."""
     late = Proxy(dsn)
     port = _free_port()
 
@@ -160,7 +160,7 @@ async def test_waits_for_a_server_that_comes_up(dsn: str) -> None:
 
 
 async def test_gives_up_after_the_retries() -> None:
-    """With exponential waits, and without the password in the message."""
+    """connect() waits exponentially longer, and does not quote the password."""
     url = f"postgresql://u:s3cret@127.0.0.1:{_free_port()}/d"
     begin = time.monotonic()
     with pytest.raises(StoreConnectionError, match="tried 4 times") as error:
@@ -173,10 +173,10 @@ async def test_gives_up_after_the_retries() -> None:
 
 
 async def test_a_server_that_does_not_answer_times_out() -> None:
-    """Each attempt, after `timeout`."""
+    """Each attempt ends after `timeout`."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        listener.listen()  # and nobody accepts
+        listener.listen()  # but accepts nothing
         url = f"postgresql://u@127.0.0.1:{listener.getsockname()[1]}/d?sslmode=disable"
         with pytest.raises(StoreConnectionError) as error:
             await PgVectorStore.connect(
@@ -187,7 +187,7 @@ async def test_a_server_that_does_not_answer_times_out() -> None:
 
 
 async def test_an_unknown_database_fails_at_once(server_dsn: str) -> None:
-    """Waiting would not make it."""
+    """A missing database is not retried, because waiting would not create it."""
     url = make_url(server_dsn).set(database="no_such_database")
     with pytest.raises(StoreConnectionError) as error:
         await PgVectorStore.connect(url.render_as_string(hide_password=False), 4)
@@ -197,7 +197,7 @@ async def test_an_unknown_database_fails_at_once(server_dsn: str) -> None:
 
 
 async def test_a_wrong_password_fails_at_once(tmp_path: Path) -> None:
-    """On a server that asks for one; the right one works."""
+    """A wrong password is not retried; the right one works."""
     with EmbeddedPostgres(tmp_path / "postgres") as server:
         connection = await asyncpg.connect(server.dsn)
         await connection.execute("CREATE EXTENSION vector")
@@ -218,8 +218,8 @@ async def test_a_wrong_password_fails_at_once(tmp_path: Path) -> None:
         await store.close()
 
 
-async def test_a_full_server_is_tried_again(engine: AsyncEngine, dsn: str) -> None:
-    """Until a place is free."""
+async def test_a_full_server_is_retried(engine: AsyncEngine, dsn: str) -> None:
+    """A full server is retried until a connection is free."""
     async with engine.begin() as connection:
         await connection.execute(text("DROP ROLE IF EXISTS cenote_crowd"))
         await connection.execute(text("CREATE ROLE cenote_crowd LOGIN CONNECTION LIMIT 0"))
@@ -239,7 +239,7 @@ async def test_a_full_server_is_tried_again(engine: AsyncEngine, dsn: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("error", "heals"),
+    ("error", "transient"),
     [
         (ConnectionRefusedError(), True),
         (ConnectionResetError(), True),
@@ -257,13 +257,13 @@ async def test_a_full_server_is_tried_again(engine: AsyncEngine, dsn: str) -> No
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_can_heal(error: Exception, heals: bool) -> None:
-    """And what cannot."""
-    assert is_transient(error) is heals
+def test_transient_errors(error: Exception, transient: bool) -> None:
+    """Errors that may go away are transient; others are not."""
+    assert is_transient(error) is transient
 
 
-def test_a_connection_string_for_people() -> None:
-    """Without password and query."""
+def test_a_connection_string_in_a_message() -> None:
+    """A connection string in a message has neither password nor query."""
     assert safe_dsn("postgresql://u:s3cret@h/d?password=s3cret") == "postgresql://u:***@h/d"
 
 

@@ -1,4 +1,4 @@
-"""What is particular to the Postgres store: transactions, plans, round trips, the pool."""
+"""Behaviour specific to the Postgres store: transactions, plans, round trips, the pool."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def many(count: int, seed: int = 0, **fields: Any) -> list[EmbeddedChunk]:
 
 
 def checked_out(engine: AsyncEngine) -> int:
-    """Connections in use."""
+    """Return the number of connections in use."""
     assert isinstance(engine.pool, QueuePool)
     return engine.pool.checkedout()
 
@@ -52,7 +52,7 @@ def checked_out(engine: AsyncEngine) -> int:
 
 
 async def test_the_ann_index_and_the_exact_path_agree(store: PgVectorStore) -> None:
-    """On a set large enough for the index, with scores that descend and the limits kept."""
+    """On a set large enough for the index, both return the same results, within the limit."""
     await store.upsert(many(EXACT_UP_TO + 500), "large")
     for limit in (1, 10, 300):
         default = await store.search(QUERY, "large", limit)
@@ -68,7 +68,7 @@ async def test_the_ann_index_and_the_exact_path_agree(store: PgVectorStore) -> N
 async def test_results_are_complete_when_the_scan_stops_short(
     dsn: str, engine: AsyncEngine, max_scan_tuples: int
 ) -> None:
-    """The exact branch takes over when the index gives up among another tenant's rows."""
+    """The exact branch takes over if the scan gives up among another tenant's rows."""
     database = make_url(dsn).database
     async with engine.begin() as connection:
         await connection.execute(
@@ -88,7 +88,7 @@ async def test_results_are_complete_when_the_scan_stops_short(
 
 
 async def test_any_limit_under_any_condition(store: PgVectorStore) -> None:
-    """Settings that are computed from them stay in their ranges."""
+    """Settings that are computed from limit and condition stay in their ranges."""
     matching = EXACT_UP_TO + 200
     await store.upsert(many(matching, metadata={"k": 1}), "n")
     await store.upsert([embedded("other", [1, 0, 0, 0], metadata={"k": 2})], "n")
@@ -100,7 +100,7 @@ async def test_any_limit_under_any_condition(store: PgVectorStore) -> None:
 
 
 async def test_plans_use_the_index_and_one_partition(engine: AsyncEngine) -> None:
-    """Whichever plan the server settles for after some executions, with and without a filter.
+    """Every plan of the server does, generic or custom, with and without a filter.
 
     Before the first ANALYZE the planner takes 3,000 rows for a few and sorts them instead, which
     is slower and as complete.
@@ -129,7 +129,7 @@ async def test_plans_use_the_index_and_one_partition(engine: AsyncEngine) -> Non
 
 @pytest.mark.parametrize(("column_type", "dimensions"), [("vector", 1536), ("halfvec", 3072)])
 async def test_wide_vectors(engine: AsyncEngine, column_type: Any, dimensions: int) -> None:
-    """Are indexed, and stay in their rows: an exact search has no TOAST table to look into."""
+    """Wide vectors are indexed and stored in their rows: an exact search reads no TOAST table."""
     store = PgVectorStore(engine, dimensions, column_type=column_type, table_name="wide")
     await store.apply_migrations()
     generator = np.random.default_rng(0)
@@ -150,7 +150,9 @@ async def test_wide_vectors(engine: AsyncEngine, column_type: Any, dimensions: i
                 "WHERE p.relname LIKE 'wide_p__'"
             )
         )
-        assert sum(max(found, 0) for (found,) in pieces) <= 2 * len(chunks)  # of contents only
+        assert sum(max(found, 0) for (found,) in pieces) <= 2 * len(
+            chunks
+        )  # only contents are there
     assert await store.check_schema() == []
 
 
@@ -180,7 +182,7 @@ def _search_parameters(store: PgVectorStore, query: Any, namespace: str) -> dict
 async def test_a_search_puts_the_session_settings_back(
     store: PgVectorStore, engine: AsyncEngine, rows: int
 ) -> None:
-    """A transaction that ran the statement still has its own, with no results, too."""
+    """A transaction keeps its settings after a search, even if it finds nothing."""
     await store.upsert(many(rows), "n")
     statement = store._searches.search(Conditions(None), 10, exact=False)
     settings = text(
@@ -196,14 +198,14 @@ async def test_a_search_puts_the_session_settings_back(
 
 @pytest.mark.parametrize("ef_search", [0, 1001, 2.5, None, True])
 def test_ef_search_has_a_range(engine: AsyncEngine, ef_search: Any) -> None:
-    """That of pgvector."""
+    """A store rejects an ef_search outside pgvector's range."""
     with pytest.raises(ConfigurationError) as error:
         PgVectorStore(engine, 4, hnsw_ef_search=ef_search)
     assert error.value.setting == "hnsw_ef_search"
 
 
 async def test_ef_search_of_a_call(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """Reaches the scan, in both forms of a search; a bad one is refused before."""
+    """A call's ef_search reaches the scan in both forms of a search; invalid values do not."""
     await store.upsert(many(EXACT_UP_TO + 100), "n")
     sent: list[Any] = []
 
@@ -227,7 +229,7 @@ async def test_ef_search_of_a_call(store: PgVectorStore, engine: AsyncEngine) ->
 
 
 async def test_round_trips(dsn: str) -> None:
-    """One for a search, a page and a deletion; three for an upsert (BEGIN, rows, COMMIT)."""
+    """A search, a page and a deletion take one round trip; an upsert takes three."""
     async with (
         running_proxy(dsn) as proxy,
         await PgVectorStore.connect(proxy.dsn, 4, max_size=1) as store,
@@ -249,7 +251,7 @@ async def test_round_trips(dsn: str) -> None:
 
 
 async def test_statements_are_built_and_prepared_once(dsn: str) -> None:
-    """Other vectors, limits and filters of one shape neither compile nor prepare anything anew."""
+    """Calls with filters of the same shape reuse compiled and prepared statements."""
     hits: list[Any] = []
     async with (
         running_proxy(dsn) as proxy,
@@ -273,7 +275,7 @@ async def test_statements_are_built_and_prepared_once(dsn: str) -> None:
 
 
 async def test_iteration_holds_no_connection(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """While the caller does something else, nothing is checked out."""
+    """While the caller does something else, no connection is checked out."""
     await store.upsert(many(1200), "n")
     seen = 0
     async for _ in store.get_all_chunks("n"):
@@ -283,7 +285,7 @@ async def test_iteration_holds_no_connection(store: PgVectorStore, engine: Async
 
 
 async def test_many_calls_share_a_small_pool(dsn: str) -> None:
-    """Fifty tasks, two connections, nothing lost or leaked."""
+    """Fifty tasks share two connections, and none is lost or leaked."""
     async with await PgVectorStore.connect(dsn, 4, min_size=2, max_size=2) as store:
 
         async def work(number: int) -> list[str]:
@@ -298,7 +300,7 @@ async def test_many_calls_share_a_small_pool(dsn: str) -> None:
 async def test_cancelled_calls_give_their_connections_back(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
-    """Wherever they are interrupted."""
+    """A cancelled call returns its connection wherever it is interrupted."""
     await store.upsert(many(300), "n")
     for delay in (0, 0.0005, 0.001, 0.002, 0.005, 0.01):
         for call in (store.search(QUERY, "n"), store.upsert(many(300, seed=1), "n")):
@@ -311,7 +313,7 @@ async def test_cancelled_calls_give_their_connections_back(
 
 
 async def test_cancelled_upserts_return(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """However far they are (the driver's executemany would hang), and leave all or nothing."""
+    """A cancelled upsert returns and leaves all or nothing. (executemany would hang.)"""
     generator = np.random.default_rng(5)
     for attempt in range(40):
         task = asyncio.create_task(store.upsert(many(1500, seed=attempt), "n"))
@@ -326,7 +328,7 @@ async def test_cancelled_upserts_return(store: PgVectorStore, engine: AsyncEngin
 async def test_batches_are_written_in_parts(
     store: PgVectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a bounded number of rows and bytes, and all of them."""
+    """Each part has a bounded number of rows and bytes, and all parts are written."""
     from cenote.validation import batches
 
     monkeypatch.setattr(batches, "UPSERT_BYTES", 1000)
@@ -339,23 +341,23 @@ async def test_batches_are_written_in_parts(
 
 
 async def test_a_store_closes_only_what_it_opened(engine: AsyncEngine, dsn: str) -> None:
-    """The host's engine goes on."""
+    """The application's engine stays open."""
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded("a")], "n")
     pool = engine.pool
     await store.close()
     assert engine.pool is pool
-    own = await PgVectorStore.connect(dsn, 4)
-    pool = own.engine.pool
-    await own.close()
-    assert own.engine.pool is not pool
+    connected = await PgVectorStore.connect(dsn, 4)
+    pool = connected.engine.pool
+    await connected.close()
+    assert connected.engine.pool is not pool
 
 
 # -- writing ---------------------------------------------------------------------------------------
 
 
 async def test_unchanged_rows_are_not_rewritten(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """The row versions stay; of a changed batch only the changed ones are new."""
+    """Equal rows keep their row versions; only changed rows of a batch get new ones."""
     batch = many(50, metadata={"n": 1, "list": [1.5, None]})
     await store.upsert(batch, "n")
 
@@ -376,7 +378,7 @@ async def test_unchanged_rows_are_not_rewritten(store: PgVectorStore, engine: As
 async def test_created_at_stays_when_a_row_changes(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
-    """It is when the chunk first came."""
+    """created_at is the time of the first insert."""
     query = select(ChunkRow.created_at)
     await store.upsert([embedded("a")], "n")
     async with engine.connect() as connection:
@@ -388,7 +390,7 @@ async def test_created_at_stays_when_a_row_changes(
 
 @pytest.mark.parametrize("isolation_level", [None, "AUTOCOMMIT", "REPEATABLE READ"])
 async def test_a_batch_that_fails_leaves_nothing(dsn: str, isolation_level: str | None) -> None:
-    """Whatever the host's engine does with transactions."""
+    """A failed batch leaves no rows at any isolation level of the engine."""
     options = {} if isolation_level is None else {"isolation_level": isolation_level}
     engine = create_async_engine(_asyncpg_url(dsn), **options)
     async with engine.begin() as connection:
@@ -408,7 +410,7 @@ async def test_a_batch_that_fails_leaves_nothing(dsn: str, isolation_level: str 
 
 
 async def test_overlapping_writers_on_a_strict_engine(dsn: str) -> None:
-    """A host's REPEATABLE READ is for the host's own transactions."""
+    """An engine's REPEATABLE READ applies to the application's own transactions only."""
     engine = create_async_engine(_asyncpg_url(dsn), isolation_level="REPEATABLE READ")
     store = PgVectorStore(engine, 4)
     batch = [embedded(f"{n:03}") for n in range(100)]
@@ -418,7 +420,7 @@ async def test_overlapping_writers_on_a_strict_engine(dsn: str) -> None:
 
 
 async def test_overlapping_writers_do_not_deadlock(store: PgVectorStore) -> None:
-    """Upserts and deletions of the same ids, in opposite orders, at once."""
+    """Concurrent upserts and deletions of the same ids in opposite orders do not deadlock."""
     ids = [f"{number:03}" for number in range(150)]
 
     async def write(number: int) -> None:
@@ -436,11 +438,11 @@ async def test_overlapping_writers_do_not_deadlock(store: PgVectorStore) -> None
     assert [chunk.id for chunk in await stored(store, "n")] == ids
 
 
-# -- beside a host's own ways ----------------------------------------------------------------------
+# -- engines and queries of the application --------------------------------------------------------
 
 
 async def test_connections_that_were_in_the_pool_before(engine: AsyncEngine) -> None:
-    """They are prepared at their first use by the store."""
+    """Connections that were opened before are prepared at their first use by the store."""
     async with engine.connect() as first, engine.connect() as second:
         await first.execute(text("SELECT 1"))
         await second.execute(text("SELECT 1"))
@@ -449,15 +451,13 @@ async def test_connections_that_were_in_the_pool_before(engine: AsyncEngine) -> 
     assert await asyncio.gather(*(found(store, QUERY, "n") for _ in range(4))) == [["a"]] * 4
 
 
-async def test_a_host_engine_with_its_own_json(dsn: str) -> None:
-    """The store's metadata do not go through the engine's serializer."""
+async def test_an_engine_with_a_json_serializer(dsn: str) -> None:
+    """The store does not use the engine's JSON serializer for metadata."""
 
-    def refuse(value: Any) -> Any:
-        raise AssertionError("the host's serializer was called")
+    def fail(value: Any) -> Any:
+        raise AssertionError("the engine's serializer was called")
 
-    engine = create_async_engine(
-        _asyncpg_url(dsn), json_serializer=refuse, json_deserializer=refuse
-    )
+    engine = create_async_engine(_asyncpg_url(dsn), json_serializer=fail, json_deserializer=fail)
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded("a", metadata={"k": [1]})], "n")
     (result,) = await store.search(QUERY, "n", filter={"k": [1]})
@@ -466,7 +466,7 @@ async def test_a_host_engine_with_its_own_json(dsn: str) -> None:
 
 
 async def test_orm_queries_beside_the_store(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """Attributes are plain; the vector is loaded only when asked for."""
+    """ORM queries load chunks with plain attributes, and the vector only on request."""
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import undefer
 
@@ -490,7 +490,7 @@ async def test_orm_queries_beside_the_store(store: PgVectorStore, engine: AsyncE
 
 
 async def test_rows_written_by_the_orm_are_found(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """A ChunkRow is a chunk."""
+    """The store finds rows that the ORM has written."""
     from sqlalchemy.ext.asyncio import AsyncSession
 
     async with AsyncSession(engine) as session, session.begin():
@@ -516,8 +516,8 @@ async def test_rows_written_by_the_orm_are_found(store: PgVectorStore, engine: A
 # -- errors ----------------------------------------------------------------------------------------
 
 
-async def test_a_missing_table_is_said_with_the_cure(engine: AsyncEngine) -> None:
-    """By every call, with the driver's error as the cause; never an empty result."""
+async def test_a_missing_table_is_an_error_with_a_hint(engine: AsyncEngine) -> None:
+    """Every call raises an error with the driver's error as its cause, never an empty result."""
     store = PgVectorStore(engine, 4, table_name="not_there", partitions=0)
     command = "cenote migrate -x dimensions=4 -x table_name=not_there -x partitions=0 upgrade head"
     calls: Iterator[Any] = iter(
@@ -536,16 +536,16 @@ async def test_a_missing_table_is_said_with_the_cure(engine: AsyncEngine) -> Non
         assert error.value.sqlstate == "42P01"
 
 
-async def test_a_missing_extension_is_said_with_the_cure(empty_engine: AsyncEngine) -> None:
-    """Before anything else is tried; a model's table is not made by `apply_migrations`."""
+async def test_a_missing_extension_is_an_error_with_a_hint(empty_engine: AsyncEngine) -> None:
+    """The error names the command. For a user model, that is not `apply_migrations`."""
     with pytest.raises(VectorStoreError, match=r"no vector extension; run await store\.apply_"):
         await PgVectorStore(empty_engine, 4).search(QUERY, "n")
     with pytest.raises(VectorStoreError, match=r"no vector extension; run your own migrations"):
         await PgVectorStore(empty_engine, model=Passage).search(QUERY, "n")
 
 
-async def test_an_old_extension_is_refused(engine: AsyncEngine) -> None:
-    """Provoked by what pg_extension says."""
+async def test_an_old_extension_is_an_error(engine: AsyncEngine) -> None:
+    """An old version in pg_extension raises an error."""
     async with engine.begin() as connection:
         await connection.execute(
             text("UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'")
@@ -564,7 +564,7 @@ async def test_an_old_extension_is_refused(engine: AsyncEngine) -> None:
 async def test_a_table_of_another_shape(
     engine: AsyncEngine, dimensions: int, column_type: Any, says: str
 ) -> None:
-    """It is named at the first use, whatever that is, with both types and a hint."""
+    """The first use of the store raises an error with both types and a hint."""
     store = PgVectorStore(engine, dimensions, column_type=column_type)
     with pytest.raises(VectorStoreError, match=says):
         await store.search([1.0] * dimensions, "empty")
@@ -573,7 +573,7 @@ async def test_a_table_of_another_shape(
 
 
 async def test_a_table_of_others(engine: AsyncEngine) -> None:
-    """The hint is another name."""
+    """The hint for a table of others is to choose another name."""
     async with engine.begin() as connection:
         await connection.execute(text("CREATE TABLE mine (id text, namespace text)"))
     with pytest.raises(VectorStoreError, match="choose another table_name"):
@@ -581,7 +581,7 @@ async def test_a_table_of_others(engine: AsyncEngine) -> None:
 
 
 async def test_a_closed_store_says_so(dsn: str) -> None:
-    """Rather than opening connections that nobody closes."""
+    """A closed store raises an error instead of opening connections."""
     store = await PgVectorStore.connect(dsn, 4)
     await store.close()
     with pytest.raises(VectorStoreError, match="closed"):
@@ -589,7 +589,7 @@ async def test_a_closed_store_says_so(dsn: str) -> None:
 
 
 async def test_a_server_that_is_not_there() -> None:
-    """An error, not an empty result."""
+    """A missing server is an error, not an empty result."""
     engine = create_async_engine("postgresql+asyncpg://postgres:s3cret@127.0.0.1:1/x")
     with pytest.raises(StoreConnectionError) as error:
         await PgVectorStore(engine, 4).search(QUERY, "n")
@@ -599,7 +599,7 @@ async def test_a_server_that_is_not_there() -> None:
 async def test_a_connection_that_the_server_ended(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
-    """As in a fail-over: a reading is done again on a new one."""
+    """After a fail-over, a read is retried on a new connection."""
     await store.upsert([embedded("a")], "n")
     end = text(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -612,8 +612,8 @@ async def test_a_connection_that_the_server_ended(
     assert await found(store, QUERY, "n") == ["a"]
 
 
-async def test_bad_input_reaches_no_server() -> None:
-    """It is refused before a connection is opened."""
+async def test_invalid_input_reaches_no_server() -> None:
+    """Invalid input is rejected before a connection is opened."""
     engine = create_async_engine("postgresql+asyncpg://postgres@127.0.0.1:1/x")
     store = PgVectorStore(engine, 4)
     with pytest.raises(InvalidInputError):

@@ -1,4 +1,4 @@
-"""A search as a statement that the host goes on with."""
+"""A search as a statement that the application extends."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ V = [1.0, 0.0, 0.0, 0.0]
 
 @pytest.fixture
 def store(library: AsyncEngine) -> PgVectorStore[Passage]:
-    """A store for the host's model."""
+    """A store for the user model."""
     return PgVectorStore(library, model=Passage)
 
 
 @pytest.fixture
 async def documents(library: AsyncEngine, store: PgVectorStore[Passage]) -> list[Document]:
-    """Two documents with 1,500 random passages each, every tenth in Spanish; and a stranger."""
+    """Two documents of 1,500 random passages, every tenth in Spanish; another tenant's chunk."""
     documents = [Document(title=title) for title in "ab"]
     vectors = np.random.default_rng(1).standard_normal((2, 1500, 4))
     async with AsyncSession(library, expire_on_commit=False) as session, session.begin():
@@ -64,7 +64,7 @@ async def documents(library: AsyncEngine, store: PgVectorStore[Passage]) -> list
 async def test_it_finds_what_search_finds(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:
-    """In the same order, with the same scores, by either path, for any limit, and for none."""
+    """It has the same order and scores on both paths, for any limit, and for no results."""
     async with AsyncSession(library) as session:
         for arguments in (
             {"limit": 1},
@@ -88,7 +88,7 @@ async def test_it_finds_what_search_finds(
 async def test_it_composes(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:
-    """With joins, columns, eager loading, other orders, subqueries and itself."""
+    """It composes with joins, columns, eager loading, other orders, subqueries and itself."""
     statement = store.search_statement(V, "t", 8, where=Passage.language == "es")
     expected = await found(store, V, "t", 8, where=Passage.language == "es")
     async with AsyncSession(library) as session:
@@ -135,21 +135,21 @@ async def test_it_composes(
         assert set(await session.scalars(within)) <= {"a", "b"}
 
 
-async def test_it_takes_what_any_session_has(
+async def test_it_runs_on_any_connection(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:
-    """A connection the store has never seen, where no codec is installed; and it can be cached."""
+    """It runs on a connection without the store's codec, and SQLAlchemy can cache it."""
     fresh = async_sessionmaker(library)
     statement = store.search_statement(V, "t", 5)
     await library.dispose()
     async with fresh() as session:
         first = [row.Passage.id for row in await session.execute(statement)]
-        again = [row.Passage.id for row in await session.execute(statement)]
+        second = [row.Passage.id for row in await session.execute(statement)]
         rows = await session.run_sync(lambda session: session.execute(statement).all())
-    assert first == again == [row.Passage.id for row in rows]
+    assert first == second == [row.Passage.id for row in rows]
     other = store.search_statement([0, 1, 0, 0], "t", 5, where=Passage.language == "es")
     same = store.search_statement([0, 0, 1, 0], "u", 5, where=Passage.language == "en")
-    keys = [one._generate_cache_key() for one in (other, same)]
+    keys = [each._generate_cache_key() for each in (other, same)]
     assert keys[0] is not None
     assert keys[0] == keys[1]
 
@@ -157,7 +157,7 @@ async def test_it_takes_what_any_session_has(
 async def test_other_drivers_run_it(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:
-    """Such as psycopg, in a synchronous session; percent signs and colons are but text."""
+    """psycopg runs it in a synchronous session; percent signs and colons stay plain text."""
     await store.upsert([embedded("a%(b)s:c", V)], "t%:n %(x)s")
     engine = create_engine(library.url.set(drivername="postgresql+psycopg"))
     with Session(engine) as session:
@@ -172,7 +172,7 @@ async def test_other_drivers_run_it(
 async def test_an_engine_that_translates_schemas(
     library: AsyncEngine, documents: list[Document]
 ) -> None:
-    """Its map is heeded by the joined class and inside alike."""
+    """The engine's map applies to the joined class and to the search within."""
     tenant = library.execution_options(schema_translate_map={None: "tenant"})
     async with tenant.begin() as connection:
         await connection.execute(CreateSchema("tenant"))
@@ -193,7 +193,7 @@ async def test_an_engine_that_translates_schemas(
 async def test_the_composed_plan_uses_the_ann_index(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document], mode: str
 ) -> None:
-    """Joined, filtered outside and inside, and ordered otherwise; the exact branch never runs."""
+    """Joins, filters and another order keep the index in the plan; the exact branch never runs."""
     statement = store.search_statement(V, "t", 10)
     inside = exists().where(Document.id == Passage.doc_id, Document.title == "a")
     composed: list[Any] = [
@@ -204,8 +204,8 @@ async def test_the_composed_plan_uses_the_ann_index(
         store.search_statement(V, "t", 10, where=Passage.language == "en"),
     ]
     async with library.connect() as connection:
-        for one in composed:
-            plan = await explain(connection, one, mode)
+        for search in composed:
+            plan = await explain(connection, search, mode)
             executed = [line for line in plan.splitlines() if "never executed" not in line]
             assert any("_embedding_idx" in line for line in executed), plan
             assert "never executed" in plan
@@ -214,10 +214,10 @@ async def test_the_composed_plan_uses_the_ann_index(
             assert any("_pkey" in line for line in executed), plan  # the join to the class
 
 
-async def test_a_condition_inside_is_met_before_the_limit_counts(
+async def test_where_applies_before_the_limit(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:
-    """And one outside takes away from what was found, as the docstring says."""
+    """A condition added outside removes rows from the results, as documented."""
     condition = Passage.language == "es"
     async with AsyncSession(library) as session:
         inside = store.search_statement(V, "t", 10, where=condition)
@@ -238,10 +238,8 @@ async def test_a_condition_inside_is_met_before_the_limit_counts(
         (7, "not an object of type int"),
     ],
 )
-async def test_conditions_that_cannot_be_met_inside(
-    store: PgVectorStore[Passage], where: Any, message: str
-) -> None:
-    """Are refused at once, by every method that takes them."""
+async def test_invalid_conditions(store: PgVectorStore[Passage], where: Any, message: str) -> None:
+    """Every method with where= rejects them at the call."""
     for call in (store.search_statement, store.get_all_chunks):
         arguments: Any = (V, "t") if call == store.search_statement else ("t",)
         with pytest.raises(InvalidInputError, match=message) as error:
@@ -252,7 +250,7 @@ async def test_conditions_that_cannot_be_met_inside(
 
 
 async def test_a_condition_stays_within_the_namespace(store: PgVectorStore[Passage]) -> None:
-    """Also one that is written as text, with an OR at its top."""
+    """A condition as text with an OR at its top stays within the namespace, too."""
     for tenant in ("acme", "rival"):
         await store.upsert([embedded(tenant, V, columns={"page": 1})], tenant)
     either = "page = 1 OR page > 0"
@@ -271,7 +269,7 @@ async def test_a_condition_stays_within_the_namespace(store: PgVectorStore[Passa
 async def test_a_condition_may_have_parameters_and_subqueries_of_any_name(
     store: PgVectorStore[Passage],
 ) -> None:
-    """Ours do not meet the host's."""
+    """Parameters and CTEs of the search do not collide with the application's."""
     await store.upsert([passage(None, n, page=n) for n in range(20)], "t")
     for name in ("namespace", "limit", "query", "ef_search", "filter", "after", "page_size"):
         condition = Passage.page < bindparam(name, 3)
@@ -284,17 +282,17 @@ async def test_a_condition_may_have_parameters_and_subqueries_of_any_name(
         assert await found(store, V, "t", where=Passage.page.in_(select(few.c.page))) == ["?:3"]
 
 
-async def test_the_names_inside_are_apart(store: PgVectorStore[Passage]) -> None:
-    """However often: on SQLAlchemy 2.0 an address that was used again made a name appear twice."""
+async def test_names_do_not_collide(store: PgVectorStore[Passage]) -> None:
+    """Names never collide. On SQLAlchemy 2.0, a reused address made a name appear twice."""
     for _ in range(50):
         searches = [store.search_statement(V, "t", where=Passage.page == n) for n in range(5)]
-        union_all(*(one.with_only_columns(Passage.id).order_by(None) for one in searches)).compile(
-            dialect=store.engine.dialect
-        )
+        union_all(
+            *(search.with_only_columns(Passage.id).order_by(None) for search in searches)
+        ).compile(dialect=store.engine.dialect)
 
 
 async def test_arguments_are_checked_at_the_call(store: PgVectorStore[Passage]) -> None:
-    """As those of a search."""
+    """Invalid arguments are rejected at the call, as for a search."""
     with pytest.raises(DimensionMismatchError):
         store.search_statement([1], "t")
     for arguments in ((V, ""), (V, "t", 0), (V, "t", 1, {"a": float("nan")})):
@@ -303,7 +301,7 @@ async def test_arguments_are_checked_at_the_call(store: PgVectorStore[Passage]) 
 
 
 async def test_without_a_model_it_gives_chunk_rows(engine: AsyncEngine) -> None:
-    """Of the default table, or of a class made for another one; halfvec too."""
+    """It selects the default class, or a class generated for another table, also with halfvec."""
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded("a"), embedded("b", [0, 1, 0, 0])], "t")
     half = PgVectorStore(engine, 4, table_name="half", column_type="halfvec", partitions=0)

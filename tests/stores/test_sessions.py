@@ -1,4 +1,4 @@
-"""A store in the caller's transaction, and beside the objects of the caller's session."""
+"""A store in the caller's transaction, and the objects in the caller's session."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ V = [1.0, 0.0, 0.0, 0.0]
 
 @pytest.fixture
 def sessions(library: AsyncEngine) -> async_sessionmaker[AsyncSession]:
-    """The host's sessions."""
+    """Sessions of the application."""
     return async_sessionmaker(library, expire_on_commit=False)
 
 
 @pytest.fixture
 async def session(sessions: async_sessionmaker[AsyncSession]) -> AsyncIterator[AsyncSession]:
-    """One of them."""
+    """A session of the application."""
     async with sessions() as session:
         yield session
 
 
 @pytest.fixture
 def store(sessions: async_sessionmaker[AsyncSession]) -> PgVectorStore[Passage]:
-    """A store for the host's model."""
+    """A store for the user model."""
     return PgVectorStore(sessions, model=Passage)
 
 
 async def counts(engine: AsyncEngine) -> tuple[int, int]:
-    """Documents and passages that others see."""
+    """Count the documents and passages that others see."""
     query = "SELECT count(*) FROM "
     return await scalar(engine, query + "documents"), await scalar(engine, query + "passages")
 
@@ -57,7 +57,7 @@ async def counts(engine: AsyncEngine) -> tuple[int, int]:
 async def test_documents_and_chunks_commit_together(
     library: AsyncEngine, session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """What is pending is flushed first; nobody else sees either before the commit."""
+    """Pending objects are flushed first. Nobody else sees either of them before the commit."""
     document = Document(title="d")
     session.add(document)
     await session.flush()
@@ -77,7 +77,7 @@ async def test_documents_and_chunks_commit_together(
 async def test_a_rollback_takes_all_back(
     library: AsyncEngine, session: AsyncSession, store: PgVectorStore[Passage], step: str
 ) -> None:
-    """Of the chunks and of the caller's own rows."""
+    """A rollback undoes the chunks and the caller's own rows."""
     await store.upsert([passage(None, n) for n in range(2)], "t")
     session.add(Document(title="d"))
     match step:
@@ -97,7 +97,7 @@ async def test_a_rollback_takes_all_back(
 async def test_inside_savepoints(
     library: AsyncEngine, session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """A failed call costs its savepoint only."""
+    """A failed call requires a rollback of its savepoint only."""
     document = Document(title="d")
     session.add(document)
     await session.flush()
@@ -121,7 +121,7 @@ async def test_inside_savepoints(
 async def test_after_a_failure_the_message_says_roll_back(
     session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """The server takes nothing else, and the store does not roll back for the caller."""
+    """The server accepts nothing but a rollback, and the store leaves that to the caller."""
     with pytest.raises(VectorStoreError):
         await store.upsert([passage(Document(title="x", id=UUID(int=1)), 0)], "t", session=session)
     with pytest.raises(VectorStoreError, match="roll back the transaction"):
@@ -130,8 +130,8 @@ async def test_after_a_failure_the_message_says_roll_back(
     assert await found(store, V, "t", session=session) == []
 
 
-async def test_a_connection_will_do(library: AsyncEngine, store: PgVectorStore[Passage]) -> None:
-    """It is not committed, rolled back or closed either."""
+async def test_a_connection(library: AsyncEngine, store: PgVectorStore[Passage]) -> None:
+    """A connection of the caller is not committed, rolled back or closed."""
     async with library.connect() as connection:
         await store.upsert([passage(None, 0)], "t", session=connection)
         assert connection.in_transaction()
@@ -144,10 +144,10 @@ async def test_a_connection_will_do(library: AsyncEngine, store: PgVectorStore[P
     assert await found(store, V, "t") == ["?:1"]
 
 
-async def test_a_scoped_session_will_do(
+async def test_a_scoped_session(
     sessions: async_sessionmaker[AsyncSession], store: PgVectorStore[Passage]
 ) -> None:
-    """The one of the current scope is transaction."""
+    """The store joins the session of the current scope."""
     scoped = async_scoped_session(sessions, scopefunc=asyncio.current_task)
     await store.upsert([passage(None, 0)], "t", session=scoped)
     assert await found(store, V, "t", session=scoped) == ["?:0"]
@@ -155,10 +155,10 @@ async def test_a_scoped_session_will_do(
     assert await found(store, V, "t") == []
 
 
-async def test_what_the_flush_raises_is_the_callers(
+async def test_errors_of_the_flush_are_raised_unchanged(
     library: AsyncEngine, session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """An IntegrityError about the host's own row is not one of the store's."""
+    """An IntegrityError about the application's own row is raised unchanged."""
     await execute(library, f"INSERT INTO documents VALUES ('{UUID(int=1)}', 'there already')")
     session.add(Document(id=UUID(int=1), title="again"))
     with pytest.raises(IntegrityError):
@@ -166,10 +166,10 @@ async def test_what_the_flush_raises_is_the_callers(
 
 
 @pytest.mark.parametrize("wrong", ["session", "maker", "sync"])
-async def test_what_is_no_session(
+async def test_other_types_of_session(
     library: AsyncEngine, store: PgVectorStore[Passage], wrong: str
 ) -> None:
-    """Is refused by name, by every method."""
+    """Every method rejects a session of another type, and names the argument."""
     session: object = {
         "session": "postgresql://",
         "maker": async_sessionmaker(library),
@@ -187,10 +187,10 @@ async def test_what_is_no_session(
         assert error.value.field == "session"
 
 
-async def test_an_autocommit_session_is_no_transaction(
+async def test_autocommit_has_no_transaction(
     library: AsyncEngine, store: PgVectorStore[Passage]
 ) -> None:
-    """An upsert of several statements would not be whole there; reading is as good."""
+    """Writes reject AUTOCOMMIT, where a batch would not be atomic. Reads accept it."""
     url = library.url.render_as_string(hide_password=False)
     engines = [
         library.execution_options(isolation_level="AUTOCOMMIT"),
@@ -207,7 +207,7 @@ async def test_an_autocommit_session_is_no_transaction(
 async def test_settings_do_not_leak(
     library: AsyncEngine, session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """Neither from a search nor from a composed one, also when few of its rows are read."""
+    """A search and a composed search leave the settings unchanged, even if few rows are read."""
     await store.upsert([passage(None, n) for n in range(1200)], "t")
     settings = text(
         "SELECT current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan')"
@@ -216,8 +216,8 @@ async def test_settings_do_not_leak(
     await store.search(V, "t", session=session)
     assert (await session.execute(settings)).one() == ("77", "off")
     statement = store.search_statement(V, "t", 20)
-    for one in (statement, statement.limit(1), statement.where(Passage.position < 0)):
-        await session.execute(one)
+    for search in (statement, statement.limit(1), statement.where(Passage.position < 0)):
+        await session.execute(search)
         assert (await session.execute(settings)).one() == ("77", "off")
 
 
@@ -227,7 +227,7 @@ async def test_settings_do_not_leak(
 async def test_an_upsert_does_not_leave_objects_stale(
     session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """They hold what is stored, at once and without further loading, vectors included."""
+    """Objects hold the stored values at once, without further loading, including vectors."""
     await store.upsert([passage(None, n) for n in range(3)], "t", session=session)
     await store.upsert([passage(None, 0)], "other", session=session)
     query = select(Passage).options(undefer(Passage.embedding)).order_by(Passage.id)
@@ -242,10 +242,10 @@ async def test_an_upsert_does_not_leave_objects_stale(
     await session.rollback()
 
 
-async def test_what_else_is_loaded_stays_loaded(
+async def test_loaded_relationships_stay_loaded(
     session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """Relationships above all, unless the upsert changed what they hang on."""
+    """Relationships stay loaded unless the upsert changed their foreign keys."""
     documents = [Document(title=title) for title in "ab"]
     session.add_all(documents)
     await session.flush()
@@ -268,7 +268,7 @@ async def test_what_else_is_loaded_stays_loaded(
 async def test_an_expired_object_that_is_deleted(
     session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """Is deleted in the session like any other."""
+    """An expired object is deleted in the session like any other."""
     await store.upsert([passage(None, 0)], "t", session=session)
     row = await session.get_one(Passage, ("t", "?:0"))
     session.expire(row)
@@ -294,7 +294,7 @@ async def test_a_batch_is_whole_in_the_callers_transaction(
     good: object,
     bad: object,
 ) -> None:
-    """A value that fails late leaves nothing of the batch, and the transaction as it was."""
+    """An error in a late part of a batch undoes the batch, and leaves the transaction usable."""
     batch = [embedded(f"{n:04}", columns={column: bad if n == 1400 else good}) for n in range(1500)]
     session.add(Document(title="d"))
     with pytest.raises(VectorStoreError) as error:
@@ -307,7 +307,7 @@ async def test_a_batch_is_whole_in_the_callers_transaction(
 async def test_pending_changes_of_an_object_are_flushed_and_then_overwritten(
     session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """The upsert comes last, as it was called last; columns it does not name keep the change."""
+    """The upsert overwrites pending changes, except in columns that it does not write."""
     await store.upsert([passage(None, 0)], "t", session=session)
     row = await session.get_one(Passage, ("t", "?:0"))
     row.content, row.page = "mine", 3
@@ -318,7 +318,7 @@ async def test_pending_changes_of_an_object_are_flushed_and_then_overwritten(
 async def test_deleted_rows_are_deleted_in_the_session(
     session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """And come back with a rollback to the savepoint."""
+    """Objects are deleted in the session, and a rollback to the savepoint restores them."""
     await store.upsert([passage(None, n) for n in range(3)], "t", session=session)
     rows = (await session.scalars(select(Passage).order_by(Passage.id))).all()
     async with session.begin_nested() as savepoint:
@@ -335,7 +335,7 @@ async def test_deleted_rows_are_deleted_in_the_session(
 async def test_one_statement_more_only_for_objects_in_the_session(
     library: AsyncEngine, session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """Joining a transaction costs what the call costs."""
+    """Objects in the session cost one more statement; without them, joining costs none."""
     statements: list[str] = []
 
     @event.listens_for(library.sync_engine, "before_cursor_execute")
@@ -352,8 +352,8 @@ async def test_one_statement_more_only_for_objects_in_the_session(
     assert await cost(store.search(V, "t", session=session)) == ["WITH"]
     row = await session.get(Passage, ("t", "?:0"))
     assert row is not None
-    again = ["INSERT", "SELECT"]
-    assert await cost(store.upsert([passage(None, 0)], "t", session=session)) == again
+    with_reload = ["INSERT", "SELECT"]
+    assert await cost(store.upsert([passage(None, 0)], "t", session=session)) == with_reload
     assert await cost(store.delete(["?:0"], "t", session=session)) == ["DELETE", "WITH"]
 
 
@@ -363,7 +363,7 @@ async def test_one_statement_more_only_for_objects_in_the_session(
 async def test_deletions_cascade_both_ways(
     library: AsyncEngine, session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """A document takes its chunks along, and a chunk the rows that point at it."""
+    """Deleting a document deletes its chunks, and deleting a chunk the rows that point to it."""
     documents = [Document(title=title) for title in "ab"]
     session.add_all(documents)
     await session.flush()
@@ -387,7 +387,7 @@ async def test_deletions_cascade_both_ways(
 async def test_a_chunk_that_is_pointed_at_without_cascade(
     library: AsyncEngine, store: PgVectorStore[Passage]
 ) -> None:
-    """Cannot be deleted, and the message says what is in the way."""
+    """A chunk to which a row points cannot be deleted, and the message says why."""
     await execute(
         library,
         "CREATE TABLE pins (n text, p text,"
@@ -406,7 +406,7 @@ async def test_a_chunk_that_is_pointed_at_without_cascade(
 async def test_a_lost_connection_leaves_neither(
     library: AsyncEngine, session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
-    """Ended by the server between the upsert and the commit."""
+    """If the server ends the connection before the commit, neither row is stored."""
     document = Document(title="d")
     session.add(document)
     await session.flush()
@@ -422,7 +422,7 @@ async def test_a_lost_connection_leaves_neither(
 async def test_readers_never_see_one_without_the_other(
     library: AsyncEngine, sessions: async_sessionmaker[AsyncSession], store: PgVectorStore[Passage]
 ) -> None:
-    """While documents come and go with their three chunks each."""
+    """Readers see documents and chunks together while both are written and deleted."""
     ended = asyncio.Event()
     seen: set[int] = set()
     query = text(

@@ -1,4 +1,4 @@
-"""What operations tell: log records, spans and metrics, and what none of them ever says."""
+"""Telemetry of store operations: log records, spans and metrics, and what they never contain."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HASH = hashlib.sha256(b"tenant-acme").hexdigest()[:16]
 
 @pytest.fixture(scope="module")
 def exported() -> tuple[InMemorySpanExporter, InMemoryMetricReader]:
-    """What OpenTelemetry's SDK gets: a process has one provider for life."""
+    """Exporters of OpenTelemetry's SDK. A process can set its provider only once."""
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
@@ -51,14 +51,14 @@ def exported() -> tuple[InMemorySpanExporter, InMemoryMetricReader]:
 
 @pytest.fixture
 def spans(exported: tuple[InMemorySpanExporter, Any]) -> InMemorySpanExporter:
-    """The spans of this test."""
+    """Exporter with the spans of this test only."""
     exported[0].clear()
     return exported[0]
 
 
 @pytest.fixture(params=["memory", "postgres"])
 def either(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Makes a store of each kind."""
+    """Factory for a store of each kind."""
     engine = None if request.param == "memory" else request.getfixturevalue("engine")
 
     def make(**options: Any) -> Any:
@@ -70,13 +70,13 @@ def either(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def secret(chunk_id: str = "secret-id", number: float = 0.8125) -> Any:
-    """A chunk that nothing must quote."""
+    """A chunk that telemetry must not quote."""
     metadata = {"secret-key": "secret-value"}
     return embedded(chunk_id, [number, 1, 0, 0], content="secret content", metadata=metadata)
 
 
 async def every_operation(store: VectorStore) -> list[str]:
-    """Each of a store's operations once, in this order."""
+    """Call each operation of a store once, and return their names in order."""
     name, query = "tenant-acme", [0.8125, 1, 0, 0]
     filter = {"secret-key": "secret-value"}
     chunk = Chunk(id="secret-id", document_id="doc", content="secret content")
@@ -119,27 +119,30 @@ async def every_operation(store: VectorStore) -> list[str]:
 async def test_spans_and_records(
     either: Any, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One of each for an operation, with its fields, and nothing of a chunk."""
+    """Each operation reports a span and a log record with its fields, and nothing about chunks."""
     caplog.set_level(logging.DEBUG, "cenote.telemetry")
     store = either()
     operations = await every_operation(store)
     outer = [span for span in spans.get_finished_spans() if span.parent is None]
     assert [span.name for span in outer] == ["cenote." + name for name in operations]
     table = "memory" if isinstance(store, InMemoryVectorStore) else "cenote_chunks"
-    told = {span.name: dict(span.attributes or {}) for span in outer}
+    reported = {span.name: dict(span.attributes or {}) for span in outer}
     common = {"db.collection.name": table, "cenote.namespace": HASH}
-    assert told["cenote.search"] == {**common, "cenote.rows": 2, "cenote.search.path": "exact"}
-    rows = {name.removeprefix("cenote."): one.get("cenote.rows") for name, one in told.items()}
+    assert reported["cenote.search"] == {**common, "cenote.rows": 2, "cenote.search.path": "exact"}
+    rows = {
+        name.removeprefix("cenote."): attributes.get("cenote.rows")
+        for name, attributes in reported.items()
+    }
     assert rows["upsert"] == rows["search_many"] == rows["get_all_chunks"] == rows["count"] == 2
     assert rows["delete_document"] == 0
     assert rows["sync_document"] == 2  # one written, one removed
-    assert rows["delete"] is None  # which of the ids there were, the method does not know
-    assert told["cenote.list_namespaces"] == {"db.collection.name": table}
+    assert rows["delete"] is None  # the method does not know which of the ids existed
+    assert reported["cenote.list_namespaces"] == {"db.collection.name": table}
     inner = {span.name for span in spans.get_finished_spans() if span.parent is not None}
     assert inner >= {"cenote.search"}  # in search_diverse and search_namespaces
 
-    records = [one for one in caplog.records if one.name == "cenote.telemetry"]
-    search = next(one for one in records if vars(one)["cenote_operation"] == "search")
+    records = [record for record in caplog.records if record.name == "cenote.telemetry"]
+    search = next(record for record in records if vars(record)["cenote_operation"] == "search")
     fields = {key: value for key, value in vars(search).items() if key.startswith("cenote_")}
     assert fields.pop("cenote_duration") > 0
     assert fields == {
@@ -151,7 +154,7 @@ async def test_spans_and_records(
     }
     assert search.getMessage() == f"search table={table} namespace={HASH} rows=2 path=exact"
     said = "".join(span.to_json() for span in spans.get_finished_spans()) + caplog.text
-    said += json.dumps([vars(one) for one in records], default=str)
+    said += json.dumps([vars(record) for record in records], default=str)
     assert [marker for marker in MARKERS if marker in said] == []
 
 
@@ -173,8 +176,8 @@ async def test_every_operation_is_reported(
         concerns_namespaces = {"namespace", "namespaces"} & parameters.keys()
         if name.startswith("_") or not (concerns_namespaces or name == "list_namespaces"):
             continue
-        invalid = [object() for one in parameters.values() if one.default is one.empty]
-        if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        invalid = [object() for each in parameters.values() if each.default is each.empty]
+        if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
             invalid.pop()
         options = {"session": object()} if "session" in parameters else {}
         with suppress(CenoteError):  # before anything is connected
@@ -189,7 +192,7 @@ async def test_every_operation_is_reported(
 async def test_errors(
     engine: AsyncEngine, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Their class and code, and no message, traceback or cause, which quotes the row."""
+    """Errors are reported by class and code, without message, traceback or cause."""
     caplog.set_level(logging.DEBUG, "cenote.telemetry")
     store = PgVectorStore(engine, 4)
     async with engine.begin() as connection:
@@ -203,9 +206,9 @@ async def test_errors(
     with pytest.raises(InvalidInputError):
         await store.count(7)  # type: ignore[arg-type]
     failed, refused, nameless = spans.get_finished_spans()
-    told = dict(failed.attributes or {})
-    assert told["error.type"] == "VectorStoreError"
-    assert told["db.response.status_code"] == "23514"
+    reported = dict(failed.attributes or {})
+    assert reported["error.type"] == "VectorStoreError"
+    assert reported["db.response.status_code"] == "23514"
     assert (failed.status.status_code, failed.status.description) == (
         trace.StatusCode.ERROR,
         "VectorStoreError",
@@ -218,7 +221,7 @@ async def test_errors(
 
 
 async def test_the_path_of_a_search(store: PgVectorStore, spans: InMemorySpanExporter) -> None:
-    """The one that it took, and not the one that was hoped for."""
+    """The reported path is the path that found the results."""
     chunks = [embedded(f"{n:04}", [1, n % 37, n % 41, n % 43]) for n in range(3000)]
     await store.bulk_load(chunks, "n")
     spans.clear()
@@ -226,14 +229,14 @@ async def test_the_path_of_a_search(store: PgVectorStore, spans: InMemorySpanExp
     await store.search([1, 2, 3, 4], "n", exact=True)
     await store.search([1, 2, 3, 4], "n", filter={"no": "such"})
     await store.search([1, 2, 3, 4], "nobody")
-    paths = [dict(one.attributes or {})["cenote.search.path"] for one in spans.get_finished_spans()]
+    paths = [
+        dict(span.attributes or {})["cenote.search.path"] for span in spans.get_finished_spans()
+    ]
     assert paths == ["ann", "exact", "exact", "exact"]
 
 
-async def test_names_if_the_application_wants_them(
-    either: Any, spans: InMemorySpanExporter
-) -> None:
-    """By a setting."""
+async def test_plain_namespaces(either: Any, spans: InMemorySpanExporter) -> None:
+    """A setting makes telemetry name namespaces in plain text."""
     await either(namespaces_in_telemetry="plain").count("tenant-acme")
     (span,) = spans.get_finished_spans()
     assert dict(span.attributes or {})["cenote.namespace"] == "tenant-acme"
@@ -243,7 +246,7 @@ async def test_names_if_the_application_wants_them(
 
 
 async def test_metrics(exported: tuple[Any, InMemoryMetricReader]) -> None:
-    """Durations and rows by operation, and not by namespace."""
+    """Metrics hold durations and rows by operation, not by namespace."""
     store = InMemoryVectorStore(4)
     await store.upsert([embedded("a")], "metered")
     await store.search([1, 0, 0, 0], "metered")
@@ -276,8 +279,8 @@ assert "opentelemetry.trace" not in sys.modules
 """
 
 
-async def test_errors_of_others_say_nothing(spans: InMemorySpanExporter) -> None:
-    """Whatever attributes they have; nor does a namespace that is none."""
+async def test_other_errors_are_not_quoted(spans: InMemorySpanExporter) -> None:
+    """Attributes of other errors, and invalid namespaces, are not reported."""
 
     class ForeignError(Exception):
         sqlstate = "secret content"
@@ -295,8 +298,8 @@ async def test_errors_of_others_say_nothing(spans: InMemorySpanExporter) -> None
     assert [marker for marker in MARKERS if marker in said] == []
 
 
-def test_half_an_opentelemetry() -> None:
-    """A package of that name without the API is none."""
+def test_a_package_of_the_same_name() -> None:
+    """A package named opentelemetry without the API is ignored."""
     half = 'import types; sys.modules["opentelemetry"] = types.ModuleType("opentelemetry")'
     code = WITHOUT.replace('sys.modules["opentelemetry"] = None', half)
     assert half in code
@@ -304,7 +307,7 @@ def test_half_an_opentelemetry() -> None:
 
 
 def test_without_opentelemetry() -> None:
-    """Nothing is missed, and importing cenote does not import it."""
+    """Everything works without OpenTelemetry, and importing cenote does not import it."""
     subprocess.run([sys.executable, "-c", WITHOUT], check=True)
     code = "import cenote, sys; assert not any(name.startswith('opentele') for name in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
