@@ -1,6 +1,6 @@
 """Released revisions stay the same, and each of them leads to the models.
 
-``tests/frozen/`` has the SQL of each revision on the day of its release, as printed by
+``tests/schema/frozen/`` has the SQL of each revision on the day of its release, as printed by
 ``upgrade base:<revision> --sql``, for a partitioned table, for a plain one, and for one with full
 text and row-level security. A new revision adds its files; existing files never change.
 """

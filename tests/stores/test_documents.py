@@ -150,7 +150,7 @@ async def test_content_that_changes_concurrently(
         await asyncio.sleep(0.3)
         assert not waiting.done()
         await connection.commit()
-        with pytest.raises(InvalidInputError, match="another content"):
+        with pytest.raises(InvalidInputError, match="its content has changed"):
             await waiting
     assert (await store.get([chunk.id], "t"))[0].content == "newer"
 

@@ -81,7 +81,7 @@ BY_ANN = "by_ann"
 _SPARE = 40
 """Minimum number of rows fetched beyond the limit, to decide ties at the cut by id.
 
-A scan that reaches its bound ends with rows that it had set aside, which may be far from the
+A scan that reaches its bound ends with rows that it had discarded before, which may be far from the
 nearest. With 10 spare rows, a tenant of 1,500 among 20,000 rows had a recall@10 of .84, and a
 condition that holds far from the query .97. With 40, both had .99 or more.
 """
