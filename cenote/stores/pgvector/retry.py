@@ -100,7 +100,7 @@ def _with_retry(method: Method, name: str, retry: Retry, batch: str | None) -> M
             except VectorStoreError as error:
                 if not _is_retried(retry, error, attempt):
                     raise
-                _logger.info("%s is tried again after %s", name, error)
+                _logger.info("retrying %s after: %s", name, error)
                 if error.sqlstate in _ROLLED_BACK:
                     await asyncio.sleep(random.uniform(0, _PAUSE_SECONDS * 2**attempt))
                 attempt += 1
