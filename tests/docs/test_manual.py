@@ -309,7 +309,7 @@ def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
     (tmp_path / "migrations" / "versions").mkdir(parents=True)
     (tmp_path / "alembic.ini").write_text(ini)
     (tmp_path / "migrations" / "script.py.mako").write_text(
-        (REPOSITORY / "tests" / "host" / "migrations" / "script.py.mako").read_text()
+        (REPOSITORY / "tests" / "application" / "migrations" / "script.py.mako").read_text()
     )
     outputs = {}
     page = (DOCS / "application.md").read_text(encoding="utf-8")

@@ -23,9 +23,11 @@ Command = Callable[..., str]
 @pytest.fixture
 def application(tmp_path: Path) -> Path:
     """Copy the sample application into a new folder."""
-    folder = tmp_path / "host"
+    folder = tmp_path / "application"
     shutil.copytree(
-        Path(__file__).parents[1] / "host", folder, ignore=shutil.ignore_patterns("__pycache__")
+        Path(__file__).parents[1] / "application",
+        folder,
+        ignore=shutil.ignore_patterns("__pycache__"),
     )
     return folder
 
