@@ -15,7 +15,7 @@ Set pytest-asyncio to its automatic mode (``asyncio_mode = "auto"``). For readab
 ``pytest.register_assert_rewrite("cenote.testing")`` in the conftest before importing this package.
 """
 
-from cenote.testing.contract import BasicContract
+from cenote.testing.basics import BasicContract
 from cenote.testing.documents import DocumentContract
 from cenote.testing.full_text import TextContract
 from cenote.testing.helpers import MakeStore, embedded, found, stored
