@@ -1,4 +1,4 @@
-"""A sample application with its own base and migrations, and cenote installed from a wheel."""
+"""An application with its own base and migrations, which uses cenote from an installed wheel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Command = Callable[..., str]
 
 @pytest.fixture
 def application(tmp_path: Path) -> Path:
-    """Copy the sample application into a new folder."""
+    """Copy the sample application of tests/application into a new folder."""
     folder = tmp_path / "application"
     shutil.copytree(
         Path(__file__).parents[1] / "application",
@@ -34,7 +34,7 @@ def application(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environ(installed: Path, empty_dsn: str) -> dict[str, str]:
-    """Return the environment variables that name cenote and the application's database."""
+    """Return the environment variables with the path of cenote and the database URLs."""
     url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     return {
         "PYTHONPATH": str(installed),
@@ -69,7 +69,7 @@ def cenote(application: Path, environ: dict[str, str], installed: Path) -> Comma
 
 def new_revision(application: Path, before: set[Path]) -> str:
     """Return the text of the only revision that is not among `before`."""
-    (file,) = set((application / "migrations" / "versions").glob("*.py")) - before
+    (file,) = revisions(application) - before
     return file.read_text()
 
 
@@ -78,14 +78,21 @@ def revisions(application: Path) -> set[Path]:
     return set((application / "migrations" / "versions").glob("*.py"))
 
 
+def run_failing(command: Command, *arguments: str) -> str:
+    """Return the output of a command that must fail."""
+    with pytest.raises(AssertionError) as error:
+        command(*arguments)
+    return str(error.value)
+
+
 ALL_TABLES = ["alembic_version", "cenote_chunks", "cenote_chunks_alembic_version"]
 ALL_TABLES += ["documents", "notes"]
 
 
-async def test_in_the_applications_history(
+async def test_a_chunk_table_in_the_applications_history(
     application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
 ) -> None:
-    """Upgrade, check, autogenerate, downgrade and --sql work with one head and frozen settings."""
+    """Upgrade, check, autogenerate, downgrade and --sql work with a generated revision."""
     before = revisions(application)
     cenote("host-revision", "-x", "dimensions=4")
     written = new_revision(application, before)
@@ -104,7 +111,7 @@ async def test_in_the_applications_history(
     assert len(alembic("heads").splitlines()) == 1
     assert cenote("check", "-x", "dimensions=4", "-x", "partitions=16") == "no differences found\n"
     assert cenote("migrate", "current") == "cenote_0004 (head)\n"
-    cenote("migrate", "upgrade", "head")  # skips what the application did
+    cenote("migrate", "upgrade", "head")  # skips the revisions that the application ran
     assert await tables(empty_engine) == ALL_TABLES
 
     up = alembic("upgrade", "base:head", "--sql")
@@ -121,7 +128,7 @@ async def test_in_the_applications_history(
 async def test_an_existing_table_is_kept(
     application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
 ) -> None:
-    """The application's revision skips what cenote migrate has done already."""
+    """The application's revision keeps a table that `cenote migrate` has created."""
     cenote("migrate", "-x", "dimensions=4", "upgrade", "head")
     await PgVectorStore(empty_engine, 4).upsert([embedded("a")], "n")
     cenote("host-revision", "-x", "dimensions=4")
@@ -130,23 +137,23 @@ async def test_an_existing_table_is_kept(
     assert cenote("check") == "no differences found\n"
 
 
-async def test_an_existing_table_with_other_dimensions_is_rejected(
+async def test_existing_tables_with_other_dimensions_are_rejected(
     application: Path, alembic: Command, cenote: Command, environ: dict[str, str]
 ) -> None:
-    """The upgrade fails, and the application's revision is not recorded."""
+    """The upgrade fails, and Alembic does not record the application's revision."""
     cenote("migrate", "-x", "dimensions=5", "upgrade", "head")
     cenote("host-revision", "-x", "dimensions=4")
     result = run(sys.executable, "-m", "alembic", "upgrade", "head", cwd=application, **environ)
     assert result.returncode != 0
     assert "is vector(5), expected vector(4)" in result.stdout
     assert "Traceback" not in result.stderr
-    assert alembic("current") == ""  # all of the application's revisions are one transaction
+    assert alembic("current") == ""  # all revisions ran in one transaction
 
 
 def test_dimensions_and_an_ini_file_are_required(
     application: Path, environ: dict[str, str], installed: Path
 ) -> None:
-    """The error says how to set the dimensions, or names the missing file."""
+    """Without dimensions or ini file, the error names the option or the missing file."""
     command = str(installed / "bin" / "cenote")
     result = run(command, "host-revision", cwd=application, **environ)
     assert result.returncode == 2
@@ -157,30 +164,30 @@ def test_dimensions_and_an_ini_file_are_required(
     assert "there is no file nowhere.ini" in result.stderr
 
 
-def test_a_history_creates_a_table_once(application: Path, cenote: Command) -> None:
-    """A second revision for the table is rejected: its downgrade would drop it too early."""
+def test_a_second_revision_for_a_table_is_rejected(application: Path, cenote: Command) -> None:
+    """Its downgrade would drop the table too early. A revision for another table is accepted."""
     cenote("host-revision", "-x", "dimensions=4")
-    said = run_failing(cenote, "host-revision", "-x", "dimensions=4")
-    assert "creates table 'cenote_chunks' already" in said
+    output = run_failing(cenote, "host-revision", "-x", "dimensions=4")
+    assert "creates table 'cenote_chunks' already" in output
     cenote("host-revision", "-x", "dimensions=4", "-x", "table_name=other")
     assert len(revisions(application)) == 3
     for option in ("--from", "--to"):
-        said = run_failing(cenote, "host-revision", "-x", "dimensions=4", option, "cenote_9")
-        assert "cenote's revisions: " in said
-        assert "Traceback" not in said
+        output = run_failing(cenote, "host-revision", "-x", "dimensions=4", option, "cenote_9")
+        assert "cenote's revisions: " in output
+        assert "Traceback" not in output
 
 
 def test_no_revision_is_written_into_cenotes_folder(application: Path, cenote: Command) -> None:
-    """An ini file for cenote's own commands is rejected."""
+    """`host-revision` rejects an ini file whose script_location is cenote's own folder."""
     (application / "alembic.ini").write_text("[alembic]\nscript_location = cenote:migrations\n")
-    said = run_failing(cenote, "host-revision", "-x", "dimensions=4")
-    assert "script_location of this configuration is cenote's own" in said
+    output = run_failing(cenote, "host-revision", "-x", "dimensions=4")
+    assert "script_location of this configuration is cenote's own" in output
 
 
 def test_settings_come_from_the_ini_file_and_the_live_table(
     application: Path, cenote: Command
 ) -> None:
-    """The sources have the same priority as for all commands."""
+    """`host-revision` finds its settings in the same places as all other commands."""
     cenote("migrate", "-x", "dimensions=4", "-x", "partitions=0", "upgrade", "head")
     with (application / "alembic.ini").open("a") as file:
         file.write("[cenote]\nhnsw_m = 8\n")
@@ -194,7 +201,7 @@ def test_settings_come_from_the_ini_file_and_the_live_table(
 def test_a_distributed_table_in_the_applications_history(
     application: Path, alembic: Command, cenote: Command
 ) -> None:
-    """The revision holds the settings and distributes the table; it needs the extension."""
+    """The revision contains the settings and distributes the table; the extension is required."""
     before = revisions(application)
     settings = ["dimensions=4", "distribution=citus", "colocate_with=documents"]
     cenote("host-revision", *(word for setting in settings for word in ("-x", setting)))
@@ -205,10 +212,10 @@ def test_a_distributed_table_in_the_applications_history(
     assert "CREATE EXTENSION citus" in run_failing(alembic, "upgrade", "head")
 
 
-async def test_in_another_schema(
+async def test_autogenerate_with_another_schema(
     application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
 ) -> None:
-    """Autogenerate works with include_schemas, and with a foreign key of reversed columns."""
+    """Autogenerate works with include_schemas, even if a foreign key lists columns in reverse."""
     app = (application / "app.py").read_text()
     name = '__tablename__ = "cenote_chunks"'
     app = app.replace(name, name + '\n    __table_args__ = {"schema": "vec"}')
@@ -236,10 +243,10 @@ async def test_in_another_schema(
     assert await tables(empty_engine) == ["alembic_version"]
 
 
-async def test_cenotes_revisions_among_the_applications_are_rejected(
+async def test_cenotes_folder_in_version_locations_is_rejected(
     application: Path, environ: dict[str, str], empty_engine: AsyncEngine
 ) -> None:
-    """Online and offline, a line names the commands that work instead; no table is created."""
+    """The error says to remove the folder, online and offline, and no table is created."""
     ini = application / "alembic.ini"
     folders = "%(here)s/migrations/versions cenote:migrations/versions"
     ini.write_text(ini.read_text() + f"version_locations = {folders}\npath_separator = space\n")
@@ -252,10 +259,10 @@ async def test_cenotes_revisions_among_the_applications_are_rejected(
     assert "cenote_chunks" not in await tables(empty_engine)
 
 
-async def test_autogenerate_sees_changed_indexes(
+async def test_autogenerate_detects_changed_indexes(
     application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
 ) -> None:
-    """Parameters and operator classes are compared, which Alembic alone does not do."""
+    """Autogenerate compares HNSW parameters and operator classes, which Alembic alone ignores."""
     cenote("host-revision", "-x", "dimensions=4", "-x", "hnsw_m=8")
     alembic("upgrade", "head")
     async with empty_engine.begin() as connection:
@@ -266,7 +273,7 @@ async def test_autogenerate_sees_changed_indexes(
     before = revisions(application)
     alembic("revision", "--autogenerate", "-m", "notes and indexes")
     written = new_revision(application, before)
-    assert written.count("op.create_index") == 4  # two up, two down again
+    assert written.count("op.create_index") == 4  # two in upgrade(), two in downgrade()
     assert "'m': 16" in written
     alembic("upgrade", "head")
     assert "No new upgrade operations" in alembic("check")
@@ -278,7 +285,7 @@ async def test_autogenerate_sees_changed_indexes(
 async def test_autogenerate_warns_of_changed_languages(
     application: Path, alembic: Command, environ: dict[str, str], empty_engine: AsyncEngine
 ) -> None:
-    """No revision can change the languages, so the warning names the command."""
+    """No revision can change the languages, so the warning names `cenote text-search`."""
     alembic("upgrade", "head")
     await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, text_search="spanish"))
     app = application / "app.py"
@@ -288,17 +295,10 @@ async def test_autogenerate_warns_of_changed_languages(
     assert "its full text is spanish, expected english; run cenote text-search" in result.stderr
 
 
-def run_failing(command: Command, *arguments: str) -> str:
-    """Return the output of a command that must fail."""
-    with pytest.raises(AssertionError) as error:
-        command(*arguments)
-    return str(error.value)
-
-
 def test_vector_types_render_with_their_import(
     application: Path, alembic: Command, cenote: Command
 ) -> None:
-    """A revision with a vector column of the application runs as it was generated."""
+    """An autogenerated revision with a vector column imports the type and runs unchanged."""
     with (application / "app.py").open("a") as file:
         file.write(
             "\n\nfrom cenote.orm import VectorType\n"
@@ -319,7 +319,7 @@ def test_vector_types_render_with_their_import(
 async def test_autogenerate_creates_a_chunk_table(
     application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
 ) -> None:
-    """For a user model, with extension, partitions, indexes and keys; downgrade and --sql work."""
+    """Autogenerate creates a user model's table with extension, partitions, indexes and keys."""
     models = """
 
 class Excerpt(
@@ -356,15 +356,14 @@ class Half(ChunkMixin, Base, dimensions=3000, column_type="halfvec", partitions=
     assert "store_inline('excerpts')\n    create_partitions('excerpts', 4)\n" in written
     assert written.count("create_partitions(") == 1
     assert written.count("    ensure_extension()\n") == 1
-    assert written.index("ensure_extension()") < written.index(
-        "'albums'"
-    )  # the albums table has a vector too
+    # The albums table also has a vector column.
+    assert written.index("ensure_extension()") < written.index("'albums'")
     assert "info=" not in written
     alembic("upgrade", "head")
     assert "No new upgrade operations" in alembic("check")
     store = PgVectorStore(empty_engine, 4, table_name="excerpts", hnsw_m=8, partitions=4)
     differences = [finding.kind for finding in await store.check_schema()]
-    assert differences == ["revision_missing"]  # the application's history records it
+    assert differences == ["revision_missing"]  # the application's history records the revision
     everything = [*ALL_TABLES, "albums", "excerpts", "halves"]
     expected = sorted(name for name in everything if not name.startswith("cenote_"))
     assert await tables(empty_engine) == expected

@@ -1,4 +1,4 @@
-"""Each kind of finding: cause it, find it, and follow its hint."""
+"""Checks of the schema: each kind of finding, its hint, and the command `cenote check`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HNSW = "USING hnsw (embedding vector_cosine_ops) WITH (m=16, ef_construction=64)
 
 
 DIFFERENCES: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
-    # kind, damage, other settings, parts of the finding: subject, actual, expected, hint
+    # kind, damage, settings, and a part each of the finding's subject, actual, expected and hint
     (
         "extension_missing",
         ["DROP EXTENSION vector CASCADE", "DROP TABLE cenote_chunks"],
@@ -260,29 +260,31 @@ DIFFERENCES: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "damage", "settings", "says"), DIFFERENCES, ids=lambda value: str(value)[:30]
+    ("kind", "damage", "settings", "expected_parts"), DIFFERENCES, ids=lambda value: str(value)[:30]
 )
-async def test_a_difference_is_found(
-    engine: AsyncEngine, kind: str, damage: list[str], settings: dict[str, Any], says: list[str]
+async def test_each_kind_of_difference_is_found(
+    engine: AsyncEngine,
+    kind: str,
+    damage: list[str],
+    settings: dict[str, Any],
+    expected_parts: list[str],
 ) -> None:
-    """The finding has the actual state, the expected one, and a hint."""
+    """The finding contains the actual state, the expected state and a hint."""
     store = PgVectorStore(engine, **{"dimensions": 4, **settings})
     if damage:
         assert await store.check_schema() == []
         await execute(engine, *damage)
-    found = [finding for finding in await store.check_schema() if finding.kind == kind]
-    assert len(found) == 1
-    (finding,) = found
+    (finding,) = [finding for finding in await store.check_schema() if finding.kind == kind]
     attributes = [finding.subject, finding.actual, finding.expected, finding.hint]
-    for attribute, words in zip(attributes, says, strict=True):
+    for attribute, words in zip(attributes, expected_parts, strict=True):
         assert words in attribute
         assert attribute in str(finding)
 
 
-async def test_a_revision_behind_is_found(
+async def test_an_older_revision_is_found(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A newer revision is pretended; everything else is real."""
+    """The finding names the table's revision, and the hint is the upgrade command."""
     monkeypatch.setattr("cenote.migrate.api.head_revision", lambda: "cenote_9999")
     (finding,) = await PgVectorStore(engine, 4).check_schema()
     assert finding.kind == "revision_behind"
@@ -291,7 +293,7 @@ async def test_a_revision_behind_is_found(
 
 
 async def test_hints_remove_the_differences(engine: AsyncEngine, dsn: str) -> None:
-    """Statements and commands in hints can be run as they are."""
+    """Running the statements and commands of the hints removes the findings."""
     store = PgVectorStore(engine, 4)
     await execute(
         engine,
@@ -301,15 +303,15 @@ async def test_hints_remove_the_differences(engine: AsyncEngine, dsn: str) -> No
         "DROP INDEX ix_cenote_chunks_metadata",
         "DROP INDEX ix_cenote_chunks_embedding",
     )
-    found = await store.check_schema()
-    assert [finding.kind for finding in found] == ["key", *["index_missing"] * 3]
-    for finding in found:
-        todo = finding.hint.partition("run ")[2]
-        if todo.startswith("cenote "):
-            result = cenote(*todo.split()[1:], CENOTE_DATABASE_URL=dsn)
+    findings = await store.check_schema()
+    assert [finding.kind for finding in findings] == ["key", *["index_missing"] * 3]
+    for finding in findings:
+        remedy = finding.hint.partition("run ")[2]
+        if remedy.startswith("cenote "):
+            result = cenote(*remedy.split()[1:], CENOTE_DATABASE_URL=dsn)
             assert result.returncode == 0, result.stderr
         else:
-            await execute(engine, *todo.split("; "))
+            await execute(engine, *remedy.split("; "))
     assert await store.check_schema() == []
     await execute(engine, "ALTER TABLE cenote_chunks DETACH PARTITION cenote_chunks_p07")
     (finding,) = await store.check_schema()
@@ -318,7 +320,7 @@ async def test_hints_remove_the_differences(engine: AsyncEngine, dsn: str) -> No
     await execute(engine, "DROP TABLE cenote_chunks")
     (finding,) = await store.check_schema()
     result = cenote("migrate", "-x", "dimensions=4", "upgrade", "head", CENOTE_DATABASE_URL=dsn)
-    assert result.returncode != 0  # instead of finding nothing to do
+    assert result.returncode != 0  # the version table says that the revision has run
     assert "recorded as cenote_0004" in result.stdout
     for command in finding.hint.removeprefix("run ").split(", then "):
         result = cenote(*command.split()[1:], CENOTE_DATABASE_URL=dsn)
@@ -333,14 +335,14 @@ async def test_hints_remove_the_differences(engine: AsyncEngine, dsn: str) -> No
 
 
 async def test_findings_are_sorted_by_severity(engine: AsyncEngine, dsn: str) -> None:
-    """cenote check prints text or JSON, and exits with 1 for findings and 2 for errors."""
+    """`cenote check` prints text or JSON, and exits with 1 for findings and 2 for errors."""
     await execute(engine, "DROP INDEX ix_cenote_chunks_embedding")
     url = {"CENOTE_DATABASE_URL": dsn}
     result = cenote("check", "--json", "-x", "dimensions=5", **url)
     assert result.returncode == 1
-    found = [Finding(**finding) for finding in json.loads(result.stdout)]
-    assert [finding.kind for finding in found] == ["dimensions", "index_missing"]
-    assert found == await schema.check(engine, SchemaConfig(dimensions=5))
+    findings = [Finding(**finding) for finding in json.loads(result.stdout)]
+    assert [finding.kind for finding in findings] == ["dimensions", "index_missing"]
+    assert findings == await schema.check(engine, SchemaConfig(dimensions=5))
     result = cenote("check", **url)
     assert result.returncode == 1
     assert result.stdout.startswith("index ix_cenote_chunks_embedding: it is missing")
@@ -350,7 +352,7 @@ async def test_findings_are_sorted_by_severity(engine: AsyncEngine, dsn: str) ->
 
 
 async def test_check_needs_no_configuration(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """Settings come from the live table; a missing table is a finding."""
+    """`cenote check` reads the settings from the live table; a missing table is a finding."""
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     result = cenote("check", **url)
     assert result.returncode == 1
@@ -364,17 +366,17 @@ async def test_check_needs_no_configuration(empty_engine: AsyncEngine, empty_dsn
     assert (result.returncode, json.loads(result.stdout)) == (0, [])
 
 
-async def test_a_role_that_reads_only_can_check(engine: AsyncEngine) -> None:
-    """Checking reads the catalogue and the version table, and writes nothing."""
-    await execute(engine, "DROP ROLE IF EXISTS only_looks", "CREATE ROLE only_looks LOGIN")
+async def test_a_read_only_role_can_check(engine: AsyncEngine) -> None:
+    """A check reads the catalogue and the version table, and writes nothing."""
+    await execute(engine, "DROP ROLE IF EXISTS cenote_reader", "CREATE ROLE cenote_reader LOGIN")
     await execute(
         engine,
-        "GRANT SELECT ON cenote_chunks_alembic_version TO only_looks",
+        "GRANT SELECT ON cenote_chunks_alembic_version TO cenote_reader",
     )
     async with engine.connect() as connection:
-        await connection.execute(text("SET ROLE only_looks"))
+        await connection.execute(text("SET ROLE cenote_reader"))
         await connection.commit()
         assert await schema.check(connection, SchemaConfig(dimensions=4)) == []
         await connection.execute(text("RESET ROLE"))
         await connection.commit()
-    await execute(engine, "DROP OWNED BY only_looks", "DROP ROLE only_looks")
+    await execute(engine, "DROP OWNED BY cenote_reader", "DROP ROLE cenote_reader")

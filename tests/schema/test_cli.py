@@ -1,4 +1,4 @@
-"""The console command: where settings may stand, and how it fails."""
+"""The command `cenote`: the sources of its settings, and its errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from support.database import scalar, tables
 from cenote import ConfigurationError, SchemaConfig, schema
 
 
-async def test_settings_may_stand_anywhere(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """-x may come before the command, after it, and after its arguments."""
+async def test_settings_in_any_position(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+    """-x is accepted before the command, after it, and after its arguments."""
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     output_of(cenote("migrate", "upgrade", "head", "-x", "dimensions=4", "-xpartitions=2", **url))
     output_of(cenote("-x", "partitions=2", "check", **url))
@@ -25,7 +25,7 @@ async def test_settings_may_stand_anywhere(empty_engine: AsyncEngine, empty_dsn:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (
             ["migrate", "-x", "table_name", "downgrade", "base"],
@@ -41,11 +41,11 @@ async def test_settings_may_stand_anywhere(empty_engine: AsyncEngine, empty_dsn:
         ([], "the following arguments are required: command"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], says: str, dsn: str) -> None:
-    """A hint is in it, and the table has not changed."""
+def test_invalid_command_lines(arguments: list[str], message: str, dsn: str) -> None:
+    """The error is one line with a hint, and the table is unchanged."""
     result = cenote(*arguments, CENOTE_DATABASE_URL=dsn)
     assert result.returncode not in (0, 1)
-    assert says in result.stdout + result.stderr
+    assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     output_of(cenote("check", CENOTE_DATABASE_URL=dsn))
 
@@ -60,23 +60,23 @@ def test_mistakes_are_one_line(arguments: list[str], says: str, dsn: str) -> Non
         ("pyproject.toml", "[tool.alembic]\ncenote = { database_url = 's3cret\n"),
     ],
 )
-def test_files_that_cannot_be_read(
+def test_invalid_configuration_files(
     tmp_path: Path, name: str, text: str, command: list[str]
 ) -> None:
-    """The error is one line without any part of a password."""
+    """The error is one line that contains no part of a password."""
     (tmp_path / name).write_text(text)
     result = cenote(*command, "-c", name, cwd=tmp_path)
-    said = result.stdout + result.stderr
+    output = result.stdout + result.stderr
     assert result.returncode not in (0, 1)
-    assert "cannot be read" in said
-    assert "Traceback" not in said
-    assert "s3cr" not in said
+    assert "cannot be read" in output
+    assert "Traceback" not in output
+    assert "s3cr" not in output
 
 
-async def test_every_setting_in_a_file_counts(
+async def test_settings_in_configuration_files(
     tmp_path: Path, empty_engine: AsyncEngine, empty_dsn: str
 ) -> None:
-    """Zero counts, and so does a value that [DEFAULT] has too."""
+    """0 is a value of a setting, and so is a value that equals one in [DEFAULT]."""
     (tmp_path / "pyproject.toml").write_text(
         "[tool.alembic.cenote]\ndimensions = 4\npartitions = 0\n"
     )
@@ -92,16 +92,16 @@ async def test_every_setting_in_a_file_counts(
     assert "other" in await tables(empty_engine)
 
 
-def test_a_mistyped_variable_is_named(dsn: str) -> None:
-    """Variables that resemble no setting are ignored."""
+def test_a_misspelt_environment_variable(dsn: str) -> None:
+    """A warning suggests the correct name; variables unlike any setting are ignored."""
     environ = {"CENOTE_PARTITION": "4", "CENOTE_COLOUR": "blue"}
     result = cenote("check", CENOTE_DATABASE_URL=dsn, **environ)
     assert "CENOTE_PARTITION is not a setting; did you mean CENOTE_PARTITIONS?" in result.stderr
     assert "COLOUR" not in result.stderr
 
 
-async def test_settings_that_contradict_the_table_do_no_harm(engine: AsyncEngine, dsn: str) -> None:
-    """They are rejected before a version table or a schema is changed."""
+async def test_settings_that_contradict_the_table(engine: AsyncEngine, dsn: str) -> None:
+    """The settings are rejected before a version table or a schema is changed."""
     url = {"CENOTE_DATABASE_URL": dsn}
     result = cenote("migrate", "-x", "dimensions=9", "upgrade", "head", **url)
     assert result.returncode != 0
@@ -116,7 +116,7 @@ async def test_settings_that_contradict_the_table_do_no_harm(engine: AsyncEngine
 
 
 async def test_a_schema_translate_map_is_rejected(engine: AsyncEngine) -> None:
-    """It would create one table and check another."""
+    """With a translated schema, cenote would create one table and check another."""
     translated = create_async_engine(
         engine.url, execution_options={"schema_translate_map": {None: "tenant"}}
     )
@@ -126,8 +126,8 @@ async def test_a_schema_translate_map_is_rejected(engine: AsyncEngine) -> None:
     await translated.dispose()
 
 
-async def test_a_connection_in_autocommit_stays_so(dsn: str, engine: AsyncEngine) -> None:
-    """The isolation level of the engine is restored too."""
+async def test_a_connection_in_autocommit_mode(dsn: str, engine: AsyncEngine) -> None:
+    """After a check, a connection of an AUTOCOMMIT engine still commits each statement."""
     autocommit = create_async_engine(engine.url, isolation_level="AUTOCOMMIT")
     async with autocommit.connect() as connection:
         assert await schema.check(connection, SchemaConfig(dimensions=4)) == []
@@ -136,7 +136,7 @@ async def test_a_connection_in_autocommit_stays_so(dsn: str, engine: AsyncEngine
     assert "mine" in await tables(engine)
 
 
-def test_an_argument_that_the_driver_cannot_take(dsn: str) -> None:
+def test_an_invalid_argument_of_the_driver(dsn: str) -> None:
     """The error is one line that names the connection string."""
     url = make_url(dsn).update_query_dict({"statement_cache_size": "-4"})
     for command in (["check"], ["migrate", "current"]):
@@ -146,6 +146,6 @@ def test_an_argument_that_the_driver_cannot_take(dsn: str) -> None:
         assert "Traceback" not in result.stderr
 
 
-def test_its_version() -> None:
+def test_version() -> None:
     """--version prints the version of the installed package."""
     assert output_of(cenote("--version")) == f"cenote {version('cenote')}\n"

@@ -1,6 +1,6 @@
-"""Released revisions stay the same, and each of them leads to the models.
+"""Released revisions never change, and an upgrade from each of them leads to the models.
 
-``tests/schema/frozen/`` has the SQL of each revision on the day of its release, as printed by
+``tests/schema/frozen/`` contains the SQL of each revision on the day of its release, as printed by
 ``upgrade base:<revision> --sql``, for a partitioned table, for a plain one, and for one with full
 text and row-level security. A new revision adds its files; existing files never change.
 """
@@ -52,7 +52,7 @@ each = pytest.mark.parametrize(
 
 
 def frozen(revision: str, shape: str) -> str:
-    """Return the SQL of a release."""
+    """Return the SQL of a revision on the day of its release."""
     return (FROZEN / f"{revision}.{shape}.sql").read_text(encoding="utf-8")
 
 
@@ -73,28 +73,28 @@ def store_of(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
 
 
 @each
-async def test_a_released_revision_stays_the_same(
+async def test_released_revisions_create_the_same_objects(
     empty_engine: AsyncEngine, revision: str, shape: str
 ) -> None:
-    """It creates the same objects as on the day of its release."""
+    """Each revision creates the same objects as on the day of its release."""
     config = CONFIGS[shape]
     await run_script(empty_engine, frozen(revision, shape))
-    then = await objects(empty_engine, config)
+    objects_at_release = await objects(empty_engine, config)
     assert await schema.current(empty_engine, config) == revision
     before = await tables(empty_engine)
     name = '"app"."Passages"' if shape == "plain" else "cenote_chunks"
     version = f'{config.schema or "public"}."{versions.version_table(config.table_name)}"'
     await execute(empty_engine, f"DROP TABLE {name}", f"DROP TABLE {version}")
     await schema.upgrade(empty_engine, config, revision)
-    assert await objects(empty_engine, config) == then
+    assert await objects(empty_engine, config) == objects_at_release
     assert await tables(empty_engine) == before
 
 
 @each
-async def test_every_release_leads_to_the_models(
+async def test_upgrades_from_each_release_lead_to_the_models(
     empty_engine: AsyncEngine, revision: str, shape: str
 ) -> None:
-    """The rows stay, and a store works on the upgraded table."""
+    """An upgraded table keeps its rows and equals a table created from the models."""
     config = CONFIGS[shape]
     await run_script(empty_engine, frozen(revision, shape))
     store = store_of(empty_engine, config)
@@ -116,7 +116,7 @@ async def test_every_release_leads_to_the_models(
     ("revision", "shape"),
     [(REVISIONS[-1], shape) for shape in CONFIGS] + [(REVISIONS[1], "worded")],
 )
-async def test_a_restored_dump_upgrades(
+async def test_a_restored_dump_can_be_upgraded(
     empty_engine: AsyncEngine, empty_dsn: str, tmp_path: Path, revision: str, shape: str
 ) -> None:
     """A table with rows is upgraded after pg_dump and pg_restore."""
@@ -148,8 +148,10 @@ async def test_a_restored_dump_upgrades(
 
 
 @pytest.mark.parametrize("shape", CONFIGS)
-async def test_up_down_up(empty_engine: AsyncEngine, empty_dsn: str, shape: str) -> None:
-    """The downgrade leaves the version table, the schema and the extension."""
+async def test_upgrade_downgrade_and_upgrade(
+    empty_engine: AsyncEngine, empty_dsn: str, shape: str
+) -> None:
+    """A downgrade leaves the version table, the schema and the extension."""
     config = CONFIGS[shape]
     arguments = [f"-xtable_name={config.table_name}", f"-xdimensions={config.dimensions}"]
     arguments += [f"-xcolumn_type={config.column_type}", f"-xhnsw_m={config.hnsw_m}"]
@@ -172,28 +174,28 @@ async def test_up_down_up(empty_engine: AsyncEngine, empty_dsn: str, shape: str)
 
 
 async def test_a_revision_of_a_newer_cenote(engine: AsyncEngine, dsn: str) -> None:
-    """Upgrade and downgrade name the unknown revision, and change nothing."""
+    """Upgrades and downgrades raise an error that names the unknown revision."""
     config = SchemaConfig(dimensions=4)
     await execute(engine, "UPDATE cenote_chunks_alembic_version SET version_num = 'cenote_0999'")
     for revision in ("head", REVISIONS[0]):
         with pytest.raises(MigrationError, match="cenote_0999"):
             await schema.upgrade(engine, config, revision)
-    said = cenote("migrate", "downgrade", REVISIONS[1], CENOTE_DATABASE_URL=dsn)
-    assert "cenote_0999" in said.stdout + said.stderr
-    assert "Traceback" not in said.stderr
+    result = cenote("migrate", "downgrade", REVISIONS[1], CENOTE_DATABASE_URL=dsn)
+    assert "cenote_0999" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
     assert await schema.current(engine, config) == "cenote_0999"
 
 
-def test_a_downgrade_checks_no_shape(dsn: str) -> None:
+def test_a_downgrade_ignores_contradicting_settings(dsn: str) -> None:
     """Settings that contradict the table do not prevent a downgrade."""
     url = {"CENOTE_DATABASE_URL": dsn, "CENOTE_DIMENSIONS": "4", "CENOTE_PARTITIONS": "3"}
     output_of(cenote("migrate", "downgrade", REVISIONS[1], **url))
-    said = cenote("migrate", "upgrade", "head", **url)
-    assert "it has 16 partitions, expected 3" in said.stdout + said.stderr
+    result = cenote("migrate", "upgrade", "head", **url)
+    assert "it has 16 partitions, expected 3" in result.stdout + result.stderr
 
 
-# Everything of cenote that revisions may use, as CONTRIBUTING lists it. A change to one of these
-# functions changes what released revisions do.
+# All functions of cenote that revisions may call, as listed in CONTRIBUTING. A change to one of
+# these functions changes what released revisions do.
 FUNCTIONS = {
     "given_config",
     "live_config",
@@ -216,8 +218,8 @@ LIBRARIES = {"alembic", "sqlalchemy", "pgvector"}
     sorted((versions.script_location() / "versions").glob("*.py")),
     ids=lambda file: file.stem,
 )
-def test_a_revision_holds_its_own_ddl(file: Path) -> None:
-    """It imports settings and facts from cenote, and nothing that could change its DDL."""
+def test_a_revision_contains_its_own_ddl(file: Path) -> None:
+    """A revision imports only settings and facts from cenote, none of which affect its DDL."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     imported = set()
     for node in ast.walk(tree):
@@ -228,11 +230,11 @@ def test_a_revision_holds_its_own_ddl(file: Path) -> None:
     allowed = IMPORTS
     if file.stem.startswith("cenote_0001_"):  # test_legacy.py pins its statements
         allowed = IMPORTS | {"cenote.migrate.legacy.upgrade_legacy_table"}
-    others = {name for name in imported if name.partition(".")[0] not in LIBRARIES}
-    assert others <= allowed
+    of_cenote = {name for name in imported if name.partition(".")[0] not in LIBRARIES}
+    assert of_cenote <= allowed
 
 
-SECOND = '''
+NEXT_REVISION = '''
 """A future revision."""
 
 import sqlalchemy as sa
@@ -268,11 +270,11 @@ async def test_later_revisions_read_the_live_table(
     empty_engine: AsyncEngine, empty_dsn: str, tmp_path: Path, given: dict[str, str]
 ) -> None:
     """A future revision sees the table's settings, even if the configuration has changed."""
-    made = SchemaConfig(dimensions=3, column_type="halfvec", partitions=2, hnsw_m=7)
-    await schema.upgrade(empty_engine, made)
+    config = SchemaConfig(dimensions=3, column_type="halfvec", partitions=2, hnsw_m=7)
+    await schema.upgrade(empty_engine, config)
     folder = tmp_path / "alembic"
     shutil.copytree(versions.script_location(), folder)
-    (folder / "versions" / "cenote_0005_summary.py").write_text(SECOND)
+    (folder / "versions" / "cenote_0005_summary.py").write_text(NEXT_REVISION)
     (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/alembic\n")
     command = [sys.executable, "-m", "alembic", "upgrade", "head"]
     output_of(run(*command, cwd=tmp_path, CENOTE_DATABASE_URL=empty_dsn, **given))
@@ -282,5 +284,5 @@ async def test_later_revisions_read_the_live_table(
     )
     assert await scalar(empty_engine, column) == "halfvec(3)"
     assert await scalar(empty_engine, "SELECT obj_description('cenote_chunks'::regclass)") == repr(
-        made
+        config
     )

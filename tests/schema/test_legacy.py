@@ -1,4 +1,4 @@
-"""Legacy tables, which the first cenote's own migrations created: upgraded from each version."""
+"""Upgrades of legacy tables, which the migrations of the first cenote created."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ ROWS = (
     " FROM generate_series(1, 500) n"
 )
 CHECKSUM = "SELECT count(*) || md5(string_agg(t::text, '|' ORDER BY id)) FROM cenote_chunks t"
-# Place and xmin of each row: they change when a row is rewritten.
+# Position and xmin of all rows. They change when a row is rewritten.
 PLACES = "SELECT md5(string_agg(concat(ctid, xmin), '|' ORDER BY id)) FROM cenote_chunks"
-# File of the HNSW index, which is expensive to build: it stays the same.
+# File of the HNSW index. It changes when the index is rebuilt, which is expensive.
 HNSW = (
     "SELECT relfilenode FROM pg_class JOIN pg_index ON indexrelid = oid"
     " WHERE indrelid = 'cenote_chunks'::regclass"
@@ -66,27 +66,27 @@ async def create_legacy_table(engine: AsyncEngine, version: int = 3) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-async def test_each_version_is_upgraded(
+async def test_tables_of_each_version_are_upgraded(
     empty_engine: AsyncEngine, empty_dsn: str, version: int
 ) -> None:
-    """No row is lost or rewritten, and the result equals a new table."""
+    """The upgrade loses and rewrites no row, and the table equals a new one."""
     engine = empty_engine
     await create_legacy_table(engine, version)
     before = [await scalar(engine, query) for query in (CHECKSUM, PLACES, HNSW)]
     url = {"CENOTE_DATABASE_URL": empty_dsn}
-    said = cenote("check", **url)
-    assert said.returncode == 1
-    assert "upgrade head, which also upgrades a legacy table" in said.stdout
+    result = cenote("check", **url)
+    assert result.returncode == 1
+    assert "upgrade head, which also upgrades a legacy table" in result.stdout
     output_of(cenote("migrate", "upgrade", "head", **url))  # the dimensions come from the table
     assert [await scalar(engine, query) for query in (CHECKSUM, PLACES, HNSW)] == before
     assert output_of(cenote("check", **url)) == "no differences found\n"
     assert "No new upgrade operations" in output_of(alembic("check", **url))
     store = PgVectorStore(engine, 4)
-    await store.apply_migrations()  # again, from code and with the defaults
+    await store.apply_migrations()  # a second upgrade, from code and with the default settings
     assert await store.check_schema() == []
 
     results = await store.search([1, 0, 0, 0], "tenant 3", limit=100)
-    assert len(results) == 72  # n % 7 == 3 up to 500
+    assert len(results) == 72  # the numbers up to 500 with n % 7 == 3
     await store.upsert([embedded("chunk 3", position=1)], "tenant 3")
     await store.upsert([embedded("chunk 3")], "tenant 4")  # the same id in another namespace
     assert await scalar(engine, "SELECT count(*) FROM cenote_chunks") == 501
@@ -102,7 +102,7 @@ async def test_each_version_is_upgraded(
 
 
 async def test_large_positions_need_repartition(empty_engine: AsyncEngine) -> None:
-    """Positions have 32 bits until cenote repartition rewrites the table."""
+    """Positions have 32 bits until `cenote repartition` rewrites the table."""
     await create_legacy_table(empty_engine)
     store = PgVectorStore(empty_engine, 4)
     await store.apply_migrations()
@@ -118,12 +118,12 @@ async def test_large_positions_need_repartition(empty_engine: AsyncEngine) -> No
     assert await store.check_schema() == []
 
 
-# The statements of the upgrade, by the version that the table has before.
+# Statements of the upgrade, by the version of the legacy table.
 COLLATIONS = tuple(
     f'ALTER TABLE public.cenote_chunks ALTER COLUMN {name} TYPE TEXT COLLATE "C"'
     for name in ("namespace", "id", "document_id")
 )
-REST = (
+OTHER_CHANGES = (
     "ALTER TABLE public.cenote_chunks ALTER COLUMN namespace SET STORAGE MAIN,"
     " ALTER COLUMN id SET STORAGE MAIN, ALTER COLUMN document_id SET STORAGE MAIN,"
     " ALTER COLUMN metadata SET STORAGE MAIN, ALTER COLUMN content_hash SET STORAGE MAIN,"
@@ -146,16 +146,18 @@ STATEMENTS = {
         *COLLATIONS,
         "ALTER TABLE public.cenote_chunks"
         " ADD CONSTRAINT pk_cenote_chunks PRIMARY KEY (namespace, id)",
-        *REST,
+        *OTHER_CHANGES,
     ),
-    2: (LOCK, *COLLATIONS, RENAME, *REST),
-    3: (LOCK, *COLLATIONS, RENAME, *REST),
+    2: (LOCK, *COLLATIONS, RENAME, *OTHER_CHANGES),
+    3: (LOCK, *COLLATIONS, RENAME, *OTHER_CHANGES),
 }
 
 
 @pytest.mark.parametrize("version", STATEMENTS)
-async def test_the_statements_stay_the_same(empty_engine: AsyncEngine, version: int) -> None:
-    """The upgrade is frozen like revision cenote_0001, of which it is a part."""
+async def test_the_statements_of_the_upgrade_are_frozen(
+    empty_engine: AsyncEngine, version: int
+) -> None:
+    """The upgrade is part of revision cenote_0001, and frozen with it."""
     await create_legacy_table(empty_engine, version)
     statements: list[str] = []
 
@@ -217,22 +219,24 @@ STATE = (
 )
 
 
-@pytest.mark.parametrize("what", REJECTED)
-async def test_other_tables_are_rejected(empty_engine: AsyncEngine, what: str) -> None:
-    """The error names the difference, and nothing has changed."""
-    damage, settings, says = REJECTED[what]
+@pytest.mark.parametrize("name", REJECTED)
+async def test_tables_that_differ_from_legacy_tables_are_rejected(
+    empty_engine: AsyncEngine, name: str
+) -> None:
+    """The error names the difference, and the table is unchanged."""
+    damage, settings, message = REJECTED[name]
     await create_legacy_table(empty_engine)
     await execute(empty_engine, *damage)
     before = [await scalar(empty_engine, query) for query in STATE]
     config = SchemaConfig(**{"dimensions": 4, **settings})
-    with pytest.raises(MigrationError, match=says):
+    with pytest.raises(MigrationError, match=message):
         await schema.upgrade(empty_engine, config)
     assert [await scalar(empty_engine, query) for query in STATE] == before
     assert await schema.current(empty_engine, config) is None
 
 
 async def test_foreign_keys_to_a_legacy_table(empty_engine: AsyncEngine) -> None:
-    """Foreign keys to (namespace, id) are kept; one to (id) blocks the upgrade."""
+    """A foreign key to (namespace, id) is kept; a foreign key to (id) prevents the upgrade."""
     await create_legacy_table(empty_engine, 1)
     await execute(
         empty_engine,
@@ -258,8 +262,8 @@ async def test_foreign_keys_to_a_legacy_table(empty_engine: AsyncEngine) -> None
     assert await scalar(empty_engine, "SELECT count(*) FROM mine") == 0
 
 
-async def test_only_the_legacy_name_is_upgraded(empty_engine: AsyncEngine) -> None:
-    """A table of another name is rejected, even beside the legacy version table."""
+async def test_tables_of_another_name_are_rejected(empty_engine: AsyncEngine) -> None:
+    """An upgrade rejects a legacy table that has been copied to another name."""
     await create_legacy_table(empty_engine)
     await execute(empty_engine, "CREATE TABLE other AS SELECT * FROM cenote_chunks")
     with pytest.raises(MigrationError, match="table 'other' exists already"):

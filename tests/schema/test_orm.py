@@ -1,4 +1,4 @@
-"""User models: chunk models on the base of an application."""
+"""User models: chunk models on an application's declarative base."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def ddl(base: type[DeclarativeBase]) -> str:
 
 
 def test_class_arguments_configure_the_table() -> None:
-    """They set the column, the index and the partitions, and the store reads them."""
+    """Class arguments set column, index and partitions, and a store reads them from the model."""
 
     class Base(DeclarativeBase):
         metadata = MetaData(schema="search", naming_convention={"pk": "%(table_name)s_key"})
@@ -99,7 +99,7 @@ def test_class_arguments_configure_the_table() -> None:
 
 
 def test_a_plain_table_with_table_args_of_the_application() -> None:
-    """partitions=0 creates no partitions, and __table_args__ keep their effect."""
+    """partitions=0 creates no partitions, and the application's __table_args__ apply."""
 
     class Base(DeclarativeBase):
         pass
@@ -136,7 +136,7 @@ def test_chunk_row_and_chunk_model() -> None:
 
 
 def test_subclasses_inherit_from_abstract_classes() -> None:
-    """They inherit settings and columns, and may override a setting."""
+    """Subclasses of an abstract class inherit settings and columns, and can override settings."""
 
     class Base(DeclarativeBase):
         pass
@@ -145,23 +145,23 @@ def test_subclasses_inherit_from_abstract_classes() -> None:
         __abstract__ = True
         source: Mapped[str]
 
-    class One(Sourced):
-        __tablename__ = "one"
+    class Short(Sourced):
+        __tablename__ = "short"
 
-    class Two(Sourced, dimensions=16):
-        __tablename__ = "two"
+    class Long(Sourced, dimensions=16):
+        __tablename__ = "long"
 
     sql = ddl(Base)
     assert "VECTOR(8)" in sql
     assert "VECTOR(16)" in sql
     assert sql.count("source VARCHAR NOT NULL") == 2
-    assert sql.count("PARTITION OF one") == sql.count("PARTITION OF two") == 2
-    assert issubclass(One, Sourced)
-    assert issubclass(Two, Sourced)
+    assert sql.count("PARTITION OF short") == sql.count("PARTITION OF long") == 2
+    assert issubclass(Short, Sourced)
+    assert issubclass(Long, Sourced)
 
 
 def test_single_table_inheritance() -> None:
-    """A subclass shares the table and adds no indexes; a store needs the base class."""
+    """A subclass shares its parent's table and adds no indexes; a store requires the parent."""
 
     class Base(DeclarativeBase):
         pass
@@ -182,8 +182,8 @@ def test_single_table_inheritance() -> None:
     assert len(table.indexes) == 3
 
 
-def test_a_class_may_redefine_columns_of_the_chunk() -> None:
-    """document_id may get a foreign key; another type raises an error that names the column."""
+def test_redefined_columns() -> None:
+    """document_id can get a foreign key; another type raises an error that names the column."""
 
     class Base(DeclarativeBase):
         pass
@@ -234,7 +234,7 @@ def test_a_class_may_redefine_columns_of_the_chunk() -> None:
         ({"dimension": 3}, "dimension"),
     ],
 )
-def test_invalid_settings(arguments: Any, setting: str) -> None:
+def test_invalid_settings_are_rejected(arguments: Any, setting: str) -> None:
     """The definition of the class raises an error that names the setting."""
 
     class Base(DeclarativeBase):
@@ -254,8 +254,8 @@ def test_invalid_settings(arguments: Any, setting: str) -> None:
         ("dimension", "did you mean dimensions"),
     ],
 )
-def test_unknown_class_arguments(argument: str, hint: str) -> None:
-    """The message says what to write instead."""
+def test_unknown_class_arguments_are_rejected(argument: str, hint: str) -> None:
+    """The error says where the setting belongs, or suggests the correct name."""
 
     class Base(DeclarativeBase):
         pass
@@ -265,7 +265,7 @@ def test_unknown_class_arguments(argument: str, hint: str) -> None:
 
 
 def test_a_table_without_dimensions_cannot_be_created() -> None:
-    """The index requires them. The message says where to pass them."""
+    """create_all raises an error, because the index requires the dimensions."""
 
     class Base(DeclarativeBase):
         pass
@@ -275,7 +275,7 @@ def test_a_table_without_dimensions_cannot_be_created() -> None:
         ddl(Base)
 
 
-def test_a_long_table_name() -> None:
+def test_long_table_names_are_rejected() -> None:
     """A name of more than 38 bytes is rejected, because the names of its indexes would not fit."""
 
     class Base(DeclarativeBase):
@@ -425,7 +425,7 @@ async def test_metadata_with_another_sqlalchemy_type(empty_engine: AsyncEngine) 
 async def test_the_application_migrates_the_table_of_a_user_model(
     empty_engine: AsyncEngine,
 ) -> None:
-    """The store does not migrate it; errors and findings name the application's commands."""
+    """The store does not migrate the table; errors and findings name the application's commands."""
     store = PgVectorStore(empty_engine, model=Passage)
     with pytest.raises(MigrationError, match="alembic revision --autogenerate"):
         await store.apply_migrations()

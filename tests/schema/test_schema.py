@@ -1,4 +1,4 @@
-"""Run the revisions from code, from Alembic's command line, and offline."""
+"""Upgrades from code, by Alembic's command line and offline; the lock on migrations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_the_revisions_create_the_models_table(
     await schema.upgrade(empty_engine, config)
     migrated = await objects(empty_engine, config)
     assert len(migrated[3]) == config.new_partitions + 1
-    await schema.upgrade(empty_engine, config)  # nothing to do
+    await schema.upgrade(empty_engine, config)  # a second upgrade changes nothing
     assert await objects(empty_engine, config) == migrated
     async with empty_engine.begin() as connection:
         await connection.run_sync(chunk_table(config).drop)
@@ -50,7 +50,9 @@ async def test_the_revisions_create_the_models_table(
     assert await objects(empty_engine, config) == migrated
 
 
-async def test_many_callers_at_once(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+async def test_concurrent_upgrades_in_one_process(
+    empty_engine: AsyncEngine, empty_dsn: str
+) -> None:
     """Tasks for several tables, and threads with their own event loops, upgrade concurrently."""
     errors: list[BaseException] = []
 
@@ -82,8 +84,10 @@ async def test_many_callers_at_once(empty_engine: AsyncEngine, empty_dsn: str) -
         assert await connection.scalar(locks) == 0
 
 
-async def test_processes_at_once(empty_dsn: str, empty_engine: AsyncEngine) -> None:
-    """They upgrade several tables of a database without extension and schema."""
+async def test_concurrent_upgrades_of_several_tables(
+    empty_dsn: str, empty_engine: AsyncEngine
+) -> None:
+    """Six processes upgrade three tables of a database without extension and schema."""
     commands = [
         asyncio.to_thread(
             cenote,
@@ -95,18 +99,20 @@ async def test_processes_at_once(empty_dsn: str, empty_engine: AsyncEngine) -> N
     ]
     for result in await asyncio.gather(*commands):
         assert result.returncode == 0, result.stderr
-    made = await tables(empty_engine)
-    assert made == [f"t{n}{end}" for n in range(3) for end in ("", "_alembic_version")]
+    created = await tables(empty_engine)
+    assert created == [f"t{n}{end}" for n in range(3) for end in ("", "_alembic_version")]
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["all live", "one is killed"])
-async def test_eight_pods(empty_dsn: str, empty_engine: AsyncEngine, kill: bool) -> None:
-    """Eight processes upgrade one empty database; the holder of the lock may be killed."""
-    pods = [await start_upgrade(empty_dsn, name=str(number)) for number in range(8)]
-    killed = await kill_the_holder(empty_engine, pods) if kill else None
-    for number, pod in enumerate(pods):
-        _, stderr = await asyncio.wait_for(pod.communicate(), 60)
-        assert pod.returncode == (-signal.SIGKILL if number == killed else 0), stderr.decode()
+async def test_concurrent_upgrades_of_one_database(
+    empty_dsn: str, empty_engine: AsyncEngine, kill: bool
+) -> None:
+    """Eight processes upgrade one empty database; the process with the lock may be killed."""
+    processes = [await start_upgrade(empty_dsn, name=str(number)) for number in range(8)]
+    killed = await kill_the_holder(empty_engine, processes) if kill else None
+    for number, process in enumerate(processes):
+        _, stderr = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == (-signal.SIGKILL if number == killed else 0), stderr.decode()
     assert await tables(empty_engine) == ["cenote_chunks", "cenote_chunks_alembic_version"]
     versions = "SELECT string_agg(version_num, ',') FROM cenote_chunks_alembic_version"
     assert await scalar(empty_engine, versions) == "cenote_0004"
@@ -126,20 +132,21 @@ async def start_upgrade(dsn: str, name: str) -> Process:
     )
 
 
-async def kill_the_holder(engine: AsyncEngine, pods: list[Process]) -> int:
-    """Kill the pod that holds the lock, while a table of the same name blocks it."""
+async def kill_the_holder(engine: AsyncEngine, processes: list[Process]) -> int:
+    """Kill the process that holds the lock, while a table of the same name blocks it."""
     holder = (
         "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)"
         " WHERE locktype = 'advisory' AND granted AND wait_event_type = 'Lock'"
     )
-    async with engine.begin() as connection:  # the pod's CREATE TABLE waits for this one's end
+    async with engine.begin() as connection:
+        # The CREATE TABLE of the process waits for this transaction.
         await connection.execute(text("CREATE TABLE cenote_chunks ()"))
         async with asyncio.timeout(30):
             while (name := await scalar(engine, holder)) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         number = int(name)
-        pods[number].kill()
-        await pods[number].wait()
+        processes[number].kill()
+        await processes[number].wait()
         await connection.rollback()
     return number
 
@@ -159,16 +166,16 @@ async def test_waiting_for_the_lock_is_logged(empty_engine: AsyncEngine, empty_d
             "upgrade",
             "head",
         )
-        pod = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *command, env={**clean_environment(), "CENOTE_DATABASE_URL": empty_dsn}, stderr=PIPE
         )
-        assert pod.stderr is not None
-        log = await asyncio.wait_for(pod.stderr.readuntil(b"server process "), 30)
+        assert process.stderr is not None
+        log = await asyncio.wait_for(process.stderr.readuntil(b"server process "), 30)
         assert b"waiting to migrate table cenote_chunks" in log
-        assert await asyncio.wait_for(pod.stderr.readuntil(b")"), 30) == f"{pid})".encode()
+        assert await asyncio.wait_for(process.stderr.readuntil(b")"), 30) == f"{pid})".encode()
         await holder.execute(select(func.pg_advisory_unlock(locks.LOCK_KEY)))
-        await asyncio.wait_for(pod.communicate(), 30)
-    assert pod.returncode == 0
+        await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
 
 
 async def test_read_only_commands_take_no_lock(empty_engine: AsyncEngine, empty_dsn: str) -> None:
@@ -185,8 +192,8 @@ async def test_read_only_commands_take_no_lock(empty_engine: AsyncEngine, empty_
     assert await scalar(empty_engine, "SELECT to_regnamespace('s')") is None
 
 
-async def test_on_a_connection_of_the_callers(empty_engine: AsyncEngine) -> None:
-    """Its isolation level is restored, and an open transaction is rejected first."""
+async def test_the_callers_connection(empty_engine: AsyncEngine) -> None:
+    """A connection's isolation level is restored; one with an open transaction is rejected."""
     config = SchemaConfig(dimensions=4)
     async with empty_engine.connect() as connection:
         await connection.execution_options(isolation_level="SERIALIZABLE")
@@ -204,7 +211,7 @@ async def test_on_a_connection_of_the_callers(empty_engine: AsyncEngine) -> None
 
 
 async def test_a_cancelled_upgrade_leaves_no_lock(empty_engine: AsyncEngine) -> None:
-    """The next upgrade succeeds."""
+    """An upgrade succeeds after upgrades that were cancelled at different times."""
     store = PgVectorStore(empty_engine, 4)
     for delay in (0.01, 0.05, 0.2):
         task = asyncio.create_task(store.apply_migrations())
@@ -218,7 +225,7 @@ async def test_a_cancelled_upgrade_leaves_no_lock(empty_engine: AsyncEngine) -> 
 async def test_lock_timeout(
     empty_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Waiting for the lock ends with an error; both the error and the log name the table."""
+    """Waiting for the lock ends with an error; error and log name the table."""
     caplog.set_level("INFO", "cenote.postgres.locks")
     monkeypatch.setattr(locks, "LOCK_TIMEOUT_SECONDS", 0.5)
     config = SchemaConfig(dimensions=4)
@@ -229,8 +236,8 @@ async def test_lock_timeout(
     assert "waiting to migrate table cenote_chunks" in caplog.text
 
 
-async def test_another_table_of_that_name_is_rejected(empty_engine: AsyncEngine) -> None:
-    """The other table stays as it is."""
+async def test_an_unrelated_table_of_the_same_name_is_rejected(empty_engine: AsyncEngine) -> None:
+    """An upgrade raises an error and leaves the other table unchanged."""
     async with empty_engine.begin() as connection:
         await connection.execute(text("CREATE TABLE cenote_chunks (mine int)"))
     with pytest.raises(MigrationError, match=r"cenote_chunks.*exists already"):
@@ -240,7 +247,7 @@ async def test_another_table_of_that_name_is_rejected(empty_engine: AsyncEngine)
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"dimensions": 5}, r"is vector\(4\), expected vector\(5\)"),
         ({"column_type": "halfvec"}, r"expected halfvec\(4\)"),
@@ -248,16 +255,16 @@ async def test_another_table_of_that_name_is_rejected(empty_engine: AsyncEngine)
     ],
     ids=str,
 )
-async def test_a_table_of_another_shape_is_named(
-    engine: AsyncEngine, settings: dict[str, Any], says: str
+async def test_settings_that_contradict_the_table_are_rejected(
+    engine: AsyncEngine, settings: dict[str, Any], message: str
 ) -> None:
-    """An upgrade without pending revisions still raises an error."""
-    with pytest.raises(MigrationError, match=says):
+    """An upgrade raises an error even if no revision is pending."""
+    with pytest.raises(MigrationError, match=message):
         await schema.upgrade(engine, SchemaConfig(**{"dimensions": 4, **settings}))
 
 
 async def test_an_extension_outside_the_search_path_is_rejected(empty_engine: AsyncEngine) -> None:
-    """The error says what to change."""
+    """The error names the search_path, which has to be changed."""
     async with empty_engine.begin() as connection:
         await connection.execute(text("CREATE SCHEMA ext"))
         await connection.execute(text("CREATE EXTENSION vector SCHEMA ext"))
@@ -266,7 +273,7 @@ async def test_an_extension_outside_the_search_path_is_rejected(empty_engine: As
 
 
 async def test_an_old_extension_is_rejected(engine: AsyncEngine) -> None:
-    """The error names the command that updates it."""
+    """The error names the command that updates the extension."""
     async with engine.begin() as connection:
         await connection.execute(
             text("UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'")
@@ -276,24 +283,24 @@ async def test_an_old_extension_is_rejected(engine: AsyncEngine) -> None:
 
 
 async def test_server_errors_become_migration_errors(empty_engine: AsyncEngine) -> None:
-    """The example is a role without the right to create objects."""
+    """An upgrade by a role without the privilege to create objects raises MigrationError."""
     async with empty_engine.begin() as connection:
         await connection.execute(text("CREATE SCHEMA locked"))
-        await connection.execute(text("DROP ROLE IF EXISTS nobody_special"))
-        await connection.execute(text("CREATE ROLE nobody_special LOGIN"))
-    url = empty_engine.url.set(username="nobody_special", password="")
-    weak = create_engine(url.render_as_string(hide_password=False))
+        await connection.execute(text("DROP ROLE IF EXISTS cenote_unprivileged"))
+        await connection.execute(text("CREATE ROLE cenote_unprivileged LOGIN"))
+    url = empty_engine.url.set(username="cenote_unprivileged", password="")
+    unprivileged = create_engine(url.render_as_string(hide_password=False))
     with pytest.raises(MigrationError, match="permission denied"):
-        await PgVectorStore(weak, 4, schema="locked").apply_migrations()
-    await weak.dispose()
+        await PgVectorStore(unprivileged, 4, schema="locked").apply_migrations()
+    await unprivileged.dispose()
     async with empty_engine.begin() as connection:
-        await connection.execute(text("DROP ROLE nobody_special"))
+        await connection.execute(text("DROP ROLE cenote_unprivileged"))
 
 
 # -- alembic's command line ------------------------------------------------------------------------
 
 
-async def test_the_command_line_of_a_checkout(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+async def test_the_alembic_command_in_a_checkout(empty_engine: AsyncEngine, empty_dsn: str) -> None:
     """Upgrade, downgrade and upgrade again, with settings from -x and from the environment."""
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     result = alembic("-x", "dimensions=4", "-x", "partitions=0", "upgrade", "head", **url)
@@ -313,7 +320,7 @@ async def test_the_command_line_of_a_checkout(empty_engine: AsyncEngine, empty_d
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environ", "says"),
+    ("arguments", "environ", "message"),
     [
         (["-x", "table_name=a b"], {}, "table_name"),
         (["-x", "dimensions=4"], {}, "CENOTE_DATABASE_URL"),
@@ -329,17 +336,19 @@ async def test_the_command_line_of_a_checkout(empty_engine: AsyncEngine, empty_d
         ),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], environ: dict[str, str], says: str) -> None:
-    """A hint is in it, and no password."""
+def test_invalid_arguments_of_alembic(
+    arguments: list[str], environ: dict[str, str], message: str
+) -> None:
+    """The error is one line with a hint and without a password."""
     result = alembic(*arguments, "upgrade", "head", **environ)
     assert result.returncode != 0
-    assert says in result.stdout + result.stderr
+    assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert "s3cret" not in result.stdout + result.stderr
 
 
 async def test_dimensions_are_required(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """The error says how to set them. If the table exists, they come from it."""
+    """The error says how to set the dimensions. For an existing table, they are not required."""
     for arguments in (["upgrade", "head"], ["upgrade", "head", "--sql"]):
         result = alembic(*arguments, CENOTE_DATABASE_URL=empty_dsn)
         assert result.returncode != 0
@@ -352,8 +361,8 @@ async def test_dimensions_are_required(empty_engine: AsyncEngine, empty_dsn: str
         assert result.returncode == 0, result.stdout + result.stderr
 
 
-async def test_check_finds_nothing(engine: AsyncEngine, dsn: str) -> None:
-    """After an upgrade, autogenerate creates nothing and drops no other tables."""
+async def test_alembic_check_after_an_upgrade(engine: AsyncEngine, dsn: str) -> None:
+    """Autogenerate finds no operations, and does not drop other tables."""
     async with engine.begin() as connection:
         await connection.execute(text("CREATE TABLE mine (id int)"))
     result = alembic("-x", "dimensions=4", "check", CENOTE_DATABASE_URL=dsn)
@@ -362,8 +371,8 @@ async def test_check_finds_nothing(engine: AsyncEngine, dsn: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"schema": "s", "table_name": "T", "partitions": "0"}])
-async def test_sql_for_a_dba(empty_engine: AsyncEngine, settings: dict[str, str]) -> None:
-    """SQL printed without a database creates the same objects as the online upgrade."""
+async def test_sql_scripts(empty_engine: AsyncEngine, settings: dict[str, str]) -> None:
+    """A script printed without a database creates the same objects as an online upgrade."""
     arguments = [part for name, value in settings.items() for part in ("-x", f"{name}={value}")]
     result = alembic("-x", "dimensions=4", *arguments, "upgrade", "head", "--sql")
     assert result.returncode == 0, result.stderr
@@ -371,7 +380,7 @@ async def test_sql_for_a_dba(empty_engine: AsyncEngine, settings: dict[str, str]
     assert config is not None
     await run_script(empty_engine, result.stdout)
     scripted = await objects(empty_engine, config)
-    await schema.upgrade(empty_engine, config)  # at head already
+    await schema.upgrade(empty_engine, config)  # the script has recorded the latest revision
     async with empty_engine.begin() as connection:
         await connection.run_sync(chunk_table(config).drop)
         await connection.run_sync(chunk_table(config).create)

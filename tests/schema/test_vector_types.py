@@ -1,4 +1,4 @@
-"""Vector column types on every connection, beside the application's own vector columns."""
+"""Vector column types with each codec, and the application's own vector columns."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ async def application_engine(dsn: str, codec: str) -> AsyncIterator[AsyncEngine]
     ],
     ids=lambda value: f"{type(value).__name__}-{getattr(value, 'dtype', '')}",
 )
-async def test_types_on_every_connection(application_engine: AsyncEngine, value: Any) -> None:
-    """They accept every kind of sequence and return float32 arrays."""
+async def test_values_and_results(application_engine: AsyncEngine, value: Any) -> None:
+    """The types accept every kind of sequence and return float32 arrays, with any codec."""
     async with application_engine.begin() as connection:
         await connection.execute(insert(cenote_table), [{"id": 1, "vector": value, "half": value}])
         await connection.execute(insert(cenote_table), [{"id": 2}])
@@ -96,7 +96,7 @@ async def test_types_on_every_connection(application_engine: AsyncEngine, value:
         assert empty.scalar_one() is None
 
 
-async def test_literals(application_engine: AsyncEngine) -> None:
+async def test_literal_values(application_engine: AsyncEngine) -> None:
     """SQL with literal values is valid."""
     compiled = select(literal(VALUES, VectorType(3)), literal(VALUES, HalfvecType(3))).compile(
         application_engine.sync_engine, compile_kwargs={"literal_binds": True}
@@ -106,12 +106,13 @@ async def test_literals(application_engine: AsyncEngine) -> None:
         assert [list(value) for value in rows.one()] == [VALUES, VALUES]
 
 
-async def test_columns_of_pgvectors_types_beside_a_store(
+async def test_pgvectors_own_types_beside_a_store(
     application_engine: AsyncEngine, codec: str
 ) -> None:
-    """They read the same with cenote's codec as without any; pgvector's codec breaks them."""
+    """Columns of pgvector's types read the same with cenote's codec as without a codec."""
     if codec == "pgvector's codec":
-        await PgVectorStore(application_engine, 4).search([1, 0, 0, 0], "n")  # replaces the codec
+        # The store replaces pgvector's codec.
+        await PgVectorStore(application_engine, 4).search([1, 0, 0, 0], "n")
     async with application_engine.begin() as connection:
         for number, value in enumerate([VALUES, np.array(VALUES)]):
             await connection.execute(
@@ -130,7 +131,7 @@ async def test_columns_of_pgvectors_types_beside_a_store(
 async def test_the_codec_accepts_the_values_of_pgvectors_codec(
     dsn: str, engine: AsyncEngine
 ) -> None:
-    """It also accepts arrays of vectors. The values go directly to the driver."""
+    """cenote's codec accepts all values that pgvector's codec accepts, and arrays of vectors."""
     import pgvector
 
     async with engine.connect() as connection:
@@ -156,7 +157,7 @@ async def test_the_codec_accepts_the_values_of_pgvectors_codec(
 async def test_an_extension_in_another_schema(
     empty_dsn: str, empty_engine: AsyncEngine, installed_before: bool
 ) -> None:
-    """The types work if the schema is on the search_path. The revision creates the extension."""
+    """The types work if the extension's schema, which the revision creates, is on search_path."""
     async with empty_engine.begin() as connection:
         database = make_url(empty_dsn).database
         await connection.execute(text(f'ALTER DATABASE "{database}" SET search_path = public, ext'))
