@@ -1,4 +1,4 @@
-"""Test bulk loads: the ANN index, concurrent searches, and interrupted loads."""
+"""Bulk loads: the ANN index, concurrent searches, and interrupted loads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from cenote.testing import embedded, stored
 QUERY = [1.0, 0.5, 0.25, 0.125]
 
 
-def many(count: int, seed: int = 0) -> Iterator[EmbeddedChunk]:
+def random_chunks(count: int, seed: int = 0) -> Iterator[EmbeddedChunk]:
     """Generate chunks with random vectors."""
     generator = np.random.default_rng(seed)
     for number in range(count):
@@ -46,32 +46,35 @@ async def ann_indexes(engine: AsyncEngine) -> int:
         return int((await connection.execute(query)).scalar_one())
 
 
-PARTS = 17
-"""Number of valid ANN indexes of a table: those of 16 partitions, and the parent."""
+ALL_INDEXES = 17
+"""Number of ANN indexes of the table: one for each of 16 partitions, and their parent."""
 
-NEIGHBOUR = "m"
-"""A namespace in another partition than "n"."""
+OTHER_PARTITION = "m"
+"""Namespace in another partition than "n"."""
 
 
-async def test_an_empty_table_is_indexed_last(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """There is no index while rows are written; then come all indexes and statistics."""
-    seen: list[Any] = []
-    during: list[tuple[int, int]] = []
+async def test_an_empty_table_is_indexed_after_the_load(
+    store: PgVectorStore, engine: AsyncEngine
+) -> None:
+    """The indexes are dropped during the load, then built and analyzed; searches are complete."""
+    progress: list[Any] = []
+    indexes_and_results: list[tuple[int, int]] = []
 
     async def source() -> AsyncIterator[EmbeddedChunk]:
-        for number, item in enumerate(many(3500)):
+        for number, item in enumerate(random_chunks(3500)):
             if number % 1000 == 0:
                 results = await store.search(QUERY, "n", 5000)
-                during.append((await ann_indexes(engine), len(results)))
+                indexes_and_results.append((await ann_indexes(engine), len(results)))
             yield item
 
-    assert await store.bulk_load(source(), "n", progress=seen.append) == 3500
-    assert during == [(PARTS, 0), (0, 1000), (0, 2000), (0, 3000)]  # at most one batch is held
-    assert await ann_indexes(engine) == PARTS
-    assert [state.chunks for state in seen if isinstance(state, LoadProgress)] == [
+    assert await store.bulk_load(source(), "n", progress=progress.append) == 3500
+    # The load holds at most one batch of chunks.
+    assert indexes_and_results == [(ALL_INDEXES, 0), (0, 1000), (0, 2000), (0, 3000)]
+    assert await ann_indexes(engine) == ALL_INDEXES
+    assert [state.chunks for state in progress if isinstance(state, LoadProgress)] == [
         *(1000, 2000, 3000, 3500, 3500)
     ]
-    assert seen[-1].done
+    assert progress[-1].done
     async with engine.connect() as connection:
         query = text("SELECT max(reltuples) FROM pg_class WHERE relname LIKE 'cenote_chunks_p__'")
         assert (await connection.execute(query)).scalar_one() == 3500
@@ -79,63 +82,63 @@ async def test_an_empty_table_is_indexed_last(store: PgVectorStore, engine: Asyn
     assert len(await store.search(QUERY, "n", 4000)) == 3500
 
 
-@pytest.mark.parametrize("existing", ["n", NEIGHBOUR])
+@pytest.mark.parametrize("existing", ["n", OTHER_PARTITION])
 async def test_a_table_with_rows_keeps_its_index(
     store: PgVectorStore, engine: AsyncEngine, existing: str
 ) -> None:
-    """The load inserts into the live index, also into an empty partition beside a full one."""
+    """The load inserts into the live index, even if the namespace's partition is empty."""
     await store.upsert([embedded("a")], existing)
     counts: list[int] = []
 
     async def source() -> AsyncIterator[EmbeddedChunk]:
-        for item in many(1200):
+        for item in random_chunks(1200):
             yield item
         counts.append(await ann_indexes(engine))
 
     assert await store.bulk_load(source(), "n") == 1200
-    assert counts == [PARTS]
-    assert await ann_indexes(engine) == PARTS
+    assert counts == [ALL_INDEXES]
+    assert await ann_indexes(engine) == ALL_INDEXES
     assert await store.check_schema() == []
     assert len(await store.search(QUERY, "n", 2000)) == await store.count("n")
     assert len(await store.search(QUERY, existing)) > 0
 
 
-@pytest.mark.parametrize(("ann_index", "during"), [("rebuild", 0), ("keep", PARTS)])
-async def test_the_caller_chooses_what_happens_to_the_index(
-    store: PgVectorStore, engine: AsyncEngine, ann_index: Any, during: int
+@pytest.mark.parametrize(("ann_index", "indexes"), [("rebuild", 0), ("keep", ALL_INDEXES)])
+async def test_ann_index_argument(
+    store: PgVectorStore, engine: AsyncEngine, ann_index: Any, indexes: int
 ) -> None:
-    """It is dropped although others use it, or kept although the table is empty."""
+    """`ann_index` drops the index of a table with rows, or keeps the index of an empty table."""
     if ann_index == "rebuild":
         await store.upsert([embedded("a")], "other")
     counts: list[int] = []
 
     async def source() -> AsyncIterator[EmbeddedChunk]:
-        for item in many(1010):
+        for item in random_chunks(1010):
             yield item
-        counts.append(await ann_indexes(engine))  # when the first batch is written
+        counts.append(await ann_indexes(engine))  # after the first batch has been written
 
     await store.bulk_load(source(), "n", ann_index=ann_index)
-    assert counts == [during]
-    assert await ann_indexes(engine) == PARTS
+    assert counts == [indexes]
+    assert await ann_indexes(engine) == ALL_INDEXES
 
 
-async def test_many_namespaces(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """The index is built once, after all of them."""
+async def test_deferred_ann_index(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """Within the block, loads of several namespaces do not build the index; its end builds it."""
     async with store.deferred_ann_index():
         for namespace in ("a", "b", "c"):
-            assert await store.bulk_load(many(20), namespace) == 20
+            assert await store.bulk_load(random_chunks(20), namespace) == 20
             assert await ann_indexes(engine) == 0
-    assert await ann_indexes(engine) == PARTS
-    assert await store.bulk_load(many(20), "d") == 20
+    assert await ann_indexes(engine) == ALL_INDEXES
+    assert await store.bulk_load(random_chunks(20), "d") == 20
     for namespace in ("a", "b", "c", "d"):
         assert len(await stored(store, namespace)) == 20
 
 
-async def test_a_bad_chunk_ends_the_load(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """Batches before it stay. Loading again writes the rest, and builds the index."""
+async def test_an_invalid_chunk_ends_the_load(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """Earlier batches stay stored. A second load writes the rest and builds the index."""
 
     def source(dimensions: int) -> Iterator[EmbeddedChunk]:
-        yield from many(1500)
+        yield from random_chunks(1500)
         yield embedded("bad", [1.0] * dimensions)
 
     with pytest.raises(DimensionMismatchError) as error:
@@ -147,7 +150,7 @@ async def test_a_bad_chunk_ends_the_load(store: PgVectorStore, engine: AsyncEngi
     assert len(await store.search(QUERY, "n", 2000)) == 1000
     assert await store.bulk_load(source(4), "n") == 1501
     assert len(await stored(store, "n")) == 1501
-    assert await ann_indexes(engine) == PARTS
+    assert await ann_indexes(engine) == ALL_INDEXES
 
 
 _LOADING = """
@@ -170,8 +173,10 @@ asyncio.run(main())
 """
 
 
-async def test_a_killed_load_goes_on(store: PgVectorStore, engine: AsyncEngine, dsn: str) -> None:
-    """Whole batches remain. Loading the same chunks again stores each of them once."""
+async def test_a_killed_load_can_be_repeated(
+    store: PgVectorStore, engine: AsyncEngine, dsn: str
+) -> None:
+    """After SIGKILL, whole batches remain; a second load stores each chunk once."""
     with subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-c", _LOADING, dsn], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -184,8 +189,9 @@ async def test_a_killed_load_goes_on(store: PgVectorStore, engine: AsyncEngine, 
     chunks = (embedded(f"{n:06}", [1.0, n % 7, n % 11, 0.5]) for n in range(remaining + 500))
     assert await store.bulk_load(chunks, "n") == remaining + 500
     assert len(await stored(store, "n")) == remaining + 500
-    assert await ann_indexes(engine) == PARTS
-    async with engine.connect() as connection:  # nothing was rewritten
+    assert await ann_indexes(engine) == ALL_INDEXES
+    async with engine.connect() as connection:
+        # The second load did not rewrite the four complete batches.
         query = text("SELECT count(DISTINCT created_at) FROM cenote_chunks WHERE id < '004000'")
         assert (await connection.execute(query)).scalar_one() == 4
 
@@ -193,7 +199,7 @@ async def test_a_killed_load_goes_on(store: PgVectorStore, engine: AsyncEngine, 
 async def test_a_role_that_does_not_own_the_table(
     store: PgVectorStore, engine: AsyncEngine, dsn: str
 ) -> None:
-    """It can load, into the live index."""
+    """The role loads into the live index, because it cannot drop the index."""
     async with engine.begin() as connection:
         for statement in (
             "CREATE ROLE loader LOGIN",
@@ -205,76 +211,77 @@ async def test_a_role_that_does_not_own_the_table(
         async with await PgVectorStore.connect(
             url.set(drivername="postgresql").render_as_string(hide_password=False), 4
         ) as loader:
-            assert await loader.bulk_load(many(20), "n") == 20
-            assert await ann_indexes(engine) == PARTS
-            async with store.deferred_ann_index():  # only the owner can do this
-                assert await loader.bulk_load(many(30), "n") == 30
+            assert await loader.bulk_load(random_chunks(20), "n") == 20
+            assert await ann_indexes(engine) == ALL_INDEXES
+            async with store.deferred_ann_index():  # only the owner can drop the index
+                assert await loader.bulk_load(random_chunks(30), "n") == 30
                 assert await ann_indexes(engine) == 0
-        assert await ann_indexes(engine) == PARTS
+        assert await ann_indexes(engine) == ALL_INDEXES
     finally:
         async with engine.begin() as connection:
             await connection.execute(text("DROP OWNED BY loader"))
             await connection.execute(text("DROP ROLE loader"))
 
 
-@pytest.mark.parametrize("settings", [{"memory": "lots"}, {"workers": -1}, {}])
+@pytest.mark.parametrize("build_settings", [{"memory": "lots"}, {"workers": -1}, {}])
 async def test_arguments_are_checked_before_the_index_is_dropped(
-    store: PgVectorStore, engine: AsyncEngine, settings: Any
+    store: PgVectorStore, engine: AsyncEngine, build_settings: Any
 ) -> None:
-    """An invalid first batch and invalid build settings raise an error before that."""
+    """An invalid first batch or invalid build settings leave the index in place."""
     await store.upsert([embedded("a")], "other")
-    dimensions = 4 if settings else 3
+    dimensions = 4 if build_settings else 3
     for load in (
-        store.bulk_load([embedded("b", [1.0] * dimensions)], "n", ann_index="rebuild", **settings),
-        _load_without_index(store, settings),
+        store.bulk_load(
+            [embedded("b", [1.0] * dimensions)], "n", ann_index="rebuild", **build_settings
+        ),
+        _load_without_index(store, build_settings),
     ):
-        with pytest.raises(MigrationError if settings else DimensionMismatchError):
+        with pytest.raises(MigrationError if build_settings else DimensionMismatchError):
             await load
-    assert await ann_indexes(engine) == (PARTS if settings else 0)
+    assert await ann_indexes(engine) == (ALL_INDEXES if build_settings else 0)
     assert await stored(store, "n") == []
 
 
-async def _load_without_index(store: PgVectorStore, settings: Any) -> None:
-    async with store.deferred_ann_index(**settings):
+async def _load_without_index(store: PgVectorStore, build_settings: Any) -> None:
+    async with store.deferred_ann_index(**build_settings):
         await store.bulk_load([embedded("b", [1.0, 2.0, 3.0])], "n")
 
 
-async def test_an_error_has_a_note_about_the_missing_index(store: PgVectorStore) -> None:
-    """The note names the command that builds it."""
+async def test_a_note_about_the_missing_index(store: PgVectorStore) -> None:
+    """If a load fails without index, the error has a note with the command that builds it."""
     with pytest.raises(DimensionMismatchError) as error:
         await _load_without_index(store, {})
     assert "cenote reindex" in error.value.__notes__[0]
 
 
 async def test_a_closed_store_does_not_drop_the_index(dsn: str, engine: AsyncEngine) -> None:
-    """Neither `bulk_load` nor `deferred_ann_index` does."""
+    """`bulk_load` and `deferred_ann_index` of a closed store raise an error at once."""
     store = await PgVectorStore.connect(dsn, 4)
     await store.apply_migrations()
     await store.close()
-    for load in (store.bulk_load(many(1), "n"), _load_without_index(store, {})):
+    for load in (store.bulk_load(random_chunks(1), "n"), _load_without_index(store, {})):
         with pytest.raises(VectorStoreError, match="closed"):
             await load
-    assert await ann_indexes(engine) == PARTS
+    assert await ann_indexes(engine) == ALL_INDEXES
 
 
-async def test_an_empty_table_that_others_lock(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """The load does not wait, and inserts into the live index."""
+async def test_a_locked_empty_table(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """The load does not wait for the lock, but inserts into the live index."""
     async with engine.connect() as reader:
-        await reader.execute(
-            text("SELECT count(*) FROM cenote_chunks")
-        )  # the transaction stays open
-        assert await store.bulk_load(many(20), "n") == 20
+        # The transaction stays open.
+        await reader.execute(text("SELECT count(*) FROM cenote_chunks"))
+        assert await store.bulk_load(random_chunks(20), "n") == 20
         assert len(await stored(store, "n")) == 20
-    assert await ann_indexes(engine) == PARTS
+    assert await ann_indexes(engine) == ALL_INDEXES
 
 
 async def test_the_callers_generator_is_closed(store: PgVectorStore) -> None:
-    """It is closed before the error of a load reaches the caller."""
+    """A load closes the caller's generator before it raises an error."""
     closed = []
 
     async def source() -> AsyncIterator[EmbeddedChunk]:
         try:
-            for item in many(2000):
+            for item in random_chunks(2000):
                 yield item
             yield embedded("bad", [1.0])
             yield embedded("never")
@@ -287,13 +294,13 @@ async def test_the_callers_generator_is_closed(store: PgVectorStore) -> None:
     assert closed == [True]
 
 
-async def test_loading_into_memory() -> None:
-    """`InMemoryVectorStore` has the same methods."""
+async def test_bulk_loads_in_memory() -> None:
+    """`InMemoryVectorStore` has `bulk_load` and `deferred_ann_index`, too."""
     memory = InMemoryVectorStore(4)
-    seen: list[LoadProgress] = []
+    progress: list[LoadProgress] = []
     async with memory.deferred_ann_index():
-        assert await memory.bulk_load(many(1500), "n", progress=seen.append) == 1500
-    assert [(state.chunks, state.done) for state in seen] == [
+        assert await memory.bulk_load(random_chunks(1500), "n", progress=progress.append) == 1500
+    assert [(state.chunks, state.done) for state in progress] == [
         (1000, False),
         (1500, False),
         (1500, True),
@@ -311,8 +318,8 @@ async def test_loading_into_memory() -> None:
         ({"namespace": ""}, "namespace"),
     ],
 )
-async def test_bad_arguments(store: PgVectorStore, arguments: Any, field: str) -> None:
-    """Both stores raise the same error."""
+async def test_invalid_arguments(store: PgVectorStore, arguments: Any, field: str) -> None:
+    """Both stores raise an error that names the argument."""
     for any_store in (store, InMemoryVectorStore(4)):
         with pytest.raises(InvalidInputError) as error:
             await any_store.bulk_load(**{"embedded_chunks": [], "namespace": "n", **arguments})
@@ -320,7 +327,7 @@ async def test_bad_arguments(store: PgVectorStore, arguments: Any, field: str) -
 
 
 def test_progress_bar() -> None:
-    """It is drawn only on a terminal."""
+    """The bar is drawn on a terminal, and nowhere else."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -1,4 +1,4 @@
-"""Columns of a user model, which an upsert writes together with the chunk's."""
+"""User columns, which an upsert writes together with the columns of the chunk."""
 
 from __future__ import annotations
 
@@ -66,10 +66,8 @@ VALUES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("values", VALUES, ids=str)
-async def test_values_of_all_kinds_survive(
-    store: PgVectorStore[Passage], values: dict[str, Any]
-) -> None:
-    """Values of all types come back equal, in mixed batches and when they replace others."""
+async def test_values_of_all_types(store: PgVectorStore[Passage], values: dict[str, Any]) -> None:
+    """Values of all types are read as they were written, by inserts and by updates."""
     await store.upsert([embedded(id, columns=values) for id in "ab"], "t")
     await store.upsert([embedded("a", columns=dict.fromkeys(values, None) | values)], "t")
     for id in "ab":
@@ -83,8 +81,8 @@ async def test_values_of_all_kinds_survive(
             assert actual == value
 
 
-async def test_columns_that_are_not_named_keep_their_value(store: PgVectorStore[Passage]) -> None:
-    """New rows get defaults, with one call of a Python default per row; onupdate applies."""
+async def test_columns_without_a_value_are_kept(store: PgVectorStore[Passage]) -> None:
+    """New rows get defaults, changed rows keep values that are not passed, and onupdate applies."""
     await store.upsert([embedded(id, columns={"page": 1}) for id in "ab"], "t")
     first, second = await row(store, "a"), await row(store, "b")
     assert (first.language, first.revised, first.changed_at) == ("en", 0, None)
@@ -96,8 +94,8 @@ async def test_columns_that_are_not_named_keep_their_value(store: PgVectorStore[
     assert after.changed_at is not None
 
 
-async def test_equal_rows_are_not_rewritten(store: PgVectorStore[Passage]) -> None:
-    """User columns are compared, also of types without equality. onupdate alone changes nothing."""
+async def test_rows_with_equal_columns_are_not_rewritten(store: PgVectorStore[Passage]) -> None:
+    """A row is rewritten only if a user column, of any type, gets another value."""
     columns = {"page": 1, "extra": {"a": 1}, "readers": ["x"], "summary": [1, 2]}
     version = "SELECT xmin::text FROM passages"
     await store.upsert([embedded("a", columns=columns)], "t")
@@ -142,7 +140,7 @@ async def test_equal_rows_are_not_rewritten(store: PgVectorStore[Passage]) -> No
 async def test_invalid_columns(
     store: PgVectorStore[Passage], columns: list[Any], message: str
 ) -> None:
-    """Unknown or unsuitable columns are rejected by name, before anything is written."""
+    """The error names the unknown or unsuitable column, and nothing is written."""
     batch = [embedded(str(n), columns=values) for n, values in enumerate(columns)]
     with pytest.raises(InvalidInputError) as error:
         await store.upsert(batch, "t")
@@ -151,8 +149,8 @@ async def test_invalid_columns(
     assert await stored(store, "t") == []
 
 
-async def test_values_that_do_not_fit_are_rejected(store: PgVectorStore[Passage]) -> None:
-    """Values that do not fit are neither cut nor padded, but rejected as in any INSERT."""
+async def test_values_of_the_wrong_length_are_rejected(store: PgVectorStore[Passage]) -> None:
+    """Values are neither cut nor padded to the length of their column."""
     await store.upsert([embedded("b", columns={"flags": BitString("101")})], "t")
     assert await scalar(store.engine, "SELECT flags::text FROM passages") == "101"
     for columns, state in (({"short": "too long"}, "22001"), ({"flags": BitString("1")}, "22026")):
@@ -162,38 +160,40 @@ async def test_values_that_do_not_fit_are_rejected(store: PgVectorStore[Passage]
 
 
 @pytest.mark.parametrize("value", ["no number", 2**40])
-async def test_a_value_of_another_type(store: PgVectorStore[Passage], value: Any) -> None:
-    """The driver or the server rejects it, and the message does not quote it."""
+async def test_values_of_another_type_are_rejected(
+    store: PgVectorStore[Passage], value: Any
+) -> None:
+    """The driver or the server rejects the value; the message does not quote it."""
     with pytest.raises(VectorStoreError) as error:
         await store.upsert([embedded("a", columns={"page": value})], "t")
     assert str(value) not in str(error.value)
     assert await stored(store, "t") == []
 
 
-class Strict(DeclarativeBase):
+class StrictBase(DeclarativeBase):
     pass
 
 
-class Folder(Strict):
+class Folder(StrictBase):
     __tablename__ = "folders"
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-class File(ChunkMixin, Strict, dimensions=4, partitions=2):
+class File(ChunkMixin, StrictBase, dimensions=4, partitions=2):
     __tablename__ = "files"
     folder_id: Mapped[int] = mapped_column(ForeignKey("folders.id"), index=True)
     path: Mapped[str] = mapped_column("file_path")
 
 
-async def test_a_required_column(empty_engine: AsyncEngine) -> None:
-    """A missing value is an error that names the attribute."""
+async def test_required_columns(empty_engine: AsyncEngine) -> None:
+    """A missing value raises an error that names the attribute."""
     store = PgVectorStore(empty_engine, model=File)
     for columns in ({"folder_id": 1}, {"folder_id": 1, "path": None}, {}):
         with pytest.raises(InvalidInputError, match=r"must include a value for (path|folder_id)"):
             await store.upsert([embedded("a", columns=columns)], "t")
     async with empty_engine.begin() as connection:
         await connection.execute(text("CREATE EXTENSION vector"))
-        await connection.run_sync(Strict.metadata.create_all)
+        await connection.run_sync(StrictBase.metadata.create_all)
         await connection.execute(text("INSERT INTO folders VALUES (1)"))
     await store.upsert([embedded("a", columns={"folder_id": 1, "path": "x"})], "t")
     assert await found(store, V, "t", where=File.path == "x") == ["a"]
@@ -211,8 +211,8 @@ async def test_columns_without_a_user_model(engine: AsyncEngine) -> None:
     assert await found(memory, V, "t") == ["a"]
 
 
-async def test_columns_filter_searches_and_iterations(store: PgVectorStore[Passage]) -> None:
-    """where= filters by user columns before the limit applies."""
+async def test_conditions_on_columns(store: PgVectorStore[Passage]) -> None:
+    """where= filters searches and iterations by user columns, before the limit applies."""
     documents = [Document(title="a"), Document(title="b")]
     async with AsyncSession(store.engine, expire_on_commit=False) as session, session.begin():
         session.add_all(documents)
@@ -222,8 +222,8 @@ async def test_columns_filter_searches_and_iterations(store: PgVectorStore[Passa
             await store.upsert(batch, "t", session=session)
     of_b = Passage.doc_id == documents[1].id
     assert await found(store, V, "t", 3, where=of_b) == ["b:0", "b:1", "b:2"]
-    late = of_b & (Passage.page > 16)
-    assert await found(store, V, "t", 10, where=late) == ["b:17", "b:18", "b:19"]
+    last_of_b = of_b & (Passage.page > 16)
+    assert await found(store, V, "t", 10, where=last_of_b) == ["b:17", "b:18", "b:19"]
     titled = Passage.document.has(Document.title == "a")
     assert await found(store, V, "t", 2, where=titled, exact=True) == ["a:0", "a:1"]
     assert len(await stored(store, "t", where=titled)) == 20

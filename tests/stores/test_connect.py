@@ -1,4 +1,4 @@
-"""Opening a store with a connection string."""
+"""Connection strings and arguments of `PgVectorStore.connect`, and its retries."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ async def proxy(dsn: str) -> AsyncIterator[Proxy]:
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
 async def test_connection_strings(dsn: str, proxy: Proxy, scheme: str) -> None:
-    """All schemes work, over TCP and over the server's own address (embedded: a Unix socket)."""
+    """All schemes work, over TCP and over the server's own address."""
     for string in (dsn, proxy.dsn):
         async with await PgVectorStore.connect(scheme + string[string.index("://") :], 4) as store:
             await store.upsert([embedded("a")], "n")
             assert await found(store, [1, 0, 0, 0], "n") == ["a"]
 
 
-async def test_arguments_in_the_string_reach_driver_and_dialect(dsn: str) -> None:
-    """Arguments of libpq and SQLAlchemy's cache size reach the connection."""
+async def test_arguments_of_driver_and_dialect(dsn: str) -> None:
+    """Arguments of libpq and SQLAlchemy's cache size apply to the connection."""
     url = make_url(dsn).update_query_dict(
         {"application_name": "my app", "prepared_statement_cache_size": "0"}
     )
@@ -58,7 +58,7 @@ async def test_arguments_in_the_string_reach_driver_and_dialect(dsn: str) -> Non
 
 
 async def test_pool_sizes(dsn: str) -> None:
-    """min_size connections are opened at once, and at most max_size later."""
+    """`connect` opens min_size connections, and the pool never has more than max_size."""
     async with await PgVectorStore.connect(dsn, 4, min_size=3, max_size=4) as store:
         pool = store.engine.pool
         assert isinstance(pool, QueuePool)
@@ -103,7 +103,7 @@ async def test_invalid_arguments(dsn: str, arguments: dict[str, Any]) -> None:
     ],
 )
 async def test_invalid_connection_strings(string: Any) -> None:
-    """Other strings are rejected at once and never quoted."""
+    """Invalid connection strings are rejected, and the error does not quote them."""
     with pytest.raises(ConfigurationError) as error:
         await PgVectorStore.connect(string, 4)
     assert "s3cret" not in str(error.value)
@@ -113,7 +113,7 @@ async def test_invalid_connection_strings(string: Any) -> None:
     "password", ["a#b", "a?b=c", "a/b", "a[b", "a／b", "%C3%B1%40", "a:b", "ñ"]
 )
 async def test_passwords_of_all_kinds(dsn: str, proxy: Proxy, password: str) -> None:
-    """Passwords may be percent-encoded or not; host and port are still recognised."""
+    """Passwords may be percent-encoded or not."""
     string = proxy.dsn.replace("postgres@", f"postgres:{password}@")
     if "postgres:" not in string:
         pytest.skip("the server has another role")
@@ -133,34 +133,34 @@ async def test_arguments_of_libpq_and_of_the_driver(dsn: str) -> None:
 
 
 async def test_invalid_settings_open_no_connection(proxy: Proxy) -> None:
-    """Invalid settings are rejected before a connection is opened."""
+    """Invalid settings are rejected before `connect` opens a connection."""
     with pytest.raises(ConfigurationError):
         await PgVectorStore.connect(proxy.dsn, 4, hnsw_m=1)
     assert proxy.round_trips == 0
 
 
-async def test_waits_for_a_server_that_comes_up(dsn: str) -> None:
-    """connect() retries refused connections until the server is up."""
-    late = Proxy(dsn)
+async def test_connect_waits_for_the_server(dsn: str) -> None:
+    """`connect` retries refused connections until the server is running."""
+    proxy = Proxy(dsn)
     port = _free_port()
 
-    async def start_late() -> None:
+    async def start_later() -> None:
         await asyncio.sleep(0.4)
-        await late.start(port)
+        await proxy.start(port)
 
     url = make_url(dsn).set(host="127.0.0.1", port=port, query={"sslmode": "disable"})
-    start = asyncio.create_task(start_late())
+    start = asyncio.create_task(start_later())
     store = await PgVectorStore.connect(
         url.render_as_string(hide_password=False), 4, startup_backoff_seconds=0.1
     )
     await start
     await store.upsert([embedded("a")], "n")
     await store.close()
-    await late.stop()
+    await proxy.stop()
 
 
-async def test_gives_up_after_the_retries() -> None:
-    """connect() waits exponentially longer, and does not quote the password."""
+async def test_connect_raises_an_error_after_the_retries() -> None:
+    """The pauses grow exponentially; the error contains the attempts but not the password."""
     url = f"postgresql://u:s3cret@127.0.0.1:{_free_port()}/d"
     begin = time.monotonic()
     with pytest.raises(StoreConnectionError, match="tried 4 times") as error:
@@ -172,11 +172,11 @@ async def test_gives_up_after_the_retries() -> None:
     assert "s3cret" not in str(error.value)
 
 
-async def test_a_server_that_does_not_answer_times_out() -> None:
-    """Each attempt ends after `timeout`."""
+async def test_attempts_time_out() -> None:
+    """Each attempt ends after `timeout` if the server does not answer."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        listener.listen()  # but accepts nothing
+        listener.listen()  # connections are never accepted
         url = f"postgresql://u@127.0.0.1:{listener.getsockname()[1]}/d?sslmode=disable"
         with pytest.raises(StoreConnectionError) as error:
             await PgVectorStore.connect(
@@ -186,7 +186,7 @@ async def test_a_server_that_does_not_answer_times_out() -> None:
     assert isinstance(error.value.__cause__, TimeoutError)
 
 
-async def test_an_unknown_database_fails_at_once(server_dsn: str) -> None:
+async def test_an_unknown_database_is_not_retried(server_dsn: str) -> None:
     """A missing database is not retried, because waiting would not create it."""
     url = make_url(server_dsn).set(database="no_such_database")
     with pytest.raises(StoreConnectionError) as error:
@@ -196,7 +196,7 @@ async def test_an_unknown_database_fails_at_once(server_dsn: str) -> None:
     assert isinstance(error.value.__cause__, asyncpg.InvalidCatalogNameError)
 
 
-async def test_a_wrong_password_fails_at_once(tmp_path: Path) -> None:
+async def test_a_wrong_password_is_not_retried(tmp_path: Path) -> None:
     """A wrong password is not retried; the right one works."""
     with EmbeddedPostgres(tmp_path / "postgres") as server:
         connection = await asyncpg.connect(server.dsn)
@@ -219,23 +219,23 @@ async def test_a_wrong_password_fails_at_once(tmp_path: Path) -> None:
 
 
 async def test_a_full_server_is_retried(engine: AsyncEngine, dsn: str) -> None:
-    """A full server is retried until a connection is free."""
+    """`connect` retries while the role has all its connections in use."""
     async with engine.begin() as connection:
-        await connection.execute(text("DROP ROLE IF EXISTS cenote_crowd"))
-        await connection.execute(text("CREATE ROLE cenote_crowd LOGIN CONNECTION LIMIT 0"))
+        await connection.execute(text("DROP ROLE IF EXISTS cenote_limited"))
+        await connection.execute(text("CREATE ROLE cenote_limited LOGIN CONNECTION LIMIT 0"))
 
     async def make_room() -> None:
         await asyncio.sleep(0.3)
         async with engine.begin() as connection:
-            await connection.execute(text("ALTER ROLE cenote_crowd CONNECTION LIMIT 5"))
+            await connection.execute(text("ALTER ROLE cenote_limited CONNECTION LIMIT 5"))
 
-    crowd = make_url(dsn).set(username="cenote_crowd").render_as_string(hide_password=False)
-    room = asyncio.create_task(make_room())
-    store = await PgVectorStore.connect(crowd, 4, startup_backoff_seconds=0.1)
-    await room
+    limited = make_url(dsn).set(username="cenote_limited").render_as_string(hide_password=False)
+    making_room = asyncio.create_task(make_room())
+    store = await PgVectorStore.connect(limited, 4, startup_backoff_seconds=0.1)
+    await making_room
     await store.close()
     async with engine.begin() as connection:
-        await connection.execute(text("DROP ROLE cenote_crowd"))
+        await connection.execute(text("DROP ROLE cenote_limited"))
 
 
 @pytest.mark.parametrize(
@@ -258,12 +258,12 @@ async def test_a_full_server_is_retried(engine: AsyncEngine, dsn: str) -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_transient_errors(error: Exception, transient: bool) -> None:
-    """Errors that may go away are transient; others are not."""
+    """Only errors that may go away count as transient."""
     assert is_transient(error) is transient
 
 
-def test_a_connection_string_in_a_message() -> None:
-    """A connection string in a message has neither password nor query."""
+def test_connection_strings_in_messages() -> None:
+    """Messages show a connection string without password and query."""
     assert safe_dsn("postgresql://u:s3cret@h/d?password=s3cret") == "postgresql://u:***@h/d"
 
 

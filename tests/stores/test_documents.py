@@ -1,4 +1,4 @@
-"""Reading, deleting and synchronising documents in the application's session."""
+"""Reading, deleting and synchronising documents in the caller's session."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def session(library: AsyncEngine) -> AsyncIterator[AsyncSession]:
 
 @pytest.fixture
 async def document(session: AsyncSession, store: PgVectorStore[Passage]) -> Document:
-    """A document of three passages, committed."""
+    """A committed document with three passages."""
     document = Document(title="d")
     session.add(document)
     await session.flush()
@@ -40,10 +40,10 @@ async def document(session: AsyncSession, store: PgVectorStore[Passage]) -> Docu
     return document
 
 
-async def test_every_method_joins_the_callers_transaction(
+async def test_methods_join_the_callers_transaction(
     session: AsyncSession, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """Reads see uncommitted changes, and a rollback undoes all of them."""
+    """Reads see the uncommitted changes of the session, and a rollback undoes the changes."""
     before = await stored(store, "t")
     ids = [chunk.id for chunk in before]
     document_id = before[0].document_id
@@ -73,7 +73,7 @@ async def test_every_method_joins_the_callers_transaction(
 async def test_objects_in_the_session_are_updated(
     session: AsyncSession, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """Loaded objects get new metadata, and deleted ones leave the session."""
+    """Loaded objects get new metadata, and deleted objects leave the session."""
     rows = (await session.scalars(select(Passage).order_by(Passage.id))).all()
     first, second, third = rows
     await store.update_metadata({first.id: {"seen": True}}, "t", session=session)
@@ -88,10 +88,10 @@ async def test_objects_in_the_session_are_updated(
     assert [chunk.id for chunk in await stored(store, "t")] == [third.id]
 
 
-async def test_a_rejected_document_keeps_the_transaction_usable(
+async def test_a_rejected_document_leaves_the_transaction_usable(
     session: AsyncSession, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """Earlier changes in the transaction are kept and can be committed."""
+    """Earlier changes of the transaction can still be committed."""
     session.add(Document(title="other"))
     (chunk, *_) = await stored(store, "t")
     await store.delete([chunk.id], "t", session=session)
@@ -102,10 +102,10 @@ async def test_a_rejected_document_keeps_the_transaction_usable(
     assert await store.count("t") == 2
 
 
-async def test_a_rejected_document_keeps_the_objects(
+async def test_a_rejected_document_leaves_objects_in_the_session(
     session: AsyncSession, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """Objects in the session are not treated as deleted."""
+    """The session still writes changes of its objects."""
     rows = (await session.scalars(select(Passage).order_by(Passage.id))).all()
     chunks = await store.get([rows[0].id], "t")
     changed = replace(chunks[0], content="other", content_hash="other")
@@ -116,10 +116,10 @@ async def test_a_rejected_document_keeps_the_objects(
     assert (await store.get([rows[1].id], "t"))[0].content == "changed"
 
 
-async def test_a_stale_snapshot_is_rejected(
+async def test_repeatable_read_is_rejected(
     library: AsyncEngine, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """A REPEATABLE READ transaction could miss chunks that another call has committed."""
+    """`sync_document` could miss chunks that other transactions have committed."""
     (chunk, *_) = await stored(store, "t")
     async with library.connect() as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ")
@@ -130,8 +130,8 @@ async def test_a_stale_snapshot_is_rejected(
 async def test_content_that_changes_concurrently(
     library: AsyncEngine, store: PgVectorStore[Passage], document: Document
 ) -> None:
-    """A stored embedding is not kept if another transaction changes the content."""
-    (chunk, *others) = await stored(store, "t")
+    """`sync_document` keeps no stored embedding if another transaction changes the content."""
+    (chunk, *other_chunks) = await stored(store, "t")
     newer = replace(chunk, content="newer", content_hash="newer")
     async with library.connect() as connection:
         await store.upsert(
@@ -146,7 +146,9 @@ async def test_content_that_changes_concurrently(
             "t",
             session=connection,
         )
-        waiting = asyncio.create_task(store.sync_document(chunk.document_id, [chunk, *others], "t"))
+        waiting = asyncio.create_task(
+            store.sync_document(chunk.document_id, [chunk, *other_chunks], "t")
+        )
         await asyncio.sleep(0.3)
         assert not waiting.done()
         await connection.commit()
@@ -155,7 +157,7 @@ async def test_content_that_changes_concurrently(
     assert (await store.get([chunk.id], "t"))[0].content == "newer"
 
 
-async def test_round_trips(
+async def test_number_of_statements(
     library: AsyncEngine, store: PgVectorStore[Passage], document: Document
 ) -> None:
     """Each of these calls executes one statement, for any number of vectors or ids."""

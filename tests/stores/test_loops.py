@@ -1,4 +1,4 @@
-"""A store in several event loops: it works, or raises an error that says what to do."""
+"""A store in several event loops works, or raises an error that names a remedy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def fill(store: PgVectorStore) -> None:
 
 
 def assert_disconnected(dsn: str) -> None:
-    """Check that no connection to the database remains, once the server has noticed."""
+    """Check that the database has no other connections, after the server has noticed their end."""
 
     async def wait() -> None:
         engine = engine_of(dsn, poolclass=NullPool)
@@ -61,8 +61,8 @@ def assert_disconnected(dsn: str) -> None:
 
 @pytest.mark.parametrize("pre_ping", [False, True])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_second_event_loop(dsn: str, name: str, pre_ping: bool) -> None:
-    """Pooled connections of another loop raise an error, and the remedy it names works."""
+def test_pooled_connections_of_another_loop(dsn: str, name: str, pre_ping: bool) -> None:
+    """Pooled connections of an earlier loop raise an error, and its remedy works."""
     engine = engine_of(dsn, pool_pre_ping=pre_ping)
     store = PgVectorStore(engine, 4)
     asyncio.run(fill(store))
@@ -82,8 +82,8 @@ def test_second_event_loop(dsn: str, name: str, pre_ping: bool) -> None:
     assert_disconnected(dsn)
 
 
-def test_dispose_before_the_loop_ends(dsn: str) -> None:
-    """An engine works in one loop after another if each disposes of its connections."""
+def test_dispose_at_the_end_of_each_loop(dsn: str) -> None:
+    """An engine works in several loops if each loop disposes of its connections."""
     engine = engine_of(dsn)
     store = PgVectorStore(engine, 4)
 
@@ -97,8 +97,8 @@ def test_dispose_before_the_loop_ends(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_call_from_a_foreign_loop(dsn: str, name: str) -> None:
-    """A call from another loop than the application's fails and leaves its connections intact."""
+def test_call_from_another_loop(dsn: str, name: str) -> None:
+    """A call from another loop raises an error and leaves the pooled connections usable."""
 
     async def main() -> None:
         engine = engine_of(dsn)
@@ -116,7 +116,7 @@ def test_call_from_a_foreign_loop(dsn: str, name: str) -> None:
     asyncio.run(main())
 
 
-def test_without_a_pool(dsn: str) -> None:
+def test_engine_without_a_pool(dsn: str) -> None:
     """An engine with a NullPool works in any loop."""
     store = PgVectorStore(engine_of(dsn, poolclass=NullPool), 4)
     for _ in range(3):
@@ -125,7 +125,7 @@ def test_without_a_pool(dsn: str) -> None:
 
 
 def test_failed_connections_do_not_bind_the_pool(dsn: str) -> None:
-    """An empty pool can be used by the next loop."""
+    """After failed connections, the next loop can use the pool."""
     engine = engine_of(dsn, connect_args={"password": "x", "user": "nobody"})
     store = PgVectorStore(engine, 4)
     for _ in range(2):
@@ -133,8 +133,8 @@ def test_failed_connections_do_not_bind_the_pool(dsn: str) -> None:
             asyncio.run(fill(store))
 
 
-def test_operations_in_flight(dsn: str) -> None:
-    """The end of asyncio.run() cancels operations, which leave no partial write or connection."""
+def test_operations_at_the_end_of_a_loop(dsn: str) -> None:
+    """asyncio.run() cancels running operations, which leave no partial write or connection."""
     engine = engine_of(dsn)
     store = PgVectorStore(engine, 4)
     slow: Any = text("(SELECT true FROM pg_sleep(60))")
@@ -158,7 +158,7 @@ def test_operations_in_flight(dsn: str) -> None:
 
 
 def test_session_of_another_loop(dsn: str) -> None:
-    """A session of another loop raises the same error; the caller must invalidate the session."""
+    """A session of another loop raises the same error, and has to be invalidated."""
     engine = engine_of(dsn)
     store = PgVectorStore(engine, 4)
     session = AsyncSession(engine)
@@ -173,8 +173,8 @@ def test_session_of_another_loop(dsn: str) -> None:
     asyncio.run(write_in_second_loop())
 
 
-def test_concurrent_loops(dsn: str) -> None:
-    """A second loop at the same time raises the error, unless it uses `with_own_pool`."""
+def test_two_loops_at_the_same_time(dsn: str) -> None:
+    """A second loop raises the error, unless it uses a store from `with_own_pool`."""
     engine = engine_of(dsn)
     store = PgVectorStore(engine, 4)
 

@@ -1,4 +1,4 @@
-"""Retrievers with each kind of store: by embedding, by words, and hybrid."""
+"""Retrievers over each kind of store: by vector, by words, and hybrid."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def ids(retriever: Any, text: str, *args: Any) -> list[str]:
 
 
 async def test_vector_retriever(filled: VectorStore) -> None:
-    """The embedding function may be synchronous or not; options are passed to the store."""
+    """The embedding function may be asynchronous, and options are passed to the store."""
     for embed_text in (embed, embed_async):
         retriever = VectorRetriever(filled, embed_text, min_score=0.5)
         assert await ids(retriever, "whale") == ["a", "c"]
@@ -85,7 +85,7 @@ async def test_bm25_retriever(filled: VectorStore) -> None:
     assert await retriever.retrieve("white", "nobody") == []
 
 
-async def test_bm25_refresh(filled: VectorStore) -> None:
+async def test_refreshing_bm25(filled: VectorStore) -> None:
     """New chunks are found after a refresh; deleted chunks disappear at once."""
     retriever = BM25Retriever(filled)
     assert await ids(retriever, "white") == ["b", "a"]
@@ -96,8 +96,8 @@ async def test_bm25_refresh(filled: VectorStore) -> None:
     assert await ids(retriever, "white") == ["e", "a"]
 
 
-async def test_custom_tokenizer(filled: VectorStore) -> None:
-    """The tokenizer decides which words are equal."""
+async def test_a_tokenizer_of_the_application(filled: VectorStore) -> None:
+    """BM25 compares words as the tokenizer returns them."""
     retriever = BM25Retriever(filled, tokenize=lambda text: [w[:3] for w in text.lower().split()])
     assert set(await ids(retriever, "whistle")) == {"a", "b"}
     assert await ids(retriever, "horrible") == ["b"]
@@ -140,6 +140,6 @@ def test_reciprocal_rank_fusion() -> None:
     assert reciprocal_rank_fusion([]) == {}
 
 
-def test_maximal_marginal_relevance_of_no_candidates() -> None:
+def test_maximal_marginal_relevance_without_candidates() -> None:
     """Without candidates, nothing is selected."""
     assert maximal_marginal_relevance(np.ones(3), np.empty((0, 3)), 5, 0.5) == []

@@ -1,4 +1,4 @@
-"""A search as a statement that the application extends."""
+"""`search_statement`: a search as a Select that the application extends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def store(library: AsyncEngine) -> PgVectorStore[Passage]:
 
 @pytest.fixture
 async def documents(library: AsyncEngine, store: PgVectorStore[Passage]) -> list[Document]:
-    """Two documents of 1,500 random passages, every tenth in Spanish; another tenant's chunk."""
+    """Two documents of 1,500 passages, a tenth of them in Spanish, and another tenant's chunk."""
     documents = [Document(title=title) for title in "ab"]
     vectors = np.random.default_rng(1).standard_normal((2, 1500, 4))
     async with AsyncSession(library, expire_on_commit=False) as session, session.begin():
@@ -61,10 +61,10 @@ async def documents(library: AsyncEngine, store: PgVectorStore[Passage]) -> list
     return documents
 
 
-async def test_it_finds_what_search_finds(
+async def test_the_statement_returns_the_results_of_search(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:
-    """It has the same order and scores on both paths, for any limit, and for no results."""
+    """Results, order and scores equal those of `search`, on both paths and for any limit."""
     async with AsyncSession(library) as session:
         for arguments in (
             {"limit": 1},
@@ -85,10 +85,10 @@ async def test_it_finds_what_search_finds(
         assert (await session.execute(store.search_statement(V, "nobody"))).all() == []
 
 
-async def test_it_composes(
+async def test_the_statement_composes_with_other_queries(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:
-    """It composes with joins, columns, eager loading, other orders, subqueries and itself."""
+    """Joins, columns, eager loading, other orders, subqueries and unions work."""
     statement = store.search_statement(V, "t", 8, where=Passage.language == "es")
     expected = await found(store, V, "t", 8, where=Passage.language == "es")
     async with AsyncSession(library) as session:
@@ -113,32 +113,36 @@ async def test_it_composes(
         spanish = statement.filter_by(language="es")
         assert len((await session.execute(spanish)).all()) == 8
 
-        by_hand = statement.join(Document, Document.id == Passage.doc_id)
-        titled = by_hand.where(Document.title == "a").order_by(None).order_by(Passage.id.desc())
-        ids = [row.Passage.id for row in await session.execute(titled)]
+        explicit_join = statement.join(Document, Document.id == Passage.doc_id)
+        ordered_by_id = (
+            explicit_join.where(Document.title == "a").order_by(None).order_by(Passage.id.desc())
+        )
+        ids = [row.Passage.id for row in await session.execute(ordered_by_id)]
         assert ids == sorted((id for id in expected if id.startswith("a")), reverse=True)
 
         count = select(func.count()).select_from(statement.subquery())
         assert await session.scalar(count) == 8
-        outer = statement.outerjoin(Passage.bookmarks).where(statement.selected_columns.score > -2)
-        assert len((await session.execute(outer)).all()) == 8
-        twice = union_all(
+        outer_join = statement.outerjoin(Passage.bookmarks).where(
+            statement.selected_columns.score > -2
+        )
+        assert len((await session.execute(outer_join)).all()) == 8
+        union = union_all(
             statement.with_only_columns(Passage.id),
             store.search_statement([0, 1, 0, 0], "t", 5).with_only_columns(Passage.id),
         )
-        assert len((await session.execute(twice)).all()) == 13
+        assert len((await session.execute(union)).all()) == 13
         page = statement.offset(5)
         assert [row.Passage.id for row in await session.execute(page)] == expected[5:]
-        within = select(Document.title).where(
+        titles = select(Document.title).where(
             exists(statement.with_only_columns(literal(1)).where(Passage.doc_id == Document.id))
         )
-        assert set(await session.scalars(within)) <= {"a", "b"}
+        assert set(await session.scalars(titles)) <= {"a", "b"}
 
 
-async def test_it_runs_on_any_connection(
+async def test_the_statement_runs_on_any_connection(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:
-    """It runs on a connection without the store's codec, and SQLAlchemy can cache it."""
+    """The connection does not need the store's codec, and SQLAlchemy can cache the statement."""
     fresh = async_sessionmaker(library)
     statement = store.search_statement(V, "t", 5)
     await library.dispose()
@@ -147,17 +151,17 @@ async def test_it_runs_on_any_connection(
         second = [row.Passage.id for row in await session.execute(statement)]
         rows = await session.run_sync(lambda session: session.execute(statement).all())
     assert first == second == [row.Passage.id for row in rows]
-    other = store.search_statement([0, 1, 0, 0], "t", 5, where=Passage.language == "es")
-    same = store.search_statement([0, 0, 1, 0], "u", 5, where=Passage.language == "en")
-    keys = [each._generate_cache_key() for each in (other, same)]
+    spanish = store.search_statement([0, 1, 0, 0], "t", 5, where=Passage.language == "es")
+    english = store.search_statement([0, 0, 1, 0], "u", 5, where=Passage.language == "en")
+    keys = [search._generate_cache_key() for search in (spanish, english)]
     assert keys[0] is not None
     assert keys[0] == keys[1]
 
 
-async def test_other_drivers_run_it(
+async def test_the_statement_runs_on_psycopg(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:
-    """psycopg runs it in a synchronous session; percent signs and colons stay plain text."""
+    """A synchronous session executes the statement; percent signs and colons stay plain text."""
     await store.upsert([embedded("a%(b)s:c", V)], "t%:n %(x)s")
     engine = create_engine(library.url.set(drivername="postgresql+psycopg"))
     with Session(engine) as session:
@@ -169,20 +173,18 @@ async def test_other_drivers_run_it(
     engine.dispose()
 
 
-async def test_an_engine_that_translates_schemas(
-    library: AsyncEngine, documents: list[Document]
-) -> None:
-    """The engine's map applies to the joined class and to the search within."""
+async def test_schema_translate_map(library: AsyncEngine, documents: list[Document]) -> None:
+    """The engine's schema_translate_map applies to all parts of the statement."""
     tenant = library.execution_options(schema_translate_map={None: "tenant"})
     async with tenant.begin() as connection:
         await connection.execute(CreateSchema("tenant"))
         await connection.run_sync(Base.metadata.create_all)
     store = PgVectorStore(tenant, model=Passage)
-    await store.upsert([embedded("only one", V)], "t")
-    assert await found(store, V, "t") == ["only one"]
+    await store.upsert([embedded("translated", V)], "t")
+    assert await found(store, V, "t") == ["translated"]
     async with AsyncSession(tenant) as session:
         rows = (await session.execute(store.search_statement(V, "t"))).all()
-    assert [row.Passage.id for row in rows] == ["only one"]
+    assert [row.Passage.id for row in rows] == ["translated"]
     untranslated = PgVectorStore(library, model=Passage).search_statement(V, "t")
     async with AsyncSession(tenant) as session:
         with pytest.raises(ConfigurationError, match="pass the store an engine"):
@@ -190,10 +192,10 @@ async def test_an_engine_that_translates_schemas(
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-async def test_the_composed_plan_uses_the_ann_index(
+async def test_composed_plans_use_the_ann_index(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document], mode: str
 ) -> None:
-    """Joins, filters and another order keep the index in the plan; the exact branch never runs."""
+    """With joins, filters and another order, plans use the index and skip the exact branch."""
     statement = store.search_statement(V, "t", 10)
     inside = exists().where(Document.id == Passage.doc_id, Document.title == "a")
     composed: list[Any] = [
@@ -210,14 +212,16 @@ async def test_the_composed_plan_uses_the_ann_index(
             assert any("_embedding_idx" in line for line in executed), plan
             assert "never executed" in plan
             scanned = {part[:3] for line in executed for part in line.split(" on passages_")[1:]}
-            assert len(scanned) == 1, plan  # the namespace's partition, in the outer join, too
-            assert any("_pkey" in line for line in executed), plan  # the join to the class
+            # Both the search and the outer join scan only the namespace's partition.
+            assert len(scanned) == 1, plan
+            # The statement joins the rows by their primary key.
+            assert any("_pkey" in line for line in executed), plan
 
 
 async def test_where_applies_before_the_limit(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:
-    """A condition added outside removes rows from the results, as documented."""
+    """where= filters before the limit; a condition added to the statement filters the results."""
     condition = Passage.language == "es"
     async with AsyncSession(library) as session:
         inside = store.search_statement(V, "t", 10, where=condition)
@@ -239,7 +243,7 @@ async def test_where_applies_before_the_limit(
     ],
 )
 async def test_invalid_conditions(store: PgVectorStore[Passage], where: Any, message: str) -> None:
-    """Every method with where= rejects them at the call."""
+    """Every method with where= rejects an invalid condition when it is called."""
     for call in (store.search_statement, store.get_all_chunks):
         arguments: Any = (V, "t") if call == store.search_statement else ("t",)
         with pytest.raises(InvalidInputError, match=message) as error:
@@ -249,8 +253,8 @@ async def test_invalid_conditions(store: PgVectorStore[Passage], where: Any, mes
         await store.search(V, "t", where=where)
 
 
-async def test_a_condition_stays_within_the_namespace(store: PgVectorStore[Passage]) -> None:
-    """A condition as text with an OR at its top stays within the namespace, too."""
+async def test_text_conditions_stay_within_the_namespace(store: PgVectorStore[Passage]) -> None:
+    """A condition in SQL text with OR does not find chunks of other namespaces."""
     for tenant in ("acme", "rival"):
         await store.upsert([embedded(tenant, V, columns={"page": 1})], tenant)
     either = "page = 1 OR page > 0"
@@ -266,10 +270,10 @@ async def test_a_condition_stays_within_the_namespace(store: PgVectorStore[Passa
         assert [chunk.id async for chunk in chunks] == ["acme"]
 
 
-async def test_a_condition_may_have_parameters_and_subqueries_of_any_name(
+async def test_names_of_parameters_and_ctes_do_not_collide(
     store: PgVectorStore[Passage],
 ) -> None:
-    """Parameters and CTEs of the search do not collide with the application's."""
+    """A condition may have parameters and CTEs of the same names as those of the search."""
     await store.upsert([passage(None, n, page=n) for n in range(20)], "t")
     for name in ("namespace", "limit", "query", "ef_search", "filter", "after", "page_size"):
         condition = Passage.page < bindparam(name, 3)
@@ -278,12 +282,12 @@ async def test_a_condition_may_have_parameters_and_subqueries_of_any_name(
         assert await found(store, V, "t", 10, {}, where=condition, exact=True) == expected
         assert len([chunk async for chunk in store.get_all_chunks("t", where=condition)]) == 3
     for name in ("few", "hits", "ann", "nearest"):
-        few = select(literal(3).label("page")).cte(name)
-        assert await found(store, V, "t", where=Passage.page.in_(select(few.c.page))) == ["?:3"]
+        cte = select(literal(3).label("page")).cte(name)
+        assert await found(store, V, "t", where=Passage.page.in_(select(cte.c.page))) == ["?:3"]
 
 
-async def test_names_do_not_collide(store: PgVectorStore[Passage]) -> None:
-    """Names never collide. On SQLAlchemy 2.0, a reused address made a name appear twice."""
+async def test_names_of_several_statements_do_not_collide(store: PgVectorStore[Passage]) -> None:
+    """Statements compile together. On SQLAlchemy 2.0, a reused address once repeated a name."""
     for _ in range(50):
         searches = [store.search_statement(V, "t", where=Passage.page == n) for n in range(5)]
         union_all(
@@ -291,8 +295,8 @@ async def test_names_do_not_collide(store: PgVectorStore[Passage]) -> None:
         ).compile(dialect=store.engine.dialect)
 
 
-async def test_arguments_are_checked_at_the_call(store: PgVectorStore[Passage]) -> None:
-    """Invalid arguments are rejected at the call, as for a search."""
+async def test_invalid_arguments(store: PgVectorStore[Passage]) -> None:
+    """Invalid arguments are rejected when the statement is created."""
     with pytest.raises(DimensionMismatchError):
         store.search_statement([1], "t")
     for arguments in ((V, ""), (V, "t", 0), (V, "t", 1, {"a": float("nan")})):
@@ -300,8 +304,8 @@ async def test_arguments_are_checked_at_the_call(store: PgVectorStore[Passage]) 
             store.search_statement(*arguments)
 
 
-async def test_without_a_model_it_gives_chunk_rows(engine: AsyncEngine) -> None:
-    """It selects the default class, or a class generated for another table, also with halfvec."""
+async def test_stores_without_a_user_model(engine: AsyncEngine) -> None:
+    """The statement selects ChunkRow, or the class generated for another table."""
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded("a"), embedded("b", [0, 1, 0, 0])], "t")
     half = PgVectorStore(engine, 4, table_name="half", column_type="halfvec", partitions=0)

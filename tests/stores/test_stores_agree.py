@@ -1,4 +1,4 @@
-"""The two stores return the same results in the same order, and raise the same errors."""
+"""Both kinds of store return the same results in the same order, and raise the same errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cenote import (
 from cenote.testing import embedded, stored
 from cenote.validation.json import NotJSONError, canonical_json
 
-# A few directions, one of them twice: exact ties are common, near-ties are not.
+# A few directions, one of them twice, so that exact ties are common and near ties are not.
 _directions = np.random.default_rng(7).standard_normal((9, 4)).astype(np.float32)
 DIRECTIONS = [*_directions.tolist(), _directions[0].tolist(), [0.0] * 4]
 
@@ -162,7 +162,7 @@ def stores(request: pytest.FixtureRequest) -> Iterator[tuple[asyncio.Runner, lis
 )
 @given(script=st.lists(calls, min_size=1, max_size=12))
 def test_both_stores_agree(stores: Any, script: list[tuple[Any, ...]]) -> None:
-    """Both stores agree on random calls with random text, metadata and filters, valid or not."""
+    """Random calls with valid or invalid texts, metadata and filters return the same results."""
     runner, (memory, postgres) = stores
     namespace = uuid.uuid4().hex
 
@@ -214,7 +214,7 @@ CHUNKS = 12
     filters=st.tuples(*[expressions] * FILTERS_PER_EXAMPLE),
 )
 def test_filters_agree(stores: Any, metadata: Any, filters: Any) -> None:
-    """Both stores agree on random filters, `CENOTE_TEST_FILTER_EXAMPLES` in total."""
+    """Random filters match the same chunks (`CENOTE_TEST_FILTER_EXAMPLES` in total)."""
     runner, (memory, postgres) = stores
     namespace = uuid.uuid4().hex
 
@@ -252,7 +252,7 @@ plain_words = st.lists(st.sampled_from(["cat", "dog", "ñandú", "Über"]), max_
 def test_text_searches_agree(
     stores: Any, contents: list[str], question: str, arbitrary: str
 ) -> None:
-    """Both stores find the same chunks by words, in any order; no text raises an error."""
+    """Both stores find the same chunks by words, and no text raises an error."""
     runner, (memory, postgres) = stores
     namespace = uuid.uuid4().hex
 

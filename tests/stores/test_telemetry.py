@@ -1,4 +1,4 @@
-"""Telemetry of store operations: log records, spans and metrics, and what they never contain."""
+"""Log records, spans and metrics of store operations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HASH = hashlib.sha256(b"tenant-acme").hexdigest()[:16]
 
 @pytest.fixture(scope="module")
 def exported() -> tuple[InMemorySpanExporter, InMemoryMetricReader]:
-    """Exporters of OpenTelemetry's SDK. A process can set its provider only once."""
+    """Exporters of OpenTelemetry's SDK, whose provider can be set only once per process."""
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
@@ -57,7 +57,7 @@ def spans(exported: tuple[InMemorySpanExporter, Any]) -> InMemorySpanExporter:
 
 
 @pytest.fixture(params=["memory", "postgres"])
-def either(request: pytest.FixtureRequest) -> Iterator[Any]:
+def make_store(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Factory for a store of each kind."""
     engine = None if request.param == "memory" else request.getfixturevalue("engine")
 
@@ -70,7 +70,7 @@ def either(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def secret(chunk_id: str = "secret-id", number: float = 0.8125) -> Any:
-    """A chunk that telemetry must not quote."""
+    """Return a chunk that must not appear in telemetry."""
     metadata = {"secret-key": "secret-value"}
     return embedded(chunk_id, [number, 1, 0, 0], content="secret content", metadata=metadata)
 
@@ -116,12 +116,12 @@ async def every_operation(store: VectorStore) -> list[str]:
     ]
 
 
-async def test_spans_and_records(
-    either: Any, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+async def test_spans_and_log_records(
+    make_store: Any, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each operation reports a span and a log record with its fields, and nothing about chunks."""
+    """Each operation reports a span and a log record, without ids, contents or metadata."""
     caplog.set_level(logging.DEBUG, "cenote.telemetry")
-    store = either()
+    store = make_store()
     operations = await every_operation(store)
     outer = [span for span in spans.get_finished_spans() if span.parent is None]
     assert [span.name for span in outer] == ["cenote." + name for name in operations]
@@ -135,7 +135,7 @@ async def test_spans_and_records(
     }
     assert rows["upsert"] == rows["search_many"] == rows["get_all_chunks"] == rows["count"] == 2
     assert rows["delete_document"] == 0
-    assert rows["sync_document"] == 2  # one written, one removed
+    assert rows["sync_document"] == 2  # one chunk written and one removed
     assert rows["delete"] is None  # the method does not know which of the ids existed
     assert reported["cenote.list_namespaces"] == {"db.collection.name": table}
     inner = {span.name for span in spans.get_finished_spans() if span.parent is not None}
@@ -153,9 +153,9 @@ async def test_spans_and_records(
         "cenote_path": "exact",
     }
     assert search.getMessage() == f"search table={table} namespace={HASH} rows=2 path=exact"
-    said = "".join(span.to_json() for span in spans.get_finished_spans()) + caplog.text
-    said += json.dumps([vars(record) for record in records], default=str)
-    assert [marker for marker in MARKERS if marker in said] == []
+    telemetry = "".join(span.to_json() for span in spans.get_finished_spans()) + caplog.text
+    telemetry += json.dumps([vars(record) for record in records], default=str)
+    assert [marker for marker in MARKERS if marker in telemetry] == []
 
 
 STORES = [
@@ -168,7 +168,7 @@ STORES = [
 async def test_every_operation_is_reported(
     store: VectorStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each public coroutine method that accepts namespaces is decorated, under its own name."""
+    """Each public coroutine method with a namespace reports an operation of its own name."""
     caplog.set_level(logging.DEBUG, "cenote.telemetry")
     called = 0
     for name, method in inspect.getmembers(store, inspect.iscoroutinefunction):
@@ -176,11 +176,12 @@ async def test_every_operation_is_reported(
         concerns_namespaces = {"namespace", "namespaces"} & parameters.keys()
         if name.startswith("_") or not (concerns_namespaces or name == "list_namespaces"):
             continue
-        invalid = [object() for each in parameters.values() if each.default is each.empty]
-        if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        required = [p for p in parameters.values() if p.default is p.empty]
+        invalid = [object() for _ in required]
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             invalid.pop()
         options = {"session": object()} if "session" in parameters else {}
-        with suppress(CenoteError):  # before anything is connected
+        with suppress(CenoteError):  # raised before the store connects
             await method(*invalid, **options)
         called += 1
         assert caplog.records, name
@@ -189,10 +190,10 @@ async def test_every_operation_is_reported(
     assert called == 21
 
 
-async def test_errors(
+async def test_spans_of_errors(
     engine: AsyncEngine, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Errors are reported by class and code, without message, traceback or cause."""
+    """An error is reported by its class and SQLSTATE, without message, traceback or cause."""
     caplog.set_level(logging.DEBUG, "cenote.telemetry")
     store = PgVectorStore(engine, 4)
     async with engine.begin() as connection:
@@ -205,7 +206,7 @@ async def test_errors(
         await store.search([1, 2], "tenant-acme")
     with pytest.raises(InvalidInputError):
         await store.count(7)  # type: ignore[arg-type]
-    failed, refused, nameless = spans.get_finished_spans()
+    failed, rejected, without_namespace = spans.get_finished_spans()
     reported = dict(failed.attributes or {})
     assert reported["error.type"] == "VectorStoreError"
     assert reported["db.response.status_code"] == "23514"
@@ -214,14 +215,14 @@ async def test_errors(
         "VectorStoreError",
     )
     assert failed.events == ()
-    assert dict(refused.attributes or {})["error.type"] == "DimensionMismatchError"
-    assert "cenote.namespace" not in dict(nameless.attributes or {})
-    said = "".join(span.to_json() for span in spans.get_finished_spans()) + caplog.text
-    assert [marker for marker in MARKERS if marker in said] == []
+    assert dict(rejected.attributes or {})["error.type"] == "DimensionMismatchError"
+    assert "cenote.namespace" not in dict(without_namespace.attributes or {})
+    telemetry = "".join(span.to_json() for span in spans.get_finished_spans()) + caplog.text
+    assert [marker for marker in MARKERS if marker in telemetry] == []
 
 
 async def test_the_path_of_a_search(store: PgVectorStore, spans: InMemorySpanExporter) -> None:
-    """The reported path is the path that found the results."""
+    """A search reports whether the index or the exact branch found the results."""
     chunks = [embedded(f"{n:04}", [1, n % 37, n % 41, n % 43]) for n in range(3000)]
     await store.bulk_load(chunks, "n")
     spans.clear()
@@ -235,30 +236,30 @@ async def test_the_path_of_a_search(store: PgVectorStore, spans: InMemorySpanExp
     assert paths == ["ann", "exact", "exact", "exact"]
 
 
-async def test_plain_namespaces(either: Any, spans: InMemorySpanExporter) -> None:
-    """A setting makes telemetry name namespaces in plain text."""
-    await either(namespaces_in_telemetry="plain").count("tenant-acme")
+async def test_plain_namespaces(make_store: Any, spans: InMemorySpanExporter) -> None:
+    """namespaces_in_telemetry='plain' reports namespaces instead of their hashes."""
+    await make_store(namespaces_in_telemetry="plain").count("tenant-acme")
     (span,) = spans.get_finished_spans()
     assert dict(span.attributes or {})["cenote.namespace"] == "tenant-acme"
     with pytest.raises(ConfigurationError) as error:
-        either(namespaces_in_telemetry="no")
+        make_store(namespaces_in_telemetry="no")
     assert error.value.setting == "namespaces_in_telemetry"
 
 
 async def test_metrics(exported: tuple[Any, InMemoryMetricReader]) -> None:
-    """Metrics hold durations and rows by operation, not by namespace."""
+    """Metrics of durations and rows are labelled with the operation, never with the namespace."""
     store = InMemoryVectorStore(4)
     await store.upsert([embedded("a")], "metered")
     await store.search([1, 0, 0, 0], "metered")
     data = exported[1].get_metrics_data()
     assert data is not None
-    found = {
+    metrics_by_name = {
         metric.name: metric
         for resource in data.resource_metrics
         for scope in resource.scope_metrics
         for metric in scope.metrics
     }
-    duration = found["cenote.operation.duration"]
+    duration = metrics_by_name["cenote.operation.duration"]
     assert duration.unit == "s"
     points = [dict(point.attributes or {}) for point in duration.data.data_points]
     assert {
@@ -267,7 +268,7 @@ async def test_metrics(exported: tuple[Any, InMemoryMetricReader]) -> None:
         "cenote.search.path": "exact",
     } in points
     assert all("cenote.namespace" not in point for point in points)
-    assert found["cenote.operation.rows"].unit == "{chunk}"
+    assert metrics_by_name["cenote.operation.rows"].unit == "{chunk}"
 
 
 WITHOUT = """
@@ -280,7 +281,7 @@ assert "opentelemetry.trace" not in sys.modules
 
 
 async def test_other_errors_are_not_quoted(spans: InMemorySpanExporter) -> None:
-    """Attributes of other errors, and invalid namespaces, are not reported."""
+    """Telemetry contains neither attributes of the caller's errors nor invalid namespaces."""
 
     class ForeignError(Exception):
         sqlstate = "secret content"
@@ -294,20 +295,20 @@ async def test_other_errors_are_not_quoted(spans: InMemorySpanExporter) -> None:
         await store.bulk_load(chunks(), "n")
     with pytest.raises(InvalidInputError):
         await store.count("secret content" * 1000)
-    said = "".join(span.to_json() for span in spans.get_finished_spans())
-    assert [marker for marker in MARKERS if marker in said] == []
+    telemetry = "".join(span.to_json() for span in spans.get_finished_spans())
+    assert [marker for marker in MARKERS if marker in telemetry] == []
 
 
-def test_a_package_of_the_same_name() -> None:
-    """A package named opentelemetry without the API is ignored."""
-    half = 'import types; sys.modules["opentelemetry"] = types.ModuleType("opentelemetry")'
-    code = WITHOUT.replace('sys.modules["opentelemetry"] = None', half)
-    assert half in code
+def test_another_package_named_opentelemetry() -> None:
+    """A package with the name of OpenTelemetry, but without its API, is ignored."""
+    empty_package = 'import types; sys.modules["opentelemetry"] = types.ModuleType("opentelemetry")'
+    code = WITHOUT.replace('sys.modules["opentelemetry"] = None', empty_package)
+    assert empty_package in code
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_opentelemetry() -> None:
-    """Everything works without OpenTelemetry, and importing cenote does not import it."""
+    """cenote works without OpenTelemetry, and `import cenote` does not import it."""
     subprocess.run([sys.executable, "-c", WITHOUT], check=True)
     code = "import cenote, sys; assert not any(name.startswith('opentele') for name in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
