@@ -1,4 +1,4 @@
-"""Objects that depend on a chunk table: those that a rewrite restores, and those it would lose."""
+"""Objects that depend on a chunk table: some are restored by a rewrite, others would be lost."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _index_class = pg_class.alias("index_class")
 # -- objects that a rewrite restores ---------------------------------------------------------------
 
 
-def facts_query(oid: int) -> Executable:
+def properties_query(oid: int) -> Executable:
     """Select a table's owner and comment, and the current role."""
     return select(
         func.pg_get_userbyid(pg_class.c.relowner).label("owner"),
-        func.current_user().label("me"),
+        func.current_user().label("current_user"),
         func.obj_description(pg_class.c.oid, "pg_class").label("comment"),
     ).where(pg_class.c.oid == oid)
 
@@ -62,7 +62,7 @@ def constraints_query(oid: int) -> Executable:
 
 
 def referenced_tables_query(oid: int) -> Executable:
-    """Select the tables that the table's foreign keys point at."""
+    """Select the tables that the table's foreign keys refer to."""
     return (
         select(pg_class.c.relname, pg_namespace.c.nspname)
         .distinct()
@@ -78,7 +78,7 @@ def referenced_tables_query(oid: int) -> Executable:
 
 
 def incoming_keys_query(oid: int) -> Executable:
-    """Select the foreign keys of other tables that point at the table."""
+    """Select the foreign keys of other tables that refer to the table."""
     return _constraints(
         pg_constraint.c.confrelid == oid,
         pg_constraint.c.conrelid != oid,
@@ -87,7 +87,10 @@ def incoming_keys_query(oid: int) -> Executable:
 
 
 def _constraints(*conditions: ColumnElement[bool]) -> Executable:
-    """Select constraints and their tables, foreign keys last, without those of partitions."""
+    """Select constraints and their tables, foreign keys last.
+
+    Constraints that a partition inherits from its table are left out.
+    """
     return (
         select(
             pg_constraint.c.conname,
@@ -106,8 +109,8 @@ def _constraints(*conditions: ColumnElement[bool]) -> Executable:
 def index_definitions_query(live: LiveTable) -> Executable:
     """Select the definitions of valid indexes that do not back a constraint.
 
-    Cenote's come first: then their indexes on the partitions get the names that Postgres gives to
-    the first index with the same columns.
+    The definitions of cenote's indexes come first. If several indexes have the same columns,
+    Postgres names the parts of the first one without a number, and cenote's names are expected so.
     """
     backs_constraint = exists().where(pg_constraint.c.conindid == pg_index.c.indexrelid)
     return (
@@ -127,7 +130,8 @@ def index_definitions_query(live: LiveTable) -> Executable:
 def grants_query(name: str, schema: str | None) -> Executable:
     """Select all privileges on a table, including the owner's.
 
-    A NULL role means everybody. No rows are returned if no privileges were ever set.
+    A NULL role means everybody. The query returns no rows if no privilege was ever granted or
+    revoked.
     """
     acl = _acl()
     return (
@@ -158,7 +162,7 @@ def _acl() -> Any:
 
 
 def column_privileges_query(oid: int, name: str) -> Executable:
-    """Select whether a column has privileges of its own."""
+    """Select one boolean: true if privileges on the column alone were granted."""
     return select(
         exists().where(
             pg_attribute.c.attrelid == oid,
@@ -191,7 +195,7 @@ def check_nothing_is_lost(connection: Connection, live: LiveTable, new_name: str
 
 
 def _losses(live: LiveTable) -> Executable:
-    """Select one boolean for each kind of object that neither LIKE nor this module restores."""
+    """Select one boolean for each kind of object that a rewrite would lose."""
     oid, left_over = live.oid, left_over_names(live)
     partitions = select(pg_inherits.c.inhrelid).where(pg_inherits.c.inhparent == oid)
     partition = pg_class.alias("partition")

@@ -1,7 +1,7 @@
-"""Distributing a table that is there over a Citus cluster, whenever it outgrows its machine.
+"""Distribute an existing chunk table over a Citus cluster.
 
-Revision cenote_0004 distributes a table that is made with `SchemaConfig.distribution`; Citus' own
-catalogue is the record of what was done since. What is asked of it is in `cenote.inspection.citus`.
+Revision cenote_0004 distributes a new table if `SchemaConfig.distribution` is set. This module
+distributes a table later. `cenote.inspection.citus` has the statements.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cenote.inspection.citus import distribute_statements, truncate_local_data_s
 from cenote.maintenance.index_build import read_chunk_table
 from cenote.maintenance.repartition import rewrite
 from cenote.migrate.connection import own_connection
-from cenote.migrate.operations import refuse_without_citus
+from cenote.migrate.operations import check_citus
 from cenote.postgres.locks import migration_lock, with_short_waits
 
 
@@ -24,33 +24,39 @@ async def distribute(
 ) -> bool:
     """Distribute a table by namespace over the nodes of a cluster, with all its rows.
 
-    A partitioned table is made a plain one first. All in one transaction, in which **the table is
-    locked**: the time of inserting all rows into shards that have their indexes, and before it, of
-    a partitioned one, that of `cenote.maintenance.repartition`.
+    The change is one transaction, and **the table is locked until the transaction ends**. A
+    partitioned table is first rewritten into a plain table, which takes as long as
+    `cenote.maintenance.repartition`. Then all rows are inserted into the shards, which have their
+    indexes already.
 
     Args:
-        engine: the coordinator's database; one connection is taken from its pool.
-        config: which table it is, with ``distribution="citus"``, and how it is to be distributed.
-        memory: ``maintenance_work_mem`` of making it plain; see `cenote.maintenance.reindex`.
+        engine: Engine of the coordinator's database. One connection of its pool is used.
+        config: Names of the table, and settings of the distribution, with
+            ``distribution="citus"``.
+        memory: ``maintenance_work_mem`` of the rewrite of a partitioned table; see
+            `cenote.maintenance.reindex`.
 
     Returns:
-        Whether the table was distributed; one that is already is left as it is.
+        True if the table was distributed, False if it was distributed already.
 
     Raises:
-        ConfigurationError: the configuration is that of one machine.
-        MigrationError: there is no citus extension, no such chunk table, it has row-level security,
-            or the database refused, as it does for a foreign key with a table that is neither
-            distributed beside it nor on all nodes; the table is as it was.
+        ConfigurationError: `config.distribution` is None.
+        MigrationError: The citus extension or the chunk table is missing, the table has row-level
+            security, or the database raised an error. Citus raises an error, for example, if a
+            foreign key connects the table with one that is neither co-located with it nor a
+            reference table. The table is unchanged.
     """
     if config.distribution is None:
-        raise ConfigurationError("say distribution='citus'", setting="distribution")
+        raise ConfigurationError(
+            "distribution is required: set distribution='citus'", setting="distribution"
+        )
     async with own_connection(engine, "the table was not distributed") as connection:
         return await connection.run_sync(_distribute, config, memory)
 
 
 def _distribute(connection: Connection, config: SchemaConfig, memory: str | None) -> bool:
     with migration_lock(connection, config.table_name):
-        refuse_without_citus(connection, config)
+        check_citus(connection, config)
         live = read_chunk_table(connection, config)
         connection.commit()
         if live.shards is not None:

@@ -1,10 +1,10 @@
 """Rewrite a chunk table into another number of hash partitions, or into a plain table.
 
 The rewrite is one transaction that locks the table and all tables connected with it by a foreign
-key: readers and writers wait, and an interruption changes nothing. It keeps additional columns,
-defaults, checks, comments on the table and its columns, indexes, foreign keys from and to other
-tables, the owner, privileges and cenote's row-level security. If the table has anything else that
-would be lost, an error is raised before anything is changed.
+key. Readers and writers wait, and an interruption changes nothing. The rewrite keeps additional
+columns, defaults, checks, indexes, foreign keys from and to other tables, the owner, privileges,
+cenote's row-level security, and comments on the table and its columns. If the table has anything
+else that would be lost, an error is raised before anything is changed.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from cenote.inspection.live_table import LiveTable
 from cenote.maintenance.dependent_objects import (
     check_nothing_is_lost,
     constraints_query,
-    facts_query,
     grantees_query,
     grants_query,
     incoming_keys_query,
     index_definitions_query,
+    properties_query,
     referenced_tables_query,
 )
 from cenote.maintenance.index_build import read_chunk_table, set_build_memory
@@ -51,7 +51,7 @@ from cenote.postgres.row_security import alter_row_security, enable_row_security
 _NEW = "_new"
 
 _SET_SHORT_LOCK_TIMEOUT = select(func.set_config("lock_timeout", "500ms", True))
-"""Set the `lock_timeout` of the transaction below the server's `deadlock_timeout` of 1 s."""
+"""Set the `lock_timeout` of the transaction to less than the server's `deadlock_timeout` of 1 s."""
 
 _logger = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ _logger = logging.getLogger(__name__)
 async def repartition(
     engine: AsyncEngine, config: SchemaConfig, *, memory: str | None = None
 ) -> bool:
-    """Rewrite the table into the configuration's number of partitions, or 0 for a plain table.
+    """Rewrite the table with `config.partitions` partitions; 0 makes it a plain table.
 
-    **The table is locked until the rewrite ends**, and so are the tables with a foreign key to it
-    or from it. This takes about as long as loading all rows and building all indexes, and needs
-    disk space for a second copy. The INTEGER `position` column of a legacy table becomes BIGINT. If
-    the table has the right number of partitions already, nothing is changed.
+    **The table is locked until the rewrite ends**, and so are the tables connected with it by a
+    foreign key. The rewrite takes about as long as loading all rows and building all indexes, and
+    needs disk space for a second copy of the table. The INTEGER `position` column of a legacy table
+    becomes BIGINT. If the table has the right number of partitions already, nothing is changed.
 
     Args:
         engine: Engine of the database. One connection of its pool is used.
@@ -72,13 +72,13 @@ async def repartition(
         memory: ``maintenance_work_mem`` of the transaction; see `cenote.maintenance.reindex`.
 
     Returns:
-        Whether the table was rewritten.
+        True if the table was rewritten, False if it had the right number of partitions.
 
     Raises:
         ConfigurationError: `config.partitions` is None.
         MigrationError: The chunk table does not exist, has other dimensions, is distributed by
-            Citus or has something that would be lost (the message lists it), or the database raised
-            an error. The table is unchanged.
+            Citus or has something that would be lost (the message says what), or the database
+            raised an error. The table is unchanged.
     """
     if config.partitions is None:
         raise ConfigurationError(
@@ -105,24 +105,25 @@ def _repartition(connection: Connection, config: SchemaConfig, memory: str | Non
 
 
 def rewrite(connection: Connection, config: SchemaConfig, memory: str | None) -> None:
-    """Rewrite the table into the configuration's number of partitions, in the open transaction.
+    """Rewrite the table with `config.partitions` partitions, in the open transaction.
 
     Raises:
         MigrationError: The table has something that would be lost.
     """
     ops = Operations(MigrationContext.configure(connection))
     live = read_chunk_table(connection, config)
-    # Lock in the order in which applications write: documents, chunks, then tables that point at
-    # chunks. Once we hold one table, an application that holds the next one may wait for us: give
-    # up before the server's deadlock_timeout of 1 s picks a victim.
+    # Lock in the order in which applications write: first the tables that chunks refer to, then the
+    # chunks, then tables that refer to chunks. While we hold a lock, an application may wait for
+    # us: after 500 ms, `with_short_waits` rolls back and tries again, before the server's deadlock
+    # check (1 s) could end the application's transaction.
     for referenced in connection.execute(referenced_tables_query(live.oid)).all():
         ops.execute(ddl.lock_table(referenced.relname, referenced.nspname))
         connection.execute(_SET_SHORT_LOCK_TIMEOUT)
     ops.execute(ddl.lock_table(live.name, live.schema))
     connection.execute(_SET_SHORT_LOCK_TIMEOUT)
-    live = read_chunk_table(connection, config)  # it cannot change any more
+    live = read_chunk_table(connection, config)  # again: the locked table cannot change any more
     check_nothing_is_lost(connection, live, live.name + _NEW)
-    facts = connection.execute(facts_query(live.oid)).one()
+    properties = connection.execute(properties_query(live.oid)).one()
     constraints = connection.execute(constraints_query(live.oid)).all()
     incoming = connection.execute(incoming_keys_query(live.oid)).all()
     indexes = connection.scalars(index_definitions_query(live)).all()
@@ -130,7 +131,8 @@ def rewrite(connection: Connection, config: SchemaConfig, memory: str | None) ->
     for key in (*incoming, *(row for row in constraints if row.is_foreign_key)):
         ops.drop_constraint(key.conname, key.relname, schema=key.nspname, type_="foreignkey")
     set_build_memory(connection, live, config, memory, None, local=True)
-    if live.row_security:  # forced, it would hide the rows from the owner too
+    if live.row_security:
+        # FORCE ROW LEVEL SECURITY would hide the rows from the owner, who copies them.
         for name in (live.name, *live.partitions):
             ops.execute(alter_row_security(name, live.schema, enabled=True, forced=False))
     _copy(connection, ops, live, config.new_partitions)
@@ -141,7 +143,7 @@ def rewrite(connection: Connection, config: SchemaConfig, memory: str | None) ->
         ops.execute(ddl.server_definition(_for_all_partitions(definition, live)))
     for key in incoming:
         ops.execute(_add_constraint(key))
-    _restore_properties(connection, ops, live, config.new_partitions, facts, grants)
+    _restore_properties(connection, ops, live, config.new_partitions, properties, grants)
     ops.execute(ddl.analyze(live.name, live.schema))
     if live.row_security:
         partitions = (partition_name(live.name, number) for number in range(config.new_partitions))
@@ -157,7 +159,7 @@ def _for_all_partitions(definition: str, live: LiveTable) -> str:
 
 
 def _copy(connection: Connection, ops: Operations, live: LiveTable, partitions: int) -> None:
-    """Replace the table by a copy of its rows with other partitions, and without indexes."""
+    """Replace the table by a copy with other partitions, which has no indexes yet."""
     new, schema = live.name + _NEW, live.schema
     _logger.info("table %s: copying all rows", live.name)
     columns = inspect(connection).get_columns(live.name, schema=schema)
@@ -185,22 +187,24 @@ def _restore_properties(
     ops: Operations,
     live: LiveTable,
     partitions: int,
-    facts: Row[Any],
+    properties: Row[Any],
     grants: Sequence[Row[Any]],
 ) -> None:
-    """Restore the comment, the owner and exactly the former privileges.
+    """Restore the comment, the owner and the privileges of the old table.
 
-    Privileges that the role's default privileges added to the copy are revoked.
+    Privileges that the new table has by the current role's default privileges are revoked.
     """
     names = [live.name, *(partition_name(live.name, number) for number in range(partitions))]
     for name in names:
-        if facts.owner != facts.me:
-            ops.execute(ddl.set_owner(name, live.schema, facts.owner))
+        if properties.owner != properties.current_user:
+            ops.execute(ddl.set_owner(name, live.schema, properties.owner))
         for role in connection.scalars(grantees_query(name, live.schema)).all():
-            if role != facts.owner:
+            if role != properties.owner:
                 ops.execute(ddl.revoke_all(name, live.schema, role))
     if grants:
-        ops.execute(ddl.revoke_all(live.name, live.schema, facts.owner))
+        # The owner of a new table has all privileges. The old table's owner may have lost some;
+        # `grants` contains the others.
+        ops.execute(ddl.revoke_all(live.name, live.schema, properties.owner))
     for grant in grants:
         ops.execute(
             ddl.grant(
@@ -211,8 +215,8 @@ def _restore_properties(
                 grantable=grant.is_grantable,
             )
         )
-    if facts.comment is not None:
-        ops.create_table_comment(live.name, facts.comment, schema=live.schema)
+    if properties.comment is not None:
+        ops.create_table_comment(live.name, properties.comment, schema=live.schema)
 
 
 def _add_constraint(row: Row[Any]) -> ddl.DDLTemplate:

@@ -24,7 +24,7 @@ from cenote.inspection import settings
 from cenote.inspection.live_table import read_table
 from cenote.migrate.autogenerate import hooks
 from cenote.migrate.connection import own_connection
-from cenote.migrate.operations import refuse_other_shape, refuse_without_citus
+from cenote.migrate.operations import check_citus, check_shape
 from cenote.migrate.versions import recorded_revision, version_table
 from cenote.orm.factory import chunk_table
 from cenote.postgres.dsn import create_engine
@@ -36,13 +36,13 @@ from cenote.postgres.locks import migration_lock
 def run_environment(environ: Mapping[str, str]) -> None:
     """Run the revisions that Alembic was asked for. ``env.py`` calls this function.
 
-    `upgrade` passes its connection and settings. On the command line, settings come from the
-    sources of `cenote.inspection.settings`, and the database from the setting ``database_url`` or
-    from ``sqlalchemy.url`` of the ini file.
+    `cenote.schema.upgrade()` passes its connection and settings. On the command line, settings come
+    from the sources of `cenote.inspection.settings`, and the connection string from the setting
+    ``database_url``, or else from ``sqlalchemy.url`` in the ini file.
     """
     attributes = context.config.attributes
-    if "cenote" in attributes:
-        _run_online(attributes["connection"], attributes["cenote"], locked=True)  # by upgrade()
+    if "cenote" in attributes:  # cenote.schema.upgrade() calls, and holds the lock
+        _run_online(attributes["connection"], attributes["cenote"], locked=True)
         return
     _configure_logging()
     try:
@@ -66,9 +66,10 @@ def ini_section(config: Config) -> Mapping[str, Any]:
     """
     with readable(config):
         if config.config_file_name is not None and config.file_config.has_section("cenote"):
-            here = {"here": config.file_config.defaults().get("here")}
+            # leave out `here`, which Alembic adds to every section
+            here = ("here", config.file_config.defaults().get("here"))
             items = config.file_config.items("cenote")
-            return {name: value for name, value in items if here.get(name) != value}
+            return {name: value for name, value in items if (name, value) != here}
         section: Mapping[str, Any] = config.toml_alembic_config.get("cenote", {})
         return section
 
@@ -77,14 +78,14 @@ def database_url(given: Mapping[str, Any], config: Config) -> str:
     """Return the connection string of the command line.
 
     Raises:
-        ConfigurationError: It is not set, or the ini file cannot be read.
+        ConfigurationError: The connection string is not set, or the ini file cannot be read.
     """
     with readable(config):
         url: str | None = given.get("database_url") or config.get_main_option("sqlalchemy.url")
     if url is None:
         raise ConfigurationError(
             "`database_url` is required: set CENOTE_DATABASE_URL=postgresql://..., or database_url "
-            "in the section [cenote] of the ini file that -c names",
+            "in the section [cenote] of the ini file (option -c)",
             setting="database_url",
         )
     return url
@@ -92,23 +93,36 @@ def database_url(given: Mapping[str, Any], config: Config) -> str:
 
 @contextmanager
 def readable(config: Config) -> Iterator[None]:
-    """Turn errors of a file's parser into a ConfigurationError, without text of the file.
+    """Turn errors of a configuration file's parser into a ConfigurationError.
 
-    The text may contain a password.
+    The error names the file, and quotes nothing from it, because the file may contain a password.
     """
+    ini, toml = config.config_file_name, config.toml_file_name
     try:
         yield
-    except (configparser.Error, TOMLDecodeError, UnicodeDecodeError) as error:
-        name = config.config_file_name if isinstance(error, configparser.Error) else None
-        raise ConfigurationError(
-            f"{name or 'the configuration file'} cannot be read ({type(error).__name__}); "
-            "write % as %% in an ini file",
-            setting="config",
-        ) from None
+    except configparser.InterpolationError as error:
+        raise _unreadable(ini, error, "write % as %%") from None
+    except configparser.Error as error:
+        raise _unreadable(ini, error, "check its syntax") from None
+    except TOMLDecodeError as error:
+        raise _unreadable(toml, error, "check its syntax") from None
+    except UnicodeDecodeError as error:
+        names = " or ".join(name for name in (ini, toml) if name is not None)
+        raise _unreadable(names, error, "save it as UTF-8") from None
+
+
+def _unreadable(name: str | None, error: Exception, hint: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name or 'the configuration file'} cannot be read ({type(error).__name__}): {hint}",
+        setting="config",
+    )
 
 
 def _configure_logging() -> None:
-    """Configure logging as the ini file says, if it does. Other loggers stay enabled."""
+    """Configure logging from the ini file, if it has a section [loggers].
+
+    Loggers that the file does not mention stay enabled.
+    """
     file = context.config.config_file_name
     if (
         file is not None
@@ -133,22 +147,23 @@ async def _run_with_own_engine(url: str, given: Mapping[str, Any]) -> None:
 def _run_online(connection: Connection, given: Mapping[str, Any], *, locked: bool) -> None:
     name, schema = settings.table_name_and_schema(given)
     config = settings.resolve(given, read_table(connection, name, schema))
-    # Alembic would take an open transaction for the caller's, and not commit its own work.
+    # End the transaction of the queries above. If a transaction is open, Alembic assumes that the
+    # caller will commit it, and does not commit.
     connection.commit()
     context.configure(
         connection=connection, transaction_per_migration=True, **_options(given, config)
     )
-    if context.get_context().opts.get("dont_mutate"):  # alembic current only reads
+    if context.get_context().opts.get("dont_mutate"):  # `alembic current`, which only reads
         with context.begin_transaction():
             context.run_migrations()
         return
     with nullcontext() if locked else migration_lock(connection, name):
-        goes_up = _goes_up()  # compares with the revision before the upgrade
+        goes_up = _goes_up()  # before the revisions run, because they change the current revision
         _prepare(connection, schema, config, goes_up)
         with context.begin_transaction():
             context.run_migrations()
         if config is not None and goes_up:
-            refuse_other_shape(connection, config)
+            check_shape(connection, config)
             connection.commit()
 
 
@@ -157,19 +172,22 @@ def _prepare(
 ) -> None:
     """Check that an existing table has the configured shape, and create the schema if needed."""
     if config is not None and goes_up:
-        refuse_without_citus(connection, config)
+        check_citus(connection, config)
         name = config.table_name
         if recorded_revision(connection, name, schema) is not None:
-            refuse_other_shape(connection, config)
+            check_shape(connection, config)
     if schema is not None and not inspect(connection).has_schema(schema):
         if not goes_up:
             raise MigrationError(f"there is no schema {schema!r}")
-        connection.execute(CreateSchema(schema))  # the version table is in it
+        connection.execute(CreateSchema(schema))  # for the version table
     connection.commit()
 
 
 def _goes_up() -> bool:
-    """Return whether Alembic's target is a revision, and not older than the present one."""
+    """Return True if Alembic was asked to upgrade to a revision.
+
+    Return False for a downgrade (base, -n, an older revision) and for commands without a target.
+    """
     migration = context.get_context()
     destination = migration.opts.get("destination_rev")  # missing for alembic check
     if isinstance(destination, tuple):
@@ -179,7 +197,7 @@ def _goes_up() -> bool:
     heads = migration.get_current_heads()
     try:
         older = {script.revision for script in context.script.iterate_revisions(heads, "base")}
-    except RevisionError:  # Alembic will not find the revision either, and report it
+    except RevisionError:  # an unknown revision is recorded; Alembic will report it
         return True
     return destination not in older - set(heads)
 
@@ -189,7 +207,7 @@ def _run_offline(given: Mapping[str, Any]) -> None:
     config = settings.resolve(given, None)
     context.configure(dialect_name="postgresql", literal_binds=True, **_options(given, config))
     with context.begin_transaction():
-        if schema is not None:  # before the version table, which is in it
+        if schema is not None:  # create the schema before the version table in it
             context.execute(CreateSchema(schema, if_not_exists=True))
         context.run_migrations()
 
@@ -203,12 +221,12 @@ def _options(given: Mapping[str, Any], config: SchemaConfig | None) -> dict[str,
         "version_table": version_table(name),
         "version_table_schema": schema,
         **hooks(),
-        "include_object": _is_ours,
+        "include_object": _include_object,
         "include_schemas": schema is not None,
         "include_name": lambda named, kind, _: kind != "schema" or named in (None, schema),
     }
 
 
-def _is_ours(obj: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
-    """Keep autogenerate from dropping other tables of the database."""
+def _include_object(obj: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
+    """Hide from autogenerate the tables that only the database has: it would drop them."""
     return not (kind == "table" and reflected and other is None)

@@ -92,7 +92,7 @@ def upgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
         if to not in done:
             _record(recorded, to)
     if not op.get_context().as_sql:  # the number of partitions may have been changed since
-        refuse_other_shape(op.get_bind(), replace(config, partitions=None))
+        check_shape(op.get_bind(), replace(config, partitions=None))
 
 
 def downgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
@@ -243,7 +243,7 @@ def _with_partitions(table_name: str, partitions: int) -> list[str]:
 
 def _require_citus(config: SchemaConfig) -> None:
     if not op.get_context().as_sql:
-        refuse_without_citus(op.get_bind(), config)
+        check_citus(op.get_bind(), config)
 
 
 def _ensure_schema(config: SchemaConfig) -> None:
@@ -290,7 +290,7 @@ def _record(start: str, to: str) -> None:
 # -- checks around the revisions -------------------------------------------------------------------
 
 
-def refuse_without_citus(connection: Connection, config: SchemaConfig) -> None:
+def check_citus(connection: Connection, config: SchemaConfig) -> None:
     """Check that the citus extension is installed if `distribution` is set.
 
     Raises:
@@ -304,8 +304,10 @@ def refuse_without_citus(connection: Connection, config: SchemaConfig) -> None:
         )
 
 
-def refuse_other_shape(connection: Connection, config: SchemaConfig) -> None:
-    """Check that an existing table has the configured shape: Alembic would find nothing to do.
+def check_shape(connection: Connection, config: SchemaConfig) -> None:
+    """Check that an existing table has the configured shape.
+
+    Without this check, Alembic would run no revision for such a table, and raise no error.
 
     Raises:
         MigrationError: The table's dimensions, column type, partitions, full text, row-level

@@ -1,4 +1,4 @@
-"""Locks for changes of the schema: one per database, one per process, and table locks."""
+"""Locks for schema changes: an advisory lock per database, a lock per process, and table locks."""
 
 from __future__ import annotations
 
@@ -23,31 +23,37 @@ from cenote.postgres.driver_errors import database_errors, describe, driver_erro
 from cenote.postgres.pg_catalog import pg_database, pg_locks
 
 LOCK_TIMEOUT_SECONDS = 300.0
-"""How long a change of the schema waits for another one in the same database."""
+"""Time limit of a schema change for waiting until other schema changes in the database end."""
 
 LOCK_KEY = int.from_bytes(hashlib.sha256(b"cenote migrations").digest()[:8], "big", signed=True)
-"""Key of the advisory lock that a change of the schema holds."""
+"""Key of the advisory lock that a schema change holds."""
 
 _POLL_SECONDS = 0.2
+"""Pause between two attempts to get the advisory lock, or the lock of the process."""
 
 _PROBES = 5
-"""How often two clients are asked which server process they have."""
+"""Number of times that `_shares_its_process` compares the server processes of two connections."""
 
 _PROBE_SECONDS = 5.0
-"""How long these questions may take altogether."""
+"""Time limit for all of these comparisons."""
 
 _LOST_STATEMENT = ("26000", "42P05")
-"""SQLSTATEs for a prepared statement that does not exist, or that already exists because another
-client of the pooler created it."""
+"""SQLSTATEs: a prepared statement does not exist, or exists already.
+
+Behind a pooler in transaction mode, the statements of a connection are lost, and its names collide
+with those of other clients.
+"""
 
 TABLE_LOCK_TIMEOUT_SECONDS = 300.0
-"""How long `with_short_waits` keeps trying."""
+"""Time limit of `with_short_waits` for all attempts."""
 
 _WAITS_MILLISECONDS = (100, 200, 500, 1500)
-"""How long each attempt waits for a lock. All other sessions that want the table wait behind it.
+"""Maximum time that each attempt waits for a lock.
 
-The last value repeats. It is longer than the server's deadlock_timeout of 1 s, after which an
-autovacuum that holds the table is cancelled."""
+All other sessions that want the table wait behind a waiting attempt. The last value, which repeats,
+is longer than deadlock_timeout (1 s): only then does Postgres cancel an autovacuum that holds the
+table.
+"""
 
 _LOCK_CONFLICTS = {"55P03", "40P01"}
 """SQLSTATEs: lock not available, deadlock detected."""
@@ -68,37 +74,38 @@ _PID = select(func.pg_backend_pid())
 
 _logger = logging.getLogger(__name__)
 
-# alembic.context and alembic.op are global in a process, so it can run one migration at a time.
+# alembic.context and alembic.op are global, so a process can run only one migration at a time.
 _alembic_lock = threading.Lock()
 
 
 class InUseError(MigrationError):
-    """Other sessions held a lock for as long as the caller was willing to wait."""
+    """Other sessions held a lock until the time limit."""
 
 
 class TransactionPoolingError(MigrationError):
-    """The operation needs a session, but a pooler assigns server connections per transaction."""
+    """The connection goes through a pooler in transaction mode, so it has no session of its own."""
 
 
 @contextmanager
 def migration_lock(
     connection: Connection, table_name: str, *, seconds: float | None = None
 ) -> Iterator[None]:
-    """Hold the session-level advisory lock for cenote migrations of this database.
+    """Hold the session-level advisory lock for schema changes by cenote in this database.
 
-    There is one lock for all tables, because they share the database's extension and schemas. The
-    lock is polled: a session that waits inside pg_advisory_lock() holds a snapshot, and a
-    concurrent index build would wait for that snapshot in turn. The server releases the lock when
-    the session ends, so a killed process blocks nobody.
+    There is one lock for all tables, because they share the database's extension and schemas. This
+    function polls, because a session that waits inside pg_advisory_lock() holds a snapshot, and a
+    concurrent index build of the session that has the lock would wait for the snapshot's end. The
+    server releases the lock when the session ends, so a killed process blocks nobody.
 
     Args:
         connection: Connection without an open transaction.
-        table_name: Table that is to be migrated, for the log and the error message.
-        seconds: How long to wait; `LOCK_TIMEOUT_SECONDS` if None.
+        table_name: Table that is to be changed, for the log and the error message.
+        seconds: Time limit for waiting; `LOCK_TIMEOUT_SECONDS` if None.
 
     Raises:
-        InUseError: Another session held the lock for the whole time.
-        TransactionPoolingError: A pooler leaves the connection no session that could hold the lock.
+        InUseError: Another session held the lock until the time limit.
+        TransactionPoolingError: The connection goes through a pooler in transaction mode, so the
+            lock would belong to the pooler.
     """
     _reject_transaction_pooling(connection)
     if seconds is None:
@@ -108,12 +115,12 @@ def migration_lock(
     while not _scalar(connection, select(func.pg_try_advisory_lock(LOCK_KEY))):
         if time.monotonic() > deadline:
             raise InUseError(
-                f"another cenote migration of this database did not end within "
-                f"{seconds:.0f} seconds; table {table_name!r} was not migrated: run it again later"
+                f"another schema change by cenote in this database did not end within "
+                f"{seconds:.0f} seconds; table {table_name!r} was not changed: try again later"
             )
         if not waiting:
             _logger.info(
-                "waiting to migrate table %s: another cenote migration of this database runs "
+                "waiting to change table %s: another schema change by cenote runs in this database "
                 "(server process %s)",
                 table_name,
                 _scalar(connection, _HOLDER),
@@ -129,9 +136,9 @@ def migration_lock(
 
 
 def _reject_transaction_pooling(connection: Connection) -> None:
-    """Reject a pooler that would pass the lock, and a build's settings, on to its next client."""
+    """Reject a pooler in transaction mode: its next client would get our lock and our settings."""
     raw: Any = connection.connection
-    # asyncpg's answer is the process that the server, or a pooler, named when connecting.
+    # asyncpg returns the id of the process that the server, or a pooler, reported at connection.
     get_server_pid = getattr(raw.driver_connection, "get_server_pid", None)
     if get_server_pid is None or get_server_pid() == _scalar(connection, _PID):
         return
@@ -143,8 +150,9 @@ def _reject_transaction_pooling(connection: Connection) -> None:
         pooled = state in _LOST_STATEMENT
     if pooled:
         raise TransactionPoolingError(
-            "this needs a session, but a pooler assigns server connections per transaction "
-            "(PgBouncer's pool_mode=transaction): run it on a direct connection"
+            "schema changes need a session, but the connection goes through a pooler that assigns "
+            "server connections per transaction (PgBouncer's pool_mode=transaction): connect to "
+            "the server directly"
         )
 
 
@@ -176,17 +184,17 @@ def with_short_waits(
 ) -> None:
     """Run `work` in a transaction that waits only briefly for table locks, until it succeeds.
 
-    The waits are short because all other sessions that want a table wait behind a transaction that
-    waits for an exclusive lock on it.
+    The waits are short because a transaction that waits for an exclusive lock on a table blocks all
+    other sessions that want the table.
 
     Args:
         connection: Connection without an open transaction, not in AUTOCOMMIT.
         table_name: Table that `work` locks, for the log and the error message.
         work: Function to run in the transaction. It may be called several times.
-        seconds: How long to keep trying; `TABLE_LOCK_TIMEOUT_SECONDS` if None.
+        seconds: Time limit for all attempts; `TABLE_LOCK_TIMEOUT_SECONDS` if None.
 
     Raises:
-        InUseError: Other sessions held the lock for the whole time.
+        InUseError: Other sessions held a lock until the time limit.
     """
     if seconds is None:
         seconds = TABLE_LOCK_TIMEOUT_SECONDS
@@ -202,8 +210,8 @@ def with_short_waits(
                 raise
             if time.monotonic() > deadline:
                 raise InUseError(
-                    f"other sessions held table {table_name!r} for {seconds:.0f} "
-                    "seconds: end their transactions and run it again"
+                    f"other sessions kept table {table_name!r} locked for {seconds:.0f} seconds: "
+                    "end their transactions and try again"
                 ) from error
         _logger.info("table %s is in use; trying again", table_name)
         sleep(connection, 0.5)
@@ -211,7 +219,10 @@ def with_short_waits(
 
 @contextmanager
 def process_lock(connection: Connection) -> Iterator[None]:
-    """Hold the process's lock on alembic, polled because a task of this thread may hold it."""
+    """Hold the process's lock on alembic.
+
+    The lock is polled: a blocking wait would never end if another task of this thread held it.
+    """
     while not _alembic_lock.acquire(blocking=False):
         sleep(connection, _POLL_SECONDS)
     try:
@@ -221,7 +232,7 @@ def process_lock(connection: Connection) -> Iterator[None]:
 
 
 def sleep(connection: Connection, seconds: float) -> None:
-    """Sleep on the server, which suspends only the task or thread that this runs in."""
+    """Sleep on the server, so that only the current task or thread waits, not the event loop."""
     connection.execute(select(func.pg_sleep(seconds)))
     connection.commit()
 

@@ -19,35 +19,36 @@ class VectorStore(Protocol):
     The rules below hold for every method. Each method states what it adds to them.
 
     **Namespaces.** A namespace is a non-empty string, typically the name of a tenant. The id of a
-    chunk is unique within its namespace. A call never reads or changes a namespace other than
-    the one it names.
+    chunk is unique within its namespace. A call reads and changes only the namespaces that it
+    names.
 
     **Strings.** Namespaces, chunk ids and document ids have at most 1,024 bytes of UTF-8, because
     an index entry must hold them. The content of a chunk, and its metadata as JSON, have at most
     128 MiB each. A string with a NUL character or a lone surrogate is an error, because Postgres
-    cannot store it.
+    cannot store such a string.
 
     **Vectors** have the store's number of dimensions and finite values. They are stored as 32-bit
     floats (16-bit floats in a store with ``halfvec``) and do not have to be normalised. A vector
     whose squared norm underflows or overflows a 32-bit float is an error, because its similarities
     would be wrong. So is a value outside the range of a 16-bit float in a store with ``halfvec``.
-    A zero vector has no direction: it can be stored and iterated over, but no search returns it,
-    and a search for it returns nothing.
+    A chunk with a zero vector can be stored and read. No search by vector returns it;
+    :meth:`search_text` can. A search by a zero vector returns nothing.
 
     **Metadata** is a JSON object: keys are ``str``; values are ``str``, ``int``, ``float``,
     ``bool``, ``None``, ``list`` or ``dict``, nested at most 200 levels deep. Tuples, NaN,
-    infinities and other values that JSON lacks are an error. Metadata comes back equal, with
-    numbers equal by value, as jsonb stores them:
+    infinities and other values that JSON lacks are an error. Metadata comes back equal, with these
+    exceptions for numbers, which jsonb stores in decimal:
 
     - A float of 1e16 or more comes back as the integer that its shortest decimal form spells:
-      ``1e23`` comes back as ``10**23``, which is not the same number as the float.
+      ``1e23`` comes back as ``10**23``, although the float ``1e23`` is not exactly that integer.
     - ``-0.0`` comes back as ``0.0``.
-    - If ``1`` is overwritten with ``1.0``, or the reverse, either may come back.
+    - If ``1`` is overwritten with ``1.0``, or ``1.0`` with ``1``, either number may come back.
 
     **Filters** are dicts. A chunk matches if its metadata has every key of the filter with a
     JSON-equal value: ``1`` equals ``1.0``; ``True`` does not equal ``1``; ``None`` matches an
-    explicit null, but not a missing key; lists and objects compare as a whole. ``{}`` and ``None``
-    match every chunk. A value can also be an object of operators (``{"year": {"$gte": 2020}}``).
+    explicit null, but not a missing key; lists and objects compare as a whole. An empty dict, and
+    no filter (``None``), match every chunk. A value in a filter can also be an object of operators
+    (``{"year": {"$gte": 2020}}``).
     Expressions are an alternative to dicts (``meta("year") >= 2020``) and can also compare columns
     (``field("document_id") == "a"``). `cenote.filters` describes the language, and
     `cenote.filters.predicates` defines each predicate.
@@ -110,14 +111,14 @@ class VectorStore(Protocol):
             limit: Maximum number of results, 1 or more.
             filter: Condition that the chunks must match.
             min_score: Minimum score, from -1 to 1. Chunks with a lower score do not match.
-            per_document: Maximum number of chunks per document, 1 or more. The document's nearest
-                chunks match and its other chunks do not.
+            per_document: Maximum number of chunks per document, 1 or more. Only the nearest
+                `per_document` chunks of each document count as matching.
 
         Returns:
-            Exactly ``min(limit, matching chunks)`` results; zero vectors never match. The order is
-            by score descending, then by id ascending in code-point order. Scores are cosine
-            similarities from -1 to 1 (higher is nearer), accurate to 1e-6. Identical vectors have
-            identical scores.
+            All matching chunks, but at most `limit`, by score descending, then by id ascending in
+            code-point order. Chunks with zero vectors never match. Scores are cosine similarities
+            from -1 to 1 (higher is nearer), accurate to 1e-6. Identical vectors have identical
+            scores.
 
         Raises:
             DimensionMismatchError: the query does not have the store's number of dimensions.
@@ -181,7 +182,8 @@ class VectorStore(Protocol):
 
         Returns:
             The embeddings of the chunks that exist in the namespace, by id. Each has the shape
-            (dimensions,) and equals the stored vector to within 1e-6 of its length.
+            (dimensions,), and differs from the stored vector by at most 1e-6 times the vector's
+            norm.
 
         Raises:
             InvalidInputError: an argument is invalid.
@@ -221,7 +223,7 @@ class VectorStore(Protocol):
         ...
 
     async def list_namespaces(self) -> dict[str, int]:
-        """Count the chunks of every namespace that has any, by name in code-point order.
+        """Return the number of chunks of each non-empty namespace, by name in code-point order.
 
         This is the only method that reads all namespaces. It is meant for operators, not for
         tenants. In a table that is distributed over a cluster, it queries every node; the other
@@ -285,7 +287,7 @@ class VectorStore(Protocol):
         Args:
             metadata: New metadata by chunk id. Ids that do not exist in the namespace are ignored.
             namespace: Tenant to write to.
-            merge: Keep the existing keys that the new metadata lacks, instead of replacing the
+            merge: True to keep existing keys that the new metadata lacks; False to replace the
                 metadata as a whole.
 
         Returns:
@@ -323,12 +325,13 @@ class VectorStore(Protocol):
         """Make a document consist of exactly these chunks: write changes, delete all other chunks.
 
         The change is atomic. If two calls for the same document run at the same time, the document
-        ends in the state of the one that finishes last, never in a mixture.
+        ends with the chunks of the call that finishes last, never with a mixture.
 
         Args:
             document_id: Id of the document. Every chunk must belong to it.
-            chunks: All chunks of the document, each id once, in any order. A chunk that
-                :meth:`missing` does not return may be a `Chunk`, which keeps its stored embedding.
+            chunks: All chunks of the document, each id once, in any order. A chunk that is already
+                stored with the same content (see :meth:`missing`) may be passed as a `Chunk`,
+                without an embedding; the stored embedding is kept.
             namespace: Tenant to write to.
 
         Returns:
@@ -337,7 +340,7 @@ class VectorStore(Protocol):
         Raises:
             DimensionMismatchError: an embedding does not have the store's number of dimensions.
             InvalidInputError: as for `upsert`; or a chunk belongs to another document, appears
-                twice, or has no embedding and is not stored with this content.
+                twice, or is passed without an embedding although :meth:`missing` returns it.
             VectorStoreError: the write failed; nothing was changed.
         """
         ...
@@ -400,8 +403,8 @@ class VectorStore(Protocol):
     ) -> list[RetrievalResult]:
         """Find the chunks that contain words of a text. Requires a store with full-text search.
 
-        Words are compared by their stems in the store's language. The first 130,000 characters of a
-        content and the first 2,000 characters of `text` count.
+        Words are compared by their stems in the store's language. Only the first 130,000 characters
+        of a chunk's content, and the first 2,000 of `text`, are used.
 
         Args:
             text: Question in natural language. A chunk that contains any of its words matches.
@@ -409,8 +412,8 @@ class VectorStore(Protocol):
 
         Returns:
             At most `limit` results, by score descending, then by id ascending in code-point order.
-            A text without words returns an empty list. Scores are positive. Each store has its own
-            measure: scores rank the results of one question and cannot be compared between
+            The list is empty if `text` has no words. Scores are positive. Each store measures them
+            differently: they rank the results of one question, and cannot be compared between
             questions.
 
         Raises:
@@ -442,12 +445,13 @@ class VectorStore(Protocol):
             query_vector: As for :meth:`search`; typically the embedding of `text`.
             vector_weight, text_weight: Weights of the two rankings, each from 1e-9 to 1e9, or 0 to
                 leave the ranking out. At least one must be positive.
-            depth: Number of results of each ranking to combine, 1 or more; `limit` if that is
-                larger.
+            depth: Number of results of each ranking to combine, 1 or more. If `limit` is larger
+                than `depth`, `limit` is used.
 
         Returns:
             At most `limit` results, by score descending, then by id ascending in code-point order.
-            The score of a chunk is the sum of ``weight / (60 + rank)`` over the rankings.
+            The score of a chunk is the sum of ``weight / (60 + rank)`` over the rankings that
+            contain it.
 
         Raises:
             ConfigurationError, DimensionMismatchError, InvalidInputError, VectorStoreError: as for
@@ -463,7 +467,7 @@ class VectorStore(Protocol):
         filter: FilterLike = None,
         **options: Any,
     ) -> list[tuple[str, RetrievalResult]]:
-        """Search several namespaces, one after another, and return the best results of all.
+        """Search several namespaces, one after another, and return the best results over all.
 
         Args:
             query_vector, limit, filter: As for :meth:`search`.

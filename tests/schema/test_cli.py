@@ -52,23 +52,37 @@ def test_invalid_command_lines(arguments: list[str], message: str, dsn: str) -> 
 
 @pytest.mark.parametrize("command", [["check"], ["migrate", "current"]])
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "hint"),
     [
-        ("a.ini", "[cenote]\ndatabase_url = postgresql://u:s3cr%40et@localhost:1/db\n"),
-        ("a.ini", "[alembic]\nsqlalchemy.url = postgresql://u:s3cr%40et@localhost:1/db\n"),
-        ("a.ini", "postgresql://u:s3cret@localhost:1/db\n"),
-        ("pyproject.toml", "[tool.alembic]\ncenote = { database_url = 's3cret\n"),
+        (
+            "a.ini",
+            b"[cenote]\ndatabase_url = postgresql://u:s3cr%40et@localhost:1/db\n",
+            "write % as %%",
+        ),
+        (
+            "a.ini",
+            b"[alembic]\nsqlalchemy.url = postgresql://u:s3cr%40et@localhost:1/db\n",
+            "write % as %%",
+        ),
+        ("a.ini", b"postgresql://u:s3cret@localhost:1/db\n", "check its syntax"),
+        (
+            "pyproject.toml",
+            b"[tool.alembic]\ncenote = { database_url = 's3cret\n",
+            "check its syntax",
+        ),
+        ("pyproject.toml", b"[tool.alembic]\ncenote = 's3cret\xff'\n", "save it as UTF-8"),
     ],
 )
 def test_invalid_configuration_files(
-    tmp_path: Path, name: str, text: str, command: list[str]
+    tmp_path: Path, name: str, text: bytes, hint: str, command: list[str]
 ) -> None:
-    """The error is one line that contains no part of a password."""
-    (tmp_path / name).write_text(text)
+    """The error is one line that names the file, ends with a hint, and has no part of a password."""
+    (tmp_path / name).write_bytes(text)
     result = cenote(*command, "-c", name, cwd=tmp_path)
     output = result.stdout + result.stderr
     assert result.returncode not in (0, 1)
-    assert "cannot be read" in output
+    assert f"{name} cannot be read" in output
+    assert output.rstrip().endswith(hint)
     assert "Traceback" not in output
     assert "s3cr" not in output
 

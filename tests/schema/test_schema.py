@@ -171,7 +171,7 @@ async def test_waiting_for_the_lock_is_logged(empty_engine: AsyncEngine, empty_d
         )
         assert process.stderr is not None
         log = await asyncio.wait_for(process.stderr.readuntil(b"server process "), 30)
-        assert b"waiting to migrate table cenote_chunks" in log
+        assert b"waiting to change table cenote_chunks" in log
         assert await asyncio.wait_for(process.stderr.readuntil(b")"), 30) == f"{pid})".encode()
         await holder.execute(select(func.pg_advisory_unlock(locks.LOCK_KEY)))
         await asyncio.wait_for(process.communicate(), 30)
@@ -233,7 +233,7 @@ async def test_lock_timeout(
         await holder.execute(select(func.pg_advisory_lock(locks.LOCK_KEY)))
         with pytest.raises(MigrationError, match="cenote_chunks"):
             await schema.upgrade(empty_engine, config)
-    assert "waiting to migrate table cenote_chunks" in caplog.text
+    assert "waiting to change table cenote_chunks" in caplog.text
 
 
 async def test_an_unrelated_table_of_the_same_name_is_rejected(empty_engine: AsyncEngine) -> None:

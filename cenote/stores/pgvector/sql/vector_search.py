@@ -2,31 +2,37 @@
 
 How a search stays complete
 ---------------------------
-One HNSW index over many tenants finds the nearest rows of all tenants. Dropping the rows of other
+One HNSW index over many tenants finds the nearest rows of all tenants. Discarding the rows of other
 tenants afterwards leaves a small tenant few results or none. Three measures prevent this:
 
 - The table is partitioned by namespace, so each graph holds fewer rows of other tenants.
-- The scan is iterative (``hnsw.iterative_scan``, pgvector 0.8): it continues until enough rows
-  match.
-- Up to `EXACT_UP_TO` matching rows are compared exactly. So is any larger set for which the ANN
-  scan returns too few rows, because it stops at ``hnsw.max_scan_tuples``.
+- The ANN scan is iterative (``hnsw.iterative_scan``, pgvector 0.8): it continues until enough rows
+  match, or until it has visited ``hnsw.max_scan_tuples`` rows.
+- If at most `EXACT_UP_TO` rows match, all of them are compared exactly. If more rows match, but the
+  ANN scan reaches ``hnsw.max_scan_tuples`` before it has found enough, all matching rows are
+  compared exactly too.
 
-All this, including the settings, is one statement and therefore one round trip. Its CTEs are:
+The search and its settings are one statement, and therefore one round trip. The CTEs of the
+statement are:
 
-``few``       counts the matching rows, up to `EXACT_UP_TO` + 1.
-``saved``     reads the session's settings.
-``settings``  sets the search's settings for the rest of the transaction. It has no row if the
-              matches are few.
-``ann``       is the ANN scan. A LATERAL join makes it start after the settings are set.
-``hits``      holds the rows of the ANN scan if they are enough. Otherwise the exact branch runs and
-              supplies the rows.
+``few``       the number of matching rows, counted up to `EXACT_UP_TO` + 1.
+``saved``     the session's settings.
+``settings``  sets the search's settings for the rest of the transaction. This CTE has no row if at
+              most `EXACT_UP_TO` rows match.
+``ann``       the rows that the ANN scan finds. A LATERAL join makes the scan start after the
+              settings are set.
+``best``      the nearest `per_document` rows of each document in ``ann``; only if `per_document` is
+              set.
+``hits``      the rows of ``ann``, or of ``best``, if they are enough; otherwise the rows of the
+              exact branch, which then runs.
 
 The outer query sorts by (distance, id), applies the limit, and restores the session's settings
 before it returns its first row.
 
-A composable statement contains its own values, and its CTEs hold only ids; the mapped class is
-joined to the result. Joins, conditions and orders that the application adds therefore work on at
-most `limit` rows, and cannot remove the ANN index from the plan.
+The statement of `PgVectorStore.search_statement`, which an application can extend, contains its own
+values. Its CTEs hold only ids, and the mapped class is joined to the result. Joins, conditions and
+orders that the application adds therefore work on at most `limit` rows, and cannot remove the ANN
+index from the plan.
 """
 
 from __future__ import annotations
@@ -70,37 +76,51 @@ Comparing 1,000 rows of 384 dimensions takes as long as an ANN scan, and is alwa
 """
 
 DEFAULT_EF_SEARCH = 200
-"""Default of ``hnsw.ef_search``. Measured on 50,000 abstracts in 7 tenants: the lowest recall@10
-was .945 at 100, .980 at 200 and .988 at 300, which costs half as much again as 200."""
+"""Default of ``hnsw.ef_search``.
+
+Measured on 50,000 abstracts in 7 tenants: the lowest recall@10 was .945 at 100, .980 at 200 and
+.988 at 300. A search with 300 takes 1.5 times as long as with 200.
+"""
 
 LARGEST_LIMIT = 10**18
+"""Maximum LIMIT in the SQL. It has the same effect as every larger limit, and fits a BIGINT."""
 
 BY_ANN = "by_ann"
-"""Label of a result column: true if the ANN index found the row. All rows of a search agree."""
+"""Label of a result column: true if the ANN index found the rows, false if they were compared
+exactly. It has the same value in all rows of a search."""
 
 _SPARE = 40
-"""Minimum number of rows fetched beyond the limit, to decide ties at the cut by id.
+"""Minimum number of rows fetched beyond the limit, so that ties at the last place can be decided by
+id.
 
-A scan that reaches its bound ends with rows that it had discarded before, which may be far from the
-nearest. With 10 spare rows, a tenant of 1,500 among 20,000 rows had a recall@10 of .84, and a
-condition that holds far from the query .97. With 40, both had .99 or more.
+A scan that reaches ``hnsw.max_scan_tuples`` fills up with rows that it had discarded, which may be
+far from the query. With 10 spare rows, recall@10 was .84 for a tenant with 1,500 of 20,000 rows,
+and .97 for a condition that holds only far from the query. With 40, both were .99 or more.
 """
 
 _CHUNKS_PER_DOCUMENT = 4
 """Number of rows fetched per result if the number of results per document is limited."""
 
-_RARE = 7500
-"""Maximum number of matches for which an exact comparison is preferred to a longer scan: about
-20 ms of a core for 384 dimensions."""
+_MAX_EXACT_MATCHES = 7500
+"""Maximum number of matches for which an exact comparison is preferred to a longer scan.
 
-_VISIT_TO_COMPARISON = 2
-"""Cost of visiting a row in the graph, in exact comparisons: 6.5 µs against 2.7 µs, measured."""
+Comparing this many rows takes about 20 ms of CPU time for 384 dimensions.
+"""
 
-_VISITS_TO_FETCHED = 10
-"""Minimum number of rows that the scan may visit per row to find. With fewer, a thousand results of
-a large tenant had a recall of .977."""
+_COMPARISONS_PER_VISIT = 2
+"""Number of exact comparisons that cost as much as one visit of a row in the graph.
 
-_MOST_VISITS = 2**31 - 1
+Measured: 6.5 µs for a visit and 2.7 µs for a comparison. The ratio is rounded down.
+"""
+
+_MIN_VISITS_PER_ROW = 10
+"""Minimum number of rows that the scan may visit for each row that it has to find.
+
+With fewer visits, a search of a large tenant for 1,000 results had a recall of .977.
+"""
+
+_MAX_VISITS = 2**31 - 1
+"""Maximum of ``hnsw.max_scan_tuples``."""
 
 # Constants are literals in the SQL, so a call binds only the values that differ between calls.
 _ZERO = literal_column("0", Integer)
@@ -110,7 +130,8 @@ _SETTING_NAMES = {
     "max_scan_tuples": literal_column("'hnsw.max_scan_tuples'", Text),
 }
 _RELAXED_ORDER = literal_column("'relaxed_order'", Text)
-"""The strict order would drop nearer rows that the scan finds late. The outer query sorts."""
+"""Value of ``hnsw.iterative_scan``. With ``strict_order``, the scan would drop near rows that it
+finds late. The outer query sorts the rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,15 +142,15 @@ class Search:
         table: Chunk table.
         columns: Columns to select, including the id.
         query: Query vector, as an expression.
-        bind: Function that returns the parameters namespace, limit and ef_search, and those of the
-            filter.
+        bind: Function that returns a parameter by name and type: namespace, limit, ef_search,
+            custom (see :func:`search_parameters`), or a parameter of the filter.
         filter: Filter for the chunks.
         where: Additional conditions.
         fetch: Number of rows for the ANN scan to find (see :func:`rows_to_fetch`); None for an
             exact search.
         per_document: Maximum number of chunks per document; unlimited if None. If set, `columns`
             must include document_id.
-        row_bytes: Approximate size of a row.
+        row_bytes: Approximate size of a row in bytes.
         named: True if the CTEs have names. A name must not appear twice in a statement.
     """
 
@@ -149,10 +170,10 @@ class Search:
         if self.fetch is None:
             compared = self._exact().add_columns(false().label(BY_ANN))
             return self._nearest_first(compared.subquery(self._name("hits")))
-        few = self._count_matches()
-        values = self._scan_settings(few)
+        counted = self._count_matches()
+        values = self._scan_settings(counted)
         saved = self._session_settings(values)
-        settings = self._settings(values, saved, few)
+        settings = self._settings(values, saved, counted)
         nearest = self._ann_scan(settings)
         ann = self._cte(select(*nearest.c).select_from(settings).join(nearest, true()), "ann")
         found_all = _count(ann) >= integer(self.fetch)
@@ -170,12 +191,12 @@ class Search:
         current = (func.current_setting(_SETTING_NAMES[name], true()).label(name) for name in names)
         return self._cte(select(*current), "saved")
 
-    def _settings(self, values: Mapping[str, ColumnElement[str]], saved: CTE, few: CTE) -> CTE:
-        """Set the search's settings. The CTE has no row if the matches are few."""
+    def _settings(self, values: Mapping[str, ColumnElement[str]], saved: CTE, counted: CTE) -> CTE:
+        """Set the search's settings. The CTE has no row if at most `EXACT_UP_TO` rows match."""
         return self._cte(
             select(*(_set(name, value).label(name) for name, value in values.items()))
             .select_from(saved)
-            .join(few, few.c.matches > integer(EXACT_UP_TO)),
+            .join(counted, counted.c.matches > integer(EXACT_UP_TO)),
             "settings",
         )
 
@@ -194,7 +215,8 @@ class Search:
         self, names: Iterable[str], saved: CTE, hits: CTE
     ) -> ColumnElement[bool]:
         """Return a condition that is always true, and restores the session's settings."""
-        # Counting the hits makes this wait for them. It is evaluated even if there are none.
+        # The subquery counts the hits, so it runs after `hits` is complete. It also runs if there
+        # are no hits.
         restored = (
             select(func.count(func.concat(*(_set(name, saved.c[name]) for name in names))))
             .where(_count(hits) >= _ZERO)
@@ -205,8 +227,8 @@ class Search:
     def _count_matches(self) -> CTE:
         """Count the matching chunks, up to `EXACT_UP_TO` + 1, and find their partition.
 
-        The partition is selected only under a condition, which fetches rows anyway. Without a
-        condition, an index-only scan suffices to count.
+        If the search has conditions, rows must be fetched anyway, and the partition comes with
+        them. Without conditions, tableoid would prevent an index-only scan.
         """
         matching = (
             select(literal_column("tableoid", OID) if self._has_conditions else literal_column("1"))
@@ -220,37 +242,42 @@ class Search:
             found.append(func.max(matching.c.tableoid).label("partition"))
         return self._cte(select(*found).select_from(matching), "few")
 
-    def _scan_settings(self, few: CTE) -> dict[str, ColumnElement[str]]:
+    def _scan_settings(self, counted: CTE) -> dict[str, ColumnElement[str]]:
         """Return the values of the scan's settings by name.
 
-        ``max_scan_tuples`` makes the scan give up, and leave the search to the exact branch, where
-        that is likely to be cheaper than to continue. A scan that has found fewer than `fetch`
-        matches in `visits` rows expects fewer than ``rows * fetch / visits`` matches in the
-        partition. It gives up once that number falls below `_RARE`, or once comparing that many
-        rows costs no more than the visits did. Both branches together then cost about twice the
-        cheaper one. Rows that match rarely, or far from the query, where a graph is searched worst,
-        are thus compared exactly: a tenant of 5,000 rows among 60,000 others had a recall of .973
-        through the graph, in the same time. The number of rows is estimated from the size of the
-        partition's file, because statistics may be missing or old.
+        The scan stops after ``max_scan_tuples`` rows, and the exact branch takes over. The setting
+        is the number of visits after which the exact branch is likely to be the cheaper one. If the
+        scan has found fewer than `fetch` matches in `visits` rows, we estimate that the partition
+        has fewer than ``rows * fetch / visits`` matches. The limit is the smaller of two numbers of
+        visits:
+
+        - the number at which the estimate falls to `_MAX_EXACT_MATCHES`;
+        - the number at which comparing the estimated matches costs as much as the visits.
+
+        In the worst case, a search costs about twice as much as its cheaper branch. A graph is
+        searched worst for rows that match rarely, or only far from the query, and the limit sends
+        those searches to the exact branch. For a tenant of 5,000 rows among 60,000 others, the
+        graph had a recall of .973 and took as long as the exact branch. The number of rows is
+        estimated from the size of the partition's file, because statistics may be missing or old.
         """
         assert self.fetch is not None
-        size = cast(func.pg_relation_size(self._partition(few)), Double)
+        size = cast(func.pg_relation_size(self._partition(counted)), Double)
         rows_times_fetch = size / integer(self.row_bytes) * integer(self.fetch)
-        matches_are_rare = rows_times_fetch / integer(_RARE)
-        costs_are_equal = func.sqrt(rows_times_fetch / integer(_VISIT_TO_COMPARISON))
-        most = func.least(matches_are_rare, costs_are_equal, integer(_MOST_VISITS))
-        least = min(self.fetch * _VISITS_TO_FETCHED, _MOST_VISITS)
-        visits = func.greatest(integer(least), most)
+        few_matches = rows_times_fetch / integer(_MAX_EXACT_MATCHES)
+        equal_costs = func.sqrt(rows_times_fetch / integer(_COMPARISONS_PER_VISIT))
+        break_even = func.least(few_matches, equal_costs, integer(_MAX_VISITS))
+        minimum = min(self.fetch * _MIN_VISITS_PER_ROW, _MAX_VISITS)
+        visits = func.greatest(integer(minimum), break_even)
         return {
             "ef_search": self.bind("ef_search", Text()),
             "iterative_scan": _RELAXED_ORDER,
             "max_scan_tuples": cast(cast(visits, Integer), Text),
         }
 
-    def _partition(self, few: CTE) -> ColumnElement[Any]:
+    def _partition(self, counted: CTE) -> ColumnElement[Any]:
         """Return the oid of the namespace's partition."""
         if self._has_conditions:
-            return few.c.partition
+            return counted.c.partition
         partition = (
             select(literal_column("tableoid", OID))
             .select_from(self.table)
@@ -264,8 +291,8 @@ class Search:
         return bool(self.filter or self.where)
 
     def _exact(self, *conditions: ColumnElement[bool]) -> Select[Any]:
-        # An ANN index cannot serve an order by "distance + 0". The sum is the labelled expression,
-        # so it is computed once per row.
+        # An ANN index cannot serve an order by "distance + 0", so the comparison is exact. The sum
+        # is the labelled expression, so Postgres computes the distance once per row.
         distance = (self._distance() + _ZERO).label("distance")
         candidates = self._candidates(distance, *self._matching(), *conditions)
         if self.per_document is None:
@@ -303,8 +330,9 @@ class Search:
         """Return the conditions in a form that keeps the planner from sorting all matches.
 
         In a generic plan, the planner estimates that a bound filter matches 1 % of the rows, and
-        prefers the GIN index. It may also turn an EXISTS into a join. Neither an index nor a join
-        can serve a CASE, which is estimated to match half of the rows.
+        prefers the GIN index to the ANN index. It may also turn an EXISTS into a join. A CASE
+        prevents both, because neither an index nor a join can serve it. The planner estimates that
+        a CASE matches half of the rows.
         """
         namespace, *filtered = self._matching()
         if not filtered:
@@ -314,9 +342,11 @@ class Search:
     def _custom_plan_condition(self) -> list[ColumnElement[bool]]:
         """Return a condition that is always true, and makes generic plans look expensive.
 
-        Postgres may prefer a generic plan after five executions. It estimates that every filter
-        matches 1 % of the rows, and uses the GIN index even if half of them match: twice the time
-        on 23,500 rows. A custom plan knows the value of the parameter and skips the count.
+        Postgres may prefer a generic plan after five executions. A generic plan assumes that every
+        filter matches 1 % of the rows, and uses the GIN index even if half of them match, which
+        takes twice as long on 23,500 rows. The parameter `custom` is always true, so the count of a
+        huge series never runs. A custom plan contains the value, and costs nothing for the count. A
+        generic plan does not, and looks expensive.
         """
         if not self._has_conditions:
             return []
@@ -329,8 +359,9 @@ class Search:
         return distance
 
     def _nearest_first(self, hits: CTE | Subquery) -> Select[Any]:
-        # The distance of a zero vector is NaN, which in Postgres is greater than every number.
-        # Adding 0 keeps the planner from relying on the order of an inner scan.
+        # The distance of a zero vector is NaN, which in Postgres is greater than every number. The
+        # planner could take the order of an inner scan for the final order, which it is not: "+ 0"
+        # makes Postgres sort.
         distance = hits.c.distance
         return (
             select(*map(as_text, hits.c), (integer(1) - distance).label("score"))
@@ -350,18 +381,22 @@ class Search:
 
 
 def search_parameters(limit: int, ef_search: int) -> dict[str, Any]:
-    """Return the parameters of a search that depend on its limit."""
+    """Return the parameters limit, ef_search and custom of a search.
+
+    `ef_search` is raised to the limit and some spare rows, if that is more, but not above
+    `MAX_EF_SEARCH`.
+    """
     limit = min(limit, LARGEST_LIMIT)
     ef_search = min(max(ef_search, limit + _SPARE), MAX_EF_SEARCH)
     return {"limit": limit, "ef_search": str(ef_search), "custom": True}
 
 
 def rows_to_fetch(limit: int, *, per_document: bool = False) -> int:
-    """Return how many rows the ANN scan has to find: some more than the limit.
+    """Return the number of rows that the ANN scan has to find: the limit and some spare rows.
 
     The number is rounded up to 1, 2 or 5 * 10^n, so that a server prepares few statements. It is a
-    literal in the statement: in a generic plan, the planner would take a parameter for a tenth of
-    the table and avoid the ANN index.
+    literal in the statement, because in a generic plan, the planner estimates an unknown LIMIT as
+    10 % of the rows, and avoids the ANN index.
     """
     wanted = min(limit, LARGEST_LIMIT) * (_CHUNKS_PER_DOCUMENT if per_document else 1) + _SPARE
     power: int = 10 ** (len(str(wanted)) - 1)
@@ -372,14 +407,17 @@ def materialized(statement: Any, name: str | None = None) -> CTE:
     """Return a CTE that the planner must compute exactly once."""
     plain = statement.cte(name)
     cte: CTE = plain.prefix_with("MATERIALIZED")
-    # An anonymous name contains the address of `plain`, of which `cte` is a copy. If `plain` were
-    # freed, another CTE of the same statement could get the same address, and the same name.
+    # `cte` is a copy of `plain`, and an anonymous name contains the address of `plain`. If `plain`
+    # were freed, another CTE of the same statement could get the same address, and the same name.
     cte._cenote_named_after = plain  # type: ignore[attr-defined]
     return cte
 
 
 def as_text(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return metadata as text, so that types and deserializers of the application do not apply."""
+    """Return the metadata column as text, and every other column unchanged.
+
+    The application's types and JSON deserializers then do not apply to the metadata.
+    """
     if column.key == "metadata":
         return cast(column, Text).label(column.key)
     return column
@@ -390,7 +428,7 @@ def _set(setting: str, value: ColumnElement[str]) -> ColumnElement[str]:
 
 
 def integer(number: int) -> ColumnElement[Any]:
-    """Return a number as a literal of the SQL."""
+    """Return a number as a literal in the SQL."""
     return literal_column(str(number), BigInteger)
 
 

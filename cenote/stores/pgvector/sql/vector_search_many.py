@@ -15,7 +15,8 @@ class SearchMany(Search):
     """A `Search` for each row of a table of query vectors.
 
     Attributes:
-        queries: The query vectors, with columns ``number`` and ``vector``; `query` is the latter.
+        queries: The query vectors, with columns ``number`` and ``vector``; `query` is the column
+            ``vector``.
     """
 
     queries: FromClause
@@ -24,10 +25,10 @@ class SearchMany(Search):
         """Select ``number`` and the columns of `Search.statement`, ordered by ``number``."""
         if self.fetch is None:
             return self._nearest_per_query(self._exact_per_query().subquery("hits"))
-        few = self._count_matches()
-        values = self._scan_settings(few)
+        counted = self._count_matches()
+        values = self._scan_settings(counted)
         saved = self._session_settings(values)
-        settings = self._settings(values, saved, few)
+        settings = self._settings(values, saved, counted)
         nearest = self._ann_scan(settings)
         ann = self._cte(
             select(self.queries.c.number, *nearest.c)
