@@ -1,6 +1,6 @@
 """Create the vector extension and the chunk table with its partitions and indexes.
 
-A table of the first, asyncpg-only cenote is upgraded in place instead.
+If the table was made by the first cenote (asyncpg only), it is upgraded in place, not created.
 
 Never edit a revision after its release: databases have already run it. A revision holds its own
 DDL; CONTRIBUTING lists the functions of cenote that it may call.
@@ -64,7 +64,8 @@ def upgrade() -> None:
         postgresql_partition_by="HASH (namespace)" if partitions else None,
     )
     quoted_table = _quoted(table, config.schema)
-    # Keep embeddings, ids and metadata out of the TOAST table; see cenote.operations.store_inline.
+    # Keep embeddings, ids and metadata out of the TOAST table: cenote.operations.store_inline says
+    # why.
     op.execute(
         f"ALTER TABLE {quoted_table} "
         "ALTER COLUMN namespace SET STORAGE MAIN, "
@@ -107,7 +108,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table with all its rows. The extension stays: other tables may use it."""
+    """Drop the table with all its rows. The extension stays, because other tables may use it."""
     name, schema = table_names()
     op.drop_table(name, schema=schema)
 

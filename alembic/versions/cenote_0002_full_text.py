@@ -1,4 +1,4 @@
-"""Add full text if `text_search` is set: a generated column with the words of the content, indexed.
+"""Add full text if `text_search` is set: a generated column of the content's words, and its index.
 
 If the table has rows, Postgres rewrites all of them and rebuilds all indexes under an exclusive
 lock. If `text_search` is not set, this revision does nothing; ``cenote text-search`` adds full text
@@ -42,7 +42,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the column, which Postgres can generate again, with its index."""
+    """Drop the column and its index. Nothing is lost: the column is generated."""
     config = live_config()
     offline = op.get_context().as_sql and config.languages
     if offline or has_text_search():
@@ -52,7 +52,7 @@ def downgrade() -> None:
 def _words_of_row(languages: tuple[str, ...]) -> str:
     """Return the expression of the generated column.
 
-    The first text search configuration is for chunks whose metadata name none of the others.
+    The first language applies to chunks whose metadata does not name one of the other languages.
     """
     default, *others = languages
     if not others:
@@ -62,8 +62,9 @@ def _words_of_row(languages: tuple[str, ...]) -> str:
 
 
 def _words(language: str) -> str:
-    """Return the expression for one text search configuration, whose name is an identifier.
+    """Return the expression for one language, the name of a text search configuration.
 
-    A tsvector holds 1 MiB, and 130,000 characters always fit.
+    The name is a validated identifier, so it needs no quoting. A tsvector holds at most 1 MiB; the
+    words of 130,000 characters always fit.
     """
     return f"to_tsvector('{language}' :: regconfig, left(content, 130000))"

@@ -1,4 +1,4 @@
-"""Turn on row-level security if `row_security` is set: on the table and on every partition.
+"""Turn on row-level security for the table and every partition if `row_security` is set.
 
 If `row_security` is not set, this revision does nothing; ``cenote row-security on`` turns it on
 later.
@@ -30,7 +30,7 @@ def upgrade() -> None:
         op.execute(f"DROP POLICY IF EXISTS cenote_permits ON {table}")
         op.execute(f"CREATE POLICY cenote_permits ON {table} AS PERMISSIVE USING (true)")
         op.execute(f"DROP POLICY IF EXISTS cenote_restricts ON {table}")
-        # After a session has set the setting once, it is '' outside of transactions that set it.
+        # After a transaction that set cenote.namespace, the session sees '' instead of NULL.
         op.execute(
             f"CREATE POLICY cenote_restricts ON {table} AS RESTRICTIVE "
             "USING (namespace = nullif(current_setting('cenote.namespace', true), ''))"
@@ -51,7 +51,7 @@ def downgrade() -> None:
 def _quoted_tables(config: SchemaConfig) -> list[str]:
     """Return the table and its partitions, quoted.
 
-    Offline, the partitions are those that revision cenote_0001 creates.
+    Offline, the partitions that revision cenote_0001 creates are assumed.
     """
     table = config.table_name
     if op.get_context().as_sql:

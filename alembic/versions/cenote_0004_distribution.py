@@ -1,4 +1,4 @@
-"""Distribute the table over a Citus cluster by namespace if `distribution` is set, with all rows.
+"""If `distribution` is set, distribute the table and its rows over a Citus cluster, by namespace.
 
 If `distribution` is not set, or if the table is partitioned, this revision does nothing;
 ``cenote distribute`` distributes the table later.
@@ -27,9 +27,9 @@ def upgrade() -> None:
     config = live_config()
     if config.distribution is None or is_distributed():
         return
-    has_rows = _has_rows(config)
-    # Use one connection to each node for the rest of the transaction: Citus rejects what may follow
-    # in it, such as a foreign key, after statements that ran on several connections.
+    has_rows = _has_rows(config)  # now: once the table is distributed, the query runs on its shards
+    # Use one connection to each node for the rest of the transaction. Otherwise Citus would reject
+    # later statements of the transaction, e.g. one that adds a foreign key.
     op.execute(sa.select(sa.func.set_config("citus.multi_shard_modify_mode", "sequential", True)))
     op.execute(
         sa.select(
@@ -42,7 +42,7 @@ def upgrade() -> None:
             )
         )
     )
-    if has_rows:  # remove the copies of the rows that stay on the coordinator
+    if has_rows:  # remove the old rows that remain on the coordinator
         op.execute(
             sa.select(sa.func.truncate_local_data_after_distributing_table(_regclass(config)))
         )

@@ -1,4 +1,4 @@
-"""Limit the size and depth of filters, and find conditions that are constant."""
+"""Check the filters that callers pass to stores: `as_filter` and `narrowing_filter`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from cenote.filters.predicates import (
 def as_filter(given: Any) -> Filter | None:
     """Check a filter and return it as an expression, or None if it matches every chunk.
 
-    A dict matches chunks whose metadata has all of its keys with equal values. A value that is an
-    object of operators (``{"$gte": 2020}``) is applied as such. ``$and`` and ``$or`` take lists of
-    filters, ``$not`` takes one filter. To compare with an object that has a key beginning with
-    ``$``, use ``{"$eq": ...}``; for a metadata key that begins with ``$``, use :func:`meta`.
+    A dict matches chunks whose metadata has all keys of the dict, with equal values. A value may
+    also be an object of operators (``{"$gte": 2020}``). ``$and`` and ``$or`` take lists of filters,
+    ``$not`` takes one filter. To compare with an object that has a key beginning with ``$``, use
+    ``{"$eq": ...}``. For a metadata key that begins with ``$``, use :func:`meta`.
 
     Raises:
         InvalidInputError: `given` is not a valid filter. The message names the key.
@@ -56,7 +56,7 @@ def narrowing_filter(given: Any) -> Filter:
     filter = as_filter(given)
     if filter is None:
         raise invalid_filter(
-            "the filter matches every chunk; to delete them all, call delete_namespace()"
+            "the filter matches every chunk; to delete all chunks, call delete_namespace()"
         )
     return filter
 
@@ -71,7 +71,7 @@ def predicates(filter: Filter | None) -> Iterator[Predicate]:
 
 
 def _constant(filter: Filter) -> bool | None:
-    """Return True if a filter matches every chunk, False if it matches none, otherwise None."""
+    """Return True if a filter matches every chunk, False if it matches no chunk, otherwise None."""
     match filter:
         case And(parts):
             known = {_constant(part) for part in parts}
@@ -86,7 +86,7 @@ def _constant(filter: Filter) -> bool | None:
 
 
 def _depth(filter: Filter) -> int:
-    """Return how deeply a filter is nested, or any number above the limit."""
+    """Return the depth of a filter; above the limit, any number above the limit."""
     depth, parts, level = 0, 0, [filter]
     while level and depth <= MAX_DEPTH:
         depth += 1

@@ -1,8 +1,8 @@
 """The predicates that filters are built from, each defined in Python and in SQL, side by side.
 
-A predicate compares one value: a value of the metadata, found by a path of keys, or a column. It is
-either true or false. If there is no value, or its type is one that the predicate does not handle,
-the predicate is false:
+A predicate compares one value of a chunk: a column, or a value in the metadata that a path of keys
+leads to. A predicate is either true or false. It is false if the chunk has no such value, or if the
+value has a type that the predicate does not handle:
 
 =================  =======================================================================
 ``==``, ``in_``    JSON equality: ``1`` equals ``1.0``; ``True`` does not equal ``1``; ``None``
@@ -11,12 +11,13 @@ the predicate is false:
 ``between``        order; other types, including booleans, do not compare
 ``like``, ...      strings only; ``ilike`` ignores the case of A to Z alone, as the "C" collation
                    does
-``contains``, ...  lists only; their elements compare as with ``==``
+``contains``, ...  lists only; the elements compare as with ``==``
 ``exists``         true if the key is present, even if its value is null
 =================  =======================================================================
 
 Strings always compare under the "C" collation, so the database's locale cannot change an answer.
-Keys and values are bound as parameters."""
+Keys and values are bound as parameters.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +93,7 @@ class Predicate(Protocol):
         ...
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
-        """Return the SQL condition, in which NULL counts as false."""
+        """Return the SQL condition. It may be NULL, which the caller must treat as false."""
         ...
 
 
@@ -100,8 +101,8 @@ class Predicate(Protocol):
 class Match:
     """Every key of a plain dict is present, with an equal value.
 
-    The GIN index serves ``@>``, which means equality for scalars. For lists and objects it only
-    means containment, so each of those is also compared as a whole.
+    ``@>`` uses the GIN index. For scalars it means equality. A list or an object may contain
+    another without being equal to it, so lists and objects are also compared as a whole.
     """
 
     wanted: dict[str, Any] = field(repr=False)
@@ -140,45 +141,46 @@ class Match:
             return contained
         wanted = func.jsonb_each(jsonb(next_parameter)).table_valued("key", "value")
         same = columns.metadata.op("->")(wanted.c.key) == wanted.c.value
+        # No wanted list or object differs from the stored one.
         return contained & ~exists().select_from(wanted).where(same.is_not(true()))
 
 
 @dataclass(frozen=True, slots=True)
 class Equals:
-    """The value equals another one. Equality with None means a JSON null or SQL NULL."""
+    """The value equals the wanted one. None means JSON null in metadata, and NULL in a column."""
 
     operand: Operand
-    value: Any = field(repr=False)
+    wanted: Any = field(repr=False)
 
     @property
     def shape(self) -> Hashable:
         if isinstance(self.operand, ColumnOperand):
-            return ("equals", self.operand.shape, self.value is None)
+            return ("equals", self.operand.shape, self.wanted is None)
         return ("equals", self.operand.shape, self._is_container)
 
     @property
     def _is_container(self) -> bool:
-        return isinstance(self.value, dict | list)
+        return isinstance(self.wanted, dict | list)
 
     @property
     def values(self) -> list[Any]:
         if isinstance(self.operand, ColumnOperand):
-            return [] if self.value is None else [self.value]
-        smallest = self.operand.smallest_metadata(self.value)
+            return [] if self.wanted is None else [self.wanted]
+        smallest = self.operand.smallest_metadata(self.wanted)
         if not self._is_container:
             return [smallest]
-        return [smallest, *self.operand.path, json_text(self.value)]
+        return [smallest, *self.operand.path, json_text(self.wanted)]
 
     def holds(self, row: Row) -> bool:
         value = self.operand.value_in(row)
-        if isinstance(self.operand, ColumnOperand):
-            return value is MISSING if self.value is None else bool(value == self.value)
-        return value is not MISSING and json_token(value) == json_token(self.value)
+        if isinstance(self.operand, ColumnOperand):  # a NULL column is MISSING
+            return value is MISSING if self.wanted is None else bool(value == self.wanted)
+        return value is not MISSING and json_token(value) == json_token(self.wanted)
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         if isinstance(self.operand, ColumnOperand):
             column = self.operand.sql(columns)
-            if self.value is None:
+            if self.wanted is None:
                 return column.is_(None)
             return column == next_parameter(_parameter_type(column))
         contained = _contains(columns.metadata, next_parameter)
@@ -190,7 +192,10 @@ class Equals:
 
 @dataclass(frozen=True, slots=True)
 class IsOneOf:
-    """The value equals any of many values. For a few, `Equals` is better: the index serves it."""
+    """The value equals any of many wanted values.
+
+    For a few values, one `Equals` each is faster, because `Equals` uses the GIN index.
+    """
 
     operand: Operand
     wanted: list[Any] = field(repr=False)
@@ -210,15 +215,15 @@ class IsOneOf:
         if isinstance(self.operand, ColumnOperand):
             return value in self.wanted
         token = json_token(value)
-        return value is not MISSING and any(json_token(wanted) == token for wanted in self.wanted)
+        return value is not MISSING and any(json_token(item) == token for item in self.wanted)
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         if isinstance(self.operand, ColumnOperand):
             column = self.operand.sql(columns)
             return column == any_(next_parameter(ARRAY(_parameter_type(column))))
         value = self.operand.sql(columns, next_parameter)
-        wanted = select(func.jsonb_array_elements(jsonb(next_parameter))).scalar_subquery()
-        return value == any_(func.array(wanted))
+        items = select(func.jsonb_array_elements(jsonb(next_parameter))).scalar_subquery()
+        return value == any_(func.array(items))
 
 
 _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
@@ -231,11 +236,11 @@ _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """The value is less or greater than another one."""
+    """The value compares with the wanted one by ``<``, ``<=``, ``>`` or ``>=``."""
 
     operand: Operand
     operator: str
-    value: Any = field(repr=False)
+    wanted: Any = field(repr=False)
 
     @property
     def shape(self) -> Hashable:
@@ -243,23 +248,24 @@ class Ordered:
 
     @property
     def _compares_strings(self) -> bool:
-        return isinstance(self.value, str)
+        return isinstance(self.wanted, str)
 
     @property
     def values(self) -> list[Any]:
         if isinstance(self.operand, ColumnOperand):
-            return [self.value]
-        return [*self.operand.path, self.value if self._compares_strings else json_text(self.value)]
+            return [self.wanted]
+        wanted = self.wanted if self._compares_strings else json_text(self.wanted)
+        return [*self.operand.path, wanted]
 
     def holds(self, row: Row) -> bool:
         value = self.operand.value_in(row)
         if isinstance(self.operand, ColumnOperand):
             try:
-                return value is not MISSING and bool(_ORDERS[self.operator](value, self.value))
+                return value is not MISSING and bool(_ORDERS[self.operator](value, self.wanted))
             except TypeError:  # values of user columns may have types that do not compare
                 return False
         comparable = isinstance(value, str) if self._compares_strings else is_number(value)
-        return comparable and bool(_ORDERS[self.operator](value, self.value))
+        return comparable and bool(_ORDERS[self.operator](value, self.wanted))
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         compare: Callable[[Any, Any], ColumnElement[bool]] = _ORDERS[self.operator]
@@ -352,14 +358,14 @@ class StartsWith(_StringPredicate):
 
 @dataclass(frozen=True, slots=True)
 class Contains:
-    """The value is a list with an equal element.
+    """The value is a list that has an element equal to the wanted one.
 
-    For lists and objects ``@>`` only means containment, so each of those is also compared as a
-    whole.
+    ``@>`` compares scalar elements for equality. A wanted list or object also matches an element
+    that merely contains it, so the elements are then compared as a whole too.
     """
 
     operand: MetadataOperand
-    value: Any = field(repr=False)
+    wanted: Any = field(repr=False)
 
     @property
     def shape(self) -> Hashable:
@@ -367,18 +373,18 @@ class Contains:
 
     @property
     def _is_container(self) -> bool:
-        return isinstance(self.value, dict | list)
+        return isinstance(self.wanted, dict | list)
 
     @property
     def values(self) -> list[Any]:
-        smallest = self.operand.smallest_metadata([self.value])
+        smallest = self.operand.smallest_metadata([self.wanted])
         if not self._is_container:
             return [smallest]
-        return [smallest, *self.operand.path, json_text(self.value)]
+        return [smallest, *self.operand.path, json_text(self.wanted)]
 
     def holds(self, row: Row) -> bool:
         value = self.operand.value_in(row)
-        token = json_token(self.value)
+        token = json_token(self.wanted)
         return isinstance(value, list) and any(json_token(element) == token for element in value)
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
@@ -415,12 +421,18 @@ class Exists:
 
 
 def _contains(metadata: ColumnElement[Any], next_parameter: NextParameter) -> ColumnElement[bool]:
-    """Return the condition that the metadata contains the next value. The GIN index serves it."""
+    """Return the condition that the metadata contains (`@>`) the next parameter.
+
+    The GIN index serves this condition.
+    """
     return metadata.op("@>", is_comparison=True)(jsonb(next_parameter))
 
 
 def _parameter_type(column: Column[Any]) -> TypeEngine[Any]:
-    """Return the parameter type for a column, without a collation: the column's own applies."""
+    """Return the type of a parameter that is compared with a column.
+
+    A type for text has no collation, so that the column's collation applies.
+    """
     type_: TypeEngine[Any] = column.type
     return Text() if type(type_) in (String, Text, VARCHAR, TEXT) else type_
 
@@ -429,8 +441,8 @@ def _parameter_type(column: Column[Any]) -> TypeEngine[Any]:
 def _like_regex(pattern: str) -> re.Pattern[str]:
     """Return a LIKE pattern as a regular expression that runs in time linear in the text.
 
-    For a piece between two ``%`` the leftmost match is as good as any other, so the expression
-    never backtracks to try another one.
+    If the leftmost match of a piece between two ``%`` leads to no match of the whole pattern, no
+    other match of the piece does. The expression therefore never backtracks into a piece.
     """
     pieces: list[list[str]] = [[]]
     characters = iter(pattern)
@@ -441,7 +453,7 @@ def _like_regex(pattern: str) -> re.Pattern[str]:
             pieces[-1].append(".")
         else:
             pieces[-1].append(re.escape(next(characters) if character == "\\" else character))
-    first, *middle = ("".join(piece) for piece in pieces)
-    last = ".*" + middle.pop() if middle else ""
-    inner = "".join("(?>.*?" + piece + ")" for piece in middle if piece)
-    return re.compile(first + inner + last, re.DOTALL)
+    first, *others = ("".join(piece) for piece in pieces)
+    last = ".*" + others.pop() if others else ""
+    middle = "".join("(?>.*?" + piece + ")" for piece in others if piece)
+    return re.compile(first + middle + last, re.DOTALL)

@@ -127,8 +127,8 @@ def read_shards(connection: Connection, name: str, schema: str) -> list[Shard]:
 
 def distribute_statements(config: SchemaConfig) -> Iterator[Executable]:
     """Yield the statements that distribute a plain table by namespace, with its rows."""
-    # Use one connection to each node for the rest of the transaction: after statements that used
-    # several connections, Citus rejects later ones in it, for example a foreign key.
+    # Use one connection to each node for the rest of the transaction. Otherwise Citus would reject
+    # later statements of the transaction, e.g. one that adds a foreign key.
     yield select(func.set_config("citus.multi_shard_modify_mode", "sequential", True))
     colocate_with = "default" if config.colocate_with is None else config.colocate_with
     yield select(
@@ -143,7 +143,7 @@ def distribute_statements(config: SchemaConfig) -> Iterator[Executable]:
 
 
 def truncate_local_data_statement(config: SchemaConfig) -> Select[None]:
-    """Return the statement that deletes the copies of the rows left on the coordinator."""
+    """Return the statement that removes the old rows that remain on the coordinator."""
     relation = _regclass(config.table_name, config.schema)
     return select(func.truncate_local_data_after_distributing_table(relation))
 

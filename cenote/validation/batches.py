@@ -31,6 +31,12 @@ from cenote.validation.json import (
 )
 from cenote.validation.vectors import checked_vectors
 
+UPSERT_ROWS = 1000
+"""Maximum number of rows in one INSERT of an upsert."""
+
+UPSERT_BYTES = 8 * 2**20
+"""Approximate maximum size of one INSERT of an upsert, unless a single chunk is larger."""
+
 # -- batches ---------------------------------------------------------------------------------------
 
 
@@ -40,8 +46,8 @@ class Batch:
 
     Attributes:
         chunks: The chunks.
-        metadata: Canonical metadata of each chunk.
-        metadata_texts: Canonical metadata of each chunk as JSON text.
+        metadata: Metadata of each chunk, as it comes back from jsonb.
+        metadata_texts: The same metadata as JSON text.
         embeddings: The embeddings as float32, shape (len(chunks), dimensions).
         models: Embedding model of each chunk.
         columns: Values of each chunk for the user model's own columns.
@@ -71,7 +77,7 @@ def check_batch(
     column_type: ColumnType,
     embedding_model: str | None,
 ) -> Batch:
-    """Validate a whole batch. If an id appears twice, keep the last of its chunks."""
+    """Check a whole batch. If several chunks have the same id, keep the last of them."""
     items = as_list(
         embedded_chunks,
         "embedded_chunks must be a list of EmbeddedChunk",
@@ -102,7 +108,7 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict
     """Check everything in a chunk except its vector.
 
     Returns:
-        Its metadata, canonical and as JSON text.
+        A pair: the metadata as it comes back from jsonb, and its JSON text.
     """
     if not isinstance(item, EmbeddedChunk) or not isinstance(item.chunk, Chunk):
         raise InvalidInputError(
@@ -136,9 +142,9 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict
 
 
 def _surely_storable(item: EmbeddedChunk) -> bool:
-    """Return whether all texts of a chunk are surely storable.
+    """Test all texts of a chunk at once, which is fast and suffices for most chunks.
 
-    This tests all of them at once, which is fast and suffices for most chunks.
+    True means that all texts are storable. False means that each text must be checked.
     """
     chunk = item.chunk
     try:
@@ -147,9 +153,11 @@ def _surely_storable(item: EmbeddedChunk) -> bool:
         )
     except TypeError:
         return False
-    keys = len(chunk.id) + len(chunk.document_id)
-    return (
-        keys <= MAX_KEY_BYTES // 4 and len(texts) <= MAX_TEXT_BYTES // 4 and not unstorable(texts)
+    key_characters = len(chunk.id) + len(chunk.document_id)
+    return (  # a character has at most 4 bytes
+        key_characters <= MAX_KEY_BYTES // 4
+        and len(texts) <= MAX_TEXT_BYTES // 4
+        and not unstorable(texts)
     )
 
 
@@ -176,7 +184,10 @@ def _checked_metadata(chunk_id: str, metadata: Any) -> tuple[dict[str, Any], str
 
 
 def _plain(chunk: Chunk) -> Chunk:
-    """Return a chunk with plain values in place of subclasses, such as enumeration members."""
+    """Return a chunk whose texts are plain `str` and whose position is a plain `int`.
+
+    The caller's values may be of subclasses, for example members of enumerations.
+    """
     texts = (chunk.id, chunk.document_id, chunk.content, chunk.content_hash)
     if all(type(text) is str for text in texts) and type(chunk.position) is int:
         return chunk
@@ -189,6 +200,18 @@ def _plain(chunk: Chunk) -> Chunk:
         position=int(chunk.position),
         content_hash=content_hash,
     )
+
+
+def split_batch(batch: Batch) -> Iterator[Batch]:
+    """Split a batch into parts of at most `UPSERT_ROWS` rows and about `UPSERT_BYTES`."""
+    start = size = 0
+    for index, chunk in enumerate(batch.chunks):
+        row = len(chunk.content) + len(batch.metadata_texts[index]) + batch.embeddings[index].nbytes
+        if index > start and (size + row > UPSERT_BYTES or index - start == UPSERT_ROWS):
+            yield batch[start:index]
+            start, size = index, 0
+        size += row
+    yield batch[start:]
 
 
 # -- documents -------------------------------------------------------------------------------------
@@ -217,7 +240,7 @@ def check_document(document_id: str, chunks: Any) -> tuple[list[EmbeddedChunk], 
     check_document_id(document_id)
     items = as_list(chunks, "chunks must be a list of EmbeddedChunk or Chunk", field="chunks")
     embedded: list[EmbeddedChunk] = []
-    kept: list[Chunk] = []
+    unembedded: list[Chunk] = []
     seen: set[str] = set()
     for item in items:
         chunk = item.chunk if isinstance(item, EmbeddedChunk) else item
@@ -246,12 +269,15 @@ def check_document(document_id: str, chunks: Any) -> tuple[list[EmbeddedChunk], 
         if isinstance(item, EmbeddedChunk):
             embedded.append(item)
         else:
-            kept.append(chunk)
-    return embedded, kept
+            unembedded.append(chunk)
+    return embedded, unembedded
 
 
-def check_kept(chunks: Sequence[Chunk], dimensions: int) -> Batch:
-    """Return chunks whose embeddings are stored already as a batch with zero vectors."""
+def batch_without_embeddings(chunks: Sequence[Chunk], dimensions: int) -> Batch:
+    """Check chunks whose embeddings are already stored, and return them as a batch.
+
+    The batch has zero vectors and no embedding model.
+    """
     zero = np.zeros(dimensions, dtype=np.float32)
     items = [EmbeddedChunk(chunk=chunk, embedding=zero, embedding_model="") for chunk in chunks]
     return check_batch(items, dimensions, "vector", None)
@@ -260,7 +286,7 @@ def check_kept(chunks: Sequence[Chunk], dimensions: int) -> Batch:
 def is_embedded(
     chunk: Chunk, stored: Mapping[str, tuple[str, str]], embedding_model: str | None
 ) -> bool:
-    """Return whether a chunk is stored with the same content, embedded by the store's model.
+    """Return True if a chunk is stored with the same content, embedded by the store's model.
 
     Args:
         chunk: The chunk.
@@ -276,19 +302,31 @@ def reject_unembedded(
     stored: Mapping[str, tuple[str, str]],
     embedding_model: str | None,
 ) -> None:
-    """Reject chunks without an embedding that are not stored with the same content."""
+    """Raise an error for the first chunk that is not stored with the same content and model.
+
+    Args:
+        chunks: Chunks without embeddings.
+        stored, embedding_model: As for :func:`is_embedded`.
+
+    Raises:
+        InvalidInputError: A chunk has to be embedded.
+    """
     for chunk in chunks:
         if not is_embedded(chunk, stored, embedding_model):
             raise InvalidInputError(
-                f"chunk {safe_repr(chunk.id)} is new or its content has changed: pass it as an "
-                "EmbeddedChunk",
+                f"chunk {safe_repr(chunk.id)} is not stored with this content and embedding model: "
+                "pass it as an EmbeddedChunk",
                 field="embedding",
                 chunk_id=chunk.id,
             )
 
 
 def check_metadata_by_id(metadata: Any) -> dict[str, tuple[dict[str, Any], str]]:
-    """Return metadata by chunk id, canonical and as JSON text, in ascending order of id."""
+    """Check metadata by chunk id, and return it in ascending order of id.
+
+    Returns:
+        A pair for each id: the metadata as it comes back from jsonb, and its JSON text.
+    """
     if not isinstance(metadata, Mapping):
         raise InvalidInputError(
             f"metadata must be a mapping of chunk ids to metadata, not {type(metadata).__name__}",
@@ -299,22 +337,3 @@ def check_metadata_by_id(metadata: Any) -> dict[str, tuple[dict[str, Any], str]]
     return {
         chunk_id: _checked_metadata(chunk_id, metadata[chunk_id]) for chunk_id in sorted(metadata)
     }
-
-
-UPSERT_ROWS = 1000
-"""Maximum number of rows in one INSERT of an upsert."""
-
-UPSERT_BYTES = 8 * 2**20
-"""Approximate maximum size of one INSERT of an upsert, unless a single chunk is larger."""
-
-
-def split_batch(batch: Batch) -> Iterator[Batch]:
-    """Split a batch into parts of at most `UPSERT_ROWS` rows and about `UPSERT_BYTES`."""
-    start = size = 0
-    for index, chunk in enumerate(batch.chunks):
-        row = len(chunk.content) + len(batch.metadata_texts[index]) + batch.embeddings[index].nbytes
-        if index > start and (size + row > UPSERT_BYTES or index - start == UPSERT_ROWS):
-            yield batch[start:index]
-            start, size = index, 0
-        size += row
-    yield batch[start:]

@@ -1,6 +1,6 @@
 """Faults of a running server: nothing is lost, and the caller gets an error.
 
-``CENOTE_TORTURE`` is how many times as long the loads take as in CI (``make torture``).
+``CENOTE_TORTURE`` multiplies the duration of the loads. CI uses 1, ``make torture`` 20.
 """
 
 from __future__ import annotations
@@ -80,19 +80,21 @@ async def test_a_server_that_is_killed(tmp_path: Path) -> None:
 
 async def _write(store: PgVectorStore, namespace: str, start: int, done: dict[str, int]) -> None:
     """Write one batch after another to the same ids, until the server is gone."""
-    writer = start
+    number = start
     while True:
-        writer += 1
-        await store.upsert(batch(writer), namespace)
-        done[namespace] = writer
+        number += 1
+        await store.upsert(batch(number), namespace)
+        done[namespace] = number
 
 
 async def _check(store: PgVectorStore, acknowledged: dict[str, int]) -> None:
-    for namespace, writer in acknowledged.items():
+    """Check that each namespace has the last acknowledged batch, or the next one."""
+    for namespace, number in acknowledged.items():
         chunks = await stored(store, namespace)
         assert len(chunks) == 200
-        (content,) = {chunk.content for chunk in chunks}  # one writer's, whole
-        assert int(content.removeprefix("by ")) >= writer  # the last one, or one more
+        (content,) = {chunk.content for chunk in chunks}  # all from one batch
+        # the last acknowledged batch, or the next, which was committed but not acknowledged
+        assert int(content.removeprefix("by ")) >= number
 
 
 def _kill(server: EmbeddedPostgres) -> None:
@@ -108,7 +110,7 @@ def _kill(server: EmbeddedPostgres) -> None:
     raise AssertionError("there is no such server")
 
 
-async def test_a_fail_over_under_load(store: PgVectorStore, engine: AsyncEngine) -> None:
+async def test_connections_that_end_under_load(store: PgVectorStore, engine: AsyncEngine) -> None:
     """All connections end repeatedly; operations that may be retried succeed."""
     other = create_async_engine(engine.url)
     await store.upsert(batch(0), "n")
@@ -132,7 +134,7 @@ async def test_a_fail_over_under_load(store: PgVectorStore, engine: AsyncEngine)
     await asyncio.sleep(0.2)
     stop.set()
     for result in await asyncio.gather(*loads, return_exceptions=True):
-        if isinstance(result, StoreConnectionError):  # ended twice within one operation
+        if isinstance(result, StoreConnectionError):  # two connections ended in one operation
             lost += 1
         else:
             assert isinstance(result, int)
@@ -158,10 +160,10 @@ async def test_nothing_is_repeated_in_the_callers_transaction(
     await other.dispose()
 
 
-async def test_counting_operations_are_not_repeated(
+async def test_a_deletion_that_returns_a_count_is_not_repeated(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
-    """A deletion that counts rows is not retried after a lost connection."""
+    """A deletion that returns a count is not retried after a lost connection."""
     other = create_async_engine(engine.url)
     await store.upsert([embedded("a")], "n")
     async with other.connect() as connection:
@@ -172,8 +174,10 @@ async def test_counting_operations_are_not_repeated(
     await other.dispose()
 
 
-async def test_a_batch_that_can_be_read_once(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """An iterator of chunks is complete in the second attempt, too."""
+async def test_a_batch_that_can_be_read_only_once(
+    store: PgVectorStore, engine: AsyncEngine
+) -> None:
+    """A batch from an iterator is complete in the second attempt, too."""
     other = create_async_engine(engine.url)
     assert await store.count("n") == 0
     async with other.connect() as connection:
@@ -240,10 +244,11 @@ def test_invalid_time_limits(engine: AsyncEngine, seconds: Any) -> None:
 
 
 async def test_a_deadlock(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """A deadlock with another client rolls the store's transaction back, and it is retried."""
+    """If a deadlock with another client ends the store's transaction, the operation is retried."""
     await store.upsert(batch(1, 2), "n")
     async with engine.connect() as other:
-        await other.execute(text("SET deadlock_timeout = '1h'"))  # let the store notice
+        # Postgres ends the transaction that detects the deadlock: let it be the store's.
+        await other.execute(text("SET deadlock_timeout = '1h'"))
         lock = text("SELECT 1 FROM cenote_chunks WHERE id = :id FOR UPDATE")
         await other.execute(lock, {"id": "0001"})
         ours = asyncio.create_task(store.upsert(batch(2, 2), "n"))
@@ -260,7 +265,7 @@ async def test_a_deadlock(store: PgVectorStore, engine: AsyncEngine) -> None:
 async def test_a_migration_under_a_running_application(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
-    """Prepared statements go stale on every connection of the pool, and are prepared again."""
+    """Statements that a migration invalidates are prepared again, on every pooled connection."""
     await store.upsert(batch(1), "n")
     await asyncio.gather(*(store.search(QUERY, "n") for _ in range(5)))
     for type_ in ("varchar(99)", "text"):
@@ -271,7 +276,7 @@ async def test_a_migration_under_a_running_application(
 
 
 async def test_a_statement_timeout_of_the_server(dsn: str) -> None:
-    """A statement timeout is an error with its code, and is not retried."""
+    """A statement that reaches the server's time limit raises an error, and is not retried."""
     engine = create_engine(dsn + "&options=-c%20statement_timeout%3D300", pool_size=1)
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded("a")], "n")
@@ -286,7 +291,7 @@ async def test_a_statement_timeout_of_the_server(dsn: str) -> None:
 
 
 async def test_too_many_connections(tmp_path: Path) -> None:
-    """Each rejected call raises an error with the code, and no connection is kept."""
+    """Each call that gets no connection raises an error with the SQLSTATE; none is left open."""
     with EmbeddedPostgres(tmp_path / "data") as server:
         admin = create_engine(server.dsn, pool_size=1)
         await PgVectorStore(admin, 4).apply_migrations()
@@ -300,9 +305,9 @@ async def test_too_many_connections(tmp_path: Path) -> None:
         slow: Any = text("(SELECT true FROM pg_sleep(0.2))")
         calls = (store.search(QUERY, "n", where=slow) for _ in range(10))
         results = await asyncio.gather(*calls, return_exceptions=True)
-        refused = [result for result in results if isinstance(result, StoreConnectionError)]
-        assert {error.sqlstate for error in refused} == {"53300"}
-        assert all(result == [] for result in results if result not in refused)
+        errors = [result for result in results if isinstance(result, StoreConnectionError)]
+        assert {error.sqlstate for error in errors} == {"53300"}
+        assert all(result == [] for result in results if result not in errors)
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         await engine.dispose()
         await admin.dispose()
@@ -311,8 +316,8 @@ async def test_too_many_connections(tmp_path: Path) -> None:
 # -- cancellation
 
 
-def test_every_operation_is_cancelled() -> None:
-    """The list has every method of the protocol, and bulk_load."""
+def test_the_operations_are_complete() -> None:
+    """`OPERATIONS` has every method of the protocol, and bulk_load."""
     methods = {name for name in dir(VectorStore) if not name.startswith("_")}
     assert OPERATIONS.keys() == (methods - {"dimensions"}) | {"bulk_load"}
 
@@ -323,7 +328,7 @@ COUNTING = {"update_metadata", "sync_document", "delete_document", "delete_match
 
 
 class InvalidCachedStatementError(Exception):
-    """Has the name of asyncpg's error for a stale plan."""
+    """Stand for asyncpg's error for a stale plan, which is recognised by its name."""
 
 
 def _stale_plan() -> VectorStoreError:
@@ -356,8 +361,8 @@ async def test_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return made
 
     expected = {
-        "bulk_load": (1, 1, 1),  # a stream can be read once
-        "search_diverse": (4, 16, 4),  # retried around a search, which is retried, too
+        "bulk_load": (1, 1, 1),  # a stream can be read only once
+        "search_diverse": (4, 16, 4),  # retries a search that is itself retried
         **dict.fromkeys(COUNTING, (1, 4, 2)),
     }
     lost = await attempts(lambda: StoreConnectionError("the connection is lost"))
@@ -368,7 +373,7 @@ async def test_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_cancelled_anywhere(empty_engine: AsyncEngine, name: str) -> None:
-    """Cancelled at any step, an operation keeps no connection and leaves no half batch."""
+    """An operation that is cancelled at any step keeps no connection, and writes all or nothing."""
     store = PgVectorStore(empty_engine, 4, text_search="simple")
     await store.apply_migrations()
     await store.upsert(batch(1, 3), "n")

@@ -76,7 +76,7 @@ def test_invalid_command_lines(arguments: list[str], message: str, dsn: str) -> 
 def test_invalid_configuration_files(
     tmp_path: Path, name: str, text: bytes, hint: str, command: list[str]
 ) -> None:
-    """The error is one line that names the file, ends with a hint, and has no part of a password."""
+    """The error is one line with the file and a hint, and without any part of a password."""
     (tmp_path / name).write_bytes(text)
     result = cenote(*command, "-c", name, cwd=tmp_path)
     output = result.stdout + result.stderr

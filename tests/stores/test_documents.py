@@ -152,7 +152,7 @@ async def test_content_that_changes_concurrently(
         await asyncio.sleep(0.3)
         assert not waiting.done()
         await connection.commit()
-        with pytest.raises(InvalidInputError, match="its content has changed"):
+        with pytest.raises(InvalidInputError, match="not stored with this content"):
             await waiting
     assert (await store.get([chunk.id], "t"))[0].content == "newer"
 

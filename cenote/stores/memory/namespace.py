@@ -27,9 +27,14 @@ from cenote.validation.json import json_text
 
 @dataclass(slots=True)
 class _Row:
-    """A stored chunk, with its metadata as JSON text so that every result is a fresh copy.
+    """A stored chunk.
 
-    `chunk.metadata` is the caller's dict, which the caller may change, so it is never read.
+    The metadata is stored as JSON text, so that every result is a fresh copy. `chunk.metadata` is
+    the caller's dict. It is never read, because the caller may change it.
+
+    Attributes:
+        postings: Entries of the row in the metadata index.
+        words: Words of the content, which BM25 counts; None if they were not computed yet.
     """
 
     chunk: Chunk
@@ -69,7 +74,7 @@ class _Row:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The values of the columns, for filters."""
+        """Values of the columns by name, for filters."""
         chunk = self.chunk
         return {
             **self.columns,
@@ -86,7 +91,8 @@ class _Row:
 class Namespace:
     """The chunks of one namespace, with a matrix that holds one unit vector per chunk.
 
-    Chunks are addressed by row number. Numbers of deleted chunks are reused.
+    Each chunk has a number: its place in the list of rows and in the matrix. Numbers of deleted
+    chunks are reused.
     """
 
     def __init__(self, dimensions: int) -> None:
@@ -95,30 +101,32 @@ class Namespace:
         self._present: Mask = np.zeros(16, dtype=np.bool_)
         self._searchable: Mask = np.zeros(16, dtype=np.bool_)
         self._rows: list[_Row | None] = []
-        self._row_of: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}  # by chunk id
         self._free: list[int] = []
         self._index = PostingIndex()
+        # caches, which changes of the chunks set to None
         self._sorted_ids: list[str] | None = None
-        self._words: WordIndex | None = None
+        self._cached_word_index: WordIndex | None = None
 
     def __bool__(self) -> bool:
-        return bool(self._row_of)
+        return bool(self._numbers)
 
     # -- writing
 
     def upsert(self, batch: Batch) -> int:
         """Write a batch and return how many chunks are new or differ from the stored ones."""
-        self._reserve(sum(chunk.id not in self._row_of for chunk in batch.chunks))
-        rows = [self._place(chunk.id) for chunk in batch.chunks]
-        units, norms = _unit_rows(batch.embeddings)
-        same_vectors = (self._matrix[rows] == units).all(axis=1) & (self._norms[rows] == norms)
-        self._matrix[rows] = units
-        self._norms[rows] = norms
-        self._searchable[rows] = norms > 0
+        self._reserve(sum(chunk.id not in self._numbers for chunk in batch.chunks))
+        numbers = [self._number(chunk.id) for chunk in batch.chunks]
+        units, norms = _unit_vectors(batch.embeddings)
+        same_vectors = (self._matrix[numbers] == units).all(axis=1)
+        same_vectors &= self._norms[numbers] == norms
+        self._matrix[numbers] = units
+        self._norms[numbers] = norms
+        self._searchable[numbers] = norms > 0
         now = datetime.now(UTC)
         written = 0
         for number, same_vector, chunk, metadata, text, model, columns in zip(
-            rows,
+            numbers,
             same_vectors,
             batch.chunks,
             batch.metadata,
@@ -129,11 +137,11 @@ class Namespace:
         ):
             row = _Row(chunk, text, model, now, dict(columns))
             written += self._put(number, row, metadata, same_vector=bool(same_vector))
-        self._present[rows] = True
+        self._present[numbers] = True
         return written
 
     def _put(self, number: int, row: _Row, metadata: dict[str, Any], *, same_vector: bool) -> bool:
-        """Store a row under its number and return whether it differs from the old one."""
+        """Store a row under its number and return whether it differs from the old row."""
         old = self._rows[number]
         if old is not None:
             row.created_at = old.created_at
@@ -142,28 +150,28 @@ class Namespace:
                 return False
             row.words = old.words if row.same_words(old) else None
             self._index.remove(number, old.postings)
-        if row.words is None:
-            self._words = None
+        if row.words is None:  # the chunk is new, or its words have changed
+            self._cached_word_index = None
         row.postings = self._index.add(number, metadata)
         self._rows[number] = row
         return True
 
-    def keep_embeddings(self, batch: Batch) -> int:
-        """Update stored chunks except for their embeddings and return how many changed."""
+    def update_without_embeddings(self, batch: Batch) -> int:
+        """Update stored chunks, keep their embeddings, and return the number of changed chunks."""
         written = 0
         for chunk, metadata, text in zip(
             batch.chunks, batch.metadata, batch.metadata_texts, strict=True
         ):
-            number = self._row_of[chunk.id]
+            number = self._numbers[chunk.id]
             row = _Row(chunk, text, self._row(number).embedding_model, datetime.now(UTC), {})
             written += self._put(number, row, metadata, same_vector=True)
         return written
 
     def update_metadata(self, new: Mapping[str, tuple[dict[str, Any], str]], *, merge: bool) -> int:
-        """Change the metadata of stored chunks and return how many changed."""
+        """Change the metadata of stored chunks and return the number of changed chunks."""
         changed = 0
         for chunk_id, (metadata, _) in new.items():
-            if (number := self._row_of.get(chunk_id)) is not None:
+            if (number := self._numbers.get(chunk_id)) is not None:
                 row = self._row(number)
                 if merge:
                     metadata = {**row.metadata, **metadata}
@@ -174,7 +182,7 @@ class Namespace:
     def delete(self, ids: list[str]) -> None:
         """Delete chunks by id. Unknown ids are ignored."""
         for chunk_id in ids:
-            number = self._row_of.pop(chunk_id, None)
+            number = self._numbers.pop(chunk_id, None)
             if number is not None:
                 self._index.remove(number, self._row(number).postings)
                 self._rows[number] = None
@@ -182,23 +190,23 @@ class Namespace:
                 self._searchable[number] = False
                 self._free.append(number)
                 self._sorted_ids = None
-                self._words = None
+                self._cached_word_index = None
 
-    def _place(self, chunk_id: str) -> int:
-        """Return the row number of a chunk; for a new chunk, assign one."""
-        number = self._row_of.get(chunk_id)
+    def _number(self, chunk_id: str) -> int:
+        """Return the number of a chunk; assign a number to a new chunk."""
+        number = self._numbers.get(chunk_id)
         if number is None:
             if self._free:
                 number = self._free.pop()
             else:
                 number = len(self._rows)
                 self._rows.append(None)
-            self._row_of[chunk_id] = number
+            self._numbers[chunk_id] = number
             self._sorted_ids = None
         return number
 
     def _reserve(self, new: int) -> None:
-        """Make room for new chunks. Capacity at least doubles, so that growing stays cheap."""
+        """Make room for new chunks. The capacity at least doubles, so that growth is cheap."""
         needed = len(self._rows) + new - len(self._free)
         capacity = len(self._matrix)
         if needed > capacity:
@@ -222,10 +230,10 @@ class Namespace:
         per_document: int | None,
     ) -> list[RetrievalResult]:
         """Return the chunks nearest to a query vector, exactly."""
-        unit = _unit_rows(query[np.newaxis])[0][0]
-        rows, scores = self._scored(unit, filter)
-        depth = limit if per_document is None else len(rows)
-        candidates = rows[_contenders(scores, depth, len(unit))]
+        unit = _unit_vectors(query[np.newaxis])[0][0]
+        numbers, scores = self._scored(unit, filter)
+        depth = limit if per_document is None else len(numbers)
+        candidates = numbers[_candidates(scores, depth, len(unit))]
         # A matrix product may give identical rows different scores; a sum per row does not.
         exact = (self._matrix[candidates].astype(np.float64) * unit.astype(np.float64)).sum(axis=1)
         exact = exact.clip(-1.0, 1.0)
@@ -235,7 +243,7 @@ class Namespace:
         ]
         ranking.sort(key=lambda item: (-item[0], item[1].chunk.id))
         if per_document is not None:
-            ranking = _best_of_documents(ranking, per_document)
+            ranking = _limit_per_document(ranking, per_document)
         return [RetrievalResult(chunk=row.copy(), score=score) for score, row in ranking[:limit]]
 
     def search_text(
@@ -245,9 +253,11 @@ class Namespace:
         words = {word: None for language in languages for word in stems(language)(text)}
         ranking = self._word_index(languages).ranked([*words])
         if filter is not None:
-            rows = set(self._find(filter).tolist())
+            numbers = set(self._find(filter).tolist())
             ranking = [
-                (chunk_id, score) for chunk_id, score in ranking if self._row_of[chunk_id] in rows
+                (chunk_id, score)
+                for chunk_id, score in ranking
+                if self._numbers[chunk_id] in numbers
             ]
         return [
             RetrievalResult(chunk=self._stored(chunk_id).copy(), score=score, retriever="text")
@@ -255,15 +265,15 @@ class Namespace:
         ]
 
     def _word_index(self, languages: tuple[str, ...]) -> WordIndex:
-        if self._words is None:
+        if self._cached_word_index is None:
             ids = [*self._ids_after(None)]
             tokens = []
             for row in map(self._stored, ids):
                 if row.words is None:
                     row.words = _words_of(row, languages)
                 tokens.append([*row.words])
-            self._words = WordIndex.of(ids, tokens)
-        return self._words
+            self._cached_word_index = WordIndex.of(ids, tokens)
+        return self._cached_word_index
 
     def page(self, after: str | None, filter: Filter | None, limit: int) -> list[Chunk]:
         """Return the first chunks by id that match a filter and come after an id."""
@@ -278,43 +288,46 @@ class Namespace:
 
     def unit_vectors(self, ids: Iterable[str]) -> dict[str, Float32Array]:
         """Return the unit vectors of stored chunks, by id."""
-        return {chunk_id: self._matrix[self._row_of[chunk_id]] for chunk_id in ids}
+        return {chunk_id: self._matrix[self._numbers[chunk_id]] for chunk_id in ids}
 
     def embeddings(self, ids: Iterable[str]) -> dict[str, Float32Array]:
         """Return the embeddings of the chunks that exist, by id."""
-        rows = {chunk_id: self._row_of[chunk_id] for chunk_id in ids if chunk_id in self._row_of}
+        numbers = {
+            chunk_id: self._numbers[chunk_id] for chunk_id in ids if chunk_id in self._numbers
+        }
         return {
-            chunk_id: (self._matrix[row] * self._norms[row]).astype(np.float32)
-            for chunk_id, row in rows.items()
+            chunk_id: (self._matrix[number] * self._norms[number]).astype(np.float32)
+            for chunk_id, number in numbers.items()
         }
 
     def get(self, ids: Iterable[str]) -> list[Chunk]:
         """Return the chunks that exist, in the order of `ids`."""
-        return [self._stored(chunk_id).copy() for chunk_id in ids if chunk_id in self._row_of]
+        return [self._stored(chunk_id).copy() for chunk_id in ids if chunk_id in self._numbers]
 
     def count(self, filter: Filter | None) -> int:
         """Return the number of chunks that match a filter."""
-        return len(self._row_of) if filter is None else len(self._find(filter))
+        return len(self._numbers) if filter is None else len(self._find(filter))
 
     def matching(self, filter: Filter | None) -> list[Chunk]:
         """Return the chunks that match a filter, in no particular order."""
-        numbers = self._row_of.values() if filter is None else self._find(filter)
+        numbers = self._numbers.values() if filter is None else self._find(filter)
         return [self._row(number).copy() for number in numbers]
 
     def hashes(self) -> dict[str, tuple[str, str]]:
         """Return the content hash and the embedding model of every chunk, by id."""
-        rows = {chunk_id: self._row(number) for chunk_id, number in self._row_of.items()}
+        rows = {chunk_id: self._row(number) for chunk_id, number in self._numbers.items()}
         return {
             chunk_id: (row.chunk.content_hash, row.embedding_model)
             for chunk_id, row in rows.items()
         }
 
     def _find(self, filter: Filter) -> NDArray[np.intp]:
+        """Return the numbers of the chunks that match a filter."""
         used = len(self._rows)
         return self._index.find(filter, self._present[:used], self._rows)
 
     def _stored(self, chunk_id: str) -> _Row:
-        return self._row(self._row_of[chunk_id])
+        return self._row(self._numbers[chunk_id])
 
     def _row(self, number: int) -> _Row:
         row = self._rows[number]
@@ -323,7 +336,7 @@ class Namespace:
 
     def _ids_after(self, after: str | None) -> Iterator[str]:
         if self._sorted_ids is None:
-            self._sorted_ids = sorted(self._row_of)
+            self._sorted_ids = sorted(self._numbers)
         start = 0 if after is None else bisect_right(self._sorted_ids, after)
         for position in range(start, len(self._sorted_ids)):
             yield self._sorted_ids[position]
@@ -331,35 +344,45 @@ class Namespace:
     def _scored(
         self, unit: Float32Array, filter: Filter | None
     ) -> tuple[NDArray[np.intp], Float32Array]:
-        """Return the rows that a search may return and their scores, in float32 precision."""
+        """Return the numbers of the chunks that a search may return, and their scores in float32.
+
+        Args:
+            unit: Query vector of length 1.
+            filter: Filter for the chunks.
+        """
         used = len(self._rows)
         searchable = self._searchable[:used]
         if filter is not None:
-            rows = self._find(filter)
-            rows = rows[searchable[rows]]
-            if len(rows) < used // 8:  # copying the rows is cheaper than the whole product
-                return rows, self._matrix[rows] @ unit
-            return rows, (self._matrix[:used] @ unit)[rows]
+            numbers = self._find(filter)
+            numbers = numbers[searchable[numbers]]
+            # To copy a few vectors is cheaper than to compute the product with all vectors.
+            if len(numbers) < used // 8:
+                return numbers, self._matrix[numbers] @ unit
+            return numbers, (self._matrix[:used] @ unit)[numbers]
         scores = self._matrix[:used] @ unit
         if searchable.all():
-            return _numbers(used), scores
-        rows = np.flatnonzero(searchable)
-        return rows, scores[rows]
+            return _range(used), scores
+        numbers = np.flatnonzero(searchable)
+        return numbers, scores[numbers]
 
 
 def _words_of(row: _Row, languages: tuple[str, ...]) -> Sequence[str]:
-    """Return a chunk's words, in the language named by its metadata or else the first language."""
+    """Return the words of a chunk.
+
+    The language is the one that the chunk's metadata names, if it is one of `languages`; otherwise
+    the first of `languages`.
+    """
     language = languages[0]
-    own_language = row.metadata.get(LANGUAGE_KEY)
-    if len(languages) > 1 and isinstance(own_language, str) and own_language.lower() in languages:
-        language = own_language.lower()
+    named = row.metadata.get(LANGUAGE_KEY)
+    if len(languages) > 1 and isinstance(named, str) and named.lower() in languages:
+        language = named.lower()
     return stems(language)(row.chunk.content[:SEARCHED_CHARACTERS])
 
 
-def _best_of_documents(
+def _limit_per_document(
     ranking: list[tuple[float, _Row]], per_document: int
 ) -> list[tuple[float, _Row]]:
-    """Return a ranking without the chunks beyond the best `per_document` of each document."""
+    """Keep only the best `per_document` chunks of each document."""
     counts: Counter[str] = Counter()
     best = []
     for score, row in ranking:
@@ -369,8 +392,8 @@ def _best_of_documents(
     return best
 
 
-def _unit_rows(matrix: Float32Array) -> tuple[Float32Array, NDArray[np.float64]]:
-    """Return the rows scaled to length 1 and their original lengths. Zero rows stay zero."""
+def _unit_vectors(matrix: Float32Array) -> tuple[Float32Array, NDArray[np.float64]]:
+    """Return vectors scaled to length 1, and their original lengths. Zero vectors stay zero."""
     norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
     divisors = np.where(norms > 0, norms, 1.0)[:, np.newaxis]
     units = np.empty_like(matrix)
@@ -378,15 +401,16 @@ def _unit_rows(matrix: Float32Array) -> tuple[Float32Array, NDArray[np.float64]]
     return units, norms
 
 
-def _contenders(scores: Float32Array, limit: int, dimensions: int) -> NDArray[np.intp]:
-    """Return the positions of all scores that may be among the best `limit`, despite rounding."""
+def _candidates(scores: Float32Array, limit: int, dimensions: int) -> NDArray[np.intp]:
+    """Return the positions of scores that could be among the best `limit` if computed exactly."""
     if limit >= len(scores):
-        return _numbers(len(scores))
+        return _range(len(scores))
     worst = np.partition(scores, len(scores) - limit)[len(scores) - limit]
-    # Each of two float32 products of unit vectors is off by at most dimensions * 2**-24.
+    # The float32 product of two unit vectors differs from the exact product by at most
+    # dimensions * 2**-24. Two scores are compared, so the difference counts twice.
     slack = 2 * dimensions * 2.0**-24
     return np.flatnonzero(scores >= worst - slack)
 
 
-def _numbers(count: int) -> NDArray[np.intp]:
+def _range(count: int) -> NDArray[np.intp]:
     return np.arange(count, dtype=np.intp)

@@ -41,10 +41,10 @@ from cenote.validation.arguments import (
     check_text,
 )
 from cenote.validation.batches import (
+    batch_without_embeddings,
     check_batch,
     check_chunks,
     check_document,
-    check_kept,
     check_metadata_by_id,
     is_embedded,
     reject_unembedded,
@@ -355,16 +355,16 @@ class InMemoryVectorStore(VectorStore):
         self, document_id: str, chunks: Sequence[EmbeddedChunk | Chunk], namespace: str
     ) -> SyncResult:
         check_namespace(namespace)
-        embedded, kept = check_document(document_id, chunks)
+        embedded, kept_chunks = check_document(document_id, chunks)
         batch = check_batch(embedded, self._dimensions, self._column_type, self._embedding_model)
-        unembedded = check_kept(kept, self._dimensions)
+        unembedded = batch_without_embeddings(kept_chunks, self._dimensions)
         stored = self._namespaces.setdefault(namespace, Namespace(self._dimensions))
         reject_unembedded(unembedded.chunks, stored.hashes(), self._embedding_model)
         ids = {chunk.id for chunk in (*batch.chunks, *unembedded.chunks)}
         before = stored.matching(as_filter(field("document_id") == document_id))
         obsolete = [chunk.id for chunk in before if chunk.id not in ids]
         stored.delete(obsolete)
-        written = stored.keep_embeddings(unembedded) + stored.upsert(batch)
+        written = stored.update_without_embeddings(unembedded) + stored.upsert(batch)
         return SyncResult(written=written, removed=len(obsolete), unchanged=len(ids) - written)
 
     @reported("get")

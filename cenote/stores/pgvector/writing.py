@@ -21,8 +21,8 @@ from cenote.telemetry import record
 from cenote.validation.arguments import check_boolean, check_document_id, check_ids, check_namespace
 from cenote.validation.batches import (
     Batch,
+    batch_without_embeddings,
     check_document,
-    check_kept,
     check_metadata_by_id,
     reject_unembedded,
     split_batch,
@@ -196,32 +196,34 @@ class Writing(PgVectorStoreBase[Model]):
         """Replace a document's stored chunks; see `VectorStore.sync_document`.
 
         Args:
-            session: Transaction to join; see `PgVectorStore`. It must be at READ COMMITTED: above
-                that level, it would not see what another synchronisation has just committed.
+            session: Transaction to join; see `PgVectorStore`. Its isolation level must be READ
+                COMMITTED. At a higher level, the transaction would not see the rows that another
+                synchronisation of the document has just committed.
         """
         check_namespace(namespace)
         transaction = check_session(session)
-        embedded, kept = check_document(document_id, chunks)
+        embedded, kept_chunks = check_document(document_id, chunks)
         batch = self._check_batch(embedded)
-        keep = check_kept(kept, self._config.dimensions)
+        unembedded = batch_without_embeddings(kept_chunks, self._config.dimensions)
         names = self._user_columns.names_in(batch) if batch.chunks else ()
         values = {"namespace": namespace, "document_id": document_id}
-        ids = sorted(chunk.id for chunk in (*batch.chunks, *keep.chunks))
+        ids = sorted(chunk.id for chunk in (*batch.chunks, *unembedded.chunks))
         async with self._executor.transaction(
             "sync_document", transaction, namespace, savepoint=transaction is not None
         ) as connection:
             locked = (await connection.execute(self._writes.lock_document, values)).one()
-            # Above that level, it would not see the rows of the transaction that it waited for.
+            # At a higher level, the transaction would not see the rows that the transaction which
+            # held the lock before has committed.
             if locked.isolation != "read committed":
                 raise InvalidInputError(
                     f"sync_document requires READ COMMITTED, but session is at "
                     f"{locked.isolation.upper()}",
                     field="session",
                 )
-            # Rows are deleted after others are written. Lock all of them in the order of their ids
-            # first; otherwise two writers could deadlock.
+            # Below, some rows are written and others are deleted afterwards. Lock all of them now
+            # in the order of their ids; otherwise two writers could deadlock.
             await connection.execute(self._writes.lock_rows, {**values, "ids": ids})
-            written = await self._keep(connection, keep, values)
+            written = await self._update_without_embeddings(connection, unembedded, values)
             for part in split_batch(batch) if batch.chunks else ():
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace}
@@ -237,14 +239,16 @@ class Writing(PgVectorStoreBase[Model]):
             await refresh(transaction, self._model, namespace, ids)
         return SyncResult(written=written, removed=len(obsolete), unchanged=len(ids) - written)
 
-    async def _keep(self, connection: AsyncConnection, keep: Batch, values: dict[str, Any]) -> int:
+    async def _update_without_embeddings(
+        self, connection: AsyncConnection, batch: Batch, values: dict[str, Any]
+    ) -> int:
         """Update the rows of chunks without an embedding, and return the number of changed rows."""
-        if not keep.chunks:
+        if not batch.chunks:
             return 0
-        ids = {"namespace": values["namespace"], "ids": [chunk.id for chunk in keep.chunks]}
+        ids = {"namespace": values["namespace"], "ids": [chunk.id for chunk in batch.chunks]}
         stored = (await connection.execute(self._reads.hashes_locked, ids)).all()
         reject_unembedded(
-            keep.chunks,
+            batch.chunks,
             {row.id: (row.content_hash, row.embedding_model) for row in stored},
             self._embedding_model,
         )
@@ -252,9 +256,10 @@ class Writing(PgVectorStoreBase[Model]):
             "cenote_namespace": values["namespace"],
             "cenote_document": values["document_id"],
             "cenote_ids": ids["ids"],
-            "cenote_content": [chunk.content for chunk in keep.chunks],
-            "cenote_position": [chunk.position for chunk in keep.chunks],
-            "cenote_metadata": keep.metadata_texts,
+            "cenote_content": [chunk.content for chunk in batch.chunks],
+            "cenote_position": [chunk.position for chunk in batch.chunks],
+            "cenote_metadata": batch.metadata_texts,
             **self._user_columns.on_update_parameters(()),
         }
-        return (await connection.execute(self._writes.keep, parameters)).rowcount
+        updated = await connection.execute(self._writes.update_without_embeddings, parameters)
+        return updated.rowcount

@@ -58,11 +58,13 @@ class WriteStatements:
         self.delete_matching = cached_by_shape(self._build_delete_matching)
         self.ids_matching = cached_by_shape(self._build_ids_matching)
         self.ids_of_document = select(self._locked(of_document, ~by_id).c.id)
-        """Select and lock the ids of a document's chunks, except some."""
+        """Select and lock the ids of a document's chunks, except the chunks of the parameter ids.
+        """
         self.lock_rows = select(func.count()).select_from(self._locked(or_(of_document, by_id)))
-        """Lock a document's chunks, and some others, in the order in which all writers lock."""
+        """Lock a document's chunks, and the chunks of the parameter ids, in ascending order of id.
+        """
         self.update_metadata = self._build_update_metadata()
-        self.keep = self._build_keep()
+        self.update_without_embeddings = self._build_update_without_embeddings()
         self.lock_document = select(
             func.pg_advisory_xact_lock(
                 func.hashtextextended(
@@ -72,10 +74,12 @@ class WriteStatements:
             ),
             func.current_setting(literal_column("'transaction_isolation'")).label("isolation"),
         )
-        """Serialize changes of a document until the transaction ends."""
+        """Lock a document until the transaction ends, so that its changes run one after another."""
 
     def upsert(self, names: tuple[str, ...]) -> Insert:
-        """Return the upsert of many rows, with one list per column. Equal rows are not rewritten.
+        """Return the upsert of many rows, whose parameters are one list per column.
+
+        Stored rows that equal the new ones are not rewritten.
 
         Args:
             names: User columns for which the caller passes values.
@@ -85,10 +89,10 @@ class WriteStatements:
         return self._upserts[names]
 
     def _build_upsert(self, names: tuple[str, ...]) -> Insert:
-        """Build one INSERT over unnest(), which replaces the driver's executemany.
+        """Build one INSERT over unnest().
 
-        A task that is cancelled in asyncpg's executemany may never return
-        (github.com/MagicStack/asyncpg, issues 873, 1265).
+        It replaces the driver's executemany, because a task that is cancelled in asyncpg's
+        executemany may never return (github.com/MagicStack/asyncpg, issues 873, 1265).
         """
         types: dict[str, TypeEngine[Any]] = {
             "id": Text(),
@@ -155,7 +159,10 @@ class WriteStatements:
         return select(self._locked(*filter.sql(self._table.c, parameter)).c.id)
 
     def _build_update_metadata(self) -> Update:
-        """Build the update of metadata by id, which merges or replaces. Equal rows are skipped."""
+        """Build the update of metadata by id, which merges or replaces.
+
+        Rows whose metadata would stay the same are skipped.
+        """
         columns = self._table.c
         lists = [bindparam(name, type_=ARRAY(Text)) for name in ("cenote_ids", "cenote_metadata")]
         new = func.unnest(*lists).table_valued("id", "metadata").render_derived(name="new")
@@ -166,8 +173,8 @@ class WriteStatements:
             new, {"metadata": metadata}, columns.metadata.is_distinct_from(metadata)
         )
 
-    def _build_keep(self) -> Update:
-        """Build the update of everything but the embeddings."""
+    def _build_update_without_embeddings(self) -> Update:
+        """Build the update of chunks that keeps their embeddings."""
         columns = self._table.c
         types: dict[str, TypeEngine[Any]] = {
             "id": Text(),
@@ -189,7 +196,8 @@ class WriteStatements:
     def _update(self, new: Any, values: dict[str, Any], differs: ColumnElement[bool]) -> Update:
         """Build an update of rows by id.
 
-        Parameters of an UPDATE must not have the names of columns.
+        SQLAlchemy takes a parameter of an UPDATE that has the name of a column for the column's
+        value. The names of the parameters therefore start with "cenote\\_".
         """
         columns = self._table.c
         by_id = columns.id == any_(bindparam("cenote_ids", type_=ARRAY(Text)))
@@ -206,7 +214,10 @@ class WriteStatements:
         )
 
     def _locked(self, *conditions: ColumnElement[bool], namespace: str = "namespace") -> CTE:
-        """Select and lock ids in ascending order, as `upsert` does, so writers cannot deadlock."""
+        """Select and lock ids in ascending order.
+
+        An upsert locks its rows in the same order, so two writers cannot deadlock.
+        """
         columns = self._table.c
         return (
             select(columns.id)
