@@ -93,7 +93,7 @@ async def test_no_room_for_the_table(disk: Disk) -> None:
         for error in errors:
             assert isinstance(error, CenoteError)
             assert "No space left on device" in str(error)
-            assert isinstance(error, MigrationError) or "make room" in str(error)
+            assert isinstance(error, MigrationError) or "free some space" in str(error)
         assert [getattr(error, "sqlstate", None) for error in errors[:-1]] == ["53100"] * 3
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         assert len(await stored(store, WRITERS[0])) == ROWS  # reads still work
