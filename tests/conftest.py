@@ -23,7 +23,7 @@ from sqlalchemy import QueuePool, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-pytest.register_assert_rewrite("cenote.testing")
+pytest.register_assert_rewrite("cenote.testing", "support")
 # Haystack's telemetry would write into the home folder and send data.
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 

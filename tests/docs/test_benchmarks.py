@@ -1,4 +1,4 @@
-"""Tests of the benchmark comparison. They check its results, and no times."""
+"""The comparison of the benchmarks: its results, but no times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def compared(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return numbers, (folder / "run.md").read_text(encoding="utf-8")
 
 
-def test_every_measurement_has_numbers_of_every_contender(compared: Any) -> None:
+def test_every_measurement_includes_every_contender(compared: Any) -> None:
+    """Each measurement has a number for each contender that supports it."""
     result, _ = compared
     writers = {"floor", "original", "cenote"}
     readers = writers | {"floor-exact", "complete"}
@@ -47,6 +48,7 @@ def test_every_measurement_has_numbers_of_every_contender(compared: Any) -> None
 
 
 def test_cenote_and_exact_searches_are_complete(compared: Any) -> None:
+    """cenote and exact searches return all results, and no contender returns foreign rows."""
     result, _ = compared
     for cell in result["cells"]:
         for name, measured in cell["contenders"].items():
@@ -57,6 +59,7 @@ def test_cenote_and_exact_searches_are_complete(compared: Any) -> None:
     assert exact == [1] * len(exact)
 
 
-def test_the_tables_say_which_targets_were_met(compared: Any) -> None:
+def test_tables_of_targets(compared: Any) -> None:
+    """The table of targets shows the measured value and whether the target is met."""
     _, tables = compared
     assert "| completeness, every cell | 1.00 | 1.0000 | met |" in tables

@@ -1,4 +1,4 @@
-"""Tests of the sample application examples/document_search, over HTTP."""
+"""The sample application examples/document_search, over HTTP."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ async def count_added(engine: AsyncEngine) -> tuple[int, int]:
     )
 
 
-async def test_from_adding_to_deleting(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
-    """Only the owner's team can find and delete a document; its passages are deleted with it."""
+async def test_life_of_a_document(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    """Only the owner's team finds and deletes a document; its passages are deleted with it."""
     id = await add(client)
     query: Any = {"q": "the number 3", "limit": 3}
     found = (await client.get("/search", params=query, headers=ANN)).json()
@@ -99,8 +99,8 @@ async def test_from_adding_to_deleting(client: httpx.AsyncClient, engine: AsyncE
     assert (await client.post(f"/documents/{id}/index", headers=ANN)).status_code == 404
 
 
-async def test_only_my_own(client: httpx.AsyncClient) -> None:
-    """The condition on the document applies before the limit."""
+async def test_searching_own_documents(client: httpx.AsyncClient) -> None:
+    """The condition on the document's owner applies before the limit."""
     for mine, owners in ((False, {"Ann", "Bo"}), (True, {"Bo"})):
         parameters: Any = {"q": "a boat in the water", "mine": mine, "limit": 2}
         found = (await client.get("/search", params=parameters, headers={"X-User": "Bo"})).json()
@@ -120,7 +120,7 @@ async def test_only_my_own(client: httpx.AsyncClient) -> None:
         ("POST", "/documents", ANN, 422),
     ],
 )
-async def test_bad_requests(
+async def test_invalid_requests(
     client: httpx.AsyncClient, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
     """An invalid request gets the matching status code."""
@@ -135,9 +135,7 @@ async def test_blank_texts(client: httpx.AsyncClient) -> None:
     assert (await client.get("/search", params={"q": " "}, headers=ANN)).json() == []
 
 
-async def test_an_exception_before_the_commit(
-    client: httpx.AsyncClient, engine: AsyncEngine
-) -> None:
+async def test_exception_before_the_commit(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
     """The exception rolls back both the document and its passages."""
     passages_at_commit: list[int] = []
 
@@ -154,7 +152,7 @@ async def test_an_exception_before_the_commit(
     finally:
         event.remove(Session, "before_commit", fail)
     assert response.status_code == 500
-    assert passages_at_commit == [passages_before + 5]  # the passages had been written
+    assert passages_at_commit == [passages_before + 5]  # written, but not committed
     assert await count_added(engine) == (0, 0)
 
 
@@ -185,8 +183,8 @@ asyncio.run(main())
 """
 
 
-async def test_a_killed_process_leaves_neither(engine: AsyncEngine) -> None:
-    """Killing the server between upsert and commit leaves neither the document nor passages."""
+async def test_killed_before_the_commit(engine: AsyncEngine) -> None:
+    """If the process is killed before the commit, neither document nor passages are stored."""
     url = engine.url.render_as_string(hide_password=False)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WAITS_BEFORE_COMMIT, url),
@@ -219,10 +217,8 @@ async def test_a_killed_process_leaves_neither(engine: AsyncEngine) -> None:
     assert await count_added(engine) == (0, 0)
 
 
-async def test_a_thousand_documents_by_sixteen_clients(
-    client: httpx.AsyncClient, engine: AsyncEngine
-) -> None:
-    """Readers always see each document with all of its passages; five connections are enough."""
+async def test_concurrent_clients(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    """While 16 clients add 1,000 documents, readers see each with all of its passages."""
     texts = {
         str(n): "\n\n".join(f"{n}, line {line}." for line in range(n % 7 + 1)) for n in range(1000)
     }
@@ -257,7 +253,7 @@ async def test_a_thousand_documents_by_sixteen_clients(
     assert await scalar(engine, idle) == 0
 
 
-async def test_its_migrations_match_its_models(engine: AsyncEngine) -> None:
+async def test_migrations_match_the_models(engine: AsyncEngine) -> None:
     """Autogenerate and `check_schema` find no difference, and a downgrade drops every table."""
     assert await PgVectorStore(engine, model=Passage).check_schema() == []
 

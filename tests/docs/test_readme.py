@@ -1,4 +1,4 @@
-"""Tests that the README's code runs. test_manual.py tests the pages of the manual."""
+"""The README's code runs, and the tests that README and reliability.md name exist."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def test_python_blocks_run(number: int, empty_dsn: str) -> None:
     assert output_of(run(*command, DATABASE_URL=asyncpg_url(empty_dsn))) == OUTPUT[number]
 
 
-def test_the_feature_table_names_tests_that_exist() -> None:
-    """Each line of the feature table names a test."""
+def test_tests_named_in_the_feature_table_exist() -> None:
+    """Each row of the feature table names an existing test."""
     section = README.split("## What it has, beside others")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")]
     matches = [match for line in lines if (match := re.search(r"`([\w/]+\.py)::(\w+)` \|$", line))]
-    assert len(matches) == len(lines) - 2  # without the heads of two tables
+    assert len(matches) == len(lines) - 2  # without the header rows of two tables
     for file, test in (match.groups() for match in matches):
         defined = re.findall(r"(?:def|class) (\w+)", (REPOSITORY / file).read_text("utf-8"))
         assert test in defined, file
 
 
-def test_the_reliability_tables_name_tests_that_exist() -> None:
+def test_tests_named_in_the_reliability_page_exist() -> None:
     """Each test named in docs/reliability.md exists."""
     page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
     files = (REPOSITORY / "tests").rglob("test_*.py")
@@ -57,7 +57,7 @@ def test_the_reliability_tables_name_tests_that_exist() -> None:
 
 
 def test_commands_run(empty_dsn: str) -> None:
-    """The cenote commands run one after another on one database; another test covers make."""
+    """The cenote commands run one after another on one database."""
     lines = [line for block in blocks("console") for line in block.splitlines()]
     assert {line.split()[0] for line in lines} == {"cenote", "export", "make"}
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("cenote ")]
@@ -66,8 +66,8 @@ def test_commands_run(empty_dsn: str) -> None:
         output_of(cenote(*command, CENOTE_DATABASE_URL=empty_dsn))
 
 
-def test_all_blocks_are_run() -> None:
-    """The README has no code blocks in other languages."""
+def test_there_are_no_blocks_in_other_languages() -> None:
+    """All code blocks are Python or console blocks, which other tests run."""
     opened = re.findall(r"^```(\w*)", README, re.MULTILINE)[::2]
     assert len(opened) == len(blocks("python")) + len(blocks("console"))
 

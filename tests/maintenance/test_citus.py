@@ -1,9 +1,9 @@
-"""Distributed tables: errors without a cluster, and all operations on one.
+"""Distributed tables: errors without a cluster, and operations on a cluster.
 
 The tests marked ``citus`` run if ``CENOTE_TEST_CITUS_URL`` names a coordinator's database, and are
 deselected otherwise. The database needs the extensions ``citus`` and ``vector``, a node in addition
 to the coordinator (``SELECT citus_add_node(...)``), and a role that may create tables and schemas.
-``tests/citus/up.sh`` starts such a cluster in containers.
+``tests/citus/up.sh`` starts a cluster in containers.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ DISTRIBUTED = SchemaConfig(dimensions=4, distribution="citus")
         ({"distribution": "citus", "colocate_with": "a", "shard_count": 8}, "shard_count"),
     ],
 )
-def test_invalid_distribution_settings(options: dict[str, Any], setting: str) -> None:
-    """The configuration rejects them, and the error names the setting."""
-    with pytest.raises(ConfigurationError) as caught:
+def test_invalid_settings(options: dict[str, Any], setting: str) -> None:
+    """The error names the invalid setting."""
+    with pytest.raises(ConfigurationError) as error:
         SchemaConfig(dimensions=4, **options)
-    assert caught.value.setting == setting
+    assert error.value.setting == setting
 
 
-def test_a_distributed_table_is_plain() -> None:
+def test_distributed_tables_have_no_partitions() -> None:
     """A distributed table has shards instead of partitions."""
     assert DISTRIBUTED.new_partitions == 0
     assert replace(DISTRIBUTED, partitions=0, colocate_with="app.documents").new_partitions == 0
 
 
 async def test_upgrade_without_the_extension(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """The API and the command raise a clear error before they create anything."""
+    """The API and the command raise an error before they create anything."""
     with pytest.raises(MigrationError, match="CREATE EXTENSION citus"):
         await schema.upgrade(empty_engine, replace(DISTRIBUTED, schema="app"))
     settings = ["-xdimensions=4", "-xdistribution=citus"]
@@ -81,7 +81,7 @@ async def test_upgrade_without_the_extension(empty_engine: AsyncEngine, empty_ds
 
 
 async def test_distribute_without_the_extension(engine: AsyncEngine, dsn: str) -> None:
-    """The check finds that the table is not distributed, and a failed attempt changes nothing."""
+    """The check reports that the table is not distributed; `distribute` changes nothing."""
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded("a")], "n")
     (finding,) = await schema.check(engine, DISTRIBUTED)
@@ -96,16 +96,18 @@ async def test_distribute_without_the_extension(engine: AsyncEngine, dsn: str) -
     assert await store.check_schema() == []
 
 
-async def test_downgrade_on_one_machine(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """The downgrade works on a table that is not distributed, even if the settings say it is."""
+async def test_downgrade_of_a_table_that_is_not_distributed(
+    empty_engine: AsyncEngine, empty_dsn: str
+) -> None:
+    """The downgrade works although the settings say that the table is distributed."""
     await schema.upgrade(empty_engine, SchemaConfig(dimensions=4, partitions=0))
     settings = {"CENOTE_DIMENSIONS": "4", "CENOTE_DISTRIBUTION": "citus"}
     output_of(cenote("migrate", "downgrade", "base", CENOTE_DATABASE_URL=empty_dsn, **settings))
     assert await tables(empty_engine) == ["cenote_chunks_alembic_version"]
 
 
-def test_sql_script() -> None:
-    """The script of --sql distributes the table after everything else; the downgrade undoes it."""
+def test_sql_scripts() -> None:
+    """The script of --sql distributes the table after everything else, and undistributes it."""
     arguments = ["-xdimensions=4", "-xdistribution=citus", "-xcolocate_with=app.documents"]
     script = output_of(alembic(*arguments, "upgrade", "head", "--sql"))
     assert "PARTITION" not in script
@@ -116,7 +118,7 @@ def test_sql_script() -> None:
 
 
 def test_findings_about_shards() -> None:
-    """Findings report invalid indexes, unreachable shards, and a shard that outgrows the others."""
+    """Findings report invalid indexes, unreachable shards and a shard of uneven size."""
     small = [Shard(number=n, size=2**20, invalid_indexes=None) for n in range(9)]
     assert [*shard_findings(small, DISTRIBUTED)] == []
     broken = Shard(number=9, size=2**20, invalid_indexes="ix_embedding_9")
@@ -137,7 +139,7 @@ def test_findings_about_shards() -> None:
 
 # -- on a cluster
 
-TABLE = "cenote_spread"
+TABLE = "cenote_distributed"
 
 
 def citus_url() -> Any:
@@ -157,7 +159,7 @@ async def cluster() -> AsyncIterator[AsyncEngine]:
 @pytest.fixture
 async def name(cluster: AsyncEngine) -> AsyncIterator[str]:
     """Yield a table's name, and drop that table and its dependent objects afterwards."""
-    name = "spread_" + uuid.uuid4().hex[:8]
+    name = "distributed_" + uuid.uuid4().hex[:8]
     yield name
     await execute(
         cluster,
@@ -166,7 +168,7 @@ async def name(cluster: AsyncEngine) -> AsyncIterator[str]:
     )
 
 
-async def spread(engine: AsyncEngine, name: str, **options: Any) -> PgVectorStore:
+async def distributed_store(engine: AsyncEngine, name: str, **options: Any) -> PgVectorStore:
     """Create a distributed table and return a store on it."""
     config = replace(DISTRIBUTED, table_name=name, shard_count=8, **options)
     await schema.upgrade(engine, config)
@@ -200,24 +202,24 @@ class TestDistributed(VectorStoreContract):
 
 @pytest.mark.citus
 @pytest.mark.parametrize("operation", sorted(OPERATIONS.keys() - {"list_namespaces"}))
-async def test_an_operation_uses_one_node(cluster: AsyncEngine, name: str, operation: str) -> None:
-    """No operation raises an error where Citus rejects statements that go to several shards."""
-    await (await spread(cluster, name, text_search="simple")).upsert(batch(1, 3), "n")
+async def test_operations_use_one_node(cluster: AsyncEngine, name: str, operation: str) -> None:
+    """Operations work where Citus rejects every statement that involves several shards."""
+    await (await distributed_store(cluster, name, text_search="simple")).upsert(batch(1, 3), "n")
     strict = create_async_engine(
         citus_url(),
         connect_args={"server_settings": {"citus.multi_task_query_log_level": "error"}},
     )
     store = PgVectorStore(strict, 4, table_name=name, text_search="simple")
     with pytest.raises(VectorStoreError):
-        await store.list_namespaces()  # goes to all shards, and proves that Citus rejects it
+        await store.list_namespaces()  # Citus rejects it, because it reads all shards
     await OPERATIONS[operation](store)
     await strict.dispose()
 
 
 @pytest.mark.citus
 async def test_results_are_complete(cluster: AsyncEngine, name: str) -> None:
-    """Every tenant gets all results although tenants share shards: settings reach the nodes."""
-    store = await spread(cluster, name)
+    """Each tenant gets all results, because the settings of a search reach the nodes."""
+    store = await distributed_store(cluster, name)
     for number in range(20):
         size = 400 if number == 0 else 30
         items = [embedded(f"{n}", [1, n % 7, n % 11, number]) for n in range(size)]
@@ -228,7 +230,7 @@ async def test_results_are_complete(cluster: AsyncEngine, name: str) -> None:
 
 @pytest.mark.citus
 async def test_distribute_a_partitioned_table(cluster: AsyncEngine, name: str) -> None:
-    """The rows of all partitions are kept, and a second call changes nothing."""
+    """`distribute` keeps the rows of all partitions; a second call changes nothing."""
     config = SchemaConfig(dimensions=4, table_name=name)
     await schema.upgrade(cluster, config)
     store = PgVectorStore(cluster, 4, table_name=name)
@@ -245,11 +247,11 @@ async def test_distribute_a_partitioned_table(cluster: AsyncEngine, name: str) -
 
 
 @pytest.mark.citus
-async def test_indexes_are_rebuilt_on_the_nodes(cluster: AsyncEngine, name: str) -> None:
-    """`reindex` and a bulk load with ``ann_index="rebuild"`` both rebuild them."""
+async def test_rebuilding_the_indexes(cluster: AsyncEngine, name: str) -> None:
+    """`reindex` and a bulk load with ann_index='rebuild' build the indexes on the nodes."""
     from cenote.maintenance import reindex
 
-    store = await spread(cluster, name)
+    store = await distributed_store(cluster, name)
     await store.bulk_load(batch(1, 300), "n", ann_index="rebuild")
     config = replace(DISTRIBUTED, table_name=name, hnsw_m=8, hnsw_ef_construction=32)
     await reindex(cluster, config)
@@ -259,7 +261,7 @@ async def test_indexes_are_rebuilt_on_the_nodes(cluster: AsyncEngine, name: str)
 
 @pytest.mark.citus
 async def test_colocate_with_an_application_table(cluster: AsyncEngine, name: str) -> None:
-    """One transaction on one node writes both tables, and one query joins them."""
+    """One transaction writes both tables, and one query joins them, on the same node."""
     documents = name + "_documents"
     await execute(
         cluster,

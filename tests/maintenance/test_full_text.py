@@ -1,9 +1,7 @@
-"""Test full text in Postgres: changing the table, plans, and use by an application."""
+"""Full text in Postgres: changes of the table, plans, and use by an application."""
 
 from __future__ import annotations
 
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +17,6 @@ from support.plans import explain
 from cenote import (
     ChunkMixin,
     ConfigurationError,
-    InMemoryVectorStore,
     MigrationError,
     PgVectorStore,
     SchemaConfig,
@@ -29,7 +26,6 @@ from cenote import (
 from cenote.filters.compiler import Conditions
 from cenote.maintenance import repartition, set_text_search
 from cenote.postgres.ddl import vacuum_analyze
-from cenote.ranking.bm25 import stems
 from cenote.retrievers import HybridRetriever, TextRetriever, VectorRetriever
 from cenote.testing import embedded, found
 
@@ -57,14 +53,14 @@ def store_of(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
 
 @pytest.fixture
 async def filled(store: PgVectorStore) -> PgVectorStore:
-    """Return a store with chunks and without full text."""
+    """A store with chunks and without full text."""
     await store.upsert([embedded(id, content=content) for id, content in texts.items()], "n")
     return store
 
 
 @pytest.fixture
 async def worded(engine: AsyncEngine, filled: PgVectorStore) -> PgVectorStore:
-    """Return a store with chunks and English full text."""
+    """A store with chunks and English full text."""
     await set_text_search(engine, filled.config, "english")
     return store_of(engine, ENGLISH)
 
@@ -76,7 +72,7 @@ async def worded(engine: AsyncEngine, filled: PgVectorStore) -> PgVectorStore:
 async def test_changing_the_full_text(
     filled: PgVectorStore, engine: AsyncEngine, partitions: int
 ) -> None:
-    """A table with rows gets full text, then other languages, then none."""
+    """`set_text_search` adds, changes and removes the full text of a table with rows."""
     await repartition(engine, replace(filled.config, partitions=partitions))
     assert await set_text_search(engine, filled.config, "english") is True
     assert await set_text_search(engine, filled.config, " english,") is False
@@ -90,7 +86,7 @@ async def test_changing_the_full_text(
     assert await ids(spanish, "perro") == ["c"]
     await repartition(engine, replace(filled.config, partitions=4))
     assert await spanish.check_schema() == []
-    assert await filled.check_schema() == []  # a store without the setting accepts it
+    assert await filled.check_schema() == []  # a store without the setting accepts full text
     assert await ids(spanish, "gatos") == ["c"]
     assert await set_text_search(engine, filled.config, None) is True
     assert await set_text_search(engine, filled.config, None) is False
@@ -98,48 +94,54 @@ async def test_changing_the_full_text(
     assert await found(filled, NEAR, "n") == ["a", "b", "c"]
 
 
-async def test_a_text_search_configuration_of_the_user(
+async def test_configurations_of_the_application(
     filled: PgVectorStore, engine: AsyncEngine
 ) -> None:
-    """It can be named with or without its schema."""
+    """A text search configuration of the application is named with or without its schema."""
     await execute(
         engine,
         "CREATE SCHEMA mine",
         "CREATE TEXT SEARCH CONFIGURATION mine.exactly (COPY = simple)",
         "CREATE TEXT SEARCH CONFIGURATION public.here (COPY = english)",
     )
-    for name, query in (("mine.exactly", "RUNNING"), ("public.here", "run"), ("here", "run")):
+    for name, query in (
+        ("mine.exactly", "RUNNING"),
+        ("public.here", "run"),
+        ("here", "run"),
+    ):
         await set_text_search(engine, filled.config, name)
         store = store_of(engine, replace(ENGLISH, text_search=name))
         assert await store.check_schema() == []
         assert await ids(store, query) == ["b"]
 
 
-async def test_names_in_several_schemas(filled: PgVectorStore, engine: AsyncEngine) -> None:
+async def test_equal_names_in_several_schemas(filled: PgVectorStore, engine: AsyncEngine) -> None:
     """Configurations with the same name in different schemas are distinguished."""
     await execute(engine, "CREATE TEXT SEARCH CONFIGURATION public.english (COPY = simple)")
     assert await set_text_search(engine, filled.config, "english") is True
-    mine = store_of(engine, replace(ENGLISH, text_search="public.english"))
-    (finding,) = await mine.check_schema()
+    public_english = store_of(engine, replace(ENGLISH, text_search="public.english"))
+    (finding,) = await public_english.check_schema()
     assert finding.kind == "text_search"
     with pytest.raises(VectorStoreError, match=r"expected public\.english"):
-        await ids(mine, "running")
+        await ids(public_english, "running")
     assert await set_text_search(engine, filled.config, "public.english") is True
     assert await set_text_search(engine, filled.config, "public.english") is False
-    assert await ids(mine, "running") == ["b"]
-    assert await ids(mine, "run") == []
+    assert await ids(public_english, "running") == ["b"]
+    assert await ids(public_english, "run") == []
 
 
 async def test_names_are_case_insensitive(filled: PgVectorStore, engine: AsyncEngine) -> None:
-    """Names are folded to lower case, as Postgres does."""
+    """Names are folded to lower case, as in Postgres."""
     assert await set_text_search(engine, filled.config, "English") is True
     store = store_of(engine, replace(ENGLISH, text_search="ENGLISH"))
     assert await store.check_schema() == []
     assert await ids(store, "run") == ["b"]
 
 
-async def test_columns_and_indexes_of_the_user(filled: PgVectorStore, engine: AsyncEngine) -> None:
-    """Neither a user's column `content_tsv` nor a user's index on cenote's column is dropped."""
+async def test_columns_and_indexes_of_the_application_are_kept(
+    filled: PgVectorStore, engine: AsyncEngine
+) -> None:
+    """A column content_tsv that cenote did not create, or other indexes on it, raise an error."""
     await execute(engine, "ALTER TABLE cenote_chunks ADD content_tsv tsvector DEFAULT 'mine'")
     for languages in ("english", None):
         with pytest.raises(MigrationError, match="did not create; rename it"):
@@ -163,8 +165,8 @@ async def test_columns_and_indexes_of_the_user(filled: PgVectorStore, engine: As
         await set_text_search(engine, filled.config, "spanish")
 
 
-async def test_another_language_before_the_revision(empty_engine: AsyncEngine) -> None:
-    """An upgrade raises an error before it records the revision."""
+async def test_upgrade_of_a_table_with_another_language(empty_engine: AsyncEngine) -> None:
+    """The upgrade raises an error before it records the revision."""
     config = SchemaConfig(dimensions=4)
     await schema.upgrade(empty_engine, config, "cenote_0001")
     await set_text_search(empty_engine, config, "spanish")
@@ -175,8 +177,8 @@ async def test_another_language_before_the_revision(empty_engine: AsyncEngine) -
     assert await store_of(empty_engine, config).check_schema() == []
 
 
-async def test_an_unknown_configuration(filled: PgVectorStore, engine: AsyncEngine) -> None:
-    """The error names it, and the table is unchanged."""
+async def test_unknown_configurations(filled: PgVectorStore, engine: AsyncEngine) -> None:
+    """The error names the configuration, and the table is unchanged."""
     await set_text_search(engine, filled.config, "english")
     with pytest.raises(MigrationError, match='"klingon" does not exist'):
         await set_text_search(engine, filled.config, "klingon")
@@ -190,16 +192,16 @@ async def test_an_unknown_configuration(filled: PgVectorStore, engine: AsyncEngi
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", ", ", "a b", "1st", "a.b.c", "a-b", 7, ["english"], "x" * 64]
+    "value", ["", ", ", "a b", "1st", "a.b.c", "a-b", 7, ["english"], "x" * 64]
 )
-def test_invalid_settings(wrong: Any) -> None:
-    """`SchemaConfig` rejects them."""
+def test_invalid_settings(value: Any) -> None:
+    """`SchemaConfig` rejects values that are not lists of identifiers."""
     with pytest.raises(ConfigurationError) as error:
-        SchemaConfig(dimensions=4, text_search=wrong)
+        SchemaConfig(dimensions=4, text_search=value)
     assert error.value.setting == "text_search"
 
 
-async def test_a_table_with_rows_is_upgraded(empty_engine: AsyncEngine) -> None:
+async def test_upgrade_of_a_table_with_rows(empty_engine: AsyncEngine) -> None:
     """The revision adds full text to a table with rows if the setting is present."""
     config = SchemaConfig(dimensions=4)
     await schema.upgrade(empty_engine, config, "cenote_0001")
@@ -214,8 +216,8 @@ async def test_a_table_with_rows_is_upgraded(empty_engine: AsyncEngine) -> None:
     assert await worded.check_schema() == []
 
 
-async def test_a_setting_that_comes_later(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """An upgrade raises an error that names the command."""
+async def test_upgrade_with_a_new_setting(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """If the revision has already run, the upgrade raises an error that names the command."""
     with pytest.raises(MigrationError, match="cenote text-search english"):
         await schema.upgrade(engine, ENGLISH)
     with pytest.raises(VectorStoreError, match="it has no full text, expected english"):
@@ -228,7 +230,7 @@ async def test_a_setting_that_comes_later(store: PgVectorStore, engine: AsyncEng
 
 
 async def test_the_command(store: PgVectorStore, engine: AsyncEngine, dsn: str) -> None:
-    """It adds and removes full text; `check` reports a missing index."""
+    """`cenote text-search` adds and removes full text, and restores a missing index."""
     url = {"CENOTE_DATABASE_URL": dsn}
     output = output_of(cenote("text-search", "spanish,english", **url))
     assert output == "table cenote_chunks has full text: spanish,english\n"
@@ -249,8 +251,8 @@ async def test_the_command(store: PgVectorStore, engine: AsyncEngine, dsn: str) 
     assert '"klingon" does not exist' in result.stderr
 
 
-async def test_a_bulk_load(engine: AsyncEngine, worded: PgVectorStore) -> None:
-    """Its rows are found by their words."""
+async def test_bulk_loads(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """Loaded chunks are found by their words."""
     await worded.bulk_load(
         [embedded(f"{number}", content=f"loaded word{number}") for number in range(50)], "other"
     )
@@ -267,8 +269,8 @@ def executed(plan: str) -> str:
     return "\n".join(line for line in plan.splitlines() if "never executed" not in line)
 
 
-async def test_plans(engine: AsyncEngine, worded: PgVectorStore) -> None:
-    """A search uses the indexes of words and vectors, and reads its results by the primary key.
+async def test_plans_use_the_indexes(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """Plans use the indexes of words and vectors, and read the results by the primary key.
 
     The chunks of a small tenant are read one by one, because the index of words would read the
     words of all tenants.
@@ -288,7 +290,7 @@ async def test_plans(engine: AsyncEngine, worded: PgVectorStore) -> None:
             values["namespace"] = namespace
             plan = executed(await explain(connection, by_words, "auto", values, after=12))
             assert ("_content_tsv_idx" in plan) is by_index
-            assert ("_pkey" in plan) is by_index  # 20 rows are one page
+            assert ("_pkey" in plan) is by_index  # the 20 rows of the small tenant are one page
         values |= {"namespace": "large", **worded._searches.search_parameters(200)}
         values |= {"depth": 200, "limit": 10, "query": str(NEAR), "custom": True}
         values |= {"vector_weight": 1.0, "text_weight": 1.0}
@@ -300,14 +302,14 @@ async def test_plans(engine: AsyncEngine, worded: PgVectorStore) -> None:
     assert len(await ids(worded, "even1", "small")) == 10
 
 
-async def test_in_one_round_trip_and_in_the_callers_transaction(
+async def test_searches_in_the_callers_transaction(
     engine: AsyncEngine, worded: PgVectorStore
 ) -> None:
-    """Only the transaction finds its uncommitted chunks, and the settings are restored."""
+    """A search finds uncommitted chunks of the transaction, and restores its settings."""
     async with async_sessionmaker(engine)() as session:
         await worded.upsert([embedded("new", content="A cat")], "n", session=session)
-        mine = await worded.search_text("cat", "n", session=session)
-        assert {result.chunk.id for result in mine} == {"a", "new"}
+        results = await worded.search_text("cat", "n", session=session)
+        assert {result.chunk.id for result in results} == {"a", "new"}
         before = await session.scalar(text("SELECT current_setting('hnsw.ef_search', true)"))
         both = await worded.search_hybrid("cat", NEAR, "n", session=session)
         assert {result.chunk.id for result in both} == {"a", "b", "c", "new"}
@@ -316,8 +318,10 @@ async def test_in_one_round_trip_and_in_the_callers_transaction(
         assert await ids(worded, "cat") == ["a"]
 
 
-async def test_conditions_of_the_application(engine: AsyncEngine, worded: PgVectorStore) -> None:
-    """They apply before the limit, in both rankings."""
+async def test_conditions_apply_before_the_limit(
+    engine: AsyncEngine, worded: PgVectorStore
+) -> None:
+    """where= restricts both rankings before the limit applies."""
     chunk = worded.model
     async with engine.begin() as connection:
         await connection.run_sync(Document.metadata.tables["documents"].create)
@@ -330,14 +334,14 @@ async def test_conditions_of_the_application(engine: AsyncEngine, worded: PgVect
     assert [result.chunk.id for result in both] == ["b"]
 
 
-async def test_names_of_the_application(engine: AsyncEngine, worded: PgVectorStore) -> None:
-    """Its tables and CTEs may have the same names as those inside the statement."""
+async def test_names_do_not_collide(engine: AsyncEngine, worded: PgVectorStore) -> None:
+    """Tables and CTEs of the application may be named like those inside the statement."""
     await execute(engine, "CREATE TABLE asked (id text)", "INSERT INTO asked VALUES ('b')")
     chunk = worded.model
-    few = select(text("id FROM asked")).cte("few")
+    cte = select(text("id FROM asked")).cte("few")
     for condition in (
         exists().where(table("asked", column("id")).c.id == chunk.id),
-        chunk.id.in_(select(column("id")).select_from(few)),
+        chunk.id.in_(select(column("id")).select_from(cte)),
     ):
         assert await ids(worded, "cat dog", where=condition) == ["b"]
         both = await worded.search_hybrid("cat dog", NEAR, "n", where=condition)
@@ -352,8 +356,8 @@ async def test_names_of_the_application(engine: AsyncEngine, worded: PgVectorSto
         )
 
 
-async def test_a_user_model(empty_engine: AsyncEngine) -> None:
-    """It has the column as an attribute, which the application's queries can use."""
+async def test_user_models(empty_engine: AsyncEngine) -> None:
+    """A user model has the generated column as an attribute, for the application's queries."""
 
     class Base(DeclarativeBase):
         pass
@@ -385,7 +389,7 @@ async def test_a_user_model(empty_engine: AsyncEngine) -> None:
         await other.search_text("x", "n")
 
 
-async def test_a_model_with_other_full_text_than_its_table(empty_engine: AsyncEngine) -> None:
+async def test_user_models_that_contradict_their_table(empty_engine: AsyncEngine) -> None:
     """The error names the command of the application's own migrations."""
 
     class Base(DeclarativeBase):
@@ -399,8 +403,8 @@ async def test_a_model_with_other_full_text_than_its_table(empty_engine: AsyncEn
         await PgVectorStore(empty_engine, model=Note).count("n")
 
 
-async def test_texts_at_the_bounds(worded: PgVectorStore, engine: AsyncEngine) -> None:
-    """Contents of millions of characters are stored: what is indexed of them is bounded."""
+async def test_large_contents(worded: PgVectorStore, engine: AsyncEngine) -> None:
+    """Contents of millions of characters are stored, and the indexed part is limited."""
     marks = [chr(0x20000 + n) for n in range(500)]
     pairs = " ".join(f"{a}-{b}" for a in marks for b in marks)
     parts = [a + b for a in marks for b in marks]
@@ -409,9 +413,8 @@ async def test_texts_at_the_bounds(worded: PgVectorStore, engine: AsyncEngine) -
     for number, content in enumerate((pairs, paths, chains, "x" * 3_000_000, "a " * 1_000_000)):
         await worded.upsert([embedded("long", content=content)], f"bounds{number}")
     assert await ids(worded, "http://a.b/77/y", "bounds1") == ["long"]
-    assert (
-        await ids(worded, " ".join(["filler"] * 1_000) + " cat", "n") == []
-    )  # the query is cut before this word
+    # Words after the first 2,000 characters of a query are ignored.
+    assert await ids(worded, " ".join(["filler"] * 1_000) + " cat", "n") == []
     assert await scalar(engine, "SELECT max(pg_column_size(content_tsv)) FROM cenote_chunks") > 1000
 
 
@@ -420,32 +423,5 @@ async def test_retrievers(worded: PgVectorStore) -> None:
     by_words = TextRetriever(worded)
     assert [result.chunk.id for result in await by_words.retrieve("dogs", "n")] == ["b"]
     both = HybridRetriever([VectorRetriever(worded, lambda _: NEAR), by_words])
-    apart = await both.retrieve("dog", "n")
-    assert apart == await worded.search_hybrid("dog", NEAR, "n")
-
-
-def test_stems_in_many_threads() -> None:
-    """A stemmer is not used by two threads at the same time."""
-    content = ["caminaban", "jardines", "universidades", "corriendo", "gatos"]
-    stems.cache_clear()
-    expected = stems("spanish")(" ".join(content))
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(4) as threads:
-            for suffix in range(300):
-                stems.cache_clear()
-                stem = stems("spanish")
-                texts = [" ".join([*content, f"otro{suffix}{n}"]) for n in range(4)]
-                for stemmed in threads.map(stem, texts):
-                    assert [*stemmed][:5] == expected
-    finally:
-        sys.setswitchinterval(interval)
-
-
-def test_stems() -> None:
-    """Languages of Postgres are available; the error for another one lists them."""
-    assert [*stems("spanish")("Caminaban por JARDINES")] == ["camin", "por", "jardin"]
-    assert [*stems("simple")("It's ÑANDÚ 7")] == ["it", "s", "ñandú", "7"]
-    with pytest.raises(ConfigurationError, match=r"'klingon' .* available are simple, arabic"):
-        InMemoryVectorStore(4, text_search="klingon")
+    results = await both.retrieve("dog", "n")
+    assert results == await worded.search_hybrid("dog", NEAR, "n")

@@ -1,4 +1,4 @@
-"""Test rebuilding the ANN index while the table is read and written."""
+"""Rebuilding the ANN index while the table is read and written."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ async def index_names(engine: AsyncEngine) -> list[str]:
         return [*await connection.scalars(query)]
 
 
-async def test_the_index_gets_other_parameters(store: PgVectorStore) -> None:
-    """All names stay the same, nothing is left behind, and searches use the index."""
+async def test_reindex_changes_the_parameters(store: PgVectorStore) -> None:
+    """Names stay the same, no index is left over, and searches use the new index."""
     before = await index_names(store.engine)
-    seen: list[IndexProgress] = []
-    await reindex(store.engine, with_parameters(store), progress=seen.append)
+    progress: list[IndexProgress] = []
+    await reindex(store.engine, with_parameters(store), progress=progress.append)
     after = await index_names(store.engine)
     expected = [
         name.replace("m=16,ef_construction=64", "m=8,ef_construction=32") for name in before
@@ -87,11 +87,11 @@ async def test_the_index_gets_other_parameters(store: PgVectorStore) -> None:
     assert after == expected
     assert before != after
     assert await schema.check(store.engine, with_parameters(store)) == []
-    parts = store.config.partitions or 1
-    assert [(step.number, step.of) for step in seen if step.phase == "built"] == [
-        (number, parts) for number in range(1, parts + 1)
+    builds = store.config.partitions or 1
+    assert [(step.number, step.of) for step in progress if step.phase == "built"] == [
+        (number, builds) for number in range(1, builds + 1)
     ]
-    assert all(0 <= step.fraction <= 1 for step in seen)
+    assert all(0 <= step.fraction <= 1 for step in progress)
     async with store.engine.connect() as connection:
         await connection.execute(text("SET enable_seqscan = off"))
         plan = await connection.scalars(
@@ -103,8 +103,8 @@ async def test_the_index_gets_other_parameters(store: PgVectorStore) -> None:
         assert "embedding" in "\n".join(plan)
 
 
-async def test_lock_and_settings_end_with_the_session(store: PgVectorStore) -> None:
-    """No connection of the pool keeps them."""
+async def test_lock_and_settings_are_released(store: PgVectorStore) -> None:
+    """No pooled connection keeps the lock or the settings of a build."""
     await reindex(store.engine, with_parameters(store), memory="77MB", workers=0)
     connections = [store.engine.connect() for _ in range(3)]
     opened = [await connection.__aenter__() for connection in connections]
@@ -118,40 +118,40 @@ async def test_lock_and_settings_end_with_the_session(store: PgVectorStore) -> N
 
 @asynccontextmanager
 async def traffic(store: PgVectorStore) -> AsyncIterator[dict[str, int]]:
-    """Write and read during the block; every call has to succeed."""
-    done = {"writes": 0, "reads": 0}
+    """Write and read during the block. Every call must succeed."""
+    completed = {"writes": 0, "reads": 0}
     stop = asyncio.Event()
 
     async def write() -> None:
         while not stop.is_set():
-            await store.upsert(chunks(5, 10_000 + done["writes"]), "a")
-            done["writes"] += 1
+            await store.upsert(chunks(5, 10_000 + completed["writes"]), "a")
+            completed["writes"] += 1
 
     async def read() -> None:
         query = np.ones(8, dtype=np.float32)
         while not stop.is_set():
             assert len(await store.search(query, "b", limit=10)) == 10
-            done["reads"] += 1
+            completed["reads"] += 1
 
     tasks = [asyncio.create_task(write()), asyncio.create_task(read())]
     try:
-        yield done
+        yield completed
     finally:
         stop.set()
         await asyncio.gather(*tasks)
 
 
-async def test_the_table_is_used_meanwhile(store: PgVectorStore) -> None:
-    """No call fails, all searches are complete, and all written rows are in the new index."""
-    async with traffic(store) as done:
-        await until(lambda: all(done.values()))
+async def test_reads_and_writes_during_a_rebuild(store: PgVectorStore) -> None:
+    """All calls succeed, searches are complete, and the new index contains all written rows."""
+    async with traffic(store) as completed:
+        await until(lambda: all(completed.values()))
         await reindex(store.engine, with_parameters(store))
         await reindex(store.engine, with_parameters(store, hnsw_m=10))
     assert await schema.check(store.engine, with_parameters(store, hnsw_m=10)) == []
     written = [chunk.id async for chunk in store.get_all_chunks("a")]
-    assert len(written) == 500 + done["writes"] + 4
+    assert len(written) == 500 + completed["writes"] + 4
     async with store.engine.connect() as connection:
-        await connection.execute(text("SET enable_seqscan = off; "))
+        await connection.execute(text("SET enable_seqscan = off"))
         await connection.execute(text("SET hnsw.ef_search = 1000"))
         await connection.execute(text("SET hnsw.iterative_scan = relaxed_order"))
         by_index = await connection.scalars(
@@ -163,8 +163,8 @@ async def test_the_table_is_used_meanwhile(store: PgVectorStore) -> None:
         assert sorted(by_index) == written
 
 
-async def test_an_interrupted_run_is_cleared(store: PgVectorStore) -> None:
-    """After cancellations at several moments, the next run succeeds."""
+async def test_reindex_after_cancelled_runs(store: PgVectorStore) -> None:
+    """Reindex succeeds after runs that were cancelled at different times."""
     before = await index_names(store.engine)
     for delay in (0.02, 0.08, 0.2):
         task = asyncio.create_task(reindex(store.engine, with_parameters(store)))
@@ -175,11 +175,12 @@ async def test_an_interrupted_run_is_cleared(store: PgVectorStore) -> None:
     assert await index_names(store.engine) == before
 
 
-async def test_leftovers_are_named_and_cleared(store: PgVectorStore) -> None:
-    """`check_schema` reports what a killed build left behind, and the next run drops it."""
+async def test_leftover_indexes_are_found_and_dropped(store: PgVectorStore) -> None:
+    """`check_schema` reports the index of a killed build, and the next run drops it."""
     partition = "cenote_chunks_p01" if store.config.partitions else "cenote_chunks"
     left_over = f"{partition}_embedding_idx_new"
-    left_over = left_over if store.config.partitions else "ix_cenote_chunks_embedding_new"
+    if not store.config.partitions:
+        left_over = "ix_cenote_chunks_embedding_new"
     before = await index_names(store.engine)
     async with store.engine.begin() as connection:
         await connection.execute(
@@ -205,10 +206,11 @@ async def test_leftovers_are_named_and_cleared(store: PgVectorStore) -> None:
     assert await index_names(store.engine) == before
 
 
-async def test_a_killed_run_blocks_nobody(store: PgVectorStore, empty_dsn: str) -> None:
-    """A process is killed during a build. The next one does not wait, and cleans up."""
+async def test_reindex_after_a_killed_run(store: PgVectorStore, empty_dsn: str) -> None:
+    """After SIGKILL during a build, the next run does not wait, and drops what was left over."""
     before = await index_names(store.engine)
-    async with store.engine.connect() as holder:  # a build waits for this transaction
+    async with store.engine.connect() as holder:
+        # A concurrent build waits for this transaction.
         await holder.execute(text("SELECT count(*) FROM cenote_chunks"))
         await holder.execute(text("CREATE TEMP TABLE has_a_transaction_id ()"))
         process = await asyncio.create_subprocess_exec(
@@ -227,7 +229,7 @@ async def test_a_killed_run_blocks_nobody(store: PgVectorStore, empty_dsn: str) 
 
 
 class BlockingReader:
-    """A transaction of another program that reads the table when the last build has ended.
+    """A transaction of another program that reads the table after the last build has ended.
 
     It must not begin earlier: a concurrent build waits for all transactions that are open when it
     starts.
@@ -239,7 +241,7 @@ class BlockingReader:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._read()))
 
     def report(self, progress: IndexProgress) -> None:
-        """Begin the transaction after the last build, before the swap; a progress callback."""
+        """Begin the transaction between the last build and the swap. A progress callback."""
         if progress.number == progress.of and progress.phase == "built":
             self._thread.start()
             self._reads.wait(10)
@@ -258,10 +260,10 @@ class BlockingReader:
         await asyncio.to_thread(self._thread.join)
 
 
-async def test_the_swap_waits_for_a_reader(
+async def test_the_swap_is_retried_while_the_table_is_read(
     empty_engine: AsyncEngine, empty_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is retried in short attempts, so that other callers are not blocked for long."""
+    """Each attempt for the lock is short, so that other callers do not wait for long."""
     caplog.set_level("INFO", "cenote")
     store = PgVectorStore(empty_engine, 4, partitions=2)
     await store.apply_migrations()
@@ -277,10 +279,10 @@ async def test_the_swap_waits_for_a_reader(
     assert await found(store, [1, 0, 0, 0], "n") == ["b"]
 
 
-async def test_the_swap_gives_up(
+async def test_the_swap_fails_after_the_lock_timeout(
     empty_engine: AsyncEngine, empty_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error says what to do, the old index stays in use, and the next run cleans up."""
+    """The error says what to do, the old index stays in use, and the next run succeeds."""
     monkeypatch.setattr(locks, "TABLE_LOCK_TIMEOUT_SECONDS", 0.3)
     store = PgVectorStore(empty_engine, 4, partitions=2)
     await store.apply_migrations()
@@ -297,14 +299,14 @@ async def test_the_swap_gives_up(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition is true, for at most 30 seconds."""
+    """Wait until a condition is true, at most 30 seconds."""
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - nothing sets an event
             await asyncio.sleep(0.02)
 
 
 async def test_a_missing_index_is_built(store: PgVectorStore) -> None:
-    """`cenote check` suggests this command for a missing index."""
+    """Reindex builds a missing index, which is why `cenote check` suggests it."""
     before = await index_names(store.engine)
     async with store.engine.begin() as connection:
         await connection.execute(text("DROP INDEX ix_cenote_chunks_embedding"))
@@ -312,25 +314,27 @@ async def test_a_missing_index_is_built(store: PgVectorStore) -> None:
     assert await index_names(store.engine) == before
 
 
-async def test_a_callback_that_fails_is_logged(
+async def test_errors_of_the_progress_callback(
     store: PgVectorStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither this nor a pool without a connection for the progress ends the build."""
+    """An error of the callback is logged; a pool without a free connection only loses progress."""
 
     def report(progress: IndexProgress) -> None:
         raise ZeroDivisionError(progress.phase)
 
     await reindex(store.engine, with_parameters(store), progress=report)
     assert "the progress callback raised an error" in caplog.text
-    small = create_async_engine(store.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    small_pool = create_async_engine(
+        store.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.01
+    )
     config = with_parameters(store, hnsw_m=10)
-    await reindex(small, config, progress=lambda progress: None)
-    await small.dispose()
+    await reindex(small_pool, config, progress=lambda progress: None)
+    await small_pool.dispose()
     assert await schema.check(store.engine, config) == []
 
 
-async def test_cancelling_after_the_last_build(store: PgVectorStore) -> None:
-    """The task ends with CancelledError, and the next run cleans up."""
+async def test_cancellation_before_the_swap(store: PgVectorStore) -> None:
+    """The task ends with CancelledError, and the next run succeeds."""
 
     def cancel(progress: IndexProgress) -> None:
         if progress.number == progress.of and progress.phase == "built":
@@ -339,20 +343,21 @@ async def test_cancelling_after_the_last_build(store: PgVectorStore) -> None:
     task = asyncio.create_task(reindex(store.engine, with_parameters(store), progress=cancel))
     with pytest.raises(asyncio.CancelledError):
         await task
-    found = await store.check_schema()
-    assert {finding.kind for finding in found} <= {"index_left_over", "hnsw_parameters"}
+    findings = await store.check_schema()
+    assert {finding.kind for finding in findings} <= {"index_left_over", "hnsw_parameters"}
     await reindex(store.engine, store.config)
     assert await store.check_schema() == []
 
 
-async def test_timeouts_of_the_database_do_not_end_a_build(store: PgVectorStore) -> None:
-    """The build lifts `statement_timeout` and `lock_timeout`."""
+async def test_timeouts_of_the_database_do_not_apply(store: PgVectorStore) -> None:
+    """A build is not ended by `statement_timeout` or `lock_timeout` of the database."""
     async with store.engine.begin() as connection:
         name = await connection.scalar(text("SELECT quote_ident(current_database())"))
         await connection.execute(text(f"ALTER DATABASE {name} SET statement_timeout = '20ms'"))
         await connection.execute(text(f"ALTER DATABASE {name} SET lock_timeout = '20ms'"))
     await store.engine.dispose()
-    async with store.engine.connect() as other:  # a build waits for this transaction
+    async with store.engine.connect() as other:
+        # A concurrent build waits for this transaction.
         await other.execute(text("SELECT count(*) FROM cenote_chunks"))
         task = asyncio.create_task(reindex(store.engine, with_parameters(store)))
         await asyncio.sleep(0.5)
@@ -361,8 +366,8 @@ async def test_timeouts_of_the_database_do_not_end_a_build(store: PgVectorStore)
     await task
 
 
-async def test_a_name_that_another_index_has(empty_engine: AsyncEngine) -> None:
-    """The error is raised before the build."""
+async def test_a_name_that_another_index_uses(empty_engine: AsyncEngine) -> None:
+    """Reindex raises an error before it builds an index whose name is in use."""
     store = PgVectorStore(empty_engine, 4, partitions=2)
     await store.apply_migrations()
     await execute(
@@ -374,14 +379,14 @@ async def test_a_name_that_another_index_has(empty_engine: AsyncEngine) -> None:
         await reindex(empty_engine, store.config)
 
 
-@pytest.mark.parametrize("wrong", ["hnsw (embedding vector_l2_ops)", "gin (metadata)"])
-async def test_an_index_of_another_kind_is_replaced(store: PgVectorStore, wrong: str) -> None:
-    """The indexes of its partitions have the names that the new ones get."""
+@pytest.mark.parametrize("definition", ["hnsw (embedding vector_l2_ops)", "gin (metadata)"])
+async def test_an_index_of_another_kind_is_replaced(store: PgVectorStore, definition: str) -> None:
+    """Reindex replaces an index of another method or operator class under the same names."""
     before = await index_names(store.engine)
     await execute(
         store.engine,
         "DROP INDEX ix_cenote_chunks_embedding",
-        f"CREATE INDEX ix_cenote_chunks_embedding ON cenote_chunks USING {wrong}",
+        f"CREATE INDEX ix_cenote_chunks_embedding ON cenote_chunks USING {definition}",
     )
     assert [finding.kind for finding in await store.check_schema()] == ["operator_class"]
     await reindex(store.engine, store.config)

@@ -1,4 +1,4 @@
-"""Test rewriting a table into partitions and back."""
+"""Rewriting a plain table into partitions, and back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ APPLICATION_DDL = [
     "ALTER TABLE cenote_chunks OWNER TO owns",
 ]
 
-FACTS = {
+STATE = {
     "rows": "SELECT count(*) || md5(string_agg(t::text, '|' ORDER BY namespace, id))"
     " FROM cenote_chunks t",
     "grants": "SELECT relacl::text FROM pg_class WHERE oid = 'cenote_chunks'::regclass",
@@ -61,10 +61,10 @@ FACTS = {
 }
 
 
-async def facts(engine: AsyncEngine) -> dict[str, Any]:
+async def state(engine: AsyncEngine) -> dict[str, Any]:
     """Return everything that a rewrite must not change."""
     async with engine.connect() as connection:
-        return {name: await connection.scalar(text(query)) for name, query in FACTS.items()}
+        return {name: await connection.scalar(text(query)) for name, query in STATE.items()}
 
 
 async def partitions(engine: AsyncEngine) -> list[str]:
@@ -74,8 +74,8 @@ async def partitions(engine: AsyncEngine) -> list[str]:
         return [*await connection.scalars(text(query))]
 
 
-async def test_the_application_keeps_its_objects(empty_engine: AsyncEngine) -> None:
-    """A rewrite keeps everything that the application added, and the store works."""
+async def test_objects_of_the_application_are_kept(empty_engine: AsyncEngine) -> None:
+    """A rewrite keeps columns, constraints, indexes, comments, privileges and references."""
     engine = empty_engine
     store = PgVectorStore(engine, 4, partitions=0)
     await store.apply_migrations()
@@ -83,26 +83,26 @@ async def test_the_application_keeps_its_objects(empty_engine: AsyncEngine) -> N
     await store.upsert(items, "n")
     await store.upsert(items, "m")
     await execute(engine, *APPLICATION_DDL)
-    before = await facts(engine)
+    before = await state(engine)
     assert before["relations"] is None
     for number in (4, 16, 0):
         config = SchemaConfig(dimensions=4, partitions=number)
         await repartition(engine, config)
         names = await partitions(engine)
         assert names == [f"cenote_chunks_p{n:02}" for n in range(number)]
-        assert await facts(engine) == before
+        assert await state(engine) == before
         store = PgVectorStore(engine, 4, partitions=number)
         assert await store.check_schema() == []
         assert await found(store, [1, 0, 0, 0], "n") == ["a", "b", "c"]
-        await repartition(engine, config)  # nothing to do
-        assert await facts(engine) == before
+        await repartition(engine, config)  # a second call changes nothing
+        assert await state(engine) == before
     await execute(engine, "DELETE FROM documents")
-    assert (await facts(engine))["notes"] is None
+    assert (await state(engine))["notes"] is None
     await execute(engine, "REASSIGN OWNED BY owns TO CURRENT_USER", "DROP OWNED BY serves, owns")
     await execute(engine, "DROP ROLE serves", "DROP ROLE owns")
 
 
-LOST = {
+LOST_OBJECTS = {
     "triggers": "CREATE TRIGGER t BEFORE UPDATE ON cenote_chunks FOR EACH ROW"
     " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
     "row security policies": "CREATE POLICY mine ON cenote_chunks USING (true)",
@@ -125,14 +125,16 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("what", LOST)
-async def test_objects_that_would_be_lost(empty_engine: AsyncEngine, what: str) -> None:
-    """The error lists them, and nothing is changed."""
+@pytest.mark.parametrize("kind", LOST_OBJECTS)
+async def test_tables_with_objects_that_would_be_lost_are_rejected(
+    empty_engine: AsyncEngine, kind: str
+) -> None:
+    """The error lists the objects that a rewrite would lose, and the table is unchanged."""
     store = PgVectorStore(empty_engine, 4, partitions=0)
     await store.apply_migrations()
     await store.upsert([embedded("a")], "n")
-    await execute(empty_engine, *LOST[what].split(";"))
-    with pytest.raises(MigrationError, match=f"has (.*, )?{what}"):
+    await execute(empty_engine, *LOST_OBJECTS[kind].split(";"))
+    with pytest.raises(MigrationError, match=f"has (.*, )?{kind}"):
         await repartition(empty_engine, SchemaConfig(dimensions=4, partitions=2))
     assert await partitions(empty_engine) == []
     assert await found(store, [1, 0, 0, 0], "n") == ["a"]
@@ -149,10 +151,10 @@ async def test_objects_that_would_be_lost(empty_engine: AsyncEngine, what: str) 
         ("CREATE TABLE cenote_chunks_new ()", "needs its name"),
     ],
 )
-async def test_objects_that_single_partitions_would_lose(
+async def test_partitions_with_objects_that_would_be_lost_are_rejected(
     engine: AsyncEngine, statement: str, message: str
 ) -> None:
-    """They include the rows of a detached partition."""
+    """Objects on single partitions, and a detached partition, prevent a rewrite."""
     await execute(engine, statement)
     before = await partitions(engine)
     with pytest.raises(MigrationError, match=message):
@@ -160,8 +162,8 @@ async def test_objects_that_single_partitions_would_lose(
     assert await partitions(engine) == before
 
 
-async def test_privileges_stay_exactly_the_same(engine: AsyncEngine) -> None:
-    """Privileges that the owner gave up or that default privileges would add stay revoked."""
+async def test_privileges_are_kept(engine: AsyncEngine) -> None:
+    """A rewrite adds no default privileges, and does not restore the owner's revoked ones."""
     await execute(
         engine,
         "DROP ROLE IF EXISTS serves",
@@ -169,7 +171,7 @@ async def test_privileges_stay_exactly_the_same(engine: AsyncEngine) -> None:
         "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO serves",
         "REVOKE DELETE ON cenote_chunks FROM CURRENT_USER",
     )
-    grants = FACTS["grants"]
+    grants = STATE["grants"]
     before = await scalar(engine, grants)
     for number in (0, 3):
         await repartition(engine, SchemaConfig(dimensions=4, partitions=number))
@@ -180,8 +182,8 @@ async def test_privileges_stay_exactly_the_same(engine: AsyncEngine) -> None:
     await execute(engine, "DROP OWNED BY serves", "DROP ROLE serves")
 
 
-async def test_valid_indexes_keep_their_names(engine: AsyncEngine) -> None:
-    """Unusual names are kept, and invalid indexes are dropped."""
+async def test_indexes_are_kept(engine: AsyncEngine) -> None:
+    """Valid indexes keep their names, however unusual, and invalid indexes are dropped."""
     await execute(
         engine,
         'CREATE INDEX "x ON ONLY y" ON cenote_chunks (content)',
@@ -201,8 +203,8 @@ async def test_valid_indexes_keep_their_names(engine: AsyncEngine) -> None:
     assert await PgVectorStore(engine, 4, hnsw_m=8).check_schema() == []
 
 
-async def test_no_deadlock_with_a_writer_of_both_tables(engine: AsyncEngine) -> None:
-    """An application writes documents and their chunks in one transaction during a rewrite."""
+async def test_concurrent_writes_to_chunks_and_documents(engine: AsyncEngine) -> None:
+    """Transactions that write documents and then chunks do not deadlock with a rewrite."""
     await execute(
         engine,
         'CREATE TABLE documents (id text COLLATE "C" PRIMARY KEY)',
@@ -233,8 +235,8 @@ async def test_no_deadlock_with_a_writer_of_both_tables(engine: AsyncEngine) -> 
     assert await scalar(engine, "SELECT count(*) FROM cenote_chunks") == written
 
 
-async def test_callers_wait(engine: AsyncEngine) -> None:
-    """Calls during a rewrite succeed; prepared statements find the new table."""
+async def test_concurrent_searches(engine: AsyncEngine) -> None:
+    """Searches during a rewrite succeed, and prepared statements find the new table."""
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded(id) for id in "abc"], "n")
     stop = asyncio.Event()
@@ -257,7 +259,7 @@ async def test_callers_wait(engine: AsyncEngine) -> None:
 async def test_a_cancelled_rewrite_changes_nothing(
     engine: AsyncEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is cancelled while rows are copied, and while indexes are built."""
+    """A rewrite can be cancelled while rows are copied and while indexes are built."""
     caplog.set_level("INFO", "cenote.maintenance.repartition")
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded(id) for id in "abc"], "n")
@@ -283,13 +285,13 @@ async def test_a_cancelled_rewrite_changes_nothing(
 
 
 async def test_the_number_of_partitions_is_required(engine: AsyncEngine) -> None:
-    """A configuration without it raises an error."""
+    """A configuration without a number of partitions raises an error."""
     with pytest.raises(ConfigurationError, match="number of partitions is required"):
         await repartition(engine, SchemaConfig(dimensions=4))
 
 
 async def test_the_command(empty_engine: AsyncEngine, empty_dsn: str) -> None:
-    """It reads the other settings from the live table, and resolves the finding of `check`."""
+    """`cenote repartition` reads its settings from the live table, and removes the finding."""
     store = PgVectorStore(
         empty_engine, 4, table_name="t", schema="s", column_type="halfvec", partitions=0
     )

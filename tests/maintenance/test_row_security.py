@@ -1,101 +1,41 @@
-"""Test row-level security with the roles of a deployment: owner, application, superuser."""
+"""Row-level security: what the roles of a deployment can read and write."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, select, text, update
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase
-from support.commands import REPOSITORY, cenote, output_of, run
-from support.database import APP_ROLE, execute, scalar
-from support.library import Document
+from sqlalchemy.ext.asyncio import AsyncSession
+from support import deployment
+from support.commands import REPOSITORY, output_of, run
+from support.database import execute, scalar
+from support.deployment import GRANTS, OPTIONS, Deployment, visible_ids
 
 from cenote import (
     CenoteError,
     Chunk,
-    ChunkMixin,
     ChunkRow,
-    ConfigurationError,
     InvalidInputError,
-    MigrationError,
     PgVectorStore,
-    SchemaConfig,
     VectorStoreError,
     meta,
-    schema,
 )
-from cenote.maintenance import repartition, set_row_security
+from cenote.maintenance import set_row_security
 from cenote.testing import embedded, found, stored
 
 NEAR = [1.0, 0.0, 0.0, 0.0]
-OPTIONS: dict[str, Any] = {"row_security": True, "text_search": "simple"}
 
-ROLES = [
-    "DO $$ BEGIN CREATE ROLE cenote_owner LOGIN; EXCEPTION WHEN duplicate_object THEN END $$",
-    APP_ROLE,
-    "GRANT CREATE, USAGE ON SCHEMA public TO cenote_owner",
-    "CREATE EXTENSION IF NOT EXISTS vector",
-]
-GRANTS = "GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO cenote_app"
+roles = deployment.roles
+deployed = deployment.deployed
 
 
-@dataclass
-class Deployment:
-    """Engines of the table's owner, the application, and the superuser who created both roles."""
-
-    owner: AsyncEngine
-    app: AsyncEngine
-    admin: AsyncEngine
-
-    def store(self, **options: Any) -> PgVectorStore:
-        """Return the store of the application."""
-        return PgVectorStore(self.app, 4, **OPTIONS | options)
-
-    @property
-    def owners(self) -> PgVectorStore:
-        """The store of the migrations."""
-        return PgVectorStore(self.owner, 4, **OPTIONS)
-
-
-@pytest.fixture
-async def roles(empty_dsn: str, empty_engine: AsyncEngine) -> AsyncIterator[Deployment]:
-    """Create the roles of docs/reliability.md: one owns the table, the other one uses it."""
-    await execute(empty_engine, *ROLES)
-    url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
-    owner = create_async_engine(url.set(username="cenote_owner"))
-    app = create_async_engine(url.set(username="cenote_app"), pool_size=1, max_overflow=0)
-    yield Deployment(owner, app, empty_engine)
-    for engine in (owner, app):
-        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-        await engine.dispose()
-
-
-@pytest.fixture
-async def deployed(roles: Deployment) -> Deployment:
-    """Return a deployment with the table and two tenants."""
-    await roles.owners.apply_migrations()
-    await execute(roles.owner, GRANTS.format("cenote_chunks"))
-    await roles.store().upsert([embedded("a", content="cat"), embedded("b")], "acme")
-    await roles.store().upsert([embedded("x", content="cat")], "globex")
-    return roles
-
-
-async def rows(session: Any) -> list[str]:
-    """Return the ids that a query without a predicate sees."""
-    return [*await session.scalars(select(ChunkRow.id).order_by(ChunkRow.id))]
-
-
-async def test_the_documentation(roles: Deployment) -> None:
-    """The program of docs/reliability.md prints what the page says."""
+async def test_the_program_of_the_documentation(roles: Deployment) -> None:
+    """The program of docs/reliability.md prints what the page shows."""
     page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
     code, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     await PgVectorStore(roles.owner, 2, row_security=True).apply_migrations()
@@ -105,11 +45,11 @@ async def test_the_documentation(roles: Deployment) -> None:
     assert printed == "[]\n['Cats purr.']\n"
 
 
-async def test_a_forgotten_predicate_sees_nothing(deployed: Deployment) -> None:
-    """It changes nothing either, as the application and as the owner."""
+async def test_queries_without_a_predicate_find_no_rows(deployed: Deployment) -> None:
+    """Neither the application nor the owner can read, update or delete rows without a tenant."""
     for engine in (deployed.app, deployed.owner):
         async with AsyncSession(engine) as session, session.begin():
-            assert await rows(session) == []
+            assert await visible_ids(session) == []
             changed: Any = await session.execute(update(ChunkRow).values(content="mine"))
             assert changed.rowcount == 0
             deleted: Any = await session.execute(text("DELETE FROM cenote_chunks"))
@@ -117,8 +57,8 @@ async def test_a_forgotten_predicate_sees_nothing(deployed: Deployment) -> None:
     assert await scalar(deployed.admin, "SELECT count(*) FROM cenote_chunks") == 3
 
 
-async def test_nothing_can_be_written_for_others(deployed: Deployment) -> None:
-    """Rows of other tenants are neither inserted nor moved there."""
+async def test_rows_of_other_tenants_cannot_be_written(deployed: Deployment) -> None:
+    """Rows can be neither inserted for another tenant nor moved to another tenant."""
     store = deployed.store()
     values = {
         **dict.fromkeys(("id", "document_id", "content", "content_hash"), "x"),
@@ -140,15 +80,15 @@ async def test_nothing_can_be_written_for_others(deployed: Deployment) -> None:
                 await session.execute(update(ChunkRow).values(namespace="globex"))
 
 
-async def test_every_operation_works(deployed: Deployment) -> None:
-    """They work on the store's connections, in the caller's transaction, and as the owner."""
-    for store in (deployed.store(), deployed.owners):
+async def test_all_operations(deployed: Deployment) -> None:
+    """All operations work on own connections, in the caller's transaction and as the owner."""
+    for store in (deployed.store(), deployed.owner_store):
         async with AsyncSession(deployed.app) as session:
-            joined: Any = session if store is not deployed.owners else None
-            for options in ({}, {"session": joined}):
+            callers_session: Any = session if store is not deployed.owner_store else None
+            for options in ({}, {"session": callers_session}):
                 await _every_operation(store, options)
                 if options:
-                    assert await rows(session) == []
+                    assert await visible_ids(session) == []
             await session.commit()
         assert await store.count("globex") == 1
 
@@ -183,35 +123,35 @@ async def _every_operation(store: PgVectorStore, options: dict[str, Any]) -> Non
     assert await store.count("gone", **options) == 0
 
 
-async def test_a_bulk_load(deployed: Deployment) -> None:
-    """A table whose rows are hidden is not mistaken for an empty one, as either role."""
-    for number, store in enumerate((deployed.store(), deployed.owners)):
+async def test_bulk_loads(deployed: Deployment) -> None:
+    """A table whose rows are hidden from the role does not count as empty."""
+    for number, store in enumerate((deployed.store(), deployed.owner_store)):
         chunks = [embedded(f"{n}", [1, n, 0, 0]) for n in range(1500)]
         assert await store.bulk_load(chunks, f"loaded{number}") == 1500
         assert await store.count(f"loaded{number}") == 1500
-        assert await deployed.owners.check_schema() == []
+        assert await deployed.owner_store.check_schema() == []
     assert await deployed.store().count("globex") == 1
 
 
 async def test_two_tenants_in_one_transaction(deployed: Deployment) -> None:
-    """Each call sets its tenant, and then restores the one of the surrounding block."""
+    """Each call sets its tenant, and restores the tenant of the surrounding block."""
     store = deployed.store()
     async with AsyncSession(deployed.app) as session, session.begin():
         assert await store.count("acme", session=session) == 2
         assert await store.count("globex", session=session) == 1
-        assert await rows(session) == []
+        assert await visible_ids(session) == []
         async with store.tenant(session, "acme"):
-            assert await rows(session) == ["a", "b"]
+            assert await visible_ids(session) == ["a", "b"]
             assert await store.count("globex", session=session) == 1
-            assert await rows(session) == ["a", "b"]
+            assert await visible_ids(session) == ["a", "b"]
             async with store.tenant(session, "globex"):
-                assert await rows(session) == ["x"]
-            assert await rows(session) == ["a", "b"]
-        assert await rows(session) == []
+                assert await visible_ids(session) == ["x"]
+            assert await visible_ids(session) == ["a", "b"]
+        assert await visible_ids(session) == []
 
 
-async def test_errors_leave_no_tenant_behind(deployed: Deployment) -> None:
-    """The error may come from cenote, from the server or from a cancellation."""
+async def test_the_tenant_is_reset_after_errors(deployed: Deployment) -> None:
+    """Errors of cenote and of the server, and a cancellation, reset the tenant."""
     store = deployed.store()
     async with AsyncSession(deployed.app) as session:
         for call in (
@@ -224,11 +164,11 @@ async def test_errors_leave_no_tenant_behind(deployed: Deployment) -> None:
                 with pytest.raises(CenoteError):
                     await call
                 await savepoint.rollback()
-            assert await rows(session) == []
+            assert await visible_ids(session) == []
         with pytest.raises(KeyError):
             async with store.tenant(session, "acme"):
                 raise KeyError
-        assert await rows(session) == []
+        assert await visible_ids(session) == []
         slow = text("(SELECT true FROM pg_sleep(5))")
         task = asyncio.create_task(store.search(NEAR, "acme", where=slow))  # type: ignore[arg-type]
         await asyncio.sleep(0.2)
@@ -236,20 +176,20 @@ async def test_errors_leave_no_tenant_behind(deployed: Deployment) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await rows(session) == []
+        assert await visible_ids(session) == []
 
 
-async def test_a_pooled_connection_of_another_tenant(deployed: Deployment) -> None:
-    """The pool has one connection, and the setting ends with each transaction."""
+async def test_the_tenant_is_reset_after_each_transaction(deployed: Deployment) -> None:
+    """Calls for several tenants share one pooled connection, and none inherits a tenant."""
     store = deployed.store()
     for tenant, ids in (("acme", ["a", "b"]), ("globex", ["x"]), ("nobody", [])):
         assert await found(store, NEAR, tenant) == ids
         async with AsyncSession(deployed.app) as session:
-            assert await rows(session) == []
+            assert await visible_ids(session) == []
 
 
-async def test_pending_objects_are_flushed_as_the_tenant(deployed: Deployment) -> None:
-    """They are flushed at the end of the block at the latest."""
+async def test_pending_objects_are_flushed_within_the_block(deployed: Deployment) -> None:
+    """Changed objects are flushed at the end of the tenant's block at the latest."""
     store = deployed.store()
     async with AsyncSession(deployed.app) as session:
         async with store.tenant(session, "acme"):
@@ -260,7 +200,7 @@ async def test_pending_objects_are_flushed_as_the_tenant(deployed: Deployment) -
 
 
 async def test_adapters(deployed: Deployment) -> None:
-    """They find and delete the chunks of their own tenant."""
+    """Adapters find and delete only chunks of their own tenant."""
     from haystack import Document as HaystackDocument
     from langchain_core.embeddings import DeterministicFakeEmbedding
     from llama_index.core.schema import TextNode
@@ -290,8 +230,8 @@ async def test_adapters(deployed: Deployment) -> None:
     assert await scalar(deployed.admin, "SELECT string_agg(id, ' ') FROM cenote_chunks") == "x"
 
 
-async def test_composed_searches(deployed: Deployment) -> None:
-    """They find chunks within the block of the tenant, and nothing outside of it."""
+async def test_search_statements(deployed: Deployment) -> None:
+    """A search statement finds chunks within the tenant's block, and none outside of it."""
     store = deployed.store()
     statement = store.search_statement(NEAR, "acme")
     async with AsyncSession(deployed.app) as session:
@@ -304,17 +244,17 @@ async def test_composed_searches(deployed: Deployment) -> None:
 @pytest.mark.parametrize(
     "name", ["' OR true --", "acme'; DROP TABLE cenote_chunks; --", "a,b", "%"]
 )
-async def test_a_namespace_that_looks_like_sql(deployed: Deployment, name: str) -> None:
-    """It is treated as a name."""
+async def test_namespaces_with_sql(deployed: Deployment, name: str) -> None:
+    """Namespaces that contain SQL or wildcards are plain names."""
     store = deployed.store()
     assert await found(store, NEAR, name) == []
-    await store.upsert([embedded("own")], name)
-    assert await found(store, NEAR, name) == ["own"]
+    await store.upsert([embedded("a")], name)
+    assert await found(store, NEAR, name) == ["a"]
     assert await store.count("acme") == 2
 
 
-async def test_search_path_tricks(deployed: Deployment) -> None:
-    """The policy does not call a function of the application with the same name."""
+async def test_functions_in_the_search_path(deployed: Deployment) -> None:
+    """The policy does not call an application's function named current_setting."""
     await execute(
         deployed.admin,
         "CREATE SCHEMA trick AUTHORIZATION cenote_app",
@@ -327,8 +267,8 @@ async def test_search_path_tricks(deployed: Deployment) -> None:
         await connection.invalidate()
 
 
-async def test_other_ways_to_the_rows(deployed: Deployment) -> None:
-    """Single partitions, a permissive policy of the user and a copy show no rows."""
+async def test_partitions_policies_and_copies(deployed: Deployment) -> None:
+    """Single partitions, a permissive policy of the user and a copy of the table show no rows."""
     await execute(deployed.admin, GRANTS.format("cenote_chunks_p00"))
     await execute(
         deployed.owner, "CREATE POLICY open ON cenote_chunks USING (true) WITH CHECK (true)"
@@ -336,154 +276,34 @@ async def test_other_ways_to_the_rows(deployed: Deployment) -> None:
     for number in range(16):
         await execute(deployed.admin, GRANTS.format(f"cenote_chunks_p{number:02}"))
     async with deployed.app.connect() as connection:
-        assert await rows(connection) == []
+        assert await visible_ids(connection) == []
         for number in range(16):
-            seen = text(f"SELECT id FROM cenote_chunks_p{number:02}")
-            assert (await connection.execute(seen)).all() == []
+            query = text(f"SELECT id FROM cenote_chunks_p{number:02}")
+            assert (await connection.execute(query)).all() == []
         copied = await connection.execute(text("CREATE TEMPORARY TABLE c AS TABLE cenote_chunks"))
         assert copied.rowcount == 0
 
 
-async def test_listing_all_tenants_needs_another_role(deployed: Deployment) -> None:
-    """It raises an error instead of returning nothing."""
+async def test_listing_namespaces_requires_bypassrls(deployed: Deployment) -> None:
+    """`list_namespaces` raises an error for a role that cannot see all rows."""
     with pytest.raises(VectorStoreError, match="BYPASSRLS"):
         await deployed.store().list_namespaces()
     as_admin = PgVectorStore(deployed.admin, 4, **OPTIONS)
     assert await as_admin.list_namespaces() == {"acme": 2, "globex": 1}
 
 
-async def test_a_store_with_the_wrong_setting(deployed: Deployment) -> None:
-    """The error names the setting, or the command."""
+async def test_stores_with_the_wrong_setting(deployed: Deployment) -> None:
+    """The error names the setting, or the command that changes the table."""
     with pytest.raises(VectorStoreError, match="create the store with row_security=True"):
         await PgVectorStore(deployed.app, 4, text_search="simple").count("acme")
-    await set_row_security(deployed.owner, deployed.owners.config, on=False)
+    await set_row_security(deployed.owner, deployed.owner_store.config, on=False)
     with pytest.raises(VectorStoreError, match="cenote row-security on"):
         await deployed.store().count("acme")
-    await set_row_security(deployed.owner, deployed.owners.config, on=True)
+    await set_row_security(deployed.owner, deployed.owner_store.config, on=True)
     autocommit = deployed.app.execution_options(isolation_level="AUTOCOMMIT")
-    async with autocommit.connect() as own:
+    async with autocommit.connect() as connection:
         with pytest.raises(InvalidInputError, match="AUTOCOMMIT"):
-            await deployed.store().count("acme", session=own)
+            await deployed.store().count("acme", session=connection)
     block = deployed.store().tenant(None, "acme")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError):
         await block.__aenter__()
-
-
-# -- the table
-
-
-async def test_policies_of_the_user(deployed: Deployment) -> None:
-    """They are neither widened nor disabled."""
-    await execute(deployed.owner, "CREATE POLICY mine ON cenote_chunks AS RESTRICTIVE USING (true)")
-    config = deployed.owners.config
-    with pytest.raises(MigrationError, match="policies of your own"):
-        await set_row_security(deployed.owner, config, on=False)
-    await execute(deployed.owner, "DROP POLICY mine ON cenote_chunks")
-    await set_row_security(deployed.owner, config, on=False)
-    await execute(
-        deployed.owner,
-        "ALTER TABLE cenote_chunks ENABLE ROW LEVEL SECURITY",
-        "CREATE POLICY mine ON cenote_chunks USING (id = 'a')",
-    )
-    with pytest.raises(MigrationError, match="policies of your own"):
-        await set_row_security(deployed.owner, config, on=True)
-
-
-async def test_the_empty_namespace(deployed: Deployment) -> None:
-    """It belongs to no tenant, even if the session had the setting before."""
-    async with deployed.app.connect() as connection:
-        await deployed.store().count("acme", session=connection)
-        await connection.commit()
-        with pytest.raises(DBAPIError, match="row-level security"):
-            await connection.execute(
-                text(
-                    "INSERT INTO cenote_chunks (namespace, id, document_id, content, position,"
-                    " metadata, content_hash, embedding, embedding_model)"
-                    " VALUES ('', '', '', '', 0, '{}', '', '[1,0,0,0]', '')"
-                )
-            )
-
-
-async def test_repartitioning(deployed: Deployment) -> None:
-    """It keeps rows and policies, although they restrict the owner too."""
-    config = deployed.owners.config
-    for partitions in (3, 0, 16):
-        assert await repartition(deployed.owner, replace(config, partitions=partitions)) is True
-        assert await deployed.owners.check_schema() == []
-        assert await scalar(deployed.admin, "SELECT count(*) FROM cenote_chunks") == 3
-        assert await found(deployed.store(), NEAR, "acme") == ["a", "b"]
-        async with AsyncSession(deployed.app) as session:
-            assert await rows(session) == []
-    assert await set_row_security(deployed.owner, config, on=True) is False
-    assert await set_row_security(deployed.owner, config, on=False) is True
-    assert await PgVectorStore(deployed.app, 4).count("acme") == 2
-    (finding,) = await deployed.owners.check_schema()
-    assert (finding.kind, finding.hint) == ("row_security", "run cenote row-security on")
-
-
-async def test_missing_policies_are_found(deployed: Deployment) -> None:
-    """`check_schema` names each partition, and turning it on restores them."""
-    await execute(
-        deployed.owner,
-        "ALTER TABLE cenote_chunks_p03 NO FORCE ROW LEVEL SECURITY",
-        "ALTER TABLE cenote_chunks_p04 DISABLE ROW LEVEL SECURITY",
-        "DROP POLICY cenote_restricts ON cenote_chunks_p05",
-        "ALTER POLICY cenote_restricts ON cenote_chunks_p06 USING (true)",
-    )
-    (finding,) = await deployed.owners.check_schema()
-    assert finding.actual.endswith("but not " + ", ".join(f"cenote_chunks_p0{n}" for n in "3456"))
-    assert await set_row_security(deployed.owner, deployed.owners.config, on=True) is True
-    assert await deployed.owners.check_schema() == []
-
-
-async def test_the_command(engine: AsyncEngine, dsn: str) -> None:
-    """It turns row-level security on and off; an upgrade with the setting names the command."""
-    url = {"CENOTE_DATABASE_URL": dsn}
-    output = output_of(cenote("row-security", "on", **url))
-    assert output == "row-level security of table cenote_chunks is on\n"
-    assert "already" in output_of(cenote("row-security", "on", **url))
-    output_of(cenote("check", "-x", "row_security=on", **url))
-    assert cenote("check", "-x", "row_security=off", **url).returncode == 1
-    output_of(cenote("row-security", "off", **url))
-    result = cenote("migrate", "-x", "row_security=on", "upgrade", "head", **url)
-    assert result.returncode != 0
-    assert "cenote row-security on" in result.stderr + result.stdout
-    assert cenote("check", "-x", "row_security=maybe", **url).returncode == 2
-    with pytest.raises(ConfigurationError):
-        SchemaConfig(dimensions=4, row_security="on")  # type: ignore[arg-type]
-
-
-async def test_a_downgrade_while_it_is_off(engine: AsyncEngine, dsn: str) -> None:
-    """A downgrade does not compare the table with the setting, which is still on."""
-    url = {"CENOTE_DATABASE_URL": dsn, "CENOTE_DIMENSIONS": "4"}
-    output_of(cenote("migrate", "downgrade", "cenote_0002", CENOTE_ROW_SECURITY="on", **url))
-    assert await schema.current(engine, SchemaConfig(dimensions=4)) == "cenote_0002"
-
-
-async def test_a_user_model(empty_engine: AsyncEngine) -> None:
-    """Its metadata creates the table with row-level security."""
-
-    class Base(DeclarativeBase):
-        pass
-
-    class Note(ChunkMixin, Base, dimensions=4, partitions=2, row_security=True):
-        __tablename__ = "notes"
-
-    await execute(empty_engine, "CREATE EXTENSION vector")
-    async with empty_engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-    store = PgVectorStore(empty_engine, model=Note)
-    assert await store.check_schema() == []
-    assert store.config.row_security is True
-    assert Document.__tablename__ == "documents"
-
-
-async def test_an_upgrade_turns_it_on(empty_engine: AsyncEngine) -> None:
-    """The revision turns it on for a table with rows."""
-    config = SchemaConfig(dimensions=4, row_security=True)
-    await schema.upgrade(empty_engine, config, "cenote_0002")
-    await PgVectorStore(empty_engine, 4).upsert([embedded("a")], "n")
-    await schema.upgrade(empty_engine, config)
-    store = PgVectorStore(empty_engine, 4, row_security=True)
-    assert await store.check_schema() == []
-    assert await store.count("n") == 1
