@@ -1,7 +1,7 @@
 """Queries and statements for Citus, the Postgres extension that spreads a table over machines.
 
-A chunk table is distributed by namespace, which is part of its key and of every statement of a
-store. Each statement therefore runs on the one node that has the namespace's shard. The functions,
+A chunk table is distributed by namespace. The namespace is part of the key and of every statement
+of a store, so each statement runs on the one node that has the namespace's shard. The functions,
 views and settings are described in Citus' documentation, "Citus Utility Functions" and "Citus
 Tables and Views".
 """
@@ -97,7 +97,7 @@ def shard_count(connection: Connection, oid: int) -> int | None:
 
 
 def read_shards(connection: Connection, name: str, schema: str) -> list[Shard]:
-    """Return the shards of a distributed table, in order of number. This queries every node."""
+    """Return the shards of a distributed table by number. The query runs on every node."""
     relation = _regclass(name, schema)
     answers = func.run_command_on_shards(relation, literal(_INVALID_INDEXES, Text)).table_valued(
         column("shardid", BigInteger), column("success", Boolean), column("result", Text)

@@ -79,21 +79,23 @@ def error_hint(sqlstate: str | None, config: SchemaConfig, *, user_model: bool) 
         case "42703":
             return "; the table was not created by cenote's revisions: choose another table_name"
         case "22003":
-            return "; positions in a legacy table have 32 bits until cenote repartition rewrites it"
+            return (
+                "; positions in a legacy table have 32 bits: run cenote repartition to widen them"
+            )
         case "23503":
             return (
-                "; a foreign key rejects it: add and flush the row that the chunks point to, or "
-                "first delete the rows that point to the chunks"
+                "; a foreign key rejects the change: add and flush the row that the chunks refer "
+                "to, or first delete the rows that refer to the chunks"
             )
         case "23514":
             return (
-                "; a check constraint of the table rejects it, or a partition is missing: call "
+                "; a check constraint of the table rejects a row, or a partition is missing: call "
                 "await store.check_schema()"
             )
         case "25P02":
             return "; an earlier statement failed: roll back the transaction, or its savepoint"
         case "42501":
-            return "; the role lacks the privilege: GRANT it on the table"
+            return "; the role lacks a privilege: GRANT it on the table"
         case "26000" | "42P05":
             return (
                 "; a pooler such as PgBouncer may assign server connections for one transaction "

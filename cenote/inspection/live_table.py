@@ -1,7 +1,8 @@
 """Introspection of the live chunk table, from the database's own catalogue.
 
-The catalogue is the record of what was applied. Revisions and commands read dimensions, type,
-partitions and parameters from it, and never from a configuration that may have changed since.
+The catalogue records how the table really is. Revisions and commands read dimensions, type,
+partitions and parameters from the catalogue, because a configuration may have changed since the
+table was created.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class LiveTable:
         schema: Schema of the table.
         name: Name of the table.
         column_type: Type of the embedding column, ``"vector"`` or ``"halfvec"``. None if the
-            relation has no such column or is not a table; it is not a chunk table then.
+            relation is not a chunk table: it has no such column, or is not a table.
         dimensions: Dimensions of the embedding column; None if it takes vectors of any length.
         partitioned: True for a partitioned table, even if it has lost its partitions.
         bounds: Modulus and remainder of each partition, by its name; empty for a plain table.
@@ -92,9 +93,11 @@ class LiveTable:
             `SchemaConfig.text_search`. None if there is no such column, or if cenote did not
             create it.
         configurations: Qualified names of all text search configurations of the database, by
-            qualified name and, for those in schemas of the search_path, by their name alone too.
+            qualified name. A configuration in a schema of the search_path has a second entry, by
+            its name alone.
         row_security: True if the table or a partition has cenote's row-level security.
-        unsecured: Names of the table and partitions without it, if others have it.
+        unsecured: Names of the table and partitions without cenote's row-level security, if
+            `row_security` is true.
         other_policies: True if the table or a partition has policies, or row-level security, that
             cenote did not create.
         shards: Number of shards if Citus has distributed the table by namespace, else None.
@@ -149,8 +152,8 @@ class LiveTable:
             "dimensions": self.dimensions,
             "column_type": self.column_type,
             "text_search": self.text_search,
-            # Never set together with `distribution`: no SchemaConfig accepts both, but a table
-            # that cenote did not create may have both.
+            # No SchemaConfig accepts both row_security and distribution, but a table that cenote
+            # did not create may have both.
             "row_security": (self.row_security and self.shards is None) or None,
             "distribution": None if self.shards is None else "citus",
             "partitions": len(self.bounds) if self.complete else None,
@@ -158,7 +161,7 @@ class LiveTable:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Settings of a `SchemaConfig` for the parameters of the ANN index; empty without one."""
+        """Settings of a `SchemaConfig` for the ANN index; empty if there is no ANN index."""
         index = self.index(ann_index_name(self.name))
         if index is None or index.method != "hnsw":
             return {}
@@ -291,7 +294,7 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
 
 
 def is_owner_query(oid: int) -> Executable:
-    """Return a query for whether the current role has the rights of a table's owner."""
+    """Return a query that selects true if the current role has the rights of the table's owner."""
     is_owner = func.pg_has_role(pg_class.c.relowner, "USAGE")
     return select(is_owner).where(pg_class.c.oid == oid)
 

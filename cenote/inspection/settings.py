@@ -67,7 +67,7 @@ def gather(
 
 
 def _warn_of_mistakes(environ: Mapping[str, str]) -> None:
-    """Log a warning for each variable that looks like a mistyped one of cenote's."""
+    """Log a warning for each variable whose name resembles the name of a cenote variable."""
     known = {"CENOTE_" + name.upper() for name in _NAMES}
     for name in environ:
         if name.startswith("CENOTE_") and name not in known:
@@ -115,7 +115,7 @@ def table_name_and_schema(given: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def resolve(given: Mapping[str, Any], live: LiveTable | None) -> SchemaConfig | None:
-    """Return the configuration from the settings, completed by the live table's.
+    """Return the configuration from the settings, completed by settings of the live table.
 
     Returns:
         None if neither the settings nor the live table has the dimensions.
@@ -125,7 +125,7 @@ def resolve(given: Mapping[str, Any], live: LiveTable | None) -> SchemaConfig | 
     """
     live_settings = {} if live is None or live.dimensions is None else live.settings
     values = {**live_settings, **{name: given[name] for name in given if name != "database_url"}}
-    table_name_and_schema(given)
+    table_name_and_schema(given)  # raises an error for invalid names even without dimensions
     if values.get("distribution") and "partitions" not in given:
         values.pop("partitions", None)  # the live table is not distributed yet
     return SchemaConfig(**values) if "dimensions" in values else None

@@ -34,7 +34,7 @@ from cenote.migrate.versions import (
 from cenote.postgres.extension import EXTENSION_QUERY
 from cenote.postgres.locks import migration_lock, process_lock
 
-# -- from code -------------------------------------------------------------------------------------
+# -- public functions ------------------------------------------------------------------------------
 
 
 async def upgrade(
@@ -43,15 +43,15 @@ async def upgrade(
     """Upgrade the chunk table to a revision. Safe to call from many tasks, threads and processes.
 
     Args:
-        database: Engine, from whose pool one connection is taken, or connection without an open
-            transaction. Each revision commits its own transaction. To migrate inside a transaction
-            of the application, see `cenote.operations`.
+        database: Engine, or connection without an open transaction. Of an engine's pool, one
+            connection is used. Each revision commits its own transaction. To migrate inside a
+            transaction of the application, see `cenote.operations`.
         config: Settings of the table.
         revision: Target, in the notation of Alembic's command line.
 
     Raises:
         MigrationError: The database raised an error, the table exists in another shape, or another
-            migration held the lock for too long.
+            schema change held the lock until the time limit.
         ConfigurationError: The configuration is invalid.
     """
     async with own_connection(database) as connection:
@@ -73,9 +73,10 @@ async def check(
 ) -> list[Finding]:
     """Return the differences between the database and the configuration, most severe first.
 
-    Compares the extension, the revision, the columns, the primary key, the partitions (their number
-    if the configuration has one, otherwise that they cover every namespace), and the indexes with
-    their operator classes and parameters. Reads the catalogue and the version table only.
+    The check compares the extension, the revision, the columns, full text, row-level security, the
+    distribution, the primary key, and the indexes with their operator classes and parameters. It
+    also compares the number of partitions, if it is configured, and checks that the partitions
+    cover every namespace. Only the catalogue and the version table are read.
 
     Args:
         database: Engine, or connection without an open transaction.
@@ -105,7 +106,13 @@ def _upgrade(connection: Connection, config: SchemaConfig, revision: str) -> Non
 def run_checks(
     connection: Connection, given: Mapping[str, Any], user_model: bool = False
 ) -> list[Finding]:
-    """Return the findings of `check`, from a synchronous connection and incomplete settings."""
+    """Return the findings of `check`.
+
+    Args:
+        connection: Connection without an open transaction.
+        given: Explicit settings; the live table supplies the others.
+        user_model: True if the table belongs to a user model.
+    """
     name, schema_name = settings.table_name_and_schema(given)
     subject = subject_of(name, schema_name)
     installed = connection.execute(EXTENSION_QUERY).one_or_none()

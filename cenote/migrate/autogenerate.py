@@ -39,8 +39,8 @@ PLUGIN = "cenote.chunk_tables"
 def hooks() -> dict[str, Any]:
     """Return arguments for ``context.configure``: the functions below, and comparators.
 
-    The comparators see what Alembic leaves out: the extension and the partitions that a new chunk
-    table needs, and the method, operator classes and ``WITH`` options of its indexes.
+    The comparators handle what Alembic ignores: the extension and the partitions that a new chunk
+    table needs, and the method, operator classes and ``WITH`` options of indexes.
     """
     _register()
     return {
@@ -52,10 +52,10 @@ def hooks() -> dict[str, Any]:
 
 
 def include_object(obj: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
-    """Exclude cenote's objects that are not in the metadata: autogenerate would drop them.
+    """Exclude objects of cenote that are not in the metadata: autogenerate would drop them.
 
-    These are partitions, chunk tables that are not in the metadata, version tables, the version
-    table of a legacy table, and the parts of a foreign key to a partitioned table.
+    The objects are partitions, chunk tables that are not in the metadata, version tables, the
+    version table of a legacy table, and the parts of a foreign key to a partitioned table.
     """
     if not reflected or other is not None:
         return True
@@ -113,7 +113,7 @@ def _register() -> None:
 
 
 class EnsureExtensionOp(ops.MigrateOperation):
-    """Create the extension if it is missing; the downgrade leaves it."""
+    """Create the extension if it is missing. The downgrade keeps the extension."""
 
     def __init__(self, *, down: bool = False) -> None:
         self.down = down
@@ -171,7 +171,7 @@ def _replace_creations(
             if columns >= CHUNK_COLUMNS:
                 upgrade_ops.ops[place] = CreateChunkTableOp.of(operation)
     if any(isinstance(operation, CreateChunkTableOp) for operation in upgrade_ops.ops):
-        # Before all tables, since other tables of the application may have vectors too.
+        # Create the extension before all tables: the application's other tables may have vectors.
         upgrade_ops.ops.insert(0, EnsureExtensionOp())
     return PriorityDispatchResult.CONTINUE
 
@@ -206,10 +206,12 @@ def _compare_indexes(
     live = read_table(autogen_context.connection, name, schema)
     assert live is not None
     _warn_of_languages(live, table)
-    seen = {op.index_name for op in modify_ops.ops if isinstance(op, ops.DropIndexOp)}
+    dropped = {op.index_name for op in modify_ops.ops if isinstance(op, ops.DropIndexOp)}
     for index in sorted(table.indexes, key=lambda index: str(index.name)):
         actual = live.index(str(index.name))
-        if actual is not None and index.name not in seen and any(index_differences(actual, index)):
+        if actual is None or index.name in dropped:
+            continue
+        if any(index_differences(actual, index)):
             modify_ops.ops.append(ops.DropIndexOp.from_index(_reflected(actual, live_table)))
             modify_ops.ops.append(ops.CreateIndexOp.from_index(index))
     return PriorityDispatchResult.CONTINUE
@@ -242,7 +244,7 @@ def _is_chunk_table(table: Table) -> bool:
 
 
 def _reflected(index: LiveIndex, table: Table) -> Index:
-    """Return a live index as Alembic drops it, and creates it again in the downgrade."""
+    """Return a live index as an `Index`, for Alembic to drop and to create in the downgrade."""
     return Index(
         index.name,
         *(table.c[name] for name in index.columns),

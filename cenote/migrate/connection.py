@@ -27,7 +27,17 @@ from cenote.postgres.event_loops import check_event_loop, check_event_loop_of
 async def own_connection(
     database: AsyncEngine | AsyncConnection, action: str = "the migration failed"
 ) -> AsyncIterator[AsyncConnection]:
-    """Provide a READ COMMITTED connection whose errors become cenote's and name the action."""
+    """Provide a READ COMMITTED connection for schema changes.
+
+    Args:
+        database: Engine, or connection without an open transaction, whose isolation level is
+            restored at the end.
+        action: Start of the message if the database raises an error.
+
+    Raises:
+        ConfigurationError: `database` cannot be used for schema changes.
+        MigrationError: The connection has an open transaction, or the database raised an error.
+    """
     if not isinstance(database, AsyncEngine | AsyncConnection):
         raise ConfigurationError(
             f"the database must be an AsyncEngine or an AsyncConnection, not "

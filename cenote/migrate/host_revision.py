@@ -18,12 +18,12 @@ _IMPORTS = """\
 from cenote import SchemaConfig
 from cenote.operations import downgrade_chunks, upgrade_chunks
 
-# Frozen: this revision creates the table with these settings, even if the application's change.
+# Frozen: this revision uses these settings, even if the application's settings change.
 CHUNKS = {settings}
 """
 
-
 _PERMANENT = ("dimensions", "column_type", "table_name", "schema", "text_search", "row_security")
+"""Settings that are also written into a revision that upgrades an existing table."""
 
 
 def write_host_revision(
@@ -47,7 +47,7 @@ def write_host_revision(
         The path of the file, written from the application's own ``script.py.mako``.
 
     Raises:
-        MigrationError: The application's history has no head or several, it creates the table
+        MigrationError: The application's history has no head or several heads, or creates the table
             already, or a revision is unknown.
     """
     to = head_revision() if to is None else to
@@ -89,7 +89,7 @@ def _check_history(history: ScriptDirectory, config: SchemaConfig, start: str) -
 
 
 def _as_python(config: SchemaConfig, *, new: bool) -> str:
-    """Return the settings as Python: all of them for a new table, else the permanent ones."""
+    """Return the settings as Python: all for a new table, otherwise `_PERMANENT`."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     values["partitions"] = config.new_partitions
     if not new:

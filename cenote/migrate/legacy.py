@@ -1,16 +1,16 @@
 """Upgrade of legacy tables, which the first, asyncpg-only cenote created with its own migrations.
 
-This is a part of revision cenote_0001 and frozen like it: databases have already run it, and
-tests/schema/test_legacy.py pins its statements.
+This module is a part of revision cenote_0001, and frozen with the revision: databases have already
+run it. tests/schema/test_legacy.py pins its statements.
 
-The legacy migrations knew one table name and recorded the files that they had run in
-``cenote_schema_migrations``. They gave the table default collations, and a primary key on ``(id)``
-(001) and later on ``(namespace, id)`` (002).
+The legacy migrations knew one table name, and recorded the files that they had run in
+``cenote_schema_migrations``. They created the table with default collations, and with a primary key
+on ``(id)`` (001), which they later changed to ``(namespace, id)`` (002).
 
-The upgrade rewrites no row and keeps the HNSW index. The key columns get the "C" collation, for
-which Postgres rebuilds their indexes only. The index on metadata is created again with the other
-operator class. Two differences remain: ``position`` is a 32-bit integer, and the table is plain.
-``cenote repartition`` changes both.
+The upgrade rewrites no row, and keeps the HNSW index. The key columns get the "C" collation, for
+which Postgres rebuilds only the indexes on these columns. The index on metadata is created again
+with the operator class ``jsonb_path_ops``. Two differences to a new table remain: ``position`` is a
+32-bit integer, and the table is not partitioned. ``cenote repartition`` changes both.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def upgrade_legacy_table(config: SchemaConfig) -> bool:
     """Upgrade a legacy table to revision cenote_0001.
 
     Returns:
-        False if there is no table of the configured name, so that it has to be created.
+        True if the table was upgraded, False if there is no table of the configured name.
 
     Raises:
         MigrationError: The table is not a legacy table, or its version is unknown, or its
@@ -69,13 +69,13 @@ def upgrade_legacy_table(config: SchemaConfig) -> bool:
 
 
 def _version(connection: Connection, live: LiveTable) -> int:
-    """Return how many of the legacy migration files were run. Each file needs those before it."""
+    """Return the number of legacy migration files that were run. They run in one order only."""
     recorded = table(_VERSION_TABLE, column("version"), schema=live.schema)
     exists = connection.scalar(select(func.to_regclass(qualified(_VERSION_TABLE, live.schema))))
     if live.name != _TABLE or exists is None:
         raise RefusedRevisionError(
-            f"table {live.name!r} exists already and was not made by these revisions; "
-            "choose another table_name, move it away, or, if cenote check finds nothing but a "
+            f"table {live.name!r} exists already and was not created by these revisions; "
+            "choose another table_name, rename the table, or, if cenote check finds nothing but a "
             "missing revision, run cenote migrate stamp head"
         )
     run = set(connection.scalars(select(recorded.c.version)))
@@ -97,8 +97,8 @@ def _check_columns(connection: Connection, live: LiveTable) -> None:
     if columns != _COLUMNS:
         names = sorted({name for name, _ in columns.items() ^ _COLUMNS.items()})
         raise RefusedRevisionError(
-            f"table {live.name!r} cannot be upgraded: its columns {', '.join(names)} are not those "
-            "of the version recorded"
+            f"table {live.name!r} cannot be upgraded: its columns {', '.join(names)} differ from "
+            "the recorded version"
         )
 
 

@@ -91,7 +91,8 @@ def upgrade_chunks(config: SchemaConfig, *, start: str, to: str) -> None:
                 script.module.upgrade()
         if to not in done:
             _record(recorded, to)
-    if not op.get_context().as_sql:  # the number of partitions may have been changed since
+    if not op.get_context().as_sql:
+        # `cenote repartition` may have changed the number of partitions since.
         check_shape(op.get_bind(), replace(config, partitions=None))
 
 
@@ -162,7 +163,7 @@ def store_inline(table_name: str, *, schema: str | None = None) -> None:
 def create_partitions(table_name: str, partitions: int, *, schema: str | None = None) -> None:
     """Create the hash partitions of a chunk table that the revision has just created.
 
-    Dropping the table drops them.
+    Dropping the table drops its partitions.
 
     Args:
         table_name: Table, created with ``postgresql_partition_by="HASH (namespace)"``.
@@ -214,7 +215,7 @@ def open_rows(table_name: str, partitions: int, *, schema: str | None = None) ->
 def distribute(config: SchemaConfig) -> None:
     """Distribute a chunk table by namespace over the nodes of a Citus cluster, with its rows.
 
-    A table that is already distributed is left as it is. The table may be that of a user model.
+    A table that is already distributed is left as it is. The table may belong to a user model.
 
     Args:
         config: Names of the table, which must be a plain one, and settings of its distribution.
@@ -294,7 +295,7 @@ def check_citus(connection: Connection, config: SchemaConfig) -> None:
     """Check that the citus extension is installed if `distribution` is set.
 
     Raises:
-        MigrationError: It is missing.
+        MigrationError: The extension is missing.
     """
     if config.distribution is not None and not is_installed(connection):
         raise RefusedRevisionError(
@@ -311,8 +312,8 @@ def check_shape(connection: Connection, config: SchemaConfig) -> None:
 
     Raises:
         MigrationError: The table's dimensions, column type, partitions, full text, row-level
-            security or distribution differ from the configuration, or the table is missing though
-            its revision is recorded.
+            security or distribution differ from the configuration, or the table is missing although
+            a revision is recorded.
     """
     live = read_table(connection, config.table_name, config.schema)
     subject = subject_of(config.table_name, config.schema)

@@ -32,7 +32,7 @@ _frozen: ContextVar[SchemaConfig | None] = ContextVar("cenote_frozen", default=N
 
 @contextmanager
 def frozen_settings(config: SchemaConfig) -> Iterator[None]:
-    """Let the revisions that run inside use `config`, whatever the environment says."""
+    """Let the revisions that run inside the block use `config` instead of the environment's."""
     token = _frozen.set(config)
     try:
         yield
@@ -47,8 +47,8 @@ def given_config() -> SchemaConfig:
     """Return the settings of a table that is to be created. For the first revision.
 
     Raises:
-        ConfigurationError: `dimensions` is not set, or the revision runs in an environment that is
-            not cenote's.
+        ConfigurationError: `dimensions` is not set, or the revision runs in the Alembic environment
+            of an application.
     """
     config = _frozen.get()
     if config is not None:
@@ -57,8 +57,8 @@ def given_config() -> SchemaConfig:
     if "cenote_table" not in options:
         raise UnconfiguredRevisionError(
             "cenote's revisions run in cenote's own environment only: remove cenote's folder from "
-            "version_locations, and run cenote migrate, or write a revision of yours with cenote "
-            "host-revision",
+            "version_locations, and run cenote migrate, or add a revision to your history with "
+            "cenote host-revision",
             setting="version_locations",
         )
     config = options["cenote"]
@@ -69,12 +69,12 @@ def given_config() -> SchemaConfig:
 
 
 def live_config() -> SchemaConfig:
-    """Return the settings of the table as it is. For every later revision.
+    """Return the settings of the live table. For every revision after the first.
 
-    Dimensions, column type, partitions and HNSW parameters are those of the live table, even if
-    the configuration has changed since. The same holds for full text, row-level security and a
-    distribution if the table has them; otherwise they are those of the configuration. Offline, all
-    settings are those of the configuration.
+    Dimensions, column type, partitions and HNSW parameters come from the live table, because the
+    configuration may have changed since it was created. Full text, row-level security and a
+    distribution also come from the live table if it has them, and otherwise from the configuration.
+    Offline, all settings come from the configuration.
     """
     names = table_names()
     live = _live_table()
@@ -109,10 +109,12 @@ def has_extension() -> bool:
 
 
 def check_extension() -> None:
-    """Check that the vector extension is recent enough and on the search_path. Not offline.
+    """Check that the vector extension is recent enough and on the search_path.
+
+    Offline, nothing is checked.
 
     Raises:
-        MigrationError: It is not.
+        MigrationError: The extension is too old, or its schema is not on the search_path.
     """
     if op.get_context().as_sql:
         return
@@ -123,7 +125,7 @@ def check_extension() -> None:
     if bind.scalar(select(func.to_regtype("vector"))) is None:
         raise RefusedRevisionError(
             f"the vector extension is in schema {installed.nspname!r}, which is not on the "
-            "search_path; add it there (ALTER DATABASE ... SET search_path = ...)"
+            "search_path; add the schema (ALTER DATABASE ... SET search_path = ...)"
         )
 
 
@@ -134,7 +136,9 @@ def has_text_search() -> bool:
 
 
 def check_row_security_allowed() -> None:
-    """Check that row-level security can be turned on for the live table. Not offline.
+    """Check that row-level security can be turned on for the live table.
+
+    Offline, nothing is checked.
 
     Raises:
         MigrationError: The table has policies that cenote did not create, or it is distributed.

@@ -23,7 +23,7 @@ class UnconfiguredRevisionError(ConfigurationError, CommandError):
 
 
 def script_location() -> Path:
-    """Return the folder of the revisions: in the installed package, or beside it in a checkout."""
+    """Return the folder of the revisions: in an installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     packaged = package / "migrations"
     return packaged if packaged.is_dir() else package.parent / "alembic"

@@ -1,7 +1,7 @@
 """DDL that SQLAlchemy has no construct for: functions that return statements.
 
-Every statement is a `DDLTemplate`. The dialect's identifier preparer quotes the names in it when
-the statement is compiled.
+Every statement is a `DDLTemplate`. When a statement is compiled, the dialect's identifier preparer
+quotes its names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateIndex, ExecutableDDLElement
 
-# With this paramstyle, unlike the default one, "%" is not doubled.
+# Unlike the default paramstyle, "named" does not double "%".
 _DIALECT = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]
 
 _INLINE_COLUMNS = (
@@ -72,7 +72,7 @@ def _compile_template(element: DDLTemplate, compiler: Any, **kw: Any) -> str:
 
 
 def table_of(name: str, schema: str | None) -> Table:
-    """Return a table without columns, to stand for its name in a statement."""
+    """Return a table without columns, for statements that need only its name."""
     return Table(name, MetaData(), schema=schema)
 
 
@@ -152,21 +152,21 @@ def attach_partition(
 
 
 def store_inline(table_name: str, schema: str | None) -> DDLTemplate:
-    """Return ``ALTER TABLE ... SET STORAGE MAIN``: only a chunk's content may leave its row.
+    """Return ``ALTER TABLE ... SET STORAGE MAIN`` for all columns of varying length but `content`.
 
-    pgvector's types have the storage EXTERNAL. A row of more than 2 kB, for example one with 384
-    dimensions and a page of text, then has its embedding in the TOAST table, and an exact
+    pgvector's types have the storage EXTERNAL. If a row has more than 2 kB, for example with 384
+    dimensions and a page of text, Postgres moves its embedding to the TOAST table, and an exact
     comparison fetches several pieces of each embedding. Measured over 3,000 rows with UUIDs, some
-    metadata and 1.4 kB of text on PostgreSQL 18: with EXTERNAL an exact search took 3.2 times as
+    metadata and 1.4 kB of text on PostgreSQL 18: with EXTERNAL, an exact search took 3.2 times as
     long at 384 dimensions and 2.2 times as long at 768 and 1,536, and the table was up to 1.4 times
-    as large. An ANN search took as long with either.
+    as large. An ANN search took as long with EXTERNAL as with MAIN.
 
-    With MAIN for the embedding alone, ids and metadata leave the row in its place. A filter then
-    has to fetch them, and took up to 4 times as long. The storage is MAIN and not PLAIN, because a
-    row that does not fit into a page must go somewhere.
+    With MAIN for the embedding alone, Postgres moves ids and metadata to the TOAST table instead. A
+    filter then has to fetch them, and took up to 4 times as long. The storage is MAIN and not
+    PLAIN, because with PLAIN, Postgres rejects a row that does not fit into a page.
 
     Args:
-        table_name: Chunk table. Existing partitions change with it; later ones inherit the storage.
+        table_name: Chunk table. Its partitions change too; later partitions inherit the storage.
         schema: Schema of the table.
     """
     columns = ", ".join(f"ALTER COLUMN {column} SET STORAGE MAIN" for column in _INLINE_COLUMNS)
@@ -191,7 +191,7 @@ def add_constraint(table_name: str, schema: str | None, name: str, definition: s
 
 
 def lock_table(table_name: str, schema: str | None) -> DDLTemplate:
-    """Return ``LOCK TABLE ... IN ACCESS EXCLUSIVE MODE``, which locks the partitions too."""
+    """Return ``LOCK TABLE ... IN ACCESS EXCLUSIVE MODE``, which also locks the partitions."""
     return DDLTemplate(
         "LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE", table=table_of(table_name, schema)
     )
@@ -226,13 +226,13 @@ def attach_index(index: str, partition_index: str, schema: str | None) -> DDLTem
 
 
 def rename_index(old: str, new: str, schema: str | None, *, if_exists: bool = False) -> DDLTemplate:
-    """Return ``ALTER INDEX ... RENAME TO ...``, which renames the index's constraint too."""
+    """Return ``ALTER INDEX ... RENAME TO ...``, which also renames a constraint of the index."""
     alter = "ALTER INDEX IF EXISTS" if if_exists else "ALTER INDEX"
     return DDLTemplate(alter + " {old} RENAME TO {new}", old=table_of(old, schema), new=new)
 
 
 def server_definition(definition: str) -> DDLTemplate:
-    """Return a statement that the server's catalogue gave, for example by ``pg_get_indexdef``."""
+    """Return a statement from the server's catalogue, for example from ``pg_get_indexdef``."""
     return DDLTemplate("{definition}", definition=RawSQL(definition))
 
 

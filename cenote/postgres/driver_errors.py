@@ -22,10 +22,11 @@ def database_errors() -> tuple[type[Exception], ...]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether an error while connecting may go away by itself.
+    """Return whether a retry may succeed after an error while connecting.
 
-    It may if the server is not there yet, starts up, is full or does not answer in time, or if a
-    name cannot be resolved for now. A wrong password, database or certificate stays wrong.
+    A retry may succeed if the server did not run yet, was starting up, had no free connections or
+    did not answer in time, or if its name could not be resolved temporarily. A retry cannot help if
+    the password, the database or the certificate is wrong.
     """
     if isinstance(error, socket.gaierror):
         return error.errno == socket.EAI_AGAIN
@@ -35,7 +36,7 @@ def is_transient(error: BaseException) -> bool:
 
     return isinstance(
         error,
-        OSError  # refused, reset, timed out, no socket file yet
+        OSError  # connection refused, reset or timed out; no socket file yet
         | asyncpg.CannotConnectNowError
         | asyncpg.TooManyConnectionsError
         | asyncpg.ConnectionDoesNotExistError,
@@ -66,10 +67,10 @@ def driver_error(error: BaseException) -> BaseException:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error's type and SQLSTATE, and its text if it is about connecting or resources.
+    """Return an error's type and SQLSTATE, and its text if the text cannot quote stored values.
 
-    The text of other errors may quote stored values. Errors about resources (SQLSTATE class 53)
-    say, for example, for which file the disk is full.
+    The text of an error about connecting or about resources (SQLSTATE class 53) is included. It
+    says, for example, for which file the disk is full.
     """
     state = getattr(error, "sqlstate", None) or ""
     name = type(error).__name__ + (f" ({state})" if state else "")
@@ -99,7 +100,7 @@ def redact(error: BaseException) -> None:
     into the message. asyncpg quotes values that it cannot send. SQLAlchemy lists the parameters.
     """
     if not type(error).__module__.startswith(("asyncpg.", "sqlalchemy.")):
-        return  # an error that the caller was handling
+        return  # an error of the application, which the call of the store has as its context
     if not is_safe_to_quote(error):
         name = describe(driver_error(error))
         error.args = (name + "; its message is left out because it may quote rows",)
@@ -109,9 +110,8 @@ def redact(error: BaseException) -> None:
         for attribute in ("message", "detail", "hint", "context", "query", "internal_query"):
             if hasattr(error, attribute):
                 setattr(error, attribute, None)
-    if type(error).__module__.startswith(
-        "asyncpg."
-    ):  # they quote values that it could not send or decode
+    if type(error).__module__.startswith("asyncpg."):
+        # The causes of asyncpg's errors quote values that asyncpg could not send or decode.
         error.__cause__ = error.__context__ = None
     origins = {getattr(error, "orig", None), error.__cause__, error.__context__}
     for origin in origins - {None, error}:

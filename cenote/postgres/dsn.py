@@ -99,7 +99,8 @@ def _read_dsn(dsn: str) -> URL:
     except (ArgumentError, ValueError):
         raise unreadable_dsn() from None
     if url.host is not None and not set(url.host).isdisjoint("@#?/ "):
-        raise unreadable_dsn()  # part of a password, which must not appear in a message
+        # The host contains a part of the password, which must not appear in a message.
+        raise unreadable_dsn()
     return url
 
 

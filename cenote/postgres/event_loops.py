@@ -18,7 +18,7 @@ _loops: WeakKeyDictionary[Pool, asyncio.AbstractEventLoop] = WeakKeyDictionary()
 
 
 def belongs_to_other_loop(engine: AsyncEngine) -> bool:
-    """Return whether the engine's pool holds connections of an event loop that is not running."""
+    """Return whether the engine's pool has connections of another event loop."""
     pool, loop = engine.pool, asyncio.get_running_loop()
     if isinstance(pool, NullPool) or _loops.setdefault(pool, loop) is loop:
         return False
@@ -31,10 +31,11 @@ def belongs_to_other_loop(engine: AsyncEngine) -> bool:
 def check_event_loop(engine: AsyncEngine) -> None:
     """Check that an engine has no connections of another event loop.
 
-    In the running loop they would fail with an error of asyncio, and after that in any loop.
+    In the running loop, such connections would raise an error of asyncio, and after that they would
+    fail in every loop.
 
     Raises:
-        ConfigurationError: It has.
+        ConfigurationError: The engine has connections of another event loop.
     """
     if belongs_to_other_loop(engine):
         raise event_loop_error()
@@ -43,11 +44,12 @@ def check_event_loop(engine: AsyncEngine) -> None:
 async def check_event_loop_of(connection: AsyncConnection) -> None:
     """Check that a connection does not belong to another event loop.
 
-    The pool may have opened it before cenote first used the pool; then only asyncpg knows its loop.
-    Two threads at once in asyncpg's protocol can end the process.
+    If the pool opened the connection before cenote first used the pool, only asyncpg knows the
+    connection's loop. If two threads run asyncpg's protocol at the same time, the process can
+    crash.
 
     Raises:
-        ConfigurationError: It does.
+        ConfigurationError: The connection belongs to another event loop.
     """
     driver = (await connection.get_raw_connection()).driver_connection
     running = asyncio.get_running_loop()

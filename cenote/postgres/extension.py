@@ -13,8 +13,8 @@ from cenote.postgres.pg_catalog import pg_extension, pg_namespace
 from cenote.postgres.vector import install_codec
 
 OLDEST_PGVECTOR = (0, 8)
-"""Minimum version of pgvector. 0.8 added iterative index scans, without which a filtered search
-loses results."""
+"""Minimum version of pgvector. Version 0.8 added iterative index scans, without which a filtered
+search loses results."""
 
 _PREPARED = "cenote_prepared"
 

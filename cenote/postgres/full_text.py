@@ -1,7 +1,8 @@
 """Full text: the generated column that holds a chunk's words, and the queries over it.
 
-A query matches chunks that have any of its words. Postgres' own ``websearch_to_tsquery`` and
-similar functions require all words, and no chunk has all words of a question in plain language.
+A query matches chunks that have at least one of its words. ``websearch_to_tsquery`` and similar
+functions of Postgres require all words, but hardly any chunk has all words of a question in natural
+language.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ LANGUAGE_KEY = "language"
 SEARCHED_CHARACTERS = 130_000
 """Number of characters at the start of a chunk's content whose words can be found.
 
-A tsvector holds at most 1 MiB, and Postgres rejects a row whose words do not fit. This number of
-characters always fits: a character takes at most eight bytes, in a word of four-byte letters and
-many hyphens, which is stored both as a whole and as parts that have a position each.
+A tsvector holds at most 1 MiB, and Postgres rejects a row whose words do not fit. The words of this
+number of characters always fit: a character takes at most eight bytes. The worst case is a word of
+four-byte letters and many hyphens, which is stored as a whole and as parts, each with a position.
 """
 
 QUERY_CHARACTERS = 2_000
@@ -54,8 +55,8 @@ def generated(languages: tuple[str, ...]) -> Computed:
     """Return the expression that generates the column.
 
     Args:
-        languages: One or more text search configurations. The first is for chunks whose metadata
-            name none of the others.
+        languages: One or more text search configurations. The first applies to chunks whose
+            metadata does not name one of the others.
     """
     return Computed(_words_of_row(languages), persisted=True)
 
@@ -72,7 +73,7 @@ def languages_of(expression: str | None) -> str | None:
     """Return the `SchemaConfig.text_search` that created a column.
 
     Args:
-        expression: SQL that generates the column, as the catalogue gives it.
+        expression: SQL that generates the column, as Postgres prints it; None without a column.
 
     Returns:
         The text search configurations, separated by commas; None if cenote did not create the
@@ -95,7 +96,7 @@ def any_word_query(languages: tuple[str, ...], text: ColumnElement[str]) -> Scal
 
 
 def rank(words: ColumnElement[str], query: ColumnElement[str]) -> Cast[float]:
-    """Return the score of a chunk's words for a query: 0 or more, and the higher the better.
+    """Return the score of a chunk's words for a query, 0 or more. Higher is better.
 
     The score is plain ``ts_rank``. On 93 queries over a collection of 11,429 abstracts it reached
     an nDCG@10 of .3606, and .4968 when fused with the ranking by vectors. Divided by the logarithm
@@ -106,7 +107,7 @@ def rank(words: ColumnElement[str], query: ColumnElement[str]) -> Cast[float]:
 
 
 def _words_of_row(languages: tuple[str, ...]) -> ColumnElement[str]:
-    """Return the column's expression, written as Postgres prints it: alembic compares the text."""
+    """Return the column's expression as Postgres prints it, because Alembic compares the text."""
     content = func.left(column("content"), literal_column(str(SEARCHED_CHARACTERS)))
     default, *others = languages
     if not others:

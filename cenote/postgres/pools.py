@@ -30,7 +30,7 @@ def asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> As
     """Return an engine, or the engine that a sessionmaker is bound to.
 
     Raises:
-        ConfigurationError: It is not an `AsyncEngine`, or its driver is not asyncpg.
+        ConfigurationError: There is no `AsyncEngine`, or its driver is not asyncpg.
     """
     bind = engine.kw.get("bind") if isinstance(engine, async_sessionmaker) else engine
     if not isinstance(bind, AsyncEngine):
@@ -96,7 +96,7 @@ async def open_pool(
 
     Raises:
         ConfigurationError: The driver cannot read the connection string.
-        StoreConnectionError: The error is not transient, or the retries are used up.
+        StoreConnectionError: An error is not transient, or the last retry failed too.
     """
     check_event_loop(engine)
     for attempt in range(retries + 1):

@@ -1,10 +1,10 @@
 """Row-level security of a chunk table: a transaction sees the rows of one tenant only.
 
-Stores put the tenant into `SETTING`, a setting of the transaction. Without it no rows are visible.
-The table and each of its partitions have two policies. One permits everything, since restrictive
-policies alone permit nothing; the other restricts the rows to the tenant. Because the second one is
-restrictive, a permissive policy that the application adds cannot let anybody in. Row-level security
-is forced, so that the policies apply to the table's owner too.
+Stores write the tenant into `SETTING`, a setting of the transaction. Without the setting, no rows
+are visible. The table and each of its partitions have two policies. The permissive policy permits
+all rows, because restrictive policies alone permit no rows. The restrictive policy restricts the
+rows to the tenant, even if the application adds other permissive policies. Row-level security is
+forced, so the policies apply to the table's owner too.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ SETTING = "cenote.namespace"
 """Setting that holds the tenant."""
 
 PERMITS = "cenote_permits"
-"""Name of the policy that permits everything."""
+"""Name of the permissive policy, which permits all rows."""
 
 RESTRICTS = "cenote_restricts"
-"""Name of the policy that restricts the rows to the tenant."""
+"""Name of the restrictive policy, which restricts the rows to the tenant."""
 
 NAME: ColumnElement[str] = literal_column("'" + SETTING + "'")
 """Name of the setting, as a SQL literal."""
 
-# Once a session has set the setting, it is '' in transactions that do not set it.
+# After a transaction that set cenote.namespace, the session sees '' instead of NULL.
 _POLICIES = {
     PERMITS: "AS PERMISSIVE USING (true)",
     RESTRICTS: "AS RESTRICTIVE"

@@ -1,14 +1,14 @@
 """Vector column types that work on every connection, and the binary codec that a store installs.
 
-The column types of the package ``pgvector`` bind text, which costs most of the insert rate, and
-fail on an asyncpg connection with pgvector's own codec. A column type cannot know its connection.
-Therefore:
+The column types of the package ``pgvector`` bind text, which takes most of the time of an insert,
+and raise errors on an asyncpg connection with pgvector's own codec. A column type cannot know its
+connection. Therefore:
 
 - `VectorType` and `HalfvecType` bind and read ``real[]``, which every connection transfers in
-  binary, and the server casts. They do not depend on the codecs of the connection.
+  binary and the server casts. These types do not depend on the codecs of the connection.
 - :func:`install_codec` registers a codec for pgvector's binary format on the connections that a
-  store uses, and the store's statements bind `WireVector`. The codec also accepts and returns the
-  values of pgvector's column types and of pgvector's own codec, so the application's other vector
+  store uses, and the store's statements bind `WireVector`. The codec accepts and returns the same
+  values as pgvector's column types and pgvector's own codec, so the application's other vector
   columns keep working on these connections.
 """
 
@@ -172,7 +172,8 @@ def _to_array(value: Any) -> Float32Array:
     return np.asarray(value, dtype=np.float32)
 
 
-# The values that pgvector's codec returns and its column types read differ between its versions.
+# pgvector's column types read the values that its codec returns: `Vector` objects since version
+# 0.5, arrays before.
 if tuple(int(part) for part in version("pgvector").split(".")[:2]) >= (0, 5):
 
     def _decode_vector(wire: bytes) -> Any:

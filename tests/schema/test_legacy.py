@@ -107,7 +107,7 @@ async def test_large_positions_need_repartition(empty_engine: AsyncEngine) -> No
     store = PgVectorStore(empty_engine, 4)
     await store.apply_migrations()
     far = embedded("far", position=2**40)
-    with pytest.raises(VectorStoreError, match="32 bits until cenote repartition"):
+    with pytest.raises(VectorStoreError, match="32 bits: run cenote repartition"):
         await store.upsert([far], "n")
     await repartition(empty_engine, SchemaConfig(dimensions=4, partitions=16))
     await store.upsert([far], "n")
@@ -186,16 +186,16 @@ REJECTED: dict[str, tuple[list[str], dict[str, Any], str]] = {
         "out of order",
     ),
     "no version": (["DELETE FROM cenote_schema_migrations"], {}, "out of order"),
-    "no marker": (["DROP TABLE cenote_schema_migrations"], {}, "not made by these revisions"),
+    "no marker": (["DROP TABLE cenote_schema_migrations"], {}, "not created by these revisions"),
     "another column": (
         ["ALTER TABLE cenote_chunks ADD COLUMN mine int"],
         {},
-        "its columns mine are not those",
+        "its columns mine differ from",
     ),
     "a column of another type": (
         ["ALTER TABLE cenote_chunks ALTER position TYPE bigint"],
         {},
-        "its columns position are not those",
+        "its columns position differ from",
     ),
     "another key": (
         [

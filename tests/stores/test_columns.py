@@ -197,7 +197,7 @@ async def test_required_columns(empty_engine: AsyncEngine) -> None:
         await connection.execute(text("INSERT INTO folders VALUES (1)"))
     await store.upsert([embedded("a", columns={"folder_id": 1, "path": "x"})], "t")
     assert await found(store, V, "t", where=File.path == "x") == ["a"]
-    with pytest.raises(VectorStoreError, match="a foreign key rejects it"):
+    with pytest.raises(VectorStoreError, match="a foreign key rejects the change"):
         await store.upsert([embedded("b", columns={"folder_id": 2, "path": "x"})], "t")
 
 

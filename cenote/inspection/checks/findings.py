@@ -44,9 +44,9 @@ class Finding:
 
     Attributes:
         kind: Kind of difference.
-        subject: Object that differs, such as ``"table cenote_chunks"``.
-        actual: Its state.
-        expected: State that was expected.
+        subject: Object that differs, for example ``"table cenote_chunks"``.
+        actual: State of the object.
+        expected: State that the configuration requires.
         hint: Command or setting that removes the difference.
     """
 
@@ -70,4 +70,5 @@ def subject_of(table_name: str, schema: str | None) -> str:
 
 
 def ddl_sql(statement: ExecutableDDLElement) -> str:
+    """Return a DDL statement as SQL, for a hint."""
     return str(statement.compile(dialect=PGDialect())).strip()  # type: ignore[no-untyped-call]

@@ -38,11 +38,12 @@ def part_name(partition: str) -> str:
 
 
 def index_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
+    """Check that the expected indexes exist, and that no index is invalid or left over."""
     expected = {str(index.name): index for index in chunk_table(config).indexes}
     for name, index in sorted(expected.items()):
         actual = live.index(name)
         if actual is None and not set(index.columns.keys()) <= live.columns.keys():
-            continue  # its column is missing, which is a separate finding
+            continue  # the index's column is missing, which is a separate finding
         if actual is None:
             yield Finding(
                 kind="index_missing",
@@ -117,9 +118,17 @@ def _definition(index: Index) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
 def _invalid_index_finding(
     actual: LiveIndex, live: LiveTable | None, config: SchemaConfig
 ) -> Finding:
-    """Return the finding for an invalid index: the ANN index is rebuilt as a whole."""
-    ours = live is None or actual.name == part_name(actual.table)
-    rebuild = ours and actual.method == "hnsw"
+    """Return the finding for an invalid index.
+
+    The hint for the ANN index, or a part of it, is to rebuild the whole ANN index.
+
+    Args:
+        actual: The invalid index.
+        live: The table, if the index may be the application's; None if the index is cenote's.
+        config: Configuration of the table.
+    """
+    is_cenotes = live is None or actual.name == part_name(actual.table)
+    rebuild = is_cenotes and actual.method == "hnsw"
     return Finding(
         kind="index_invalid",
         subject=f"index {actual.name}",

@@ -34,10 +34,13 @@ from cenote.postgres.extension import OLDEST_PGVECTOR, parse_version
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
 
 _UNEVEN = 4
-"""Largest accepted ratio of a shard to the average: it limits what another node could take over."""
+"""Maximum size of a shard, as a multiple of the average size.
+
+Citus moves whole shards between nodes, so it cannot balance the nodes if one shard is much larger.
+"""
 
 _SMALL_SHARD = 2**30
-"""Size in bytes up to which a shard is not worth moving."""
+"""Maximum size in bytes of a shard that is not worth moving."""
 
 
 def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
@@ -64,7 +67,7 @@ def extension_finding(version: str | None) -> Finding | None:
         subject="extension vector",
         actual="it is missing" if version is None else f"it is {version}",
         expected=".".join(str(part) for part in OLDEST_PGVECTOR) + " or newer",
-        hint="run CREATE EXTENSION vector, or cenote migrate, which does"
+        hint="run CREATE EXTENSION vector, or cenote migrate, which creates it"
         if version is None
         else "install it on the server, then run ALTER EXTENSION vector UPDATE",
     )
@@ -82,7 +85,7 @@ def table_finding(
     Args:
         subject: Name of the table in findings.
         live: Live table, None if it is missing.
-        recorded: Revision that the database records for it.
+        recorded: Revision that the database records for the table.
         given: Explicit settings.
         elsewhere: Other schemas that have a table of this name.
     """
@@ -269,7 +272,7 @@ def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Fi
 
 
 def check_can_secure(live: LiveTable) -> None:
-    """Check that turning row-level security on or off affects no policies but cenote's.
+    """Check that turning row-level security on or off affects only cenote's policies.
 
     Raises:
         MigrationError: The table has policies that cenote did not create, or it is distributed.
@@ -282,7 +285,8 @@ def check_can_secure(live: LiveTable) -> None:
     if live.other_policies:
         raise MigrationError(
             f"table {live.name!r} has row-level security or policies of your own: cenote's "
-            "policies would widen them, and turning it off would disable them; drop them first"
+            "policies would widen yours, and turning row-level security off would disable them; "
+            "drop your policies first"
         )
 
 
@@ -302,7 +306,7 @@ def _columns_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Fin
         if column.name not in ("embedding", TEXT_COLUMN)
     }
     actual = {name: live.columns.get(name, "missing") for name in expected}
-    if actual["position"] == "integer not null":  # a legacy table's
+    if actual["position"] == "integer not null":  # in a legacy table
         expected["position"] = actual["position"]
     differing = [name for name in expected if actual[name] != expected[name]]
     if not differing:

@@ -115,8 +115,8 @@ class ReadStatements:
     ) -> Select[Any]:
         """Select a page under the caller's condition.
 
-        The statement contains its values, because parameters of the condition may have the same
-        names.
+        The statement contains all values. If it had named parameters, parameters of the condition
+        could have the same names.
         """
         return self._build_page(filter, where, first=first, bind=partial(value, values))
 

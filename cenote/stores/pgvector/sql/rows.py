@@ -12,7 +12,8 @@ from cenote.types import ColumnType
 from cenote.validation.batches import Batch
 
 _parse = json.JSONDecoder().raw_decode
-"""Parses the output of jsonb. It has no blanks around it, which `json.loads` would look for."""
+"""Parse the JSON text that Postgres prints. It has no blanks at the ends, which `json.loads` would
+look for."""
 
 CHUNK_FIELDS = ("id", "document_id", "content", "position", "metadata", "content_hash")
 """Columns of a chunk, in the order in which queries return them."""

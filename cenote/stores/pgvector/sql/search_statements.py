@@ -1,4 +1,4 @@
-"""Statements that search."""
+"""Statements that search chunks by vector, by words, or by both."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ _dialect = PGDialect()  # type: ignore[no-untyped-call]
 
 
 class _CompiledSelect(TextualSelect):
-    """SQL that was compiled in advance, and derives from no table that a caller may join."""
+    """SQL that was compiled in advance.
+
+    To SQLAlchemy, it derives from no table, because a caller may join any table to it.
+    """
 
     inherit_cache = True
 
@@ -111,7 +114,7 @@ class SearchStatements:
     def search(
         self, filter: Conditions, limit: int, *, exact: bool, per_document: int | None = None
     ) -> Select[Any]:
-        """Select the nearest chunks with their scores, on connections with the vector codec."""
+        """Select the nearest chunks with their scores. Connections must have the vector codec."""
         several = per_document is not None
         fetch = None if exact else rows_to_fetch(limit, per_document=several)
         statement: Select[Any] = self._search(filter, fetch, per_document=per_document)
@@ -153,8 +156,8 @@ class SearchStatements:
     ) -> Select[Any]:
         """Select the nearest chunks under the caller's condition.
 
-        The statement contains its values, because parameters of the condition may have the same
-        names.
+        The statement contains all values. If it had named parameters, parameters of the condition
+        could have the same names.
         """
         several = per_document is not None
         fetch = None if exact else rows_to_fetch(limit, per_document=several)
@@ -168,8 +171,8 @@ class SearchStatements:
         """Select the best chunks by words.
 
         Returns:
-            The statement and its parameters. Under the caller's condition, the statement contains
-            its values, and there are no parameters.
+            The statement and its parameters. With a condition of the caller, the statement contains
+            all values, and there are no parameters (see :meth:`search_where`).
         """
         if where is None:
             return self._text_search(filter), values
@@ -222,7 +225,12 @@ class SearchStatements:
         )
 
     def search_parameters(self, limit: int, ef_search: int | None = None) -> dict[str, Any]:
-        """Return the parameters of :meth:`search` for a limit. `ef_search` replaces the store's."""
+        """Return the parameters of :meth:`search` for a limit.
+
+        Args:
+            limit: Maximum number of results.
+            ef_search: Minimum of ``hnsw.ef_search``; the store's minimum if None.
+        """
         return search_parameters(limit, ef_search or self._ef_search)
 
     def _build_search(
@@ -257,7 +265,10 @@ class SearchStatements:
         ef_search: int | None,
         where: ColumnElement[bool] | None,
     ) -> Any:
-        """Select the mapped class and the score, for any connection and for callers to extend."""
+        """Select the mapped class and the score.
+
+        Callers can extend the statement. It works on every connection, with or without the codec.
+        """
         fetch = None if exact else rows_to_fetch(limit)
         values = filter.parameters | self.search_parameters(limit, ef_search)
         values |= {"namespace": namespace, "query": query.tolist()}
@@ -273,21 +284,23 @@ class SearchStatements:
         model = self._model
         statement = (
             select(model, hits.c.score)
-            # Not a join: filter_by() would refer to the wrong side of it, in 2.0 or in 2.1.
+            # With a join, filter_by() would refer to one side in SQLAlchemy 2.0, to the other in
+            # 2.1.
             .where(model.namespace == literal(namespace, Text()), model.id == hits.c.id)
             .order_by(hits.c.distance, model.id)
         )
         if np.any(query):
             return statement
-        # Not false(): it would replace the other conditions and leave a cartesian product.
+        # false() would replace the other conditions, and leave a cartesian product.
         return statement.where(literal_column("1") == literal_column("0"))
 
     def _build_template(
         self, filter: Conditions, fetch: int | None, limit: int
     ) -> tuple[TextClause, list[str]]:
-        """Compile the search for the nearest ids once; each time would take as long as the search.
+        """Compile the search for the nearest ids, for reuse.
 
-        The parameters get unique names, which do not collide with the caller's.
+        To compile it for every search would take as long as the search. The parameters have unique
+        names, which cannot collide with the names of the caller's parameters.
 
         Returns:
             The SQL, and the names of its parameters.
@@ -310,11 +323,11 @@ class SearchStatements:
         bind: Bind,
         *where: ColumnElement[bool],
     ) -> Select[Any]:
-        # A literal limit tells the planner how few rows the caller's joins start from.
+        # A literal limit tells the planner that the caller's joins start from few rows.
         number: Any = literal_column(str(min(limit, LARGEST_LIMIT)), BigInteger)
         type_ = embedding_type(self._column_type, self._dimensions)
         vector: Any = cast(bind("query", ARRAY(REAL)), type_)
-        if fetch is None:  # any number of rows: cast once, not once per row
+        if fetch is None:  # an exact search compares many rows: cast once, not once per row
             vector = select(vector).scalar_subquery()
         return Search(
             table=self._table,

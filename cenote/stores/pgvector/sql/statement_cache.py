@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeEngine
 from cenote.filters.compiler import Conditions
 
 _CACHED_STATEMENTS = 256
-"""Number of cached statements per kind."""
+"""Maximum number of statements in each cache."""
 
 
 def parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
@@ -26,9 +26,12 @@ def value(values: Mapping[str, Any], name: str, type_: TypeEngine[Any]) -> Colum
 
 
 def cached_by_shape(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Cache what a function of a filter builds, by the shape of the filter.
+    """Cache the statements that a function builds from filters, by the shape of the filter.
 
-    The cache holds the most recently used statements. It does not hold values of filters.
+    The cache holds the most recently used statements, without the values of the filters.
+
+    Args:
+        build: Function of a filter and other hashable arguments.
     """
     cache: OrderedDict[Hashable, Any] = OrderedDict()
 

@@ -3,14 +3,15 @@
 The CTEs of a statement are:
 
 ``asked``      the text search query for any of the question's words.
-``few``        counts the namespace's chunks, up to `READ_UP_TO` + 1.
+``few``        the number of chunks of the namespace, counted up to `READ_UP_TO` + 1.
 ``by_words``   the chunks that contain one of the words, ranked by
-               `cenote.postgres.full_text.rank`. If the namespace has few chunks, each is read;
-               otherwise the index of the words is used.
-``by_vector``  the ids of the nearest chunks, found by a `Search`.
-``fused``      the best chunks of both by reciprocal rank fusion (`cenote.ranking.fusion`).
+               `cenote.postgres.full_text.rank`. If the namespace has at most `READ_UP_TO` chunks,
+               each of them is read; otherwise the index of the words is used.
+``by_vector``  the ids of the nearest chunks, found by a `Search`; only in a hybrid search.
+``fused``      the best chunks of ``by_words`` and ``by_vector`` by reciprocal rank fusion
+               (`cenote.ranking.fusion`); only in a hybrid search.
 
-The outer query reads the columns of the remaining chunks.
+The outer query reads the columns of the chunks in the last CTE.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ from cenote.stores.pgvector.sql.vector_search import Search, as_text, integer, m
 READ_UP_TO = 5000
 """Maximum number of chunks in a namespace for which each chunk is read, without the index.
 
-The index of the words covers all tenants of a partition. For a tenant of 200 rows beside 83,000
-others, a search for a common word took ten times as long with it.
+The index of the words covers all tenants of a partition. For a tenant with 200 of 83,200 rows, a
+search for a common word took ten times as long with the index.
 """
 
 
@@ -75,7 +76,7 @@ class TextSearch:
     where: Sequence[ColumnElement[bool]] = ()
 
     def _cte(self, statement: Any, name: str) -> CTE:
-        """Return a CTE. It is anonymous if the caller's condition could use the same name."""
+        """Return a CTE. It has no name if the caller's condition could use the same name."""
         return materialized(statement, None if self.where else "cenote_" + name)
 
     def statement(self) -> Select[Any]:
@@ -108,13 +109,14 @@ class TextSearch:
         """Select ids and scores of the best chunks by words."""
         query = full_text.any_word_query(self.languages, self.bind("text", Text()))
         asked = self._cte(select(query.label("query")), "asked")
-        few = self._is_small()
+        is_small = self._is_small()
         has_word = self._words().bool_op("@@")(asked.c.query)
         conditions = [*self.filter.sql(self.table.c, self.bind), *self.where, has_word]
         found = union_all(
-            # No index can serve a CASE. The indexes for filters cover all tenants, too.
-            self._rank(asked, case((and_(*conditions), true()), else_=false()), few),
-            self._rank(asked, *conditions, ~few),
+            # In a small namespace, a CASE keeps the planner from using the index of the words, and
+            # the indexes for filters, which cover all tenants too.
+            self._rank(asked, case((and_(*conditions), true()), else_=false()), is_small),
+            self._rank(asked, *conditions, ~is_small),
         ).subquery()
         best = (
             select(found.c.id, found.c.score)
@@ -124,16 +126,16 @@ class TextSearch:
         return self._cte(best, "by_words")
 
     def _is_small(self) -> ColumnElement[bool]:
-        """Return a condition: the namespace has at most `READ_UP_TO` chunks."""
-        some = (
+        """Return the condition that the namespace has at most `READ_UP_TO` chunks."""
+        chunks = (
             select(literal_column("1"))
             .select_from(self.table)
             .where(self._in_namespace())
             .limit(integer(READ_UP_TO + 1))
             .subquery()
         )
-        few = self._cte(select(func.count().label("chunks")).select_from(some), "few")
-        return select(few.c.chunks).scalar_subquery() <= integer(READ_UP_TO)
+        counted = self._cte(select(func.count().label("chunks")).select_from(chunks), "few")
+        return select(counted.c.chunks).scalar_subquery() <= integer(READ_UP_TO)
 
     def _rank(self, asked: CTE, *conditions: ColumnElement[bool]) -> Any:
         """Select ids and scores of the chunks that meet conditions."""
@@ -150,7 +152,7 @@ class TextSearch:
         return self.table.c.namespace == self.bind("namespace", Text())
 
     def _words(self) -> ColumnElement[str]:
-        """Return the generated column of words, which a model need not map."""
+        """Return the generated column of words, which a model does not have to map."""
         words: Any = self.table.c.get(full_text.COLUMN)
         if words is None:
             words = column(full_text.COLUMN, TSVECTOR)
@@ -159,7 +161,7 @@ class TextSearch:
         return found
 
     def _rank_shares(self, ranking: CTE, order: ColumnElement[Any], weight: str) -> Any:
-        """Select ids and the contribution of their rank to the fused score."""
+        """Select the ids of a ranking, and the share that each rank adds to the fused score."""
         place = func.row_number().over(order_by=[order, ranking.c.id])
         weight_value = self.bind(weight, Double())
         share = weight_value / cast(integer(RANK_CONSTANT) + place, Double)

@@ -1,4 +1,4 @@
-"""Columns that a user model adds to a chunk: what an upsert writes to them."""
+"""Columns that a user model adds to a chunk, and the values that an upsert writes to them."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ _COMPARABLE = (
     VECTOR,
     HALFVEC,
 )
-"""Types that are compared directly. Others may have no equality, and are compared as text."""
+"""Types whose values are compared directly. Values of other types are compared as text, because the
+types may have no equality."""
 
 
 class _ListOf(UserDefinedType[Any]):
     """A list of values that the element's type has processed already.
 
-    SQLAlchemy's ARRAY would process the elements of a value that is a list itself.
+    SQLAlchemy's ARRAY would process a value that is itself a list element by element.
     """
 
     cache_ok = True
@@ -62,7 +63,7 @@ class _ListOf(UserDefinedType[Any]):
 
 
 class _UnsuitableError(Exception):
-    """Says which values a column accepts."""
+    """A column does not accept a value. The message says which values the column accepts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +84,7 @@ class UserColumn:
 
     @property
     def required(self) -> bool:
-        """Whether a new row requires a value from the caller."""
+        """True if a new row requires a value from the caller."""
         column = self.column
         return not (column.nullable or column.default or column.server_default or column.identity)
 
@@ -116,7 +117,7 @@ class UserColumn:
         if self._as_text or isinstance(self._kind, types.String):
             return _ListOf("TEXT")
         spec = str(self.column.type.compile(dialect=self.dialect))
-        # A cast to a length would cut or pad what an INSERT rejects. Texts, above, have no length.
+        # A cast to a type with a length would cut or pad values that an INSERT rejects.
         return _ListOf("VARBIT" if spec.startswith("BIT") else spec)
 
     def value(self, new: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -141,7 +142,7 @@ class UserColumn:
         is_list = isinstance(value, list | tuple | np.ndarray)
         if self._as_text:
             return _array_text(value) if is_list else str(value)
-        if is_list:  # unnest() would flatten it
+        if is_list:  # unnest() would flatten the list
             raise _UnsuitableError("accepts single values, not lists")
         return value
 
@@ -155,7 +156,11 @@ class UserColumn:
 
     @property
     def _as_text(self) -> bool:
-        """Whether values are sent as text: unnest() flattens arrays; some types need a function."""
+        """True if values are sent as text.
+
+        Arrays are, because unnest() would flatten them, and so are types that convert values by a
+        SQL function.
+        """
         bound = self.column.type.bind_expression(bindparam("value"))
         return bound is not None or isinstance(self._kind, types.ARRAY)
 
@@ -165,7 +170,7 @@ class UserColumn:
 
 
 class UserColumns:
-    """The columns that a user model adds to those of a chunk.
+    """The columns that a user model adds to the columns of a chunk.
 
     Args:
         model: Chunk model.
@@ -253,7 +258,7 @@ class UserColumns:
         Python functions are called once per statement.
 
         Args:
-            names: Columns for which the caller passes values; they are left out.
+            names: Columns to leave out, because the caller passes values for them.
         """
         return {
             user_column.column.key: user_column.on_update
@@ -269,7 +274,7 @@ class UserColumns:
 
 
 def _list_value(user_column: UserColumn, chunk_id: str, columns: Mapping[str, Any]) -> Any:
-    """Return a chunk's value for a column: the caller's, or that of the column's default."""
+    """Return a chunk's value for a column: from the caller, or else from the column's default."""
     try:
         if user_column.name in columns:
             return user_column.processed(columns[user_column.name])
@@ -291,7 +296,7 @@ def _error(chunk_id: str, problem: str) -> InvalidInputError:
 
 
 def _array_text(value: Any) -> str:
-    """Return an array literal. Every element is quoted, so that none is read as syntax."""
+    """Return an array literal. Every element is quoted, so Postgres reads no element as syntax."""
     parts = []
     for element in value:
         if element is None:

@@ -1,4 +1,4 @@
-"""SQL conditions of the caller in addition to the filter (``where=``)."""
+"""Check the caller's SQL condition, which applies in addition to the filter (``where=``)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ def check_condition(where: Any, table: Table) -> ColumnElement[bool] | None:
     """Return the caller's condition. It may refer only to the chunk's own row.
 
     Raises:
-        InvalidInputError: It is not a SQL condition, or it adds other tables to FROM.
+        InvalidInputError: `where` is not a SQL condition, or adds other tables to FROM.
     """
     if where is None:
         return None
     parsed = _parse(where, table)
-    if parsed is None:  # outside the handler, because SQLAlchemy's error quotes the condition
+    if parsed is None:
+        # Raised here, and not where SQLAlchemy's error is caught, because that error quotes the
+        # condition, and would become the context of ours.
         raise InvalidInputError(
             f"where must be one SQL condition (combine several with and_), not an object of type "
             f"{type(where).__name__}",
@@ -41,11 +43,11 @@ def check_condition(where: Any, table: Table) -> ColumnElement[bool] | None:
 def _parse(where: Any, table: Table) -> tuple[ColumnElement[bool], Sequence[FromClause]] | None:
     """Return a condition and the FROM clauses of a query with it; None if it is not a condition."""
     try:
-        # In brackets: otherwise text("a OR b") would match rows of other namespaces.
+        # Without the parentheses, text("a OR b") would match rows of other namespaces.
         condition: ColumnElement[bool] = Grouping(and_(where))
         query = select(literal(1)).select_from(table).where(condition)
         return condition, query.get_final_froms()
-    except (ArgumentError, ValueError):  # ValueError: a repr() that fails
+    except (ArgumentError, ValueError):  # ValueError: SQLAlchemy called a repr() that failed
         return None
 
 
