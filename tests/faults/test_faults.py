@@ -1,6 +1,6 @@
-"""Faults of a running server: nothing is lost, and the caller gets an error.
+"""Faults of the server and the network: no acknowledged row is lost, and callers get an error.
 
-``CENOTE_TORTURE`` multiplies the duration of the loads. CI uses 1, ``make torture`` 20.
+``CENOTE_TORTURE`` multiplies the number of faults (``make torture``).
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ async def proxy(dsn: str) -> AsyncIterator[Proxy]:
         yield proxy
 
 
-# -- the server goes away
+# -- the server ends
 
 
-async def test_a_server_that_is_killed(tmp_path: Path) -> None:
-    """After SIGKILL during upserts, acknowledged batches are stored, and every batch is whole."""
+async def test_killed_server(tmp_path: Path) -> None:
+    """After SIGKILL during upserts, acknowledged batches are stored, and batches are whole."""
     folder = tmp_path / "data"
     acknowledged: dict[str, int] = {}
     rounds = 2 * TORTURE
@@ -71,20 +71,22 @@ async def test_a_server_that_is_killed(tmp_path: Path) -> None:
             ]
             await asyncio.sleep(random.Random(round_).uniform(0.5, 1.5))
             _kill(server)
-            ended = await asyncio.gather(*writers, return_exceptions=True)
-            assert {type(error) for error in ended} == {StoreConnectionError}
+            errors = await asyncio.gather(*writers, return_exceptions=True)
+            assert {type(error) for error in errors} == {StoreConnectionError}
             assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
             await engine.dispose()
     assert sum(acknowledged.values()) > 0
 
 
-async def _write(store: PgVectorStore, namespace: str, start: int, done: dict[str, int]) -> None:
-    """Write one batch after another to the same ids, until the server is gone."""
+async def _write(
+    store: PgVectorStore, namespace: str, start: int, acknowledged: dict[str, int]
+) -> None:
+    """Write one batch after another to the same ids, until the server has ended."""
     number = start
     while True:
         number += 1
         await store.upsert(batch(number), namespace)
-        done[namespace] = number
+        acknowledged[namespace] = number
 
 
 async def _check(store: PgVectorStore, acknowledged: dict[str, int]) -> None:
@@ -92,8 +94,9 @@ async def _check(store: PgVectorStore, acknowledged: dict[str, int]) -> None:
     for namespace, number in acknowledged.items():
         chunks = await stored(store, namespace)
         assert len(chunks) == 200
-        (content,) = {chunk.content for chunk in chunks}  # all from one batch
-        # the last acknowledged batch, or the next, which was committed but not acknowledged
+        # All chunks are from the last acknowledged batch, or from a later one that was committed
+        # but not acknowledged.
+        (content,) = {chunk.content for chunk in chunks}
         assert int(content.removeprefix("by ")) >= number
 
 
@@ -110,20 +113,20 @@ def _kill(server: EmbeddedPostgres) -> None:
     raise AssertionError("there is no such server")
 
 
-async def test_connections_that_end_under_load(store: PgVectorStore, engine: AsyncEngine) -> None:
+async def test_connections_ended_by_the_server(store: PgVectorStore, engine: AsyncEngine) -> None:
     """All connections end repeatedly; operations that may be retried succeed."""
     other = create_async_engine(engine.url)
     await store.upsert(batch(0), "n")
     stop = asyncio.Event()
 
     async def load(number: int) -> int:
-        done = 0
+        completed = 0
         while not stop.is_set():
             await store.upsert(batch(number, 20, ids=str(number)), "n")
             assert len(await store.search(QUERY, "n", 5)) == 5
             assert len(await store.get(["0001"], "n")) == 1
-            done += 1
-        return done
+            completed += 1
+        return completed
 
     loads = [asyncio.create_task(load(number)) for number in range(1, 4)]
     lost = 0
@@ -144,10 +147,10 @@ async def test_connections_that_end_under_load(store: PgVectorStore, engine: Asy
     await other.dispose()
 
 
-async def test_nothing_is_repeated_in_the_callers_transaction(
+async def test_no_retry_in_the_callers_transaction(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
-    """The caller's transaction is gone with its changes, and the caller gets an error."""
+    """The transaction is lost with its changes, and the caller gets an error."""
     other = create_async_engine(engine.url)
     async with AsyncSession(engine) as session:
         await store.upsert([embedded("a")], "n", session=session)
@@ -160,7 +163,7 @@ async def test_nothing_is_repeated_in_the_callers_transaction(
     await other.dispose()
 
 
-async def test_a_deletion_that_returns_a_count_is_not_repeated(
+async def test_no_retry_of_deletions_that_return_a_count(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
     """A deletion that returns a count is not retried after a lost connection."""
@@ -174,9 +177,7 @@ async def test_a_deletion_that_returns_a_count_is_not_repeated(
     await other.dispose()
 
 
-async def test_a_batch_that_can_be_read_only_once(
-    store: PgVectorStore, engine: AsyncEngine
-) -> None:
+async def test_retry_of_an_iterator(store: PgVectorStore, engine: AsyncEngine) -> None:
     """A batch from an iterator is complete in the second attempt, too."""
     other = create_async_engine(engine.url)
     assert await store.count("n") == 0
@@ -191,8 +192,8 @@ async def test_a_batch_that_can_be_read_only_once(
 # -- the network
 
 
-async def test_a_network_that_is_cut(proxy: Proxy) -> None:
-    """Each operation is retried on a new connection or raises an error; no task hangs."""
+async def test_cut_network(proxy: Proxy) -> None:
+    """Each operation is retried on a new connection or raises an error, and no task hangs."""
     engine = create_engine(proxy.dsn, pool_size=3)
     store = PgVectorStore(engine, 4)
     await store.upsert(batch(1), "n")
@@ -207,8 +208,8 @@ async def test_a_network_that_is_cut(proxy: Proxy) -> None:
     await engine.dispose()
 
 
-async def test_a_network_that_goes_silent(proxy: Proxy) -> None:
-    """Each operation raises an error within the time limit, also in the caller's transaction."""
+async def test_silent_network(proxy: Proxy) -> None:
+    """Each operation raises an error after the time limit, also in the caller's transaction."""
     engine = create_engine(proxy.dsn, pool_size=2)
     store = PgVectorStore(engine, 4, operation_timeout=0.5)
     await store.upsert(batch(1), "n")
@@ -220,9 +221,9 @@ async def test_a_network_that_goes_silent(proxy: Proxy) -> None:
             store.upsert(batch(2), "n"),
             store.count("n", session=session),
         ]
-        ended = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
-        assert [type(error) for error in ended] == [StoreTimeoutError] * 3
-        assert "no answer within 0.5 s" in str(ended[0])
+        errors = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+        assert [type(error) for error in errors] == [StoreTimeoutError] * 3
+        assert "no answer within 0.5 s" in str(errors[0])
         proxy.open.set()
         proxy.cut()
         await session.rollback()
@@ -243,40 +244,40 @@ def test_invalid_time_limits(engine: AsyncEngine, seconds: Any) -> None:
 # -- other clients
 
 
-async def test_a_deadlock(store: PgVectorStore, engine: AsyncEngine) -> None:
-    """If a deadlock with another client ends the store's transaction, the operation is retried."""
+async def test_deadlock_with_another_client(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """The store's transaction is rolled back because of the deadlock, and retried."""
     await store.upsert(batch(1, 2), "n")
     async with engine.connect() as other:
         # Postgres ends the transaction that detects the deadlock: let it be the store's.
         await other.execute(text("SET deadlock_timeout = '1h'"))
         lock = text("SELECT 1 FROM cenote_chunks WHERE id = :id FOR UPDATE")
         await other.execute(lock, {"id": "0001"})
-        ours = asyncio.create_task(store.upsert(batch(2, 2), "n"))
+        upsert = asyncio.create_task(store.upsert(batch(2, 2), "n"))
         await asyncio.sleep(0.3)
         await other.execute(lock, {"id": "0000"})
         await asyncio.sleep(0.3)
-        assert not ours.done()
+        assert not upsert.done()
         await other.rollback()
         await other.execute(text("RESET deadlock_timeout"))
-        await asyncio.wait_for(ours, 10)
+        await asyncio.wait_for(upsert, 10)
     assert {chunk.content for chunk in await stored(store, "n")} == {"by 2"}
 
 
-async def test_a_migration_under_a_running_application(
+async def test_columns_altered_under_prepared_statements(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
-    """Statements that a migration invalidates are prepared again, on every pooled connection."""
+    """Stale statements on all pooled connections are prepared again."""
     await store.upsert(batch(1), "n")
     await asyncio.gather(*(store.search(QUERY, "n") for _ in range(5)))
-    for type_ in ("varchar(99)", "text"):
-        await execute(engine, f"ALTER TABLE cenote_chunks ALTER content TYPE {type_}")
+    for column_type in ("varchar(99)", "text"):
+        await execute(engine, f"ALTER TABLE cenote_chunks ALTER content TYPE {column_type}")
         answers = await asyncio.gather(*(store.search(QUERY, "n") for _ in range(5)))
         assert [len(answer) for answer in answers] == [10] * 5
         assert len(await stored(store, "n")) == 200
 
 
-async def test_a_statement_timeout_of_the_server(dsn: str) -> None:
-    """A statement that reaches the server's time limit raises an error, and is not retried."""
+async def test_statement_timeout_of_the_server(dsn: str) -> None:
+    """The error contains the SQLSTATE, and the statement is not retried."""
     engine = create_engine(dsn + "&options=-c%20statement_timeout%3D300", pool_size=1)
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded("a")], "n")
@@ -291,7 +292,7 @@ async def test_a_statement_timeout_of_the_server(dsn: str) -> None:
 
 
 async def test_too_many_connections(tmp_path: Path) -> None:
-    """Each call that gets no connection raises an error with the SQLSTATE; none is left open."""
+    """Rejected calls raise an error with the SQLSTATE, and keep no connection."""
     with EmbeddedPostgres(tmp_path / "data") as server:
         admin = create_engine(server.dsn, pool_size=1)
         await PgVectorStore(admin, 4).apply_migrations()
@@ -316,7 +317,7 @@ async def test_too_many_connections(tmp_path: Path) -> None:
 # -- cancellation
 
 
-def test_the_operations_are_complete() -> None:
+def test_the_list_of_operations_is_complete() -> None:
     """`OPERATIONS` has every method of the protocol, and bulk_load."""
     methods = {name for name in dir(VectorStore) if not name.startswith("_")}
     assert OPERATIONS.keys() == (methods - {"dimensions"}) | {"bulk_load"}
@@ -328,7 +329,7 @@ COUNTING = {"update_metadata", "sync_document", "delete_document", "delete_match
 
 
 class InvalidCachedStatementError(Exception):
-    """Stand for asyncpg's error for a stale plan, which is recognised by its name."""
+    """An error with the name of asyncpg's error for a stale plan."""
 
 
 def _stale_plan() -> VectorStoreError:
@@ -338,19 +339,19 @@ def _stale_plan() -> VectorStoreError:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-async def test_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of attempts depends on the error, and on whether the operation counts changes."""
+async def test_number_of_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of attempts depends on the error and on the operation's retry rule."""
     monkeypatch.setattr(retry, "_PAUSE_SECONDS", 0)
     engine = create_async_engine("postgresql+asyncpg://nobody@nowhere/nothing")
     store = PgVectorStore(engine, 4, text_search="simple")
 
     async def attempts(error: Callable[[], VectorStoreError]) -> int:
-        made = 0
+        count = 0
 
         @asynccontextmanager
         async def fail(*_: Any, **__: Any) -> AsyncIterator[None]:
-            nonlocal made
-            made += 1
+            nonlocal count
+            count += 1
             raise error()
             yield
 
@@ -358,7 +359,7 @@ async def test_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store._executor, "transaction", fail)
         with pytest.raises(VectorStoreError):
             await OPERATIONS[name](store)
-        return made
+        return count
 
     expected = {
         "bulk_load": (1, 1, 1),  # a stream can be read only once
@@ -372,8 +373,8 @@ async def test_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-async def test_cancelled_anywhere(empty_engine: AsyncEngine, name: str) -> None:
-    """An operation that is cancelled at any step keeps no connection, and writes all or nothing."""
+async def test_cancellation_at_every_step(empty_engine: AsyncEngine, name: str) -> None:
+    """A cancelled operation keeps no connection and leaves no partial batch."""
     store = PgVectorStore(empty_engine, 4, text_search="simple")
     await store.apply_migrations()
     await store.upsert(batch(1, 3), "n")

@@ -1,6 +1,7 @@
-"""Tests with a full disk: a real server loses nothing, and callers get a clear error.
+"""A full disk: a real server loses no acknowledged row, and callers get a clear error.
 
-They run on Linux only. A library preloaded into the server fails all writes that extend a file.
+The tests run on Linux only. A library preloaded into the server fails all writes that extend a
+file.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ WRITERS = [f"n{number}" for number in range(3)]
 
 
 class Disk:
-    """The disk with a server's data, which tests can fill. Create it before the server starts."""
+    """A disk that tests can fill. It must be created before the server that uses it."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.data = folder / "data"
@@ -48,7 +49,7 @@ class Disk:
         patch.setenv("FULL_DISK", str(self._flag))
 
     def fill(self, folder: str) -> None:
-        """Let all writes fail that extend a file in this folder of the data."""
+        """Fail all writes that extend a file in this folder of the server's data."""
         new = self._flag.with_suffix(".new")
         new.write_text(f"{self.data / folder}/")
         new.chmod(0o644)
@@ -58,7 +59,7 @@ class Disk:
         """Return the server's log."""
         return (self.data / "log").read_text()
 
-    def make_room(self) -> None:
+    def free_space(self) -> None:
         self._flag.unlink()
 
 
@@ -77,8 +78,8 @@ def batch(writer: int, rows: int = ROWS) -> list[EmbeddedChunk]:
     ]
 
 
-async def test_no_room_for_the_table(disk: Disk) -> None:
-    """Writers and a bulk load get an error that names the full disk; with room, all work again."""
+async def test_no_space_for_the_tables(disk: Disk) -> None:
+    """Writers and a bulk load get an error that names the full disk; later, all writes succeed."""
     with EmbeddedPostgres(disk.data) as server:
         engine = create_engine(server.dsn, pool_size=5)
         store = PgVectorStore(engine, 4)
@@ -96,17 +97,18 @@ async def test_no_room_for_the_table(disk: Disk) -> None:
             assert isinstance(error, MigrationError) or "free some space" in str(error)
         assert [getattr(error, "sqlstate", None) for error in errors[:-1]] == ["53100"] * 3
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-        assert len(await stored(store, WRITERS[0])) == ROWS  # reads still work
-        disk.make_room()
+        assert len(await stored(store, WRITERS[0])) == ROWS  # reads work
+        disk.free_space()
         await _check(store, acknowledged)
-        await store.bulk_load([embedded("last")], "loaded")  # repairs what the failed load left
+        # Another load builds the index that the failed load dropped.
+        await store.bulk_load([embedded("last")], "loaded")
         assert await store.count("loaded") >= loaded_counts[-1]
         assert await store.check_schema() == []
         await engine.dispose()
 
 
-async def test_no_room_for_the_log(disk: Disk) -> None:
-    """The server panics and cannot recover; with room and after a restart, it has all rows."""
+async def test_no_space_for_the_write_ahead_log(disk: Disk) -> None:
+    """The server panics, and has all acknowledged rows when it starts with free space."""
     acknowledged: dict[str, int] = {}
     with EmbeddedPostgres(disk.data) as server:
         engine = create_engine(server.dsn, pool_size=4)
@@ -124,7 +126,7 @@ async def test_no_room_for_the_log(disk: Disk) -> None:
         )
         with pytest.raises(StoreConnectionError):
             await store.count("n")
-    disk.make_room()
+    disk.free_space()
     with EmbeddedPostgres(disk.data):
         await _check(store, acknowledged)
         await engine.dispose()
@@ -154,7 +156,7 @@ async def _load(store: PgVectorStore, loaded_counts: list[int]) -> None:
 
 
 async def _check(store: PgVectorStore, acknowledged: dict[str, int]) -> None:
-    """Check that all acknowledged writes are complete, and that the store still works."""
+    """Check that all acknowledged batches are whole, and that the store can write."""
     for namespace, writer in acknowledged.items():
         chunks = await stored(store, namespace)
         assert len(chunks) == ROWS

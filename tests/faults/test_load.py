@@ -1,6 +1,5 @@
-"""Load tests with many concurrent tasks.
+"""Many concurrent tasks: no deadlock, no mixture of two writers, no result of another tenant.
 
-No deadlock may occur, no row may mix two writers, and no result may belong to another tenant.
 ``CENOTE_TORTURE`` multiplies the duration (``make torture``).
 """
 
@@ -42,8 +41,8 @@ def check_consistent(chunk: Chunk, tenant: str) -> None:
     assert chunk.content.startswith(tenant)
 
 
-async def test_sixteen_writers_and_sixteen_readers(dsn: str) -> None:
-    """They upsert, synchronise, delete and search the same ids at the same time."""
+async def test_concurrent_writers_and_readers(dsn: str) -> None:
+    """16 writers and 16 readers use the same ids, and every chunk read is consistent."""
     engine = create_engine(dsn, pool_size=12)
     store = PgVectorStore(engine, 4)
     end = asyncio.get_running_loop().time() + SECONDS
@@ -55,7 +54,7 @@ async def test_sixteen_writers_and_sixteen_readers(dsn: str) -> None:
         while asyncio.get_running_loop().time() < end:
             round_ += 1
             tenant = numbers.choice(TENANTS)
-            chosen = numbers.sample(IDS, 20)  # in any order
+            chosen = numbers.sample(IDS, 20)  # in random order
             chunks = [written_by(writer, round_, tenant, id) for id in chosen]
             match numbers.randrange(6):
                 case 0:
@@ -106,8 +105,8 @@ async def test_sixteen_writers_and_sixteen_readers(dsn: str) -> None:
     await engine.dispose()
 
 
-async def test_a_tenant_deleted_while_it_is_written_and_searched(store: PgVectorStore) -> None:
-    """Finally the deleted tenant has no rows, and the other tenant still has all of its rows."""
+async def test_concurrent_deletions_of_a_tenant(store: PgVectorStore) -> None:
+    """A tenant that is deleted while it is written loses all rows; another tenant loses none."""
     await store.upsert([embedded(id) for id in IDS], "globex")
     end = asyncio.get_running_loop().time() + 2 * TORTURE
 
@@ -130,8 +129,8 @@ async def test_a_tenant_deleted_while_it_is_written_and_searched(store: PgVector
     assert await store.count("globex") == len(IDS)
 
 
-async def test_an_iteration_over_what_changes(store: PgVectorStore) -> None:
-    """An iteration yields every permanent chunk once while others are inserted and deleted."""
+async def test_iteration_during_changes(store: PgVectorStore) -> None:
+    """An iteration yields every permanent chunk once, while others are inserted and deleted."""
     count = 10_000 * TORTURE
     generator = np.random.default_rng(1)
     permanent = [embedded(f"s{number:06}", generator.random(4) + 0.1) for number in range(count)]
@@ -155,8 +154,8 @@ async def test_an_iteration_over_what_changes(store: PgVectorStore) -> None:
         last_id = chunk.id
         times_seen[chunk.id] = times_seen.get(chunk.id, 0) + 1
         if len(times_seen) % 500 == 0:
-            await asyncio.sleep(0.02)  # a consumer that needs time for the chunks
+            await asyncio.sleep(0.02)  # simulates the caller's work on the chunks
     iterated.set()
     await asyncio.gather(*writers)
-    wrong = [item.chunk.id for item in permanent if times_seen.get(item.chunk.id) != 1]
-    assert wrong == []
+    not_seen_once = [item.chunk.id for item in permanent if times_seen.get(item.chunk.id) != 1]
+    assert not_seen_once == []

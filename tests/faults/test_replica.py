@@ -1,4 +1,4 @@
-"""Test of reads from a replica, a real standby that streams from a real server."""
+"""Reads from a replica: a standby that streams from a primary server."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from cenote.testing import embedded, found, stored
 NEAR = [1.0, 0.0, 0.0, 0.0]
 
 
-async def test_a_read_replica(tmp_path: Path) -> None:
-    """All reads work on the replica, writes fail, and it catches up with the primary."""
+async def test_reads_from_a_replica(tmp_path: Path) -> None:
+    """All reads work on the replica, writes fail, and new rows arrive from the primary."""
     with EmbeddedPostgres(tmp_path / "primary" / "data") as server:
         primary = create_engine(server.dsn, pool_size=1)
-        writes = PgVectorStore(primary, 4, text_search="english")
-        await writes.apply_migrations()
-        await writes.upsert([embedded("a", content="Cats purr."), embedded("b")], "n")
+        primary_store = PgVectorStore(primary, 4, text_search="english")
+        await primary_store.apply_migrations()
+        await primary_store.upsert([embedded("a", content="Cats purr."), embedded("b")], "n")
         folder = tmp_path / "replica" / "data"
         _copy(server, folder)
         with EmbeddedPostgres(folder) as standby:
             replica = create_engine(standby.dsn, pool_size=1)
-            reads = PgVectorStore(replica, 4, text_search="english")
-            assert await found(reads, NEAR, "n") == ["a", "b"]
-            results = await reads.search_text("cats", "n")
+            replica_store = PgVectorStore(replica, 4, text_search="english")
+            assert await found(replica_store, NEAR, "n") == ["a", "b"]
+            results = await replica_store.search_text("cats", "n")
             assert [result.chunk.id for result in results] == ["a"]
-            assert len(await reads.search_hybrid("cats", NEAR, "n")) == 2
-            assert await reads.check_schema() == []
-            with pytest.raises(VectorStoreError) as caught:
-                await reads.upsert([embedded("c")], "n")
-            assert caught.value.sqlstate == "25006"
+            assert len(await replica_store.search_hybrid("cats", NEAR, "n")) == 2
+            assert await replica_store.check_schema() == []
+            with pytest.raises(VectorStoreError) as error:
+                await replica_store.upsert([embedded("c")], "n")
+            assert error.value.sqlstate == "25006"
 
-            await writes.upsert([embedded("c")], "n")
-            for _ in range(600):  # until the replica has received the row
-                if len(await stored(reads, "n")) == 3:
+            await primary_store.upsert([embedded("c")], "n")
+            for _ in range(600):  # wait until the replica has received the row
+                if len(await stored(replica_store, "n")) == 3:
                     break
                 await asyncio.sleep(0.05)
-            assert await reads.count("n") == len(await reads.search(NEAR, "n")) == 3
+            assert await replica_store.count("n") == len(await replica_store.search(NEAR, "n")) == 3
             await replica.dispose()
         await primary.dispose()
 
@@ -57,4 +57,5 @@ def _copy(server: EmbeddedPostgres, folder: Path) -> None:
     command = [str(programs(18) / "pg_basebackup"), "--pgdata", str(folder)]
     command += ["--dbname", server.dsn, "--write-recovery-conf", "--checkpoint=fast"]
     subprocess.run(command, check=True, user=owner if owner != os.getuid() else None, cwd="/")
-    (folder / ".s.PGSQL.5432.lock").unlink()  # copied from the primary, whose socket is there
+    # The lock file is a copy of the primary's, and belongs to its socket.
+    (folder / ".s.PGSQL.5432.lock").unlink()

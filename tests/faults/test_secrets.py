@@ -1,4 +1,4 @@
-"""Tests that errors and logs never contain contents, metadata, vectors or passwords."""
+"""Errors and logs never contain contents, metadata, vectors or passwords."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SECRETS = [MARKER, str(NUMBER)]
 
 
 def secret(**changes: Any) -> EmbeddedChunk:
-    """Return a chunk that consists of secrets, except for its ids, which messages may name."""
+    """Return a chunk that consists of secrets, except for its ids, which messages may quote."""
     values: dict[str, Any] = {
         "id": "id",
         "document_id": "document",
@@ -58,54 +58,65 @@ def logged_text(error: BaseException) -> str:
 
 
 def leaks(text: str) -> list[str]:
-    """Return the secrets in a text, ignoring traceback lines that quote this file's code."""
+    """Return the secrets in a text, ignoring lines of a traceback that quote this file."""
     lines = [line for line in text.splitlines() if "secret(" not in line and "VECTOR" not in line]
     return [secret for secret in SECRETS if secret in "\n".join(lines)]
 
 
 Call = Callable[[Any], Awaitable[Any]]
 
-BAD_INPUT: dict[str, Call] = {
-    "NUL in the content": lambda s: s.upsert([secret(content=MARKER + "\x00")], "n"),
-    "a surrogate in the metadata": lambda s: s.upsert([secret(metadata={MARKER: "\ud800"})], "n"),
-    "a set in the metadata": lambda s: s.upsert([secret(metadata={MARKER: {MARKER}})], "n"),
-    "NaN in the metadata": lambda s: s.upsert([secret(metadata={MARKER: float("nan")})], "n"),
-    "a vector too long": lambda s: s.upsert([secret(embedding=[*VECTOR, NUMBER])], "n"),
-    "NaN in the vector": lambda s: s.upsert([secret(embedding=[NUMBER, float("nan"), 1, 1])], "n"),
-    "text for a vector": lambda s: s.upsert([secret(embedding=MARKER)], "n"),
-    "text in a vector": lambda s: s.upsert([secret(embedding=[MARKER, 1, 2, 3])], "n"),
-    "a position of text": lambda s: s.upsert([secret(position=MARKER)], "n"),
-    "a query too long": lambda s: s.search([*VECTOR, NUMBER], "n"),
-    "a query of text": lambda s: s.search(MARKER, "n"),
-    "a filter of a set": lambda s: s.search(VECTOR, "n", filter={"key": {MARKER}}),
-    "an invalid operand": lambda s: s.search(VECTOR, "n", filter={"key": {"$eq": {MARKER}}}),
-    "an invalid comparison": lambda s: s.count("n", meta("key") < [MARKER]),
-    "a column's value": lambda s: s.count("n", field("position") == MARKER),
-    "a question": lambda s: s.search_text(MARKER + "\x00", "n"),
-    "metadata": lambda s: s.update_metadata({"id": {MARKER: {MARKER}}}, "n"),
-    "a document": lambda s: s.sync_document("other", [secret()], "n"),
-    "a chunk without embedding": lambda s: s.sync_document("document", [secret().chunk], "n"),
+INVALID_INPUT: dict[str, Call] = {
+    "NUL in the content": lambda store: store.upsert([secret(content=MARKER + "\x00")], "n"),
+    "a surrogate in the metadata": lambda store: store.upsert(
+        [secret(metadata={MARKER: "\ud800"})], "n"
+    ),
+    "a set in the metadata": lambda store: store.upsert([secret(metadata={MARKER: {MARKER}})], "n"),
+    "NaN in the metadata": lambda store: store.upsert(
+        [secret(metadata={MARKER: float("nan")})], "n"
+    ),
+    "a vector too long": lambda store: store.upsert([secret(embedding=[*VECTOR, NUMBER])], "n"),
+    "NaN in the vector": lambda store: store.upsert(
+        [secret(embedding=[NUMBER, float("nan"), 1, 1])], "n"
+    ),
+    "text for a vector": lambda store: store.upsert([secret(embedding=MARKER)], "n"),
+    "text in a vector": lambda store: store.upsert([secret(embedding=[MARKER, 1, 2, 3])], "n"),
+    "a position of text": lambda store: store.upsert([secret(position=MARKER)], "n"),
+    "a query too long": lambda store: store.search([*VECTOR, NUMBER], "n"),
+    "a query of text": lambda store: store.search(MARKER, "n"),
+    "a filter of a set": lambda store: store.search(VECTOR, "n", filter={"key": {MARKER}}),
+    "an invalid operand": lambda store: store.search(
+        VECTOR, "n", filter={"key": {"$eq": {MARKER}}}
+    ),
+    "an invalid comparison": lambda store: store.count("n", meta("key") < [MARKER]),
+    "a column's value": lambda store: store.count("n", field("position") == MARKER),
+    "a question": lambda store: store.search_text(MARKER + "\x00", "n"),
+    "metadata": lambda store: store.update_metadata({"id": {MARKER: {MARKER}}}, "n"),
+    "a document": lambda store: store.sync_document("other", [secret()], "n"),
+    "a chunk without embedding": lambda store: store.sync_document(
+        "document", [secret().chunk], "n"
+    ),
 }
 
 
-@pytest.mark.parametrize("fault", BAD_INPUT)
-async def test_bad_input(engine: AsyncEngine, caplog: pytest.LogCaptureFixture, fault: str) -> None:
-    """Both stores reject invalid input with a message that names only ids and kinds."""
+@pytest.mark.parametrize("fault", INVALID_INPUT)
+async def test_invalid_input(
+    engine: AsyncEngine, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    """Both stores reject invalid input without quoting anything but ids."""
     caplog.set_level(logging.DEBUG)
-    logging.getLogger("sqlalchemy").setLevel(
-        logging.WARNING
-    )  # the application controls SQLAlchemy's logging
+    # SQLAlchemy logs parameters, which the application controls.
+    logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
     postgres = PgVectorStore(engine, 4, table_name="with_text", text_search="simple")
     await postgres.apply_migrations()
     for store in (InMemoryVectorStore(4, text_search="simple"), postgres):
         caplog.clear()
         with pytest.raises(CenoteError) as error:
-            await BAD_INPUT[fault](store)
+            await INVALID_INPUT[fault](store)
         assert leaks(logged_text(error.value)) == []
         assert leaks(caplog.text) == []
 
 
-SERVER: dict[str, list[str]] = {
+SERVER_ERRORS: dict[str, list[str]] = {
     "a check": ["ALTER TABLE cenote_chunks ADD CHECK (content = '')"],
     "a unique constraint": [
         "ALTER TABLE cenote_chunks ADD UNIQUE (namespace, content)",
@@ -118,25 +129,25 @@ SERVER: dict[str, list[str]] = {
         "ALTER TABLE cenote_chunks ADD FOREIGN KEY (content) REFERENCES documents (id)",
     ],
     "a trigger": [
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        "CREATE FUNCTION reject_row() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN RAISE EXCEPTION 'no %', NEW.content USING DETAIL = NEW.metadata; END $$",
-        "CREATE TRIGGER refuse BEFORE INSERT ON cenote_chunks FOR EACH ROW"
-        " EXECUTE FUNCTION refuse()",
+        "CREATE TRIGGER reject_row BEFORE INSERT ON cenote_chunks FOR EACH ROW"
+        " EXECUTE FUNCTION reject_row()",
     ],
     "no table": ["DROP TABLE cenote_chunks"],
     "no privilege": ["ALTER TABLE cenote_chunks RENAME TO gone"],
 }
 
 
-@pytest.mark.parametrize("fault", SERVER)
+@pytest.mark.parametrize("fault", SERVER_ERRORS)
 async def test_errors_of_the_server(
     engine: AsyncEngine, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
-    """The server quotes rows in DETAIL and values in messages; cenote passes on neither."""
+    """The server quotes rows in DETAIL and in messages, but cenote repeats neither."""
     caplog.set_level(logging.DEBUG)
     logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
     store = PgVectorStore(engine, 4)
-    await execute(engine, *SERVER[fault])
+    await execute(engine, *SERVER_ERRORS[fault])
     with pytest.raises(CenoteError) as error:
         await store.upsert([secret()], "n")
     assert leaks(logged_text(error.value)) == []
@@ -144,12 +155,12 @@ async def test_errors_of_the_server(
 
 
 async def test_passwords(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Passwords never appear, whether or not the connection string works."""
+    """Passwords never appear in errors, reprs or logs."""
     caplog.set_level(logging.DEBUG)
     url = make_url(dsn).set(password=MARKER, username="nobody")
-    bad = url.render_as_string(hide_password=False)
+    connection_string = url.render_as_string(hide_password=False)
     with pytest.raises(CenoteError) as error:
-        await PgVectorStore.connect(bad, 4, startup_retries=0)
+        await PgVectorStore.connect(connection_string, 4, startup_retries=0)
     assert leaks(logged_text(error.value)) == []
     engine = create_async_engine(url.set(drivername="postgresql+asyncpg"))
     store = PgVectorStore(engine, 4)
@@ -166,16 +177,16 @@ async def test_reprs(engine: AsyncEngine) -> None:
     store = PgVectorStore(engine, 4)
     await store.upsert([secret()], "n")
     results = await store.search(VECTOR, "n")
-    text_of_all = repr([secret(), results, await store.get(["id"], "n")])
-    assert leaks(text_of_all) == []
+    reprs = repr([secret(), results, await store.get(["id"], "n")])
+    assert leaks(reprs) == []
     async with engine.connect() as connection:
         assert await connection.scalar(text("SELECT content FROM cenote_chunks")) == MARKER
 
 
-async def test_the_callers_exceptions_are_not_redacted(engine: AsyncEngine) -> None:
+async def test_exceptions_of_the_caller_are_not_redacted(engine: AsyncEngine) -> None:
     """An exception that the caller is handling keeps its arguments."""
     store = PgVectorStore(engine, 4)
-    await execute(engine, *SERVER["a check"])
+    await execute(engine, *SERVER_ERRORS["a check"])
     callers_error = ValueError(MARKER)
     try:
         raise callers_error

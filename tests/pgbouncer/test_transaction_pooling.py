@@ -1,4 +1,4 @@
-"""Tests of a store behind PgBouncer in transaction mode.
+"""A store behind PgBouncer in transaction mode.
 
 Each transaction may run in another server process.
 """
@@ -80,7 +80,7 @@ class TestContract(VectorStoreContract):
         async def make(dimensions: int, **options: Any) -> PgVectorStore:
             languages = options.get("text_search", "").replace(", ", "_")
             options |= {"table_name": "cenote_chunks" + languages}
-            if languages:  # migrations need a direct connection
+            if languages:  # migrations require a direct connection
                 await PgVectorStore(class_engine, dimensions, **options).apply_migrations()
             store = PgVectorStore(engine, dimensions, **options)
             async with engine.begin() as connection:
@@ -101,12 +101,12 @@ class TestContract(VectorStoreContract):
                 await connection.execute(text("SELECT pg_sleep(0.002)"))
 
 
-async def test_sixteen_tasks_over_two_connections(pooled: AsyncEngine, engine: AsyncEngine) -> None:
+async def test_many_tasks_over_two_connections(pooled: AsyncEngine, engine: AsyncEngine) -> None:
     """Each task reads what it wrote, and no setting or lock stays on a server process."""
     store = PgVectorStore(pooled, 4)
     backend_pids: set[int] = set()
 
-    async def work(number: int) -> None:
+    async def use_store(number: int) -> None:
         ids = f"{number:02}-"
         for turn in range(10):
             await store.upsert(batch(turn, ids), "n")
@@ -119,7 +119,7 @@ async def test_sixteen_tasks_over_two_connections(pooled: AsyncEngine, engine: A
                 backend_pids.add(await connection.scalar(text("SELECT pg_backend_pid()")) or 0)
             await store.delete([f"{ids}9"], "n")
 
-    await asyncio.gather(*(work(number) for number in range(16)))
+    await asyncio.gather(*(use_store(number) for number in range(16)))
     assert len(backend_pids) == 2
     assert await store.count("n") == 16 * 9
     assert len(await stored(store, "n")) == 16 * 9
@@ -127,9 +127,9 @@ async def test_sixteen_tasks_over_two_connections(pooled: AsyncEngine, engine: A
 
 
 async def session_state(engine: AsyncEngine) -> list[Any]:
-    """Return what earlier clients left on each of the two server processes.
+    """Return the state that earlier clients left on each of the two server processes.
 
-    These are the namespace of row-level security, changed settings, and the numbers of prepared
+    The state is the namespace of row-level security, changed settings, and the numbers of prepared
     statements and advisory locks.
     """
     query = text(
@@ -152,7 +152,7 @@ async def test_two_tenants_over_one_connection(dsn: str, engine: AsyncEngine) ->
         store = PgVectorStore(pooled, 4, row_security=True)
         backend_pids: set[int] = set()
 
-        async def work(tenant: str, number: int) -> None:
+        async def use_store(tenant: str, number: int) -> None:
             for turn in range(8):
                 await store.upsert([embedded(f"{tenant}{number}")], tenant)
                 ids = await found(store, QUERY, tenant, 100)
@@ -165,7 +165,7 @@ async def test_two_tenants_over_one_connection(dsn: str, engine: AsyncEngine) ->
                         rows = await connection.scalars(select(ChunkRow.namespace))
                         assert set(rows) == {tenant}, turn
 
-        await asyncio.gather(*(work(tenant, n) for tenant in ("a", "b") for n in range(4)))
+        await asyncio.gather(*(use_store(tenant, n) for tenant in ("a", "b") for n in range(4)))
         assert len(backend_pids) == 1
         await pooled.dispose()
 
@@ -182,8 +182,8 @@ async def _secure(engine: AsyncEngine, dsn: str) -> None:
     )
 
 
-async def test_a_time_limit(pooled: AsyncEngine) -> None:
-    """Statements cancelled by a time limit free their server processes."""
+async def test_time_limits(pooled: AsyncEngine) -> None:
+    """A statement cancelled by a time limit frees its server process."""
     store = PgVectorStore(pooled, 4, operation_timeout=1)
     await store.upsert(batch(1), "n")
     slow: Any = text("(SELECT true FROM pg_sleep(60))")
@@ -195,15 +195,15 @@ async def test_a_time_limit(pooled: AsyncEngine) -> None:
 
 
 async def test_prepared_statements(pooler: URL) -> None:
-    """Without the recommended options, prepared statements fail with an error that names them."""
+    """Without the recommended options, the error of a prepared statement names them."""
     engine = create_async_engine(pooler, pool_size=16, max_overflow=0)
     store = PgVectorStore(engine, 4)
 
-    async def work() -> None:
+    async def use_store() -> None:
         for _ in range(10):
             await store.count("n")
 
-    results = await asyncio.gather(*(work() for _ in range(16)), return_exceptions=True)
+    results = await asyncio.gather(*(use_store() for _ in range(16)), return_exceptions=True)
     errors = [result for result in results if result is not None]
     assert errors
     assert all(isinstance(error, VectorStoreError) for error in errors)
@@ -215,7 +215,7 @@ async def test_prepared_statements(pooler: URL) -> None:
     await engine.dispose()
 
 
-async def test_in_the_connection_string(pooler: URL) -> None:
+async def test_options_in_the_connection_string(pooler: URL) -> None:
     """`connect` accepts the options in the connection string; PgBouncer ignores `jit`."""
     arguments = {name: str(value) for name, value in NO_PREPARED_STATEMENTS.items()}
     dsn = pooler.update_query_dict(arguments).render_as_string(hide_password=False)
@@ -225,7 +225,7 @@ async def test_in_the_connection_string(pooler: URL) -> None:
         assert counts == [10] * 40
 
 
-def test_the_page(empty_dsn: str) -> None:
+def test_the_program_of_the_documentation(empty_dsn: str) -> None:
     """The code in docs/reliability.md runs and prints what the page shows."""
     page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
     codes = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
@@ -261,10 +261,10 @@ async def test_operations_that_need_a_session_are_rejected(
     assert await session_state(pooled) == [(None, None, 0, 0)] * 2
 
 
-async def test_operations_that_need_a_session_with_prepared_statements(
+async def test_migrations_with_prepared_statements_are_rejected(
     pooled: AsyncEngine, pooler: URL
 ) -> None:
-    """They are rejected because of the lock or a prepared statement, whichever fails first."""
+    """The lock or a prepared statement fails, and no lock is left on a server process."""
     caching = create_async_engine(pooler)
     for _ in range(5):
         with pytest.raises(MigrationError, match=r"direct connection|prepared statement"):
@@ -274,24 +274,24 @@ async def test_operations_that_need_a_session_with_prepared_statements(
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-async def test_a_session_is_enough(dsn: str, name: str) -> None:
-    """In session mode all operations work, with prepared statements."""
+async def test_session_mode(dsn: str, name: str) -> None:
+    """In session mode, all operations work with prepared statements."""
     with running_pgbouncer(dsn, "session") as url:
         engine = create_engine(url.render_as_string(hide_password=False))
         await OPERATIONS[name](PgVectorStore(engine, 4))
         await engine.dispose()
 
 
-async def test_no_session_left(empty_dsn: str) -> None:
-    """A migration succeeds through a pooler in session mode with a single server connection."""
+async def test_migration_over_one_session(empty_dsn: str) -> None:
+    """In session mode, a migration succeeds over a single server connection."""
     with running_pgbouncer(empty_dsn, "session", servers=1) as url:
         engine = create_engine(url.render_as_string(hide_password=False))
         await PgVectorStore(engine, 4).apply_migrations()
         await engine.dispose()
 
 
-async def test_a_bulk_load(pooled: AsyncEngine, engine: AsyncEngine) -> None:
-    """A bulk load writes into the live index even if the table is empty."""
+async def test_bulk_load_with_an_index(pooled: AsyncEngine, engine: AsyncEngine) -> None:
+    """A bulk load writes into the live index, even if the table is empty."""
     store = PgVectorStore(pooled, 4)
     assert await store.bulk_load(batch(1), "n") == 10
     assert await store.check_schema() == []
@@ -300,8 +300,8 @@ async def test_a_bulk_load(pooled: AsyncEngine, engine: AsyncEngine) -> None:
     assert await scalar(engine, "SELECT count(*) FROM cenote_chunks") == 10
 
 
-async def test_a_bulk_load_without_an_index(pooled: AsyncEngine, engine: AsyncEngine) -> None:
-    """The rows are stored, and the error says that the index remains to be built."""
+async def test_bulk_load_without_an_index(pooled: AsyncEngine, engine: AsyncEngine) -> None:
+    """The rows are stored, and the error says that the index has to be built."""
     await execute(engine, "DROP INDEX ix_cenote_chunks_embedding")
     store = PgVectorStore(pooled, 4)
     with pytest.raises(MigrationError, match="direct connection") as error:
