@@ -1,4 +1,4 @@
-"""The Haystack adapter: Haystack's test suites, and behaviour that they do not cover."""
+"""The Haystack adapter: Haystack's test suites, and behaviour that the suites do not cover."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _store(dsn: str, dimensions: int) -> PgVectorStore:
 
 
 @pytest.fixture(scope="module")
-def large(module_dsn: str) -> PgVectorStore:
+def store_for_suites(module_dsn: str) -> PgVectorStore:
     """A store with the dimensions of Haystack's suites."""
     return _store(module_dsn, SUITES_DIMENSIONS)
 
@@ -78,7 +78,7 @@ class Suites(
     async_suites.UpdateByFilterAsyncTest,
     async_suites.WriteDocumentsAsyncTest,
 ):
-    """All of Haystack's suites, with the overrides that they ask of a store."""
+    """All of Haystack's suites, with the methods that a store's tests must override."""
 
     @staticmethod
     def assert_documents_are_equal(received: list[Document], expected: list[Document]) -> None:
@@ -86,14 +86,14 @@ class Suites(
         assert [document.to_dict() for document in received] == _expected(expected)
 
     def test_write_documents(self, document_store: Any) -> None:
-        """Without a policy, as with FAIL."""
+        """Without a policy, a stored id raises an error, as with DuplicatePolicy.FAIL."""
         document = Document(content="once")
         assert document_store.write_documents([document]) == 1
         with pytest.raises(DuplicateDocumentError):
             document_store.write_documents([document])
 
     async def test_write_documents_async(self, document_store: Any) -> None:
-        """Without a policy, as with FAIL."""
+        """Without a policy, a stored id raises an error, as with DuplicatePolicy.FAIL."""
         document = Document(content="once")
         assert await document_store.write_documents_async([document]) == 1
         with pytest.raises(DuplicateDocumentError):
@@ -102,8 +102,8 @@ class Suites(
 
 class TestPostgres(Suites):
     @pytest.fixture
-    def document_store(self, large: PgVectorStore) -> Iterator[CenoteDocumentStore]:
-        store = CenoteDocumentStore(large, uuid.uuid4().hex)
+    def document_store(self, store_for_suites: PgVectorStore) -> Iterator[CenoteDocumentStore]:
+        store = CenoteDocumentStore(store_for_suites, uuid.uuid4().hex)
         yield store
         store.close()
 
@@ -120,17 +120,17 @@ class TestInMemory(Suites):
 
 
 @pytest.fixture(scope="module")
-def small(module_dsn: str) -> PgVectorStore:
+def store_for_documents(module_dsn: str) -> PgVectorStore:
     """A store with four dimensions."""
     return _store(module_dsn, 4)
 
 
 @pytest.fixture(params=["memory", "postgres"])
-def adapted(request: pytest.FixtureRequest) -> Iterator[CenoteDocumentStore]:
+def adapter(request: pytest.FixtureRequest) -> Iterator[CenoteDocumentStore]:
     """The adapter, once with each kind of store."""
     store: Any = InMemoryVectorStore(4)
     if request.param == "postgres":
-        store = request.getfixturevalue("small")
+        store = request.getfixturevalue("store_for_documents")
     adapter = CenoteDocumentStore(store, uuid.uuid4().hex)
     yield adapter
     adapter.close()
@@ -151,23 +151,23 @@ KINDS = {
 }
 
 
-def test_documents_are_restored(adapted: CenoteDocumentStore) -> None:
+def test_documents_are_restored(adapter: CenoteDocumentStore) -> None:
     """Documents of every kind are restored, and the reserved metadata key stays hidden."""
-    assert adapted.write_documents([*KINDS.values()]) == len(KINDS)
-    assert adapted.filter_documents() == [KINDS[document_id] for document_id in sorted(KINDS)]
-    assert adapted.get_metadata_fields_info().keys() == {"a", "c", "d", "source_id"}
-    (found,) = adapted.embedding_retrieval([2.0, 1.0, 0.0, 0.0])
+    assert adapter.write_documents([*KINDS.values()]) == len(KINDS)
+    assert adapter.filter_documents() == [KINDS[document_id] for document_id in sorted(KINDS)]
+    assert adapter.get_metadata_fields_info().keys() == {"a", "c", "d", "source_id"}
+    (found,) = adapter.embedding_retrieval([2.0, 1.0, 0.0, 0.0])
     assert (found.id, found.embedding) == ("text", None)
     assert found.score == pytest.approx(1.0)
-    assert adapted.embedding_retrieval([2.0, 1.0, 0.0, 0.0], top_k=0) == []
+    assert adapter.embedding_retrieval([2.0, 1.0, 0.0, 0.0], top_k=0) == []
     without_content = {"field": "content", "operator": "==", "value": None}
-    assert adapted.update_by_filter(without_content, {"seen": 1}) == 3
-    (blob,) = adapted.filter_documents({"field": "meta.source_id", "operator": "==", "value": "s"})
+    assert adapter.update_by_filter(without_content, {"seen": 1}) == 3
+    (blob,) = adapter.filter_documents({"field": "meta.source_id", "operator": "==", "value": "s"})
     assert (blob.meta, blob.blob) == ({"source_id": "s", "seen": 1}, KINDS["blob"].blob)
 
 
 async def test_source_id_becomes_document_id() -> None:
-    """The `source_id` that a splitter writes into the meta is the chunk's document id."""
+    """The `source_id` that a splitter writes into meta becomes the chunk's document id."""
     store = InMemoryVectorStore(4)
     adapter = CenoteDocumentStore(store, "acme", embedding_model="small")
     await adapter.write_documents_async([*KINDS.values()])
@@ -175,67 +175,67 @@ async def test_source_id_becomes_document_id() -> None:
     assert await store.count("acme", field("embedding_model") == "small") == 4
 
 
-def test_reserved_meta_key(adapted: CenoteDocumentStore) -> None:
+def test_reserved_metadata_key(adapter: CenoteDocumentStore) -> None:
     """The reserved key is rejected in documents and in updates, and nothing is written."""
     bad = Document(id="bad", meta={RESERVED: "secret"})
     with pytest.raises(InvalidInputError, match="meta of document 'bad'") as error:
-        adapted.write_documents([KINDS["text"], bad])
+        adapter.write_documents([KINDS["text"], bad])
     assert (error.value.chunk_id, "secret" in str(error.value)) == ("bad", False)
-    assert adapted.count_documents() == 0
+    assert adapter.count_documents() == 0
     with pytest.raises(InvalidInputError, match=RESERVED):
-        adapted.update_by_filter({"field": "id", "operator": "!=", "value": ""}, bad.meta)
+        adapter.update_by_filter({"field": "id", "operator": "!=", "value": ""}, bad.meta)
 
 
 @pytest.mark.parametrize("method", ["delete_by_filter", "update_by_filter"])
-def test_empty_filters_change_nothing(adapted: CenoteDocumentStore, method: str) -> None:
+def test_empty_filters_are_rejected(adapter: CenoteDocumentStore, method: str) -> None:
     """Empty filters raise an error that names `delete_all_documents`."""
-    adapted.write_documents([KINDS["text"]])
+    adapter.write_documents([KINDS["text"]])
     arguments: list[Any] = [{}] if method == "update_by_filter" else []
     with pytest.raises(FilterError, match="delete_all_documents"):
-        getattr(adapted, method)({}, *arguments)
-    assert adapted.filter_documents() == [KINDS["text"]]
+        getattr(adapter, method)({}, *arguments)
+    assert adapter.filter_documents() == [KINDS["text"]]
 
 
-def test_date_filters_on_several_pages(adapted: CenoteDocumentStore) -> None:
+def test_date_filters_on_several_pages(adapter: CenoteDocumentStore) -> None:
     """Updates and deletions by date filters work across pages of documents."""
     many = [Document(id=f"{n:04}", meta={"at": f"2024-01-{1 + n % 2:02}"}) for n in range(1201)]
-    assert adapted.write_documents(many) == 1201
+    assert adapter.write_documents(many) == 1201
     early: dict[str, Any] = {"field": "meta.at", "operator": "<", "value": "2024-01-02"}
-    assert adapted.update_by_filter(early, {"at": None}) == 601
-    assert adapted.count_documents_by_filter(early) == 0
+    assert adapter.update_by_filter(early, {"at": None}) == 601
+    assert adapter.count_documents_by_filter(early) == 0
     late = {"field": "meta.at", "operator": ">", "value": "2024-01-01T12:00"}
-    assert adapted.delete_by_filter(late) == 600
-    assert _ids(adapted.filter_documents()) == _ids(many[::2])
+    assert adapter.delete_by_filter(late) == 600
+    assert _ids(adapter.filter_documents()) == _ids(many[::2])
 
 
-def test_duplicate_policies(adapted: CenoteDocumentStore) -> None:
-    """Each policy applies to stored ids and to ids that appear twice."""
+def test_duplicate_policies(adapter: CenoteDocumentStore) -> None:
+    """Each policy applies to stored ids, and to ids that appear twice in a batch."""
     old, new, other = (Document(id=text[0], content=text) for text in ("1 old", "1 new", "2"))
-    adapted.write_documents([old])
+    adapter.write_documents([old])
     for policy in (DuplicatePolicy.NONE, DuplicatePolicy.FAIL):
         for documents in ([other, new], [other, other]):
             with pytest.raises(DuplicateDocumentError, match="nothing was written"):
-                adapted.write_documents(documents, policy)
-    assert adapted.filter_documents() == [old]
-    assert adapted.write_documents([other, other, new], DuplicatePolicy.SKIP) == 1
-    assert adapted.filter_documents() == [old, other]
-    assert adapted.write_documents([old, new], DuplicatePolicy.OVERWRITE) == 2
-    assert adapted.filter_documents() == [new, other]
+                adapter.write_documents(documents, policy)
+    assert adapter.filter_documents() == [old]
+    assert adapter.write_documents([other, other, new], DuplicatePolicy.SKIP) == 1
+    assert adapter.filter_documents() == [old, other]
+    assert adapter.write_documents([old, new], DuplicatePolicy.OVERWRITE) == 2
+    assert adapter.filter_documents() == [new, other]
 
 
-def test_metadata_field_min_max(adapted: CenoteDocumentStore) -> None:
+def test_metadata_field_min_max(adapter: CenoteDocumentStore) -> None:
     """Minimum and maximum work for numbers and for texts, and are None for mixed values."""
-    adapted.write_documents(
+    adapter.write_documents(
         [
             Document(id="1", meta={"n": 2, "t": "b", "both": 1, "list": [1]}),
             Document(id="2", meta={"n": -0.5, "t": "a", "both": "1", "list": [2]}),
             Document(id="3", meta={"n": None}),
         ]
     )
-    assert adapted.get_metadata_field_min_max("meta.n") == {"min": -0.5, "max": 2}
-    assert adapted.get_metadata_field_min_max("t") == {"min": "a", "max": "b"}
+    assert adapter.get_metadata_field_min_max("meta.n") == {"min": -0.5, "max": 2}
+    assert adapter.get_metadata_field_min_max("t") == {"min": "a", "max": "b"}
     for key in ("both", "list"):
-        assert adapted.get_metadata_field_min_max(key) == {"min": None, "max": None}
+        assert adapter.get_metadata_field_min_max(key) == {"min": None, "max": None}
 
 
 # -- retriever and pipelines ------------------------------------------------------------------
@@ -244,9 +244,9 @@ CATS = Document(id="cats", content="Cats.", meta={"of": "cats", "n": 1}, embeddi
 DOGS = Document(id="dogs", content="Dogs.", meta={"of": "dogs", "n": 2}, embedding=[1.0, 1, 0, 0])
 
 
-async def test_retriever(adapted: CenoteDocumentStore) -> None:
-    """A run replaces or merges the filters and can set `top_k`; invalid arguments raise errors."""
-    await adapted.write_documents_async([CATS, DOGS])
+async def test_retriever(adapter: CenoteDocumentStore) -> None:
+    """A run's filters replace the retriever's filters, or are merged with them."""
+    await adapter.write_documents_async([CATS, DOGS])
     of_dogs = {"field": "meta.of", "operator": "==", "value": "dogs"}
     first = {"field": "meta.n", "operator": "<", "value": 2}
 
@@ -256,14 +256,14 @@ async def test_retriever(adapted: CenoteDocumentStore) -> None:
         assert found == found_sync
         return _ids(found["documents"])
 
-    retriever = CenoteEmbeddingRetriever(adapted, of_dogs)
+    retriever = CenoteEmbeddingRetriever(adapter, of_dogs)
     assert await ids(retriever) == ["dogs"]
     assert await ids(retriever, filters=first) == ["cats"]
-    assert await ids(CenoteEmbeddingRetriever(adapted), top_k=1) == ["cats"]
-    merging = CenoteEmbeddingRetriever(adapted, of_dogs, filter_policy=FilterPolicy.MERGE)
+    assert await ids(CenoteEmbeddingRetriever(adapter), top_k=1) == ["cats"]
+    merging = CenoteEmbeddingRetriever(adapter, of_dogs, filter_policy=FilterPolicy.MERGE)
     assert await ids(merging, filters=first) == []
     with pytest.raises(ValueError, match="top_k"):
-        CenoteEmbeddingRetriever(adapted, top_k=0)
+        CenoteEmbeddingRetriever(adapter, top_k=0)
     with pytest.raises(ValueError, match="top_k"):
         await retriever.run_async([1.0, 0.0, 0.0, 0.0], top_k=-1)
     with pytest.raises(TypeError, match="InMemoryVectorStore"):
@@ -271,9 +271,9 @@ async def test_retriever(adapted: CenoteDocumentStore) -> None:
 
 
 async def test_pipelines_are_saved_and_loaded(
-    small: PgVectorStore, module_dsn: str, monkeypatch: pytest.MonkeyPatch
+    store_for_documents: PgVectorStore, module_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A saved pipeline contains the variable's name but no password, and runs after loading."""
+    """A saved pipeline contains a variable's name instead of the password, and can be loaded."""
     monkeypatch.setenv("HAYSTACK_TEST_URL", module_dsn)
     store = CenoteDocumentStore.from_connection_string(
         Secret.from_env_var("HAYSTACK_TEST_URL"), 4, "pipelines", table_name="haystack_4"
@@ -306,14 +306,14 @@ async def test_pipelines_are_saved_and_loaded(
     await store.close_async()
 
 
-def test_live_store_cannot_be_saved(adapted: CenoteDocumentStore) -> None:
-    """The error names the constructor that can be saved."""
+def test_live_store_cannot_be_saved(adapter: CenoteDocumentStore) -> None:
+    """The error names the constructor of stores that can be saved."""
     with pytest.raises(SerializationError, match="from_connection_string"):
-        CenoteEmbeddingRetriever(adapted).to_dict()
+        CenoteEmbeddingRetriever(adapter).to_dict()
 
 
 def test_invalid_connection_strings() -> None:
-    """A plain connection string cannot be saved, and errors never show it."""
+    """A connection string in plain text cannot be saved, and errors do not quote it."""
     dsn = "postgresql://cenote:secret@localhost/x"
     store = CenoteDocumentStore.from_connection_string(Secret.from_token(dsn), 4, "acme")
     with pytest.raises(ValueError, match="token"):

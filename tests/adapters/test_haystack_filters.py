@@ -1,4 +1,4 @@
-"""Haystack filters: the adapter matches the same documents as Haystack's own code."""
+"""Haystack filters match the same documents as in Haystack's own code."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ trees = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def both(module_dsn: str) -> Iterator[tuple[asyncio.Runner, list[Any]]]:
+def stores(module_dsn: str) -> Iterator[tuple[asyncio.Runner, list[Any]]]:
     """An event loop, and one store of each kind."""
     with asyncio.Runner() as runner:
         postgres = runner.run(PgVectorStore.connect(module_dsn, 4))
@@ -77,7 +77,7 @@ def both(module_dsn: str) -> Iterator[tuple[asyncio.Runner, list[Any]]]:
 
 
 def _matches(filters: dict[str, Any], document: Document) -> bool | None:
-    """Return Haystack's answer, or None if it raises an error because of the document's value."""
+    """Return Haystack's answer, or None if Haystack cannot compare the document's value."""
     try:
         return document_matches_filter(filters, document)
     except (FilterError, TypeError):
@@ -85,7 +85,7 @@ def _matches(filters: dict[str, Any], document: Document) -> bool | None:
 
 
 def _documents() -> list[Document]:
-    """Return one document per value, with texts also as content, and one without a value."""
+    """Return a document for each value, with texts also as content, and one without a value."""
     without_value = Document(id="999", embedding=[1.0, 999.0, 0.0, 0.0])
     return [
         Document(
@@ -126,9 +126,9 @@ COMPARISONS: list[tuple[str, Any]] = [
 ]
 
 
-def test_comparisons_match_as_in_haystack(both: Any) -> None:
+def test_comparisons_match_as_in_haystack(stores: Any) -> None:
     """Every comparison of each value with each other, and its negation, match as in Haystack."""
-    runner, stores = both
+    runner, stores = stores
     documents = _documents()
 
     async def compare(store: Any) -> None:
@@ -159,9 +159,9 @@ TREES_PER_EXAMPLE = 10
     filter_trees=st.lists(trees, min_size=TREES_PER_EXAMPLE, max_size=TREES_PER_EXAMPLE),
     top_k=st.integers(1, 5),
 )
-def test_random_filters_match_as_in_haystack(both: Any, filter_trees: Any, top_k: int) -> None:
+def test_random_filters_match_as_in_haystack(stores: Any, filter_trees: Any, top_k: int) -> None:
     """Random filter trees (CENOTE_TEST_FILTER_EXAMPLES in all) match alike in every method."""
-    runner, stores = both
+    runner, stores = stores
     documents = _documents()
 
     async def compare(store: Any) -> None:
@@ -204,7 +204,7 @@ def test_random_filters_match_as_in_haystack(both: Any, filter_trees: Any, top_k
     ],
 )
 def test_invalid_filters(filters: Any, reason: str) -> None:
-    """Invalid filters raise an error that names the reason and does not quote the value."""
+    """The error names the reason and does not quote the value."""
     with pytest.raises(FilterError, match=reason) as error:
         translate(filters)
     assert "secret" not in str(error.value)

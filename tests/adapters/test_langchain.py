@@ -1,4 +1,4 @@
-"""The LangChain adapter: LangChain's test suites, and behaviour that they do not cover."""
+"""The LangChain adapter: LangChain's test suites, and behaviour that the suites do not cover."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TestInMemory(VectorStoreIntegrationTests):
 
 
 @pytest.fixture(params=["memory", "postgres"])
-def adapted(request: pytest.FixtureRequest) -> Iterator[CenoteVectorStore]:
+def adapter(request: pytest.FixtureRequest) -> Iterator[CenoteVectorStore]:
     """The adapter, once with each kind of store."""
     store: Any = InMemoryVectorStore(EMBEDDING_SIZE)
     if request.param == "postgres":
@@ -62,28 +62,28 @@ def adapted(request: pytest.FixtureRequest) -> Iterator[CenoteVectorStore]:
 TEXTS = ["one", "two", "three", "four"]
 
 
-def test_added_texts_are_found(adapted: CenoteVectorStore) -> None:
+def test_added_texts_are_found(adapter: CenoteVectorStore) -> None:
     """Texts get ids and are found by similarity, with filters, options and MMR."""
     metadatas = [{"document_id": "numbers", "n": number} for number in range(4)]
-    ids = adapted.add_texts(TEXTS, metadatas)
+    ids = adapter.add_texts(TEXTS, metadatas)
     assert len(set(ids)) == 4
-    ((document, score),) = adapted.similarity_search_with_score("two", k=1)
+    ((document, score),) = adapter.similarity_search_with_score("two", k=1)
     assert (document.page_content, document.id) == ("two", ids[1])
     assert score == pytest.approx(1.0)
-    assert adapted.similarity_search("two", 4, {"n": {"$gte": 2}})[0].metadata["n"] >= 2
-    assert len(adapted.similarity_search("two", 4, meta("n") < 3)) == 3
-    assert adapted.similarity_search("two", 4, per_document=1) == [document]
-    (_, relevance), *_ = adapted.similarity_search_with_relevance_scores("two", k=2)
+    assert adapter.similarity_search("two", 4, {"n": {"$gte": 2}})[0].metadata["n"] >= 2
+    assert len(adapter.similarity_search("two", 4, meta("n") < 3)) == 3
+    assert adapter.similarity_search("two", 4, per_document=1) == [document]
+    (_, relevance), *_ = adapter.similarity_search_with_relevance_scores("two", k=2)
     assert relevance == pytest.approx(1.0)
-    vector = adapted.embeddings.embed_query("two")
-    assert adapted.similarity_search_by_vector(vector, k=1) == [document]
-    diverse = adapted.max_marginal_relevance_search("two", k=2, fetch_k=4)
+    vector = adapter.embeddings.embed_query("two")
+    assert adapter.similarity_search_by_vector(vector, k=1) == [document]
+    diverse = adapter.max_marginal_relevance_search("two", k=2, fetch_k=4)
     assert diverse[0] == document
-    assert adapted.max_marginal_relevance_search_by_vector(vector, k=1) == [document]
+    assert adapter.max_marginal_relevance_search_by_vector(vector, k=1) == [document]
 
 
 async def test_numeric_document_ids() -> None:
-    """Numbers, including 0, become document ids; empty values fall back to the chunk's id."""
+    """Numbers, including 0, become document ids; without a value, the chunk's id does."""
     store = InMemoryVectorStore(EMBEDDING_SIZE)
     adapter = CenoteVectorStore(store, VectorStoreIntegrationTests.get_embeddings(), "acme")
     metadatas = [{"document_id": value} for value in (0, 7, "", None)]
@@ -92,28 +92,28 @@ async def test_numeric_document_ids() -> None:
     assert [chunk.document_id for chunk in chunks] == ["0", "7", "c", "d"]
 
 
-async def test_asynchronous_methods(adapted: CenoteVectorStore) -> None:
-    """Asynchronous and synchronous methods of one object return the same documents."""
-    ids = await adapted.aadd_texts(TEXTS, ids=["a", None, "c", "d"])
+async def test_asynchronous_methods(adapter: CenoteVectorStore) -> None:
+    """Asynchronous and synchronous methods of one adapter return the same documents."""
+    ids = await adapter.aadd_texts(TEXTS, ids=["a", None, "c", "d"])
     assert ids[0] == "a"
-    assert await asyncio.to_thread(adapted.get_by_ids, ids) == await adapted.aget_by_ids(ids)
-    vector = await adapted.embeddings.aembed_query("three")
-    (three,) = await adapted.asimilarity_search("three", k=1)
+    assert await asyncio.to_thread(adapter.get_by_ids, ids) == await adapter.aget_by_ids(ids)
+    vector = await adapter.embeddings.aembed_query("three")
+    (three,) = await adapter.asimilarity_search("three", k=1)
     assert three.id == "c"
-    assert await adapted.asimilarity_search_by_vector(vector, k=1) == [three]
-    assert (await adapted.amax_marginal_relevance_search("three", k=1)) == [three]
-    assert (await adapted.amax_marginal_relevance_search_by_vector(vector, k=1)) == [three]
-    await adapted.adelete(["c"])
-    assert await adapted.aget_by_ids(["c"]) == []
+    assert await adapter.asimilarity_search_by_vector(vector, k=1) == [three]
+    assert (await adapter.amax_marginal_relevance_search("three", k=1)) == [three]
+    assert (await adapter.amax_marginal_relevance_search_by_vector(vector, k=1)) == [three]
+    await adapter.adelete(["c"])
+    assert await adapter.aget_by_ids(["c"]) == []
 
 
-def test_delete_requires_ids_or_a_filter(adapted: CenoteVectorStore) -> None:
+def test_delete_requires_ids_or_a_filter(adapter: CenoteVectorStore) -> None:
     """`delete` without arguments raises an error instead of deleting everything."""
-    adapted.add_documents([Document(page_content=text, metadata={"t": text}) for text in TEXTS])
+    adapter.add_documents([Document(page_content=text, metadata={"t": text}) for text in TEXTS])
     with pytest.raises(InvalidInputError):
-        adapted.delete()
-    assert adapted.delete(filter={"t": {"$in": ["one", "two"]}}) is True
-    assert len(adapted.similarity_search("one", k=9)) == 2
+        adapter.delete()
+    assert adapter.delete(filter={"t": {"$in": ["one", "two"]}}) is True
+    assert len(adapter.similarity_search("one", k=9)) == 2
 
 
 async def test_afrom_texts(postgres: PgVectorStore) -> None:

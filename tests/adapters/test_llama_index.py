@@ -46,7 +46,7 @@ from cenote import (
 )
 from cenote.adapters.llama_index import CenoteVectorStore
 
-adapted = llama_adapter
+adapter = llama_adapter
 
 # -- through LlamaIndex ----------------------------------------------------------------------------
 
@@ -54,19 +54,19 @@ PETS = Document(id_="pets", text="cat cat\ncat dog", metadata={"year": 2020, "ta
 COAST = Document(id_="coast", text="sea sea\nsea sun", metadata={"year": 2024, "tags": []})
 
 
-def index_of(adapted: CenoteVectorStore, **options: Any) -> VectorStoreIndex:
+def index_of(adapter: CenoteVectorStore, **options: Any) -> VectorStoreIndex:
     return VectorStoreIndex.from_documents(
         [PETS, COAST],
-        storage_context=StorageContext.from_defaults(vector_store=adapted),
+        storage_context=StorageContext.from_defaults(vector_store=adapter),
         embed_model=Words(),
         transformations=[Lines()],
         **options,
     )
 
 
-def test_index_life_cycle(adapted: CenoteVectorStore) -> None:
+def test_index_life_cycle(adapter: CenoteVectorStore) -> None:
     """An index can be created, searched, extended, reduced and opened again."""
-    index = index_of(adapted)
+    index = index_of(adapter)
     found = index.as_retriever(similarity_top_k=2).retrieve("cat")
     assert ids(found) == ["pets:0", "pets:1"]
     assert [result.score for result in found] == pytest.approx([1, 0.5**0.5])
@@ -84,53 +84,53 @@ def test_index_life_cycle(adapted: CenoteVectorStore) -> None:
     assert ids(index.as_retriever(similarity_top_k=1).retrieve("sun")) == ["beach:0"]
     index.delete_ref_doc("beach")
     index.delete_nodes(["pets:0"])
-    reopened = VectorStoreIndex.from_vector_store(adapted, embed_model=Words())
+    reopened = VectorStoreIndex.from_vector_store(adapter, embed_model=Words())
     assert ids(reopened.as_retriever(similarity_top_k=9).retrieve("cat")) == [
         "pets:1",
         "coast:0",
         "coast:1",
     ]
-    adapted.clear()
+    adapter.clear()
     assert reopened.as_retriever().retrieve("cat") == []
-    assert adapted.get_nodes() == []
+    assert adapter.get_nodes() == []
 
 
-async def test_asynchronous_methods(adapted: CenoteVectorStore) -> None:
-    """Asynchronous and synchronous methods of one object return the same nodes."""
-    index = VectorStoreIndex.from_vector_store(adapted, embed_model=Words())
+async def test_asynchronous_methods(adapter: CenoteVectorStore) -> None:
+    """Asynchronous and synchronous methods of one adapter return the same nodes."""
+    index = VectorStoreIndex.from_vector_store(adapter, embed_model=Words())
     await index.ainsert_nodes(Lines()([PETS, COAST]))
     retriever = index.as_retriever(similarity_top_k=2, filters=where("tags", "contains", "a"))
     assert ids(await retriever.aretrieve("cat")) == ["pets:0", "pets:1"]
     assert ids(await asyncio.to_thread(retriever.retrieve, "cat")) == ["pets:0", "pets:1"]
     await index.adelete_ref_doc("coast")
     await index.adelete_nodes(["pets:1"])
-    assert ids(await adapted.aget_nodes()) == ["pets:0"]
-    await adapted.aclear()
-    assert await adapted.aget_nodes() == []
+    assert ids(await adapter.aget_nodes()) == ["pets:0"]
+    await adapter.aclear()
+    assert await adapter.aget_nodes() == []
 
 
-def test_use_async_in_synchronous_code(adapted: CenoteVectorStore) -> None:
+def test_use_async_in_synchronous_code(adapter: CenoteVectorStore) -> None:
     """An index with `use_async=True` works if the engine keeps no connections."""
-    index = index_of(adapted, use_async=True)
+    index = index_of(adapter, use_async=True)
     assert ids(index.as_retriever(similarity_top_k=1).retrieve("sea")) == ["coast:0"]
 
 
-def test_other_embedding_models(adapted: CenoteVectorStore) -> None:
+def test_other_embedding_models(adapter: CenoteVectorStore) -> None:
     """Any embedding model works if its dimensions are the store's."""
-    index = VectorStoreIndex.from_vector_store(adapted, embed_model=MockEmbedding(embed_dim=4))
+    index = VectorStoreIndex.from_vector_store(adapter, embed_model=MockEmbedding(embed_dim=4))
     index.insert_nodes([TextNode(id_="a", text="text")])
     assert ids(index.as_retriever().retrieve("other")) == ["a"]
-    other = VectorStoreIndex.from_vector_store(adapted, embed_model=MockEmbedding(embed_dim=5))
+    other = VectorStoreIndex.from_vector_store(adapter, embed_model=MockEmbedding(embed_dim=5))
     with pytest.raises(DimensionMismatchError):
         other.as_retriever().retrieve("other")
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-def test_ingestion_pipeline(adapted: CenoteVectorStore, awaited: bool) -> None:
+def test_ingestion_pipeline(adapter: CenoteVectorStore, awaited: bool) -> None:
     """A pipeline replaces changed documents and deletes missing ones."""
     pipeline = IngestionPipeline(
         transformations=[Lines(), Words()],
-        vector_store=adapted,
+        vector_store=adapter,
         docstore=SimpleDocumentStore(),
         docstore_strategy=DocstoreStrategy.UPSERTS_AND_DELETE,
     )
@@ -140,20 +140,20 @@ def test_ingestion_pipeline(adapted: CenoteVectorStore, awaited: bool) -> None:
             asyncio.run(pipeline.arun(documents=list(documents)))
         else:
             pipeline.run(documents=list(documents))
-        return [node.get_content() for node in adapted.get_nodes()]
+        return [node.get_content() for node in adapter.get_nodes()]
 
     assert ingest(PETS, COAST) == ["sea sea", "sea sun", "cat cat", "cat dog"]
     assert ingest(Document(id_="pets", text="dog"), COAST) == ["sea sea", "sea sun", "dog"]
     assert ingest(COAST) == ["sea sea", "sea sun"]
 
 
-def test_images_and_index_nodes_with_texts(adapted: CenoteVectorStore) -> None:
+def test_images_and_index_nodes_with_texts(adapter: CenoteVectorStore) -> None:
     """The index's own retriever finds no texts; `VectorIndexRetriever` finds all nodes."""
     image = ImageNode(id_="image", text="cat", image_url="https://example.org/cat.png")
     pointer = IndexNode(id_="pointer", text="cat sun", index_id="other")
     index = VectorStoreIndex(
         [node("text", "cat"), image, pointer],
-        storage_context=StorageContext.from_defaults(vector_store=adapted),
+        storage_context=StorageContext.from_defaults(vector_store=adapter),
         embed_model=Words(),
     )
     assert ids(index.as_retriever(similarity_top_k=9).retrieve("cat")) == ["image", "pointer"]
@@ -166,9 +166,9 @@ def test_images_and_index_nodes_with_texts(adapted: CenoteVectorStore) -> None:
 
 
 @pytest.fixture
-def four(adapted: CenoteVectorStore) -> CenoteVectorStore:
+def adapter_with_nodes(adapter: CenoteVectorStore) -> CenoteVectorStore:
     """The adapter with four nodes of two documents."""
-    adapted.add(
+    adapter.add(
         [
             node("1", "cat", "pets", n=1),
             node("2", "cat cat dog", "pets", n=2),
@@ -176,29 +176,31 @@ def four(adapted: CenoteVectorStore) -> CenoteVectorStore:
             node("4", "cat sea", "coast", n=4),
         ]
     )
-    return adapted
+    return adapter
 
 
-def test_query_restrictions(four: CenoteVectorStore) -> None:
+def test_query_restrictions(adapter_with_nodes: CenoteVectorStore) -> None:
     """Node ids, document ids, filters and the store's options restrict a query."""
-    assert four.query(make_query()).ids == ["1", "2", "3", "4"]
-    assert four.query(make_query(node_ids=[])).ids == ["1", "2", "3", "4"]
-    assert four.query(make_query(node_ids=["4", "2", "9"])).ids == ["2", "4"]
-    assert four.query(make_query(doc_ids=["coast"])).ids == ["4"]
-    assert four.query(make_query(doc_ids=[])).ids == []
-    assert four.query(make_query(doc_ids=["pets"], filters=where("n", ">", 1))).ids == ["2", "3"]
-    assert four.query(make_query(), per_document=1).ids == ["1", "4"]
-    assert four.query(make_query(), min_score=0.8).ids == ["1", "2"]
-    result = four.query(make_query(node_ids=["4"]))
+    assert adapter_with_nodes.query(make_query()).ids == ["1", "2", "3", "4"]
+    assert adapter_with_nodes.query(make_query(node_ids=[])).ids == ["1", "2", "3", "4"]
+    assert adapter_with_nodes.query(make_query(node_ids=["4", "2", "9"])).ids == ["2", "4"]
+    assert adapter_with_nodes.query(make_query(doc_ids=["coast"])).ids == ["4"]
+    assert adapter_with_nodes.query(make_query(doc_ids=[])).ids == []
+    assert adapter_with_nodes.query(
+        make_query(doc_ids=["pets"], filters=where("n", ">", 1))
+    ).ids == ["2", "3"]
+    assert adapter_with_nodes.query(make_query(), per_document=1).ids == ["1", "4"]
+    assert adapter_with_nodes.query(make_query(), min_score=0.8).ids == ["1", "2"]
+    result = adapter_with_nodes.query(make_query(node_ids=["4"]))
     assert result.similarities == pytest.approx([0.5**0.5])
     assert ids(result.nodes or []) == ["4"]
     opposite = VectorStoreQuery(query_embedding=[-1.0, 0, 0, 0])
-    assert four.query(opposite).similarities == pytest.approx([-(0.5**0.5)])
+    assert adapter_with_nodes.query(opposite).similarities == pytest.approx([-(0.5**0.5)])
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, None, 0.9, 1.0])
-def test_mmr(four: CenoteVectorStore, threshold: float | None) -> None:
-    """MMR selects the same nodes as LlamaIndex, with the query's threshold or the keyword."""
+def test_mmr(adapter_with_nodes: CenoteVectorStore, threshold: float | None) -> None:
+    """MMR selects the same nodes as LlamaIndex, with the query's threshold or the argument."""
     query = make_query(mode=VectorStoreQueryMode.MMR, mmr_threshold=threshold)
     query.similarity_top_k = 2
     stored = [[1.0, 0, 0, 0], [2.0, 1, 0, 0], [1.0, 1, 0, 0], [1.0, 0, 1, 0]]
@@ -209,12 +211,12 @@ def test_mmr(four: CenoteVectorStore, threshold: float | None) -> None:
         embedding_ids=list("1234"),
         mmr_threshold=threshold,
     )
-    result = four.query(query)
+    result = adapter_with_nodes.query(query)
     assert result.ids == expected
     assert (result.similarities or [])[0] == pytest.approx(1)
     query.mmr_threshold = None
-    assert four.query(query, mmr_threshold=threshold).ids == expected
-    assert four.query(query, mmr_threshold=threshold, candidates=2).ids == ["1", "2"]
+    assert adapter_with_nodes.query(query, mmr_threshold=threshold).ids == expected
+    assert adapter_with_nodes.query(query, mmr_threshold=threshold, candidates=2).ids == ["1", "2"]
 
 
 @pytest.fixture(params=["memory", "postgres"])
@@ -263,9 +265,9 @@ async def test_text_and_hybrid_modes(with_full_text: CenoteVectorStore) -> None:
 )
 async def test_unsupported_modes(mode: VectorStoreQueryMode) -> None:
     """The error names the unsupported mode and the supported ones."""
-    adapted = CenoteVectorStore(InMemoryVectorStore(4), "acme")
+    adapter = CenoteVectorStore(InMemoryVectorStore(4), "acme")
     with pytest.raises(NotImplementedError, match=f"{mode.value}.*'default', 'mmr', "):
-        await adapted.aquery(VectorStoreQuery(query_str="cat", mode=mode))
+        await adapter.aquery(VectorStoreQuery(query_str="cat", mode=mode))
 
 
 @pytest.mark.parametrize(
@@ -281,87 +283,89 @@ async def test_unsupported_modes(mode: VectorStoreQueryMode) -> None:
 )
 async def test_invalid_queries(query: VectorStoreQuery, field: str) -> None:
     """The error names the invalid field and quotes no value."""
-    adapted = CenoteVectorStore(InMemoryVectorStore(4), "acme")
+    adapter = CenoteVectorStore(InMemoryVectorStore(4), "acme")
     with pytest.raises(InvalidInputError, match=field) as error:
-        await adapted.aquery(query)
+        await adapter.aquery(query)
     assert error.value.field == field
     assert "SECRET" not in str(error.value)
 
 
-def test_deletions(four: CenoteVectorStore) -> None:
+def test_deletions(adapter_with_nodes: CenoteVectorStore) -> None:
     """Deletions require ids, filters or both, and do not affect other namespaces."""
-    other = CenoteVectorStore(four.client, "other")
+    other = CenoteVectorStore(adapter_with_nodes.client, "other")
     for nothing in (None, MetadataFilters(filters=[])):
         with pytest.raises(InvalidInputError, match=r"clear\(\)"):
-            four.delete_nodes(filters=nothing)
+            adapter_with_nodes.delete_nodes(filters=nothing)
     with pytest.raises(InvalidInputError, match="every"):
-        four.delete_nodes(filters=MetadataFilters(filters=[MetadataFilters(filters=[])]))
-    four.delete_nodes([])
-    four.delete_nodes([], where("n", ">", 0))
-    four.delete_nodes(["1", "9"], where("n", ">", 1))
-    four.delete("nowhere")
-    assert len(four.get_nodes()) == 4
-    four.delete_nodes(["1", "2"], where("n", ">", 1))
-    assert ids(four.get_nodes()) == ["1", "3", "4"]
-    four.delete_nodes(filters=where("n", "==", 3))
-    four.delete_nodes(["1"])
-    assert ids(four.get_nodes()) == ["4"]
-    four.delete("coast")
-    four.add([node("alone", "cat")])
+        adapter_with_nodes.delete_nodes(
+            filters=MetadataFilters(filters=[MetadataFilters(filters=[])])
+        )
+    adapter_with_nodes.delete_nodes([])
+    adapter_with_nodes.delete_nodes([], where("n", ">", 0))
+    adapter_with_nodes.delete_nodes(["1", "9"], where("n", ">", 1))
+    adapter_with_nodes.delete("nowhere")
+    assert len(adapter_with_nodes.get_nodes()) == 4
+    adapter_with_nodes.delete_nodes(["1", "2"], where("n", ">", 1))
+    assert ids(adapter_with_nodes.get_nodes()) == ["1", "3", "4"]
+    adapter_with_nodes.delete_nodes(filters=where("n", "==", 3))
+    adapter_with_nodes.delete_nodes(["1"])
+    assert ids(adapter_with_nodes.get_nodes()) == ["4"]
+    adapter_with_nodes.delete("coast")
+    adapter_with_nodes.add([node("alone", "cat")])
     assert other.get_nodes() == []
-    four.delete("alone")
-    assert four.get_nodes() == []
+    adapter_with_nodes.delete("alone")
+    assert adapter_with_nodes.get_nodes() == []
 
 
-def test_get_nodes(four: CenoteVectorStore) -> None:
+def test_get_nodes(adapter_with_nodes: CenoteVectorStore) -> None:
     """`get_nodes` reads by ids, filters or both, and ignores unknown ids."""
-    assert ids(four.get_nodes(["4", "1", "9"])) == ["1", "4"]
-    assert four.get_nodes([]) == []
-    assert ids(four.get_nodes(["4", "1"], where("n", ">", 1))) == ["4"]
-    assert ids(four.get_nodes(filters=where("ref_doc_id", "==", "coast"))) == ["4"]
+    assert ids(adapter_with_nodes.get_nodes(["4", "1", "9"])) == ["1", "4"]
+    assert adapter_with_nodes.get_nodes([]) == []
+    assert ids(adapter_with_nodes.get_nodes(["4", "1"], where("n", ">", 1))) == ["4"]
+    assert ids(adapter_with_nodes.get_nodes(filters=where("ref_doc_id", "==", "coast"))) == ["4"]
 
 
 async def test_caller_transaction(dsn: str) -> None:
     """The asynchronous methods join the transaction passed as `session`."""
     engine = engine_for_any_loop(dsn)
-    adapted = CenoteVectorStore(PgVectorStore(engine, 4), "acme")
+    adapter = CenoteVectorStore(PgVectorStore(engine, 4), "acme")
     async with engine.connect() as session:
-        await adapted.async_add([node("1", "cat", "pets"), node("2", "dog")], session=session)
-        await adapted.adelete("pets", session=session)
-        assert (await adapted.aquery(make_query(doc_ids=["2"]), session=session)).ids == ["2"]
-        assert await adapted.aget_nodes() == []
+        await adapter.async_add([node("1", "cat", "pets"), node("2", "dog")], session=session)
+        await adapter.adelete("pets", session=session)
+        assert (await adapter.aquery(make_query(doc_ids=["2"]), session=session)).ids == ["2"]
+        assert await adapter.aget_nodes() == []
         await session.rollback()
-    assert await adapted.aget_nodes() == []
+    assert await adapter.aget_nodes() == []
 
 
 # -- serialization ---------------------------------------------------------------------------------
 
 
 async def test_serialization() -> None:
-    """Serialized data contain no password, and restore the adapter with a given store."""
+    """Serialized data contain no password, and a given store restores the adapter."""
     engine = create_async_engine("postgresql+asyncpg://me:SECRET@localhost/database")
-    adapted = CenoteVectorStore(PgVectorStore(engine, 4), "acme", embedding_model="words")
-    data = adapted.to_dict()
+    adapter = CenoteVectorStore(PgVectorStore(engine, 4), "acme", embedding_model="words")
+    data = adapter.to_dict()
     assert data == {
         "namespace": "acme",
         "embedding_model": "words",
         "class_name": "CenoteVectorStore",
     }
-    assert "SECRET" not in repr(adapted) + str(adapted) + adapted.to_json()
-    restored = CenoteVectorStore.from_dict(data, store=adapted.client)
+    assert "SECRET" not in repr(adapter) + str(adapter) + adapter.to_json()
+    restored = CenoteVectorStore.from_dict(data, store=adapter.client)
     assert (restored.namespace, restored.embedding_model) == ("acme", "words")
     assert (restored.stores_text, restored.is_embedding_query) == (True, True)
-    assert restored.model_copy().client is adapted.client
+    assert restored.model_copy().client is adapter.client
     with pytest.raises(TypeError, match="store"):
         CenoteVectorStore.from_dict(data)
     with pytest.raises(TypeError, match="from_dict"):
-        pickle.dumps(adapted)
-    pipeline = IngestionPipeline(transformations=[Lines()], vector_store=adapted)
+        pickle.dumps(adapter)
+    pipeline = IngestionPipeline(transformations=[Lines()], vector_store=adapter)
     assert "SECRET" not in str(pipeline.model_dump(include={"vector_store"}))
 
 
 async def test_embedding_model() -> None:
-    """The adapter's embedding model is stored, and a store rejects models other than its own."""
+    """The adapter stores its embedding model, and a store with another model rejects it."""
     store = InMemoryVectorStore(4, embedding_model="words")
     await CenoteVectorStore(store, "acme", embedding_model="words").async_add([node("a", "cat")])
     with pytest.raises(InvalidInputError, match="llama-index"):

@@ -1,4 +1,4 @@
-"""LlamaIndex filters: the adapter matches the same nodes as LlamaIndex's reference."""
+"""LlamaIndex filters match the same nodes as in LlamaIndex's own implementation."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ METADATA: dict[str, dict[str, Any]] = {
         (where("v.a", "==", 1), ""),
     ],
 )
-def test_filters(module_adapted: Any, filters: MetadataFilters, matching: str) -> None:
-    """Filters match as documented, including where LlamaIndex's documentation is open."""
-    runner, both = module_adapted
-    for adapted in both:
-        assert "".join(ids(runner.run(adapted.aget_nodes(filters=filters)))) == matching
+def test_filters(module_adapters: Any, filters: MetadataFilters, matching: str) -> None:
+    """Filters match as documented, also where LlamaIndex's documentation leaves it open."""
+    runner, adapters = module_adapters
+    for adapter in adapters:
+        assert "".join(ids(runner.run(adapter.aget_nodes(filters=filters)))) == matching
 
 
 @pytest.mark.parametrize(
@@ -116,28 +116,30 @@ def test_filters(module_adapted: Any, filters: MetadataFilters, matching: str) -
 )
 async def test_invalid_filters(filters: MetadataFilters, reason: str) -> None:
     """The error names the key and the reason, but not the value."""
-    adapted = CenoteVectorStore(InMemoryVectorStore(4), "acme")
+    adapter = CenoteVectorStore(InMemoryVectorStore(4), "acme")
     with pytest.raises(InvalidInputError, match=reason) as error:
-        await adapted.aget_nodes(filters=filters)
+        await adapter.aget_nodes(filters=filters)
     assert "'key'" in str(error.value) or "doc" in str(error.value)
     assert "SECRET" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
-def module_adapted(
+def module_adapters(
     module_dsn: str,
 ) -> Iterator[tuple[asyncio.Runner, list[CenoteVectorStore]]]:
     """An event loop, and the adapter with a store of each kind that holds `METADATA`."""
     with asyncio.Runner() as runner:
         postgres = runner.run(PgVectorStore.connect(module_dsn, 4))
-        both = [CenoteVectorStore(store, "acme") for store in (InMemoryVectorStore(4), postgres)]
-        for adapted in both:
+        adapters = [
+            CenoteVectorStore(store, "acme") for store in (InMemoryVectorStore(4), postgres)
+        ]
+        for adapter in adapters:
             nodes = [
                 node(id, "", None if id == "8" else ("even", "odd")[int(id) % 2], **metadata)
                 for id, metadata in METADATA.items()
             ]
-            runner.run(adapted.async_add(nodes))
-        yield runner, both
+            runner.run(adapter.async_add(nodes))
+        yield runner, adapters
         runner.run(postgres.close())
 
 
@@ -243,27 +245,27 @@ def reference_answers(filters: MetadataFilters, nodes: list[TextNode]) -> dict[s
     filter_list=st.lists(filters, min_size=6, max_size=6),
 )
 def test_random_filters_match_as_in_the_reference(
-    module_adapted: Any,
+    module_adapters: Any,
     metadata: list[dict[str, Any]],
     documents: list[str],
     filter_list: list[MetadataFilters],
 ) -> None:
     """Random filters match random nodes as in the reference, in reads and in queries."""
-    runner, both = module_adapted
+    runner, adapters = module_adapters
     namespace = uuid.uuid4().hex
     nodes = [
         node(str(number), "", document, **node_metadata)
         for number, (node_metadata, document) in enumerate(zip(metadata, documents, strict=False))
     ]
 
-    async def compare(adapted: CenoteVectorStore) -> None:
-        await adapted.async_add(nodes)
+    async def compare(adapter: CenoteVectorStore) -> None:
+        await adapter.async_add(nodes)
         for filters in filter_list:
             answers = reference_answers(filters, nodes)
-            read = ids(await adapted.aget_nodes(filters=filters))
+            read = ids(await adapter.aget_nodes(filters=filters))
             assert {node_id: node_id in read for node_id in answers} == answers
-            assert (await adapted.aquery(make_query(filters=filters))).ids == read
-        await adapted.aclear()
+            assert (await adapter.aquery(make_query(filters=filters))).ids == read
+        await adapter.aclear()
 
-    for adapted in both:
-        runner.run(compare(CenoteVectorStore(adapted.client, namespace)))
+    for adapter in adapters:
+        runner.run(compare(CenoteVectorStore(adapter.client, namespace)))

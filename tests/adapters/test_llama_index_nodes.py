@@ -1,4 +1,4 @@
-"""LlamaIndex nodes: conversion to chunks and back."""
+"""Conversion of LlamaIndex nodes to chunks and back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cenote import (
 )
 from cenote.adapters.llama_index import CenoteVectorStore
 
-adapted = llama_adapter
+adapter = llama_adapter
 
 
 class Special(TextNode):
@@ -86,60 +86,60 @@ NODES = [
 
 
 @pytest.mark.parametrize("original", NODES, ids=lambda node: type(node).__name__)
-async def test_nodes_are_restored(adapted: CenoteVectorStore, original: BaseNode) -> None:
+async def test_nodes_are_restored(adapter: CenoteVectorStore, original: BaseNode) -> None:
     """Nodes keep their class, their content and the order of their metadata, as in their hash."""
     written = original.model_copy(update={"embedding": [1.0, 0, 0, 0]})
-    assert await adapted.async_add([written]) == [original.node_id]
-    (restored,) = await adapted.aget_nodes([original.node_id])
+    assert await adapter.async_add([written]) == [original.node_id]
+    (restored,) = await adapter.aget_nodes([original.node_id])
     assert type(restored) is type(original)
     assert restored.model_dump() == original.model_dump()
     assert (restored.hash, list(restored.metadata)) == (original.hash, list(original.metadata))
 
 
-async def test_chunks_of_nodes(adapted: CenoteVectorStore) -> None:
-    """An application reads a node's content and unchanged metadata from its chunk."""
+async def test_chunks_of_nodes(adapter: CenoteVectorStore) -> None:
+    """A chunk contains the node's content, and its metadata unchanged."""
     written = NODES[0].model_copy(update={"embedding": [1.0, 0, 0, 0]})
-    await adapted.async_add([written, node("alone", "cat", day=date(2020, 1, 1), pair=(1, 2))])
-    chunk, alone = await adapted.client.get([written.node_id, "alone"], "acme")
+    await adapter.async_add([written, node("alone", "cat", day=date(2020, 1, 1), pair=(1, 2))])
+    chunk, alone = await adapter.client.get([written.node_id, "alone"], "acme")
     rest = chunk.metadata.pop("_node_content")
     assert chunk.metadata == EVERYTHING["metadata"]
     assert (chunk.document_id, chunk.content, chunk.position) == ("book", written.get_content(), 7)
     assert "Ñandú" not in rest
     assert (alone.document_id, alone.position) == ("alone", 0)
     assert (alone.metadata["day"], alone.metadata["pair"]) == ("2020-01-01", [1, 2])
-    assert await adapted.client.count("acme", {"a": {"long": [1, {"x": None}], "b": True}}) == 1
+    assert await adapter.client.count("acme", {"a": {"long": [1, {"x": None}], "b": True}}) == 1
 
 
-async def test_chunks_written_by_other_means(adapted: CenoteVectorStore) -> None:
-    """Chunks without a node become text nodes, and nodes show changed metadata."""
+async def test_chunks_written_by_other_means(adapter: CenoteVectorStore) -> None:
+    """Chunks written without the adapter become text nodes, with their current metadata."""
     chunk = Chunk(id="guide:1", document_id="guide", content="cat", metadata={"n": 1})
     plain = Chunk(id="plain", document_id="plain", content="cat")
-    await adapted.client.upsert(
+    await adapter.client.upsert(
         [
             EmbeddedChunk(chunk=written, embedding=[1, 0, 0, 0], embedding_model="m")
             for written in (chunk, plain)
         ],
         "acme",
     )
-    await adapted.async_add([node("mine", "cat", z=1, a=2, gone=3)])
+    await adapter.async_add([node("mine", "cat", z=1, a=2, gone=3)])
     changed = {"a": 3, "new": 4, "gone": None}
-    await adapted.client.update_metadata({"mine": changed}, "acme", merge=True)
-    guide, mine, alone = await adapted.aget_nodes()
+    await adapter.client.update_metadata({"mine": changed}, "acme", merge=True)
+    guide, mine, alone = await adapter.aget_nodes()
     assert (guide.node_id, guide.get_content(), guide.metadata) == ("guide:1", "cat", {"n": 1})
     assert (guide.ref_doc_id, alone.ref_doc_id) == ("guide", None)
     assert list(mine.metadata.items()) == [("z", 1), ("a", 3), ("gone", None), ("new", 4)]
-    (stored,) = await adapted.client.get(["mine"], "acme")
+    (stored,) = await adapter.client.get(["mine"], "acme")
     del stored.metadata["gone"]
-    await adapted.client.update_metadata({"mine": stored.metadata}, "acme")
-    (mine,) = await adapted.aget_nodes(["mine"])
+    await adapter.client.update_metadata({"mine": stored.metadata}, "acme")
+    (mine,) = await adapter.aget_nodes(["mine"])
     assert mine.metadata == {"z": 1, "a": 3, "new": 4}
 
 
 @pytest.mark.parametrize("special", [Special(text="cat"), SpecialMedia()])
-async def test_unknown_node_classes(adapted: CenoteVectorStore, special: BaseNode) -> None:
+async def test_unknown_node_classes(adapter: CenoteVectorStore, special: BaseNode) -> None:
     """Nodes of an unknown class are restored as their base class."""
-    await adapted.async_add([special.model_copy(update={"embedding": [1.0, 0, 0, 0]})])
-    (restored,) = await adapted.aget_nodes()
+    await adapter.async_add([special.model_copy(update={"embedding": [1.0, 0, 0, 0]})])
+    (restored,) = await adapter.aget_nodes()
     assert type(restored) is type(special).__base__
     assert restored.get_content() == special.get_content()
 
@@ -172,13 +172,13 @@ NAN = float("nan")
     ],
 )
 async def test_invalid_nodes(
-    adapted: CenoteVectorStore, bad: BaseNode, field: str, reason: str
+    adapter: CenoteVectorStore, bad: BaseNode, field: str, reason: str
 ) -> None:
-    """The error names the node and quotes no content, and nothing of the batch is written."""
+    """The error names the node and quotes no content, and the batch is not written."""
     with pytest.raises(InvalidInputError) as error:
-        await adapted.async_add([node("good", "cat"), bad])
+        await adapter.async_add([node("good", "cat"), bad])
     assert (error.value.chunk_id, error.value.field) == ("bad", field)
     assert "'bad'" in str(error.value)
     assert reason in str(error.value)
     assert "SECRET" not in str(error.value)
-    assert await adapted.aget_nodes() == []
+    assert await adapter.aget_nodes() == []

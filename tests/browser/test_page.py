@@ -1,4 +1,4 @@
-"""Test of the sample application's page in a headless Chromium, which `make browser` installs.
+"""The sample application's page in a headless Chromium, which `make browser` installs.
 
 Set CENOTE_SCREENSHOTS to a folder to keep screenshots of the page.
 """

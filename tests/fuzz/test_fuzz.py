@@ -1,8 +1,8 @@
-"""Fuzz tests of the stores: every input is stored exactly, or rejected clearly and not at all.
+"""Fuzz tests of the stores: every input is stored unchanged, or rejected with a clear error.
 
-Each call goes to a store of each kind, and both must answer alike. The summary of the run shows how
-many inputs each method accepted and rejected. ``CENOTE_TORTURE`` multiplies the number of inputs;
-without it, the inputs are the same in each run.
+Each call goes to a store of each kind, and both must give the same answer. The summary of the run
+shows how many inputs each method accepted and rejected. ``CENOTE_TORTURE`` multiplies the number of
+inputs; without it, the inputs are the same in each run.
 """
 
 from __future__ import annotations
@@ -120,14 +120,14 @@ STORE_SPECIFIC = ("search_text", "search_hybrid", "retrieve")
 
 async def compare_stores(pair: list[Any], entry: str, arguments: dict[str, Any]) -> bool:
     """Call both stores and compare them. Return True if they accepted the input."""
-    own = uuid.uuid4().hex
-    arguments = {name: _with_own_namespace(value, own) for name, value in arguments.items()}
-    namespaces = [own]
+    own_namespace = uuid.uuid4().hex
+    arguments = {name: _with_namespace(value, own_namespace) for name, value in arguments.items()}
+    namespaces = [own_namespace]
     if isinstance(named := arguments.get("namespace"), str):
         namespaces.append(named)
     for store in pair:
-        await store.upsert(SEEDS, own)
-    before = await state(pair[0], own)
+        await store.upsert(SEEDS, own_namespace)
+    before = await state(pair[0], own_namespace)
     ours, theirs = [await outcome(store, entry, arguments) for store in pair]
     rejected = isinstance(ours, Rejection)
     assert isinstance(theirs, Rejection) == rejected, (ours, theirs)
@@ -135,7 +135,7 @@ async def compare_stores(pair: list[Any], entry: str, arguments: dict[str, Any])
         assert_same(ours, theirs)
     for store in pair:
         if rejected:
-            assert_same_state(before, await state(store, own))
+            assert_same_state(before, await state(store, own_namespace))
         elif entry in ("upsert", "bulk_load", "sync_document"):
             await assert_all_kept(store, arguments)
     if not rejected:
@@ -143,16 +143,16 @@ async def compare_stores(pair: list[Any], entry: str, arguments: dict[str, Any])
             first, second = [await state(store, namespace) for store in pair]
             assert_same_state(first, second)
     for store in pair:
-        for namespace in namespaces if not rejected else [own]:
+        for namespace in namespaces if not rejected else [own_namespace]:
             await store.delete_namespace(namespace)
     return not rejected
 
 
-def _with_own_namespace(value: Any, own: str) -> Any:
+def _with_namespace(value: Any, own_namespace: str) -> Any:
     """Replace the placeholder for the namespace of the example."""
     if isinstance(value, list):
-        return [_with_own_namespace(item, own) for item in value]
-    return own if isinstance(value, OwnNamespace) else value
+        return [_with_namespace(item, own_namespace) for item in value]
+    return own_namespace if isinstance(value, OwnNamespace) else value
 
 
 async def assert_all_kept(store: Any, arguments: dict[str, Any]) -> None:
@@ -170,7 +170,7 @@ async def assert_all_kept(store: Any, arguments: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_calls(stores: Stores, tally: Tally, entry: str) -> None:
-    """Every method handles odd arguments, in stores with and without full text and for halfvec."""
+    """Every method accepts or rejects odd arguments, with full text or without, and for halfvec."""
 
     kinds = KINDS if entry not in STORE_SPECIFIC else ["text"] * 9 + KINDS
 
@@ -189,7 +189,7 @@ def test_calls(stores: Stores, tally: Tally, entry: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_odd_chunk_parts(stores: Stores, tally: Tally, kind: str) -> None:
-    """Each odd value for a part of a chunk is tried, one by one."""
+    """Every odd value for a part of a chunk is accepted or rejected."""
     for part, batch in batches_with_an_odd_part():
         arguments = {"namespace": OwnNamespace(), "embedded_chunks": batch}
         with no_hang():
@@ -199,7 +199,7 @@ def test_odd_chunk_parts(stores: Stores, tally: Tally, kind: str) -> None:
 
 
 def test_transactions_and_conditions(stores: Stores, tally: Tally) -> None:
-    """`session` and `where`, which only Postgres stores accept, reject odd values."""
+    """Odd values of `session` and `where`, which only Postgres stores have, are rejected."""
     _, store = stores.pairs["plain"]
 
     @fuzzed
@@ -221,7 +221,7 @@ def test_transactions_and_conditions(stores: Stores, tally: Tally) -> None:
 
 
 def test_large_metadata(stores: Stores) -> None:
-    """Metadata of the maximum size are stored, and larger ones are rejected."""
+    """Metadata of the maximum size are stored, and larger metadata are rejected."""
     one_text = {"a": "x" * 50_000_000}
     many_keys = {f"{n:06}": "x" * 900 for n in range(50_000)}
 
@@ -273,7 +273,7 @@ async def connect(arguments: dict[str, Any]) -> None:
 
 
 def test_connect(tally: Tally) -> None:
-    """Valid connection strings and settings lead to a connection error, invalid ones do not."""
+    """Valid connection strings lead to a connection error, and invalid ones are rejected."""
 
     @fuzzed
     @given(arguments=connecting())

@@ -1,4 +1,4 @@
-"""Fuzz tests of the adapters: they answer alike with each kind of store."""
+"""Fuzz tests of the adapters: both kinds of store give the same answers."""
 
 from __future__ import annotations
 
@@ -53,13 +53,19 @@ class Rejection(tuple[Any, ...]):
 
 
 async def outcome(
-    adapter: Adapter, store: Any, own: str, entry: str, arguments: dict[str, Any], *, awaited: bool
+    adapter: Adapter,
+    store: Any,
+    own_namespace: str,
+    entry: str,
+    arguments: dict[str, Any],
+    *,
+    awaited: bool,
 ) -> Any:
     """Return the answer of a call, or its rejection by cenote or with the framework's own error."""
     adapted = None
     try:
         arguments = resolve(arguments)
-        adapted = adapter.make(store, own, arguments)
+        adapted = adapter.make(store, own_namespace, arguments)
         with numbered_ids():
             answer = adapter.call(adapted, entry, arguments, awaited=awaited)
             return plain(await answer if inspect.isawaitable(answer) else answer)
@@ -99,13 +105,14 @@ async def compare_stores(
     Returns:
         True if the stores accepted the input, None if the framework itself rejected it.
     """
-    adapter, own = ADAPTERS[name], uuid.uuid4().hex
+    adapter, own_namespace = ADAPTERS[name], uuid.uuid4().hex
     for store in pair:
-        await store.upsert(SEEDS, own)
-    before = await state(pair[0], own)
+        await store.upsert(SEEDS, own_namespace)
+    before = await state(pair[0], own_namespace)
     try:
         ours, theirs = [
-            await outcome(adapter, store, own, entry, arguments, awaited=awaited) for store in pair
+            await outcome(adapter, store, own_namespace, entry, arguments, awaited=awaited)
+            for store in pair
         ]
     except NotBuiltError:
         return None
@@ -115,16 +122,16 @@ async def compare_stores(
         assert ours == theirs
     elif entry not in STORE_SPECIFIC:
         assert_alike(ours, theirs)
-    states = [await state(store, own) for store in pair]
+    states = [await state(store, own_namespace) for store in pair]
     assert_same_state(*states)
     if rejected:
         assert_same_state(before, states[0])
     elif entry in RESTORED:
         for store in pair:
-            adapted = adapter.make(store, own, {})
+            adapted = adapter.make(store, own_namespace, {})
             await RESTORED[entry](adapted, arguments, ours, half=kind == "halfvec")
     for store in pair:
-        await store.delete_namespace(own)
+        await store.delete_namespace(own_namespace)
     return not rejected
 
 
@@ -218,7 +225,7 @@ RESTORED: dict[str, Any] = {
 
 @pytest.mark.parametrize(("name", "entry"), ENTRY_POINTS)
 def test_calls(stores: Stores, tally: Tally, name: str, entry: str) -> None:
-    """Every method of the adapters handles odd arguments, in both its forms."""
+    """Every method of the adapters, asynchronous or not, accepts or rejects odd arguments."""
     kinds = ["text"] if entry in STORE_SPECIFIC else KINDS
     arguments_of = some_odd(ADAPTERS[name].entries[entry])
 
@@ -256,7 +263,7 @@ def test_regressions(stores: Stores, name: str) -> None:
 
 @pytest.mark.parametrize("entry", CONSTRUCTIONS)
 def test_constructors(tally: Tally, entry: str) -> None:
-    """Odd arguments work, or are rejected by the constructor or at the first use."""
+    """Constructors accept odd arguments, or reject them at once or at the first use."""
     make, arguments_of, errors = CONSTRUCTIONS[entry]
 
     @fuzzed
@@ -282,7 +289,7 @@ def test_constructors(tally: Tally, entry: str) -> None:
 
 
 def test_long_texts_are_not_dates(stores: Stores) -> None:
-    """Long texts are not parsed as dates, which takes Haystack minutes."""
+    """Long texts are not parsed as dates, which would take Haystack minutes."""
     content = "x" * 2**22
     for store in stores.pairs["plain"]:
         stores.runner.run(store.upsert([embedded("1", content=content)], "long"))

@@ -65,7 +65,7 @@ def engine_for_any_loop(dsn: str) -> AsyncEngine:
     return create_async_engine(url, poolclass=NullPool)
 
 
-@pytest.fixture(name="adapted", params=["memory", "postgres"])
+@pytest.fixture(name="adapter", params=["memory", "postgres"])
 def llama_adapter(request: pytest.FixtureRequest) -> Iterator[CenoteVectorStore]:
     """The adapter, once with each kind of store."""
     store: Any = InMemoryVectorStore(4)

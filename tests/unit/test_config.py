@@ -1,4 +1,4 @@
-"""SchemaConfig checks its settings, and its errors name the setting."""
+"""Settings: their ranges, their sources, and errors that name the setting."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from cenote.validation.arguments import is_integer, is_number
     ],
     ids=str,
 )
-def test_good_values(settings: dict[str, Any]) -> None:
-    """Both limits of each range are accepted."""
+def test_valid_settings(settings: dict[str, Any]) -> None:
+    """The lowest and the highest value of each range are accepted."""
     assert SchemaConfig(**{"dimensions": 3, **settings}).hnsw_m <= 100
 
 
@@ -65,16 +65,16 @@ def test_good_values(settings: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_bad_values(setting: str, value: Any) -> None:
-    """The error names the setting in its message and in its attribute."""
+def test_invalid_settings(setting: str, value: Any) -> None:
+    """The error's message and its attribute name the setting."""
     with pytest.raises(ConfigurationError) as error:
         SchemaConfig(**{"dimensions": 3, setting: value})
     assert error.value.setting == setting
     assert setting in str(error.value)
 
 
-def test_dimensions_that_hnsw_cannot_index_are_rejected() -> None:
-    """The error suggests halfvec if that can index them."""
+def test_too_many_dimensions() -> None:
+    """The error suggests halfvec if halfvec allows the dimensions."""
     with pytest.raises(ConfigurationError, match="halfvec"):
         SchemaConfig(dimensions=3072)
     with pytest.raises(ConfigurationError, match="HNSW"):
@@ -82,28 +82,28 @@ def test_dimensions_that_hnsw_cannot_index_are_rejected() -> None:
 
 
 @pytest.mark.parametrize("dimensions", [0, -3, 1.5, None, True])
-def test_the_memory_store_checks_its_dimensions(dimensions: Any) -> None:
-    """The same values are rejected as in SchemaConfig."""
+def test_invalid_dimensions_in_memory(dimensions: Any) -> None:
+    """The in-memory store rejects the same dimensions as SchemaConfig."""
     with pytest.raises(ConfigurationError):
         InMemoryVectorStore(dimensions)
 
 
-def test_the_memory_store_checks_its_column_type() -> None:
-    """A misspelt type is rejected."""
+def test_invalid_column_type_in_memory() -> None:
+    """The in-memory store rejects an unknown column type."""
     with pytest.raises(ConfigurationError) as error:
         InMemoryVectorStore(3, column_type="half")  # type: ignore[arg-type]
     assert error.value.setting == "column_type"
 
 
 @pytest.mark.parametrize("engine", [None, "postgresql://localhost/x", object()])
-def test_the_store_takes_an_engine_only(engine: Any) -> None:
-    """A connection string is rejected; it is for `connect`."""
+def test_stores_require_an_engine(engine: Any) -> None:
+    """A connection string is rejected, because it belongs to `connect`."""
     with pytest.raises(ConfigurationError):
         PgVectorStore(engine, 3)
 
 
-def test_the_upgrade_command_names_settings_that_are_not_defaults() -> None:
-    """It names no other settings, and parsing it returns the same configuration."""
+def test_settings_in_the_upgrade_command() -> None:
+    """The command contains all settings that differ from their defaults, and no others."""
     config = SchemaConfig(dimensions=4000, column_type="halfvec", schema="s", partitions=0)
     command = upgrade_command(explicit_settings(config))
     assert command.startswith("cenote migrate -x dimensions=4000 ")
@@ -113,8 +113,8 @@ def test_the_upgrade_command_names_settings_that_are_not_defaults() -> None:
     assert resolve(gather(arguments, {}, {}), None) == config
 
 
-def test_priority_of_the_sources() -> None:
-    """The command line comes before the ini file, the environment, and the live table."""
+def test_priority_of_sources() -> None:
+    """The command line comes before the ini file, the environment and the live table."""
     arguments = {"dimensions": "3"}
     section = {"dimensions": "4", "partitions": "0"}
     environ = {"CENOTE_DIMENSIONS": "5", "CENOTE_PARTITIONS": "2", "CENOTE_SCHEMA": "s"}
@@ -146,8 +146,8 @@ def test_priority_of_the_sources() -> None:
     assert resolve({}, None) is None
 
 
-def test_invalid_settings_are_named() -> None:
-    """The error names the setting and its source."""
+def test_errors_name_setting_and_source() -> None:
+    """The error names the setting and where it was set."""
     with pytest.raises(ConfigurationError, match="-x dimension is not a setting"):
         gather({"dimension": "3"}, {}, {})
     with pytest.raises(ConfigurationError, match=r"\[cenote\] dimension is not a setting"):
@@ -159,16 +159,16 @@ def test_invalid_settings_are_named() -> None:
 
 @pytest.mark.parametrize("value", [True, False, np.int64(3), np.float32(1), "3", None, 1j])
 def test_values_that_are_not_numbers(value: Any) -> None:
-    """Booleans and numpy's own numbers are rejected as integers and as numbers."""
+    """Booleans, texts and most numbers of numpy count neither as integers nor as numbers."""
     assert not is_integer(value)
     assert not is_number(value)
 
 
 def test_ranges_of_numbers() -> None:
-    """Both limits are accepted values, and NaN is in no range."""
+    """Ranges include both limits, and NaN is in no range."""
     assert [number for number in range(5) if is_integer(number, 1, 3)] == [1, 2, 3]
     assert is_number(0.5, 0, 0.5)
-    assert is_number(np.float64(0.5), 0, 1)  # a float
+    assert is_number(np.float64(0.5), 0, 1)  # np.float64 is a subclass of float
     assert not is_integer(1.0)
     assert not is_number(float("nan"), 0, 1)
     assert not is_integer(10**400, 1, 10)

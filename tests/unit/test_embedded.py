@@ -26,7 +26,7 @@ with EmbeddedPostgres(sys.argv[1]) as server:
 
 
 async def scalar(dsn: str, query: str) -> str:
-    """Return one value, over a new connection."""
+    """Return one value, read over a new connection."""
     connection = await asyncpg.connect(dsn)
     try:
         return str(await connection.fetchval(query))
@@ -35,14 +35,14 @@ async def scalar(dsn: str, query: str) -> str:
 
 
 def servers(folder: Path) -> int:
-    """Count the running servers of a folder."""
+    """Return the number of running servers of a folder."""
     lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     return sum("-D" in line and str(folder) in line for line in lines)
 
 
 @pytest.mark.parametrize("version", POSTGRES_VERSIONS)
-async def test_temporary_folder(version: int) -> None:
-    """The server has pgvector 0.8 or newer, opens no TCP port and removes its folder at exit."""
+async def test_temporary_server(version: int) -> None:
+    """The server has pgvector 0.8 or newer, opens no TCP port, and its folder is removed."""
     with EmbeddedPostgres(postgres_version=version) as server:
         assert (await scalar(server.dsn, "SHOW server_version")).startswith(str(version))
         assert await scalar(server.dsn, "SHOW listen_addresses") == ""
@@ -54,7 +54,7 @@ async def test_temporary_folder(version: int) -> None:
     assert servers(folder) == 0
 
 
-async def test_kept_folder(tmp_path: Path) -> None:
+async def test_server_with_a_folder(tmp_path: Path) -> None:
     """A folder keeps its data and its Postgres version."""
     folder = tmp_path / "new" / "postgres"
     with EmbeddedPostgres(folder, postgres_version=16) as server:
@@ -67,8 +67,8 @@ async def test_kept_folder(tmp_path: Path) -> None:
     assert error.value.setting == "postgres_version"
 
 
-async def test_shared_folder(tmp_path: Path) -> None:
-    """Contexts and processes share one server, and the last one stops it."""
+async def test_shared_server(tmp_path: Path) -> None:
+    """Contexts and processes share one server, which the last of them stops."""
     folder = tmp_path / "postgres"
     with EmbeddedPostgres(folder) as first, EmbeddedPostgres(folder) as second:
         other = _process(folder)
@@ -121,7 +121,7 @@ def _process(folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root creates the user of the server")
-def test_the_user_is_created_once() -> None:
+def test_concurrent_creation_of_the_user() -> None:
     """Processes that start at the same time wait for each other while one creates the user."""
     inside = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Filters in Postgres: the indexes that serve them, user columns, and long chains."""
+"""Filters in Postgres: plans, user columns and long filters."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ async def indexed(store: PgVectorStore, engine: AsyncEngine) -> PgVectorStore:
     ],
     ids=str,
 )
-async def test_an_index_serves(indexed: PgVectorStore, filter: Any, index: str) -> None:
-    """An index serves the filter, and only the namespace's partition is read."""
+async def test_filters_use_an_index(indexed: PgVectorStore, filter: Any, index: str) -> None:
+    """The plan uses an index, and reads only the namespace's partition."""
     plan = await explain_count(indexed, filter)
     assert re.search(index, plan)
     assert plan.count("_p0") + plan.count("_p1") >= 1
     assert len({word for word in plan.split() if word.startswith("cenote_chunks_p")}) <= 3
 
 
-async def test_indexed_keys_give_the_same_answers(indexed: PgVectorStore) -> None:
-    """Postgres with the indexes agrees with the in-memory store."""
+async def test_results_with_indexes(indexed: PgVectorStore) -> None:
+    """Postgres with indexes on metadata returns the same chunks as the in-memory store."""
     memory = InMemoryVectorStore(4)
     copies = [
         embedded(chunk.id, document_id=chunk.document_id, metadata=chunk.metadata)
@@ -95,7 +95,7 @@ async def test_indexed_keys_give_the_same_answers(indexed: PgVectorStore) -> Non
 
 
 async def test_user_columns(library: AsyncEngine) -> None:
-    """Filters find user columns by name; the error for an unknown name lists the known ones."""
+    """Filters find user columns by name; the error for an unknown column lists the names."""
     sessions = async_sessionmaker(library)
     store = PgVectorStore(sessions, model=Passage)
     async with sessions.begin() as session:
@@ -108,22 +108,22 @@ async def test_user_columns(library: AsyncEngine) -> None:
     assert len(await stored(store, "t", field("doc_id").in_([doc_id]))) == 3
     assert await stored(store, "t", field("doc_id").is_null()) == []
     assert await store.count("t", field("doc_id") != doc_id) == 0
-    for bad in (field("nothing") == 1, field("namespace") == "t", field("metadata").is_null()):
+    for invalid in (field("nothing") == 1, field("namespace") == "t", field("metadata").is_null()):
         with pytest.raises(InvalidInputError, match="no such column; filters can use id, "):
-            await store.search([1, 0, 0, 0], "t", filter=bad)
+            await store.search([1, 0, 0, 0], "t", filter=invalid)
         with pytest.raises(InvalidInputError):
-            store.get_all_chunks("t", bad)
+            store.get_all_chunks("t", invalid)
 
 
 def test_filters_have_no_truth_value() -> None:
-    """Otherwise `a and b` would silently mean `b`."""
+    """bool() raises TypeError, because `a and b` would silently mean `b`."""
     with pytest.raises(TypeError, match=r"&, \| and ~"):
         bool(meta("a") == 1)
     assert repr(meta("a", "b")) == "meta('a', 'b')"
 
 
-def test_long_chains_are_not_nested() -> None:
-    """A chain of a thousand predicates is accepted, and one more is rejected."""
+def test_long_filters() -> None:
+    """A filter of 1,000 predicates is accepted, and a longer one is rejected."""
     chain = meta("a") == 0
     for number in range(1, 1000):
         chain |= meta("a") == number

@@ -1,4 +1,4 @@
-"""Records, errors and the lists of public names."""
+"""Chunks, results and errors, and the lists of public names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PUBLIC_MODULES = [
 """Modules for users of the library. All others are internal."""
 
 
-def test_chunks_are_built_by_keyword_and_frozen() -> None:
+def test_chunks_are_frozen_and_have_keyword_arguments() -> None:
     """Unknown arguments and positional arguments raise TypeError."""
     chunk = Chunk(id="a", document_id="d", content="text", position=3, metadata={"k": 1})
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -50,22 +50,22 @@ def test_chunks_are_built_by_keyword_and_frozen() -> None:
         Chunk("a", "d", "text")  # type: ignore[call-arg]
 
 
-def test_content_hash_is_the_sha256_of_the_content_unless_given() -> None:
-    """The hash is lower-case hex and covers the content's UTF-8."""
+def test_content_hash() -> None:
+    """The hash is the SHA-256 of the content in UTF-8, unless another hash is passed."""
     expected = hashlib.sha256("señal".encode()).hexdigest()
     assert Chunk(id="a", document_id="d", content="señal").content_hash == expected
     assert Chunk(id="a", document_id="d", content="x", content_hash="v7").content_hash == "v7"
 
 
-def test_make_id_differs_for_different_documents_and_positions() -> None:
-    """Even if the id of a document ends like a position."""
+def test_make_id() -> None:
+    """Ids differ for different documents or positions, even if a document's id ends in a number."""
     pairs = [("a", 1), ("a", 11), ("a:1", 1), ("a", 0), ("", 1), ("a:", 1)]
     assert len({Chunk.make_id(*pair) for pair in pairs}) == len(pairs)
     assert Chunk.make_id("guide", 4) == "guide:4"
 
 
-def test_records_compare_hash_and_pickle() -> None:
-    """An array equals a list with the same numbers."""
+def test_equality_hash_and_pickle() -> None:
+    """Embeddings in lists and arrays are equal; pickled chunks equal the originals."""
     chunk = Chunk(id="a", document_id="d", content="text", metadata={"k": [1]})
     with_list = EmbeddedChunk(chunk=chunk, embedding=[1.0, 2.0], embedding_model="m")
     with_array = EmbeddedChunk(chunk=chunk, embedding=np.array([1.0, 2.0]), embedding_model="m")
@@ -79,11 +79,11 @@ def test_records_compare_hash_and_pickle() -> None:
 
 @pytest.mark.parametrize("embedding", [[1.0, 2.0, 3.0], (1.0, 2.0, 3.0), np.ones(3)])
 def test_dimensions_of_an_embedded_chunk(embedding: Any) -> None:
-    """A read-only property, not an argument: the number of dimensions of the embedding."""
+    """`dimensions` is a read-only property, and no argument."""
     chunk = Chunk(id="a", document_id="d", content="text")
     embedded = EmbeddedChunk(chunk=chunk, embedding=embedding, embedding_model="m")
     assert embedded.dimensions == 3
-    with pytest.raises((AttributeError, TypeError)):  # TypeError: a flaw of slotted dataclasses
+    with pytest.raises((AttributeError, TypeError)):  # slotted dataclasses raise TypeError
         embedded.dimensions = 4  # type: ignore[misc]
     arguments: dict[str, Any] = {"chunk": chunk, "embedding": embedding, "embedding_model": "m"}
     arguments["dimensions"] = 3
@@ -92,24 +92,24 @@ def test_dimensions_of_an_embedded_chunk(embedding: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in cenote.__all__ if name.endswith("Error")])
-def test_errors_are_one_tree_and_survive_pickling(name: str) -> None:
-    """Errors derive from CenoteError and can be sent to another process."""
+def test_errors_derive_from_cenote_error_and_can_be_pickled(name: str) -> None:
+    """Errors can be sent to another process."""
     error_class: Any = getattr(cenote, name)
     assert issubclass(error_class, cenote.CenoteError)
     assert getattr(errors, name) is error_class
     assert str(pickle.loads(pickle.dumps(error_class("text")))) == "text"  # noqa: S301
 
 
-def test_attributes_of_errors_survive_pickling() -> None:
-    """The attributes of a copy equal those of the original."""
+def test_attributes_of_pickled_errors() -> None:
+    """A pickled error keeps its attributes."""
     error = DimensionMismatchError("text", expected=3, actual=4, chunk_id="a", field="embedding")
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (copy.expected, copy.actual, copy.chunk_id, copy.field) == (3, 4, "a", "embedding")
 
 
 @pytest.mark.parametrize("name", PUBLIC_MODULES)
-def test_public_modules_list_their_names(name: str) -> None:
-    """`__all__` holds existing names, each once, and no private ones."""
+def test_names_of_public_modules(name: str) -> None:
+    """`__all__` contains existing public names, each of them once."""
     module = importlib.import_module(name)
     names = module.__all__
     assert all(hasattr(module, public) and not public.startswith("_") for public in names)
@@ -117,5 +117,5 @@ def test_public_modules_list_their_names(name: str) -> None:
 
 
 def test_names_of_the_package_are_sorted() -> None:
-    """Upper case before lower case, as in an index of the API."""
+    """`cenote.__all__` is sorted, upper case first."""
     assert sorted(cenote.__all__) == cenote.__all__

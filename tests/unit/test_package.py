@@ -1,4 +1,4 @@
-"""Tests of the wheel and the sdist. The wheel must work without a checkout."""
+"""The wheel and the sdist. The wheel works without a checkout."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from support.commands import REPOSITORY, alembic, output_of, run
 SCHEMA = (REPOSITORY / "docs" / "schema.md").read_text(encoding="utf-8")
 
 
-def test_the_wheel_holds_the_package_and_the_revisions(dist: Path) -> None:
-    """It contains nothing else: no tests, no top-level alembic, no caches."""
+def test_contents_of_the_wheel(dist: Path) -> None:
+    """The wheel contains the package and the revisions, but no tests and no caches."""
     (wheel,) = dist.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     package = [name for name in names if ".dist-info/" not in name]
@@ -31,8 +31,8 @@ def test_the_wheel_holds_the_package_and_the_revisions(dist: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_the_sdist_can_be_built_from(dist: Path) -> None:
-    """It contains the revisions and everything a packager needs to run the tests."""
+def test_contents_of_the_sdist(dist: Path) -> None:
+    """The sdist contains the revisions, and everything that the tests require."""
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -43,7 +43,7 @@ def test_the_sdist_can_be_built_from(dist: Path) -> None:
 
 
 def test_builds_are_reproducible(dist: Path, tmp_path: Path) -> None:
-    """A build from the sdist, in another folder with other times and modes, has the same bytes."""
+    """A build from the sdist, in a folder with other times and modes, has the same bytes."""
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -61,7 +61,7 @@ def test_builds_are_reproducible(dist: Path, tmp_path: Path) -> None:
 def test_the_wheel_works_in_an_empty_folder(
     installed: Path, tmp_path: Path, empty_dsn: str
 ) -> None:
-    """Its import loads no alembic and starts no thread, and it runs the revisions it contains."""
+    """`import cenote` loads no Alembic and starts no thread; the wheel's revisions run."""
     empty = tmp_path / "empty"
     empty.mkdir()
     site = installed
