@@ -258,7 +258,7 @@ def field(name: str) -> Field:
             store has no table: it finds a user column by its key in `EmbeddedChunk.columns`.
 
     Raises:
-        InvalidInputError: `name` is not a string. Whether the table has the column is checked when
+        InvalidInputError: `name` is not a string. The existence of the column is checked when
             a store uses the filter.
     """
     check_text(name, field="filter")

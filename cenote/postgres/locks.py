@@ -40,8 +40,8 @@ _PROBE_SECONDS = 5.0
 _LOST_STATEMENT = ("26000", "42P05")
 """SQLSTATEs: a prepared statement does not exist, or exists already.
 
-Behind a pooler in transaction mode, the statements of a connection are lost, and its names collide
-with those of other clients.
+Behind a pooler in transaction mode, a connection loses its statements, and their names collide with
+the names of other clients' statements.
 """
 
 TABLE_LOCK_TIMEOUT_SECONDS = 300.0
@@ -157,10 +157,14 @@ def _reject_transaction_pooling(connection: Connection) -> None:
 
 
 async def _shares_its_process(engine: Engine, driver: Any) -> bool:
-    """Return True if another client gets the server process of this one, which is connected.
+    """Return True if a second connection gets the same server process as the first.
 
-    A pooler in session mode never shares a process. A busy pooler in transaction mode may happen
-    not to share one either.
+    A pooler in session mode never shares a process between two clients. A busy pooler in
+    transaction mode may, by chance, use different processes every time.
+
+    Args:
+        engine: Engine of the first connection.
+        driver: The driver's first connection, which stays connected.
     """
     other = create_async_engine(engine.url, pool=engine.pool.recreate())
     own_pids, other_pids = set(), set()

@@ -80,7 +80,7 @@ def check_integer_argument(value: Any, *, field: str, least: int, most: int | No
     """Check that an argument of a call is an integer in a range.
 
     Raises:
-        InvalidInputError: It is not.
+        InvalidInputError: The value is not an integer in the range.
     """
     if error := _integer_error(value, least, most, None):
         raise InvalidInputError(f"{field} {error}", field=field)
@@ -99,7 +99,7 @@ def check_integer_setting(
         hint: Advice for the error message.
 
     Raises:
-        ConfigurationError: It is not.
+        ConfigurationError: The value is not an integer in the range.
     """
     if error := _integer_error(value, least, most, hint):
         raise ConfigurationError(f"{setting} {error}", setting=setting)

@@ -79,7 +79,7 @@ def canonical_object(value: dict[Any, Any]) -> tuple[dict[str, Any], str]:
     """Return a JSON object in the form in which it comes back from jsonb, and its text.
 
     Raises:
-        NotJSONError: It contains something that would not come back.
+        NotJSONError: The object contains a value that would not come back.
     """
     # Most objects are flat, with plain values. Then the text shows at once if it can be stored.
     if all(type(key) is str and type(item) in _PLAIN for key, item in value.items()):

@@ -62,8 +62,8 @@ class TextSearch:
         table: Chunk table.
         columns: Columns to select.
         languages: Text search configurations of the table.
-        bind: Function that returns the parameters namespace, text and limit, and those of the
-            filter.
+        bind: Function that returns a parameter by name and type: namespace, text, limit, or a
+            parameter of the filter; in a hybrid search also depth and the weights.
         filter: Filter for the chunks.
         where: Additional conditions.
     """
