@@ -273,7 +273,10 @@ async def test_retriever(adapter: CenoteDocumentStore) -> None:
 async def test_pipelines_are_saved_and_loaded(
     store_for_documents: PgVectorStore, module_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A saved pipeline contains a variable's name instead of the password, and can be loaded."""
+    """A saved pipeline can be loaded.
+
+    It contains a variable's name instead of the password, and the public names of the classes.
+    """
     monkeypatch.setenv("HAYSTACK_TEST_URL", module_dsn)
     store = CenoteDocumentStore.from_connection_string(
         Secret.from_env_var("HAYSTACK_TEST_URL"), 4, "pipelines", table_name="haystack_4"
@@ -286,6 +289,8 @@ async def test_pipelines_are_saved_and_loaded(
     saved = pipeline.dumps()
     assert "HAYSTACK_TEST_URL" in saved
     assert module_dsn not in saved
+    for name in ("CenoteDocumentStore", "CenoteEmbeddingRetriever"):
+        assert f"type: cenote.adapters.haystack.{name}\n" in saved
     loaded = Pipeline.loads(saved, allowed_modules=["cenote.adapters.haystack"])
     assert loaded.dumps() == saved
     writer: Any = loaded.get_component("writer")

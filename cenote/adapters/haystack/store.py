@@ -21,6 +21,9 @@ from cenote.validation.arguments import is_integer, safe_repr
 
 __all__ = ["CenoteDocumentStore", "CenoteEmbeddingRetriever"]
 
+_SAVED_MODULE = "cenote.adapters.haystack"
+"""Module that saved pipelines name. Public, because pipelines are loaded by later versions too."""
+
 
 class CenoteDocumentStore:
     """Haystack document store for one namespace of a cenote store.
@@ -49,6 +52,8 @@ class CenoteDocumentStore:
         namespace: Namespace to read and write.
         embedding_model: Name of the embedding model, stored with each chunk.
     """
+
+    __module__ = _SAVED_MODULE
 
     def __init__(
         self, store: VectorStore, namespace: str, *, embedding_model: str = "haystack"
@@ -344,6 +349,8 @@ class CenoteEmbeddingRetriever:
         ValueError: `top_k` is not an integer of 1 or more, or `filter_policy` is not a
             `FilterPolicy`.
     """
+
+    __module__ = _SAVED_MODULE
 
     def __init__(
         self,
