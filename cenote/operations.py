@@ -23,7 +23,7 @@ already done.
 
 from cenote.migrate.operations import (
     create_partitions,
-    distribute,
+    distribute_chunks,
     downgrade_chunks,
     ensure_extension,
     open_rows,
@@ -34,7 +34,7 @@ from cenote.migrate.operations import (
 
 __all__ = [
     "create_partitions",
-    "distribute",
+    "distribute_chunks",
     "downgrade_chunks",
     "ensure_extension",
     "open_rows",

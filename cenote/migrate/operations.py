@@ -150,8 +150,8 @@ def _create_extension(schema: str | None) -> None:
 def store_inline(table_name: str, *, schema: str | None = None) -> None:
     """Keep the embeddings, ids and metadata of a chunk table in its rows, not in the TOAST table.
 
-    This makes an exact search several times as fast; see
-    `cenote.postgres.ddl.store_inline`. Existing rows stay as they are until they are written again.
+    This makes an exact search several times as fast. Existing rows stay as they are until they are
+    written again.
 
     Args:
         table_name: Table to change, with its partitions if it has any already.
@@ -177,7 +177,8 @@ def create_partitions(table_name: str, partitions: int, *, schema: str | None = 
 def secure_rows(table_name: str, partitions: int, *, schema: str | None = None) -> None:
     """Turn on row-level security for a chunk table and its partitions.
 
-    `cenote.postgres.row_security` describes the policies.
+    A transaction then reads and writes only the rows of the namespace that its setting
+    ``cenote.namespace`` holds. Without the setting it sees no rows.
 
     Args:
         table_name: Table to secure.
@@ -212,7 +213,7 @@ def open_rows(table_name: str, partitions: int, *, schema: str | None = None) ->
         op.execute(statement)
 
 
-def distribute(config: SchemaConfig) -> None:
+def distribute_chunks(config: SchemaConfig) -> None:
     """Distribute a chunk table by namespace over the nodes of a Citus cluster, with its rows.
 
     A table that is already distributed is left as it is. The table may belong to a user model.
