@@ -1,4 +1,4 @@
-"""Run cenote's revisions with `cenote.schema`. The environment is read here, not there."""
+"""Run cenote's revisions. Settings may come from the environment, which is read only here."""
 
 import os
 

@@ -19,7 +19,7 @@ DIMENSIONS = 384
 
 
 async def measure(count: int, queries: int) -> list[dict[str, Any]]:
-    """Measure the medians of both for each filter, in turn for each query."""
+    """Measure the medians of store and plain product for each filter, alternating by query."""
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal((count, DIMENSIONS)).astype(np.float32)
     store = InMemoryVectorStore(DIMENSIONS)

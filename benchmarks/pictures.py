@@ -106,10 +106,8 @@ def _recall_and_latency(axes: Any, result: Result) -> None:
         ratio = statistics.median(cell[name]["p50"] / cell["floor"]["p50"] for cell in cells)
         points.append((ratio, recall, name))
     for position, (ratio, recall, name) in enumerate(sorted(points)):
-        offset = (
-            5,
-            -12 - 12 * (position % 4),
-        )  # staggered, since many points have a similar recall
+        # Stagger the labels, since many points have a similar recall.
+        offset = (5, -12 - 12 * (position % 4))
         filled = COLOURS[name] if not name.endswith("-tuned") else "white"
         axes.plot(ratio, recall, "o", color=COLOURS[name], markerfacecolor=filled)
         axes.annotate(

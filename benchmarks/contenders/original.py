@@ -1,4 +1,4 @@
-"""The design that cenote replaced: an asyncpg pool, vectors as text, one HNSW index for everyone.
+"""The design that cenote replaced: an asyncpg pool, vectors as text, one HNSW index for all.
 
 An upsert is one ``executemany`` that always rewrites rows. A search sets ``hnsw.ef_search`` with
 SET LOCAL outside a transaction, where it has no effect, so it runs with pgvector's defaults. A scan

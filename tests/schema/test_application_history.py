@@ -165,7 +165,7 @@ def test_dimensions_and_an_ini_file_are_required(
 
 
 def test_a_second_revision_for_a_table_is_rejected(application: Path, cenote: Command) -> None:
-    """Its downgrade would drop the table too early. A revision for another table is accepted."""
+    """The downgrade of a second revision for the same table would drop the table too early."""
     cenote("host-revision", "-x", "dimensions=4")
     output = run_failing(cenote, "host-revision", "-x", "dimensions=4")
     assert "creates table 'cenote_chunks' already" in output

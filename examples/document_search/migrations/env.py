@@ -28,9 +28,8 @@ async def run_online() -> None:
 
 if context.is_offline_mode():
     run(dialect_name="postgresql", literal_binds=True)
-elif connection := context.config.attributes.get(
-    "connection"
-):  # set by the application when it starts
+elif connection := context.config.attributes.get("connection"):
+    # The application passes its connection when it starts.
     run_on(connection)
 else:
     asyncio.run(run_online())
