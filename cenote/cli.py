@@ -25,10 +25,10 @@ from cenote.config import SchemaConfig
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
 from cenote.inspection import settings
 from cenote.inspection.live_table import read_table
-from cenote.maintenance.distribute import distribute
+from cenote.maintenance.distribution import distribute
 from cenote.maintenance.full_text import set_text_search
-from cenote.maintenance.reindex import reindex, reindex_plan
-from cenote.maintenance.repartition import repartition
+from cenote.maintenance.reindexing import reindex, reindex_plan
+from cenote.maintenance.repartitioning import repartition
 from cenote.maintenance.row_security import set_row_security
 from cenote.migrate.api import run_checks
 from cenote.migrate.connection import own_connection

@@ -13,7 +13,7 @@ from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError, MigrationError
 from cenote.inspection.citus import distribute_statements, truncate_local_data_statement
 from cenote.maintenance.index_build import read_chunk_table
-from cenote.maintenance.repartition import rewrite
+from cenote.maintenance.repartitioning import rewrite
 from cenote.migrate.connection import own_connection
 from cenote.migrate.operations import check_citus
 from cenote.postgres.locks import migration_lock, with_short_waits

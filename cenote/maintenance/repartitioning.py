@@ -15,17 +15,7 @@ from typing import Any
 
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    Row,
-    column,
-    func,
-    insert,
-    inspect,
-    select,
-    table,
-)
+from sqlalchemy import BigInteger, Connection, Row, column, func, insert, inspect, select, table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.config import SchemaConfig

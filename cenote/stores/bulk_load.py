@@ -66,7 +66,7 @@ def check_ann_index(ann_index: Any) -> None:
 class Build:
     """The build of the ANN index that follows a bulk load.
 
-    Its methods import `cenote.maintenance.reindex`, and with it alembic, only when they are called.
+    Its methods import `cenote.maintenance`, and with it alembic, only when they are called.
 
     Attributes:
         engine: Engine of the database.
@@ -86,13 +86,13 @@ class Build:
 
     async def drop(self) -> None:
         """Drop the index, even if others are using it."""
-        from cenote.maintenance.reindex import drop_ann_index
+        from cenote.maintenance.reindexing import drop_ann_index
 
         await drop_ann_index(self.engine, self.config, **self._resources)
 
     async def now(self) -> None:
         """Build the index if it is missing or invalid."""
-        from cenote.maintenance.reindex import build_after_load
+        from cenote.maintenance.reindexing import build_after_load
 
         await build_after_load(self.engine, self.config, progress=self.progress, **self._resources)
 
@@ -110,7 +110,7 @@ class Build:
 
     async def _drop_if_table_is_empty(self) -> bool:
         """Return whether there is no index now, and the load has to build it."""
-        from cenote.maintenance.reindex import drop_ann_index_of_empty_table
+        from cenote.maintenance.reindexing import drop_ann_index_of_empty_table
 
         return await drop_ann_index_of_empty_table(self.engine, self.config, **self._resources)
 

@@ -260,7 +260,7 @@ async def test_a_cancelled_rewrite_changes_nothing(
     engine: AsyncEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A rewrite can be cancelled while rows are copied and while indexes are built."""
-    caplog.set_level("INFO", "cenote.maintenance.repartition")
+    caplog.set_level("INFO", "cenote.maintenance.repartitioning")
     store = PgVectorStore(engine, 4)
     await store.upsert([embedded(id) for id in "abc"], "n")
     config = SchemaConfig(dimensions=4, partitions=2)
@@ -273,10 +273,10 @@ async def test_a_cancelled_rewrite_changes_nothing(
                     task.cancel()
 
         handler = CancelAt()
-        logging.getLogger("cenote.maintenance.repartition").addHandler(handler)
+        logging.getLogger("cenote.maintenance.repartitioning").addHandler(handler)
         with pytest.raises(asyncio.CancelledError):
             await task
-        logging.getLogger("cenote.maintenance.repartition").removeHandler(handler)
+        logging.getLogger("cenote.maintenance.repartitioning").removeHandler(handler)
         assert len(await partitions(engine)) == 16
         assert await found(store, [1, 0, 0, 0], "n") == ["a", "b", "c"]
         assert [

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib
 import pickle
+import pkgutil
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,14 @@ def test_names_of_public_modules(name: str) -> None:
     names = module.__all__
     assert all(hasattr(module, public) and not public.startswith("_") for public in names)
     assert len(set(names)) == len(names) > 0
+
+
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
+def test_public_names_hide_no_modules(name: str) -> None:
+    """In a package, a name and a module differ: otherwise the name would hide the module."""
+    module = importlib.import_module(name)
+    modules = {found.name for found in pkgutil.iter_modules(getattr(module, "__path__", []))}
+    assert modules.isdisjoint(module.__all__)
 
 
 def test_names_of_the_package_are_sorted() -> None:
