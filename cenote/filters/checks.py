@@ -19,9 +19,7 @@ from cenote.filters.language import (
     too_many_parts,
 )
 from cenote.filters.operands import MetadataOperand
-from cenote.filters.predicates import (
-    Predicate,
-)
+from cenote.filters.predicates import Predicate
 
 # -- checks ----------------------------------------------------------------------------------------
 

@@ -14,9 +14,7 @@ from alembic import op
 from sqlalchemy import func, select
 
 from cenote.config import SchemaConfig
-from cenote.inspection.checks.table import (
-    check_can_secure,
-)
+from cenote.inspection.checks.table import check_can_secure
 from cenote.inspection.live_table import LiveTable, read_table
 from cenote.inspection.settings import HOW_TO_SET_DIMENSIONS
 from cenote.migrate.versions import RefusedRevisionError, UnconfiguredRevisionError

@@ -6,10 +6,7 @@ import asyncio
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import NullPool, Pool, QueuePool
-from sqlalchemy.ext.asyncio import (
-    AsyncConnection,
-    AsyncEngine,
-)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cenote.errors import ConfigurationError
 

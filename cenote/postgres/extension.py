@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import (
-    AsyncConnection,
-)
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cenote.errors import VectorStoreError
 from cenote.postgres.event_loops import check_event_loop_of

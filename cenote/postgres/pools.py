@@ -10,11 +10,7 @@ from contextlib import AsyncExitStack
 from numbers import Integral, Real
 from typing import Any
 
-from sqlalchemy.ext.asyncio import (
-    AsyncEngine,
-    AsyncSession,
-    async_sessionmaker,
-)
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from cenote.errors import ConfigurationError, StoreConnectionError
 from cenote.postgres.driver_errors import describe, driver_error, is_transient

@@ -8,10 +8,7 @@ from typing import Any, TypeGuard, get_args
 
 from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.types import ColumnType
-from cenote.validation.json import (
-    longer_than,
-    unstorable,
-)
+from cenote.validation.json import longer_than, unstorable
 
 MAX_KEY_BYTES = 1024
 """Maximum UTF-8 bytes of a namespace, id or document id: a btree entry (2,704 bytes) holds two."""

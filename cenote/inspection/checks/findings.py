@@ -6,9 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.schema import (
-    ExecutableDDLElement,
-)
+from sqlalchemy.schema import ExecutableDDLElement
 
 from cenote.postgres.ddl import qualified
 

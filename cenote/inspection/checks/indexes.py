@@ -6,15 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from sqlalchemy import Index
-from sqlalchemy.schema import (
-    CreateIndex,
-)
+from sqlalchemy.schema import CreateIndex
 
 from cenote.config import SchemaConfig
 from cenote.inspection.checks.findings import Finding, ddl_sql
-from cenote.inspection.hints import (
-    reindex_command,
-)
+from cenote.inspection.hints import reindex_command
 from cenote.inspection.live_table import LiveIndex, LiveTable
 from cenote.orm.factory import chunk_table
 from cenote.orm.mixin import ann_index_name

@@ -7,10 +7,7 @@ from typing import Any
 
 from sqlalchemy import Column, PrimaryKeyConstraint
 from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.schema import (
-    DropConstraint,
-    ExecutableDDLElement,
-)
+from sqlalchemy.schema import DropConstraint, ExecutableDDLElement
 
 from cenote.config import SchemaConfig, languages
 from cenote.errors import MigrationError

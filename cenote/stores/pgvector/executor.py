@@ -8,22 +8,8 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext, suppres
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from sqlalchemy import (
-    Row,
-    Text,
-    bindparam,
-    func,
-    inspect,
-    literal,
-    select,
-    true,
-)
-from sqlalchemy.ext.asyncio import (
-    AsyncConnection,
-    AsyncEngine,
-    AsyncSession,
-    async_scoped_session,
-)
+from sqlalchemy import Row, Text, bindparam, func, inspect, literal, select, true
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
 from cenote.config import SchemaConfig
 from cenote.errors import (

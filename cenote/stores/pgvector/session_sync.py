@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import (
-    RowMapping,
-    Text,
-    any_,
-    delete,
-    inspect,
-    literal,
-    select,
-)
+from sqlalchemy import RowMapping, Text, any_, delete, inspect, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.ext.asyncio import (
-    AsyncSession,
-)
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
 from cenote.stores.pgvector.executor import CallerTransaction

@@ -54,9 +54,9 @@ __all__ = ["PgVectorStore"]
 class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
     """A `VectorStore` in Postgres with pgvector.
 
-    Searches use the ANN index for large sets and are exact for small ones (see
-    `cenote.stores.pgvector.sql.vector_search`). Where a search is exact, the id decides ties at the
-    cut. The table must exist: run `apply_migrations` or ``alembic upgrade head``.
+    A search compares up to 1,000 matching chunks exactly and uses the ANN index for larger sets.
+    Where a search is exact, the id decides ties at the cut. The table must exist: run
+    `apply_migrations` or ``alembic upgrade head``.
 
     **Failures.** The store retries an operation on a connection of its own up to three times if the
     server rolled it back (deadlock, serialization failure). It retries once if the table of a
@@ -344,9 +344,8 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
                 f"table {self._model.__table__.fullname!r} belongs to your model "
                 f"{self._model.__name__}; create it with {APPLICATION_MIGRATIONS}"
             )
-        from cenote.migrate.api import (
-            upgrade,  # imports alembic, which a running application does not need
-        )
+        # This imports alembic, which a running application does not need.
+        from cenote.migrate.api import upgrade
 
         await upgrade(self._engine, self._config)
 

@@ -197,8 +197,9 @@ class Writing(PgVectorStoreBase[Model]):
 
         Args:
             session: Transaction to join; see `PgVectorStore`. Its isolation level must be READ
-                COMMITTED. At a higher level, the transaction would not see the rows that another
-                synchronisation of the document has just committed.
+                COMMITTED. AUTOCOMMIT has no transaction to join. At a higher level, the transaction
+                would not see the rows that another synchronisation of the document has just
+                committed.
         """
         check_namespace(namespace)
         transaction = check_session(session)
