@@ -26,6 +26,8 @@ from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import (
+    TEXT,
+    VARCHAR,
     Column,
     ColumnElement,
     Numeric,
@@ -283,3 +285,22 @@ _ASCII_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
 def lower_ascii(text: str) -> str:
     return text.translate(_ASCII_LOWER)
+
+
+def metadata_contains(
+    metadata: ColumnElement[Any], next_parameter: NextParameter
+) -> ColumnElement[bool]:
+    """Return the condition that the metadata contains (`@>`) the next parameter.
+
+    The GIN index serves this condition.
+    """
+    return metadata.op("@>", is_comparison=True)(jsonb(next_parameter))
+
+
+def parameter_type(column: Column[Any]) -> TypeEngine[Any]:
+    """Return the type of a parameter that is compared with a column.
+
+    A type for text has no collation, so that the column's collation applies.
+    """
+    type_: TypeEngine[Any] = column.type
+    return Text() if type(type_) in (String, Text, VARCHAR, TEXT) else type_

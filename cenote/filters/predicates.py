@@ -30,12 +30,8 @@ from typing import Any, Protocol
 
 from sqlalchemy import (
     ARRAY,
-    TEXT,
-    VARCHAR,
-    Column,
     ColumnElement,
     Numeric,
-    String,
     Text,
     any_,
     case,
@@ -47,7 +43,6 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.types import TypeEngine
 
 from cenote.filters.operands import (
     MISSING,
@@ -63,6 +58,8 @@ from cenote.filters.operands import (
     json_token,
     jsonb,
     lower_ascii,
+    metadata_contains,
+    parameter_type,
 )
 from cenote.validation.arguments import is_number
 from cenote.validation.json import json_text
@@ -136,7 +133,7 @@ class Match:
         )
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
-        contained = _contains(columns.metadata, next_parameter)
+        contained = metadata_contains(columns.metadata, next_parameter)
         if not self._containers:
             return contained
         wanted = func.jsonb_each(jsonb(next_parameter)).table_valued("key", "value")
@@ -182,8 +179,8 @@ class Equals:
             column = self.operand.sql(columns)
             if self.wanted is None:
                 return column.is_(None)
-            return column == next_parameter(_parameter_type(column))
-        contained = _contains(columns.metadata, next_parameter)
+            return column == next_parameter(parameter_type(column))
+        contained = metadata_contains(columns.metadata, next_parameter)
         if not self._is_container:
             return contained
         value = self.operand.sql(columns, next_parameter)
@@ -220,7 +217,7 @@ class IsOneOf:
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         if isinstance(self.operand, ColumnOperand):
             column = self.operand.sql(columns)
-            return column == any_(next_parameter(ARRAY(_parameter_type(column))))
+            return column == any_(next_parameter(ARRAY(parameter_type(column))))
         value = self.operand.sql(columns, next_parameter)
         items = select(func.jsonb_array_elements(jsonb(next_parameter))).scalar_subquery()
         return value == any_(func.array(items))
@@ -272,7 +269,7 @@ class Ordered:
         if isinstance(self.operand, ColumnOperand):
             column = self.operand.sql(columns)
             compared = self.operand.text(column) if self._compares_strings else column
-            return compare(compared, next_parameter(_parameter_type(column)))
+            return compare(compared, next_parameter(parameter_type(column)))
         value = self.operand.sql(columns, next_parameter)
         if self._compares_strings:
             return compare(json_string(value), next_parameter(Text()))
@@ -388,7 +385,7 @@ class Contains:
         return isinstance(value, list) and any(json_token(element) == token for element in value)
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
-        contained = _contains(columns.metadata, next_parameter)
+        contained = metadata_contains(columns.metadata, next_parameter)
         if not self._is_container:
             return contained
         value = self.operand.sql(columns, next_parameter)
@@ -418,23 +415,6 @@ class Exists:
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         return self.operand.sql(columns, next_parameter).is_not(None)
-
-
-def _contains(metadata: ColumnElement[Any], next_parameter: NextParameter) -> ColumnElement[bool]:
-    """Return the condition that the metadata contains (`@>`) the next parameter.
-
-    The GIN index serves this condition.
-    """
-    return metadata.op("@>", is_comparison=True)(jsonb(next_parameter))
-
-
-def _parameter_type(column: Column[Any]) -> TypeEngine[Any]:
-    """Return the type of a parameter that is compared with a column.
-
-    A type for text has no collation, so that the column's collation applies.
-    """
-    type_: TypeEngine[Any] = column.type
-    return Text() if type(type_) in (String, Text, VARCHAR, TEXT) else type_
 
 
 @lru_cache(maxsize=256)
