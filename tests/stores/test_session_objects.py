@@ -173,7 +173,7 @@ async def test_cascading_deletions(
 async def test_a_foreign_key_without_cascade_prevents_a_deletion(
     library: AsyncEngine, store: PgVectorStore[Passage]
 ) -> None:
-    """The error says to delete first the rows that point to the chunk."""
+    """The error says to first delete the rows that refer to the chunks."""
     await execute(
         library,
         "CREATE TABLE pins (n text, p text,"
@@ -181,6 +181,6 @@ async def test_a_foreign_key_without_cascade_prevents_a_deletion(
     )
     await store.upsert([passage(None, 0)], "t")
     await execute(library, "INSERT INTO pins SELECT namespace, id FROM passages")
-    with pytest.raises(VectorStoreError, match="first delete the rows that point") as error:
+    with pytest.raises(VectorStoreError, match="first delete the rows that refer") as error:
         await store.delete_namespace("t")
     assert error.value.sqlstate == "23503"
