@@ -7,6 +7,8 @@ import hashlib
 import importlib
 import pickle
 import pkgutil
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,10 @@ PUBLIC_MODULES = [
     "cenote.types",
 ]
 """Modules for users of the library. All others are internal."""
+
+REFERENCE = Path(__file__).parents[2] / "docs/reference"
+DIRECTIVE = re.compile(r"^::: (\S+)\n((?: +.*\n)*)", re.MULTILINE)
+MEMBERS = re.compile(r"members:(?: \[.*\]|(?:\n +- \w+)+)")
 
 
 def test_chunks_are_frozen_and_have_keyword_arguments() -> None:
@@ -123,6 +129,26 @@ def test_public_names_hide_no_modules(name: str) -> None:
     module = importlib.import_module(name)
     modules = {found.name for found in pkgutil.iter_modules(getattr(module, "__path__", []))}
     assert modules.isdisjoint(module.__all__)
+
+
+def test_the_reference_documents_public_names() -> None:
+    """A page names public paths, or shows the introduction of an internal module without a name."""
+    public = {f"{name}.{member}" for name in PUBLIC_MODULES for member in _public_names(name)}
+    documented = 0
+    for page in REFERENCE.glob("*.md"):
+        for path, options in DIRECTIVE.findall(page.read_text(encoding="utf-8")):
+            if "show_root_heading: false" in options and "members: []" in options:
+                continue
+            members = re.findall(r"\w+", (MEMBERS.search(options) or [""])[0])[1:]
+            names = [f"{path}.{member}" for member in members] if members else [path]
+            assert public.union(PUBLIC_MODULES).issuperset(names), page.name
+            documented += len(names)
+    assert documented > 50
+
+
+def _public_names(module: str) -> list[str]:
+    names: list[str] = importlib.import_module(module).__all__
+    return names
 
 
 def test_names_of_the_package_are_sorted() -> None:
