@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cenote.types import Metadata, Vector
 
-__all__ = ["Chunk", "EmbeddedChunk", "RetrievalResult", "SyncResult"]
+__all__ = [
+    "Chunk",
+    "EmbeddedChunk",
+    "NamespaceRecall",
+    "RecallPoint",
+    "RecallReport",
+    "RetrievalResult",
+    "SyncResult",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,3 +132,89 @@ class SyncResult:
     written: int
     removed: int
     unchanged: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallPoint:
+    """Recall and speed of ANN searches with one value of ``ef_search``.
+
+    Attributes:
+        ef_search: The value with which the searches ran.
+        recall: Share of the exact results that the ANN searches found, 0 to 1: the mean over all
+            queries. A result that is exactly as near as the last exact one counts as found.
+        p50_ms: Median duration of a search, in milliseconds.
+    """
+
+    ef_search: int
+    recall: float
+    p50_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamespaceRecall:
+    """Recall and speed of searches in one namespace.
+
+    Attributes:
+        namespace: Tenant that was searched.
+        rows: Number of its chunks.
+        queries: Number of query vectors.
+        exact_p50_ms: Median duration of an exact search, in milliseconds.
+        points: One measurement for each ``ef_search``, in ascending order.
+    """
+
+    namespace: str
+    rows: int
+    queries: int
+    exact_p50_ms: float
+    points: tuple[RecallPoint, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallReport:
+    """Recall and speed of the ANN index at several values of ``ef_search``.
+
+    `PgVectorStore.measure_recall` creates it.
+
+    Attributes:
+        table: Name of the chunk table, with its schema if the store has one.
+        limit: Number of results of each search.
+        sampled: True if the query vectors were stored rows, False if they were the caller's. Each
+            sampled row is left out of its own results.
+        namespaces: Measured namespaces, the largest first.
+        exact: Names of namespaces that were not measured, because a search compares all of their
+            chunks exactly.
+        left_out: Names of namespaces that were not measured, because larger ones were.
+        exact_p50_ms: Median duration of an exact search over all measured namespaces, in
+            milliseconds; None if none was measured.
+        points: One measurement over all queries for each ``ef_search``, in ascending order; empty
+            if no namespace was measured.
+    """
+
+    table: str
+    limit: int
+    sampled: bool
+    namespaces: tuple[NamespaceRecall, ...]
+    exact: tuple[str, ...]
+    left_out: tuple[str, ...]
+    exact_p50_ms: float | None
+    points: tuple[RecallPoint, ...]
+
+    def worst(self) -> tuple[RecallPoint, ...]:
+        """Return the lowest recall of any namespace for each ``ef_search``, in ascending order."""
+        by_ef_search = zip(*(measured.points for measured in self.namespaces), strict=True)
+        return tuple(min(points, key=lambda point: point.recall) for points in by_ef_search)
+
+    def smallest(self, target: float) -> RecallPoint | None:
+        """Return the worst namespace's measurement at the smallest ``ef_search`` that is enough.
+
+        Args:
+            target: Recall that every measured namespace must reach.
+
+        Returns:
+            None if no measured ``ef_search`` reaches the target.
+        """
+        return next((point for point in self.worst() if point.recall >= target), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the attributes as a dict, for JSON."""
+        return asdict(self)

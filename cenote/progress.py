@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-__all__ = ["IndexProgress", "LoadProgress", "Report", "progress_bar"]
+__all__ = ["IndexProgress", "LoadProgress", "RecallProgress", "Report", "progress_bar"]
 
 _BAR_WIDTH = 30
 _SECONDS_BETWEEN = 0.1
@@ -55,7 +55,25 @@ class LoadProgress:
     done: bool = False
 
 
-Progress = IndexProgress | LoadProgress
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallProgress:
+    """Progress of a recall measurement.
+
+    Attributes:
+        queries: Number of query vectors that were searched for in all ways.
+        of: Number of query vectors in all namespaces.
+    """
+
+    queries: int
+    of: int
+
+    @property
+    def done(self) -> bool:
+        """True in the last report."""
+        return self.queries == self.of
+
+
+Progress = IndexProgress | LoadProgress | RecallProgress
 Report = Callable[[Any], None]
 """Callback for progress reports."""
 
@@ -94,6 +112,9 @@ def progress_bar(total: int | None = None, *, stream: TextIO | None = None) -> R
         if isinstance(progress, IndexProgress):
             text = f"index {progress.number}/{progress.of} {_bar(progress.fraction)} "
             text += progress.phase
+        elif isinstance(progress, RecallProgress):
+            text = f"query {progress.queries:,} of {progress.of:,} "
+            text += _bar(progress.queries / progress.of)
         else:
             text = f"{progress.chunks:,} chunks"
             if total is not None:

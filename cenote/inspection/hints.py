@@ -34,6 +34,10 @@ def reindex_command(config: SchemaConfig) -> str:
     return f"cenote reindex {arguments_for(_names(config))}{parameters}"
 
 
+def recall_command(config: SchemaConfig) -> str:
+    return f"cenote recall {arguments_for(_names(config))}--apply"
+
+
 def repartition_command(config: SchemaConfig) -> str:
     return f"cenote repartition {arguments_for(_names(config))}{config.partitions}"
 

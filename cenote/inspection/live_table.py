@@ -18,6 +18,7 @@ from sqlalchemy import (
     Connection,
     Executable,
     Row,
+    ScalarSelect,
     and_,
     case,
     exists,
@@ -30,6 +31,7 @@ from sqlalchemy import (
 )
 
 from cenote.inspection.citus import CITUS_METADATA, shard_count
+from cenote.inspection.recall_comment import MeasuredRecall, parse_comment
 from cenote.orm.mixin import OPERATOR_CLASS, ann_index_name
 from cenote.postgres.ddl import qualified
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
@@ -56,6 +58,7 @@ class LiveIndex:
     """An index of the chunk table or of one of its partitions.
 
     Attributes:
+        oid: Object identifier of the index.
         name: Name of the index.
         table: Name of the table or partition that the index is on.
         method: Access method: ``"hnsw"``, ``"btree"``, ...
@@ -64,8 +67,10 @@ class LiveIndex:
         options: Options of ``WITH``.
         valid: False if a concurrent build did not finish, or a partition lacks its part.
         primary: True for the index of the primary key.
+        comment: Comment on the index; None if it has none.
     """
 
+    oid: int
     name: str
     table: str
     method: str
@@ -74,6 +79,7 @@ class LiveIndex:
     options: Mapping[str, str]
     valid: bool
     primary: bool
+    comment: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +112,7 @@ class LiveTable:
         key: Columns of the primary key.
         key_name: Name of the primary key.
         indexes: Indexes of the table and of its partitions.
+        rows: Estimated number of rows, without partitions that were never analyzed or vacuumed.
     """
 
     oid: int
@@ -125,6 +132,7 @@ class LiveTable:
     key: tuple[str, ...]
     key_name: str | None
     indexes: tuple[LiveIndex, ...]
+    rows: int
 
     @property
     def partitions(self) -> tuple[str, ...]:
@@ -167,6 +175,28 @@ class LiveTable:
             return {}
         return {"hnsw_" + option: int(value) for option, value in index.options.items()}
 
+    @property
+    def search_index(self) -> LiveIndex | None:
+        """The valid HNSW index of the table that searches use, whatever its name is.
+
+        If several indexes qualify, it is the one with cenote's name, or else the oldest.
+        """
+        operator_class = OPERATOR_CLASS.get(self.column_type or "")
+        found = [
+            index
+            for index in self.indexes
+            if (index.table, index.method, index.valid) == (self.name, "hnsw", True)
+            and (index.columns, index.operator_classes) == (("embedding",), (operator_class,))
+        ]
+        cenotes_name = ann_index_name(self.name)
+        return min(found, key=lambda index: (index.name != cenotes_name, index.oid), default=None)
+
+    @property
+    def measured_recall(self) -> MeasuredRecall | None:
+        """The measured ``ef_search`` that the comment on `search_index` records."""
+        index = self.search_index
+        return None if index is None else parse_comment(index.comment)
+
     def index(self, name: str) -> LiveIndex | None:
         """Return the index of this name on the table itself, not on a partition."""
         return next(
@@ -185,7 +215,8 @@ def embedding_sql(column_type: str | None, dimensions: int | None) -> str:
 def shape_query(name: str, schema: str | None) -> Executable:
     """Return a query for a table's identity, the type of its embedding column, and its full text.
 
-    The query returns no row if nothing has this name. `column_type` is null if the relation is not
+    `index_comment` is the comment on `LiveTable.search_index`. The query returns no row if nothing
+    has this name. `column_type` is null if the relation is not
     a table, or has no embedding column of a type that cenote supports.
     """
     embedding = and_(
@@ -220,12 +251,39 @@ def shape_query(name: str, schema: str | None) -> Executable:
             pg_class.c.relrowsecurity.label("row_security"),
             func.row_security_active(pg_class.c.oid).label("row_security_active"),
             CITUS_METADATA.is_not(None).label("has_citus"),
+            _search_index_comment(name).label("index_comment"),
         )
         .select_from(pg_class)
         .join(pg_namespace, pg_namespace.c.oid == pg_class.c.relnamespace)
         .outerjoin(pg_attribute, embedding)
         .outerjoin(pg_type, embedding_type)
         .where(pg_class.c.oid == func.to_regclass(qualified(name, schema)))
+    )
+
+
+def _search_index_comment(table_name: str) -> ScalarSelect[Any]:
+    """Select the comment on `LiveTable.search_index` from the catalogue.
+
+    A store reads it with its first statement, without another round trip.
+    """
+    index = pg_class.alias("index")
+    return (
+        select(func.obj_description(pg_index.c.indexrelid, "pg_class"))
+        .join(index, index.c.oid == pg_index.c.indexrelid)
+        .join(pg_am, pg_am.c.oid == index.c.relam)
+        .join(pg_opclass, pg_opclass.c.oid == pg_index.c.indclass[0])
+        .where(
+            pg_index.c.indrelid == pg_class.c.oid,
+            pg_index.c.indisvalid,
+            pg_index.c.indnkeyatts == 1,
+            pg_index.c.indkey[0] == pg_attribute.c.attnum,
+            pg_am.c.amname == "hnsw",
+            pg_opclass.c.opcname == case(OPERATOR_CLASS, value=pg_type.c.typname),
+        )
+        .order_by(index.c.relname != ann_index_name(table_name), index.c.oid)
+        .limit(1)
+        .correlate(pg_class, pg_attribute, pg_type)
+        .scalar_subquery()
     )
 
 
@@ -290,6 +348,7 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         key=primary[0].columns if primary else (),
         key_name=primary[0].name if primary else None,
         indexes=indexes,
+        rows=sum(int(row.rows) for row in security if row.rows > 0),
     )
 
 
@@ -301,6 +360,7 @@ def is_owner_query(oid: int) -> Executable:
 
 def _live_index(row: Row[Any]) -> LiveIndex:
     return LiveIndex(
+        oid=row.oid,
         name=row.name,
         table=row.on_table,
         method=row.amname,
@@ -309,6 +369,7 @@ def _live_index(row: Row[Any]) -> LiveIndex:
         options=dict(option.split("=", 1) for option in row.reloptions or ()),
         valid=row.indisvalid,
         primary=row.indisprimary,
+        comment=row.comment,
     )
 
 
@@ -344,7 +405,11 @@ def _columns_query(oid: int) -> Executable:
 
 
 def _security_query(oid: int) -> Executable:
-    """Return a query for the row-level security and policies of the table and its partitions."""
+    """Return a query for the row-level security and policies of the table and its partitions.
+
+    `rows` is the estimated number of rows: 0 for a partitioned table, whose partitions have them,
+    and -1 if it is unknown.
+    """
 
     def has_policy(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
         return exists().where(
@@ -379,6 +444,7 @@ def _security_query(oid: int) -> Executable:
                     not_(exists().where(pg_policy.c.polrelid == pg_class.c.oid)),
                 ),
             ).label("other_policies"),
+            case((pg_class.c.relkind == "r", pg_class.c.reltuples), else_=0).label("rows"),
         )
         .where(or_(pg_class.c.oid == oid, pg_class.c.oid.in_(partitions)))
         .order_by(pg_class.c.relname)
@@ -413,7 +479,9 @@ def _indexes_query(oid: int) -> Executable:
     partitions = select(pg_inherits.c.inhrelid).where(pg_inherits.c.inhparent == oid)
     return (
         select(
+            pg_class.c.oid,
             pg_class.c.relname.label("name"),
+            func.obj_description(pg_class.c.oid, "pg_class").label("comment"),
             owner.c.relname.label("on_table"),
             pg_am.c.amname,
             pg_class.c.reloptions,

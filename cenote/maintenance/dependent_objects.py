@@ -10,6 +10,7 @@ from sqlalchemy import (
     Executable,
     and_,
     exists,
+    false,
     func,
     literal,
     not_,
@@ -204,6 +205,9 @@ def _losses(live: LiveTable) -> Executable:
         return or_(owner == oid, owner.in_(partitions))
 
     own_rules = select(pg_rewrite.c.oid).where(pg_rewrite.c.ev_class == oid)
+    is_recall_comment: ColumnElement[bool] = false()
+    if live.search_index is not None and live.measured_recall is not None:
+        is_recall_comment = pg_description.c.objoid == live.search_index.oid
     own_indexes = select(pg_index.c.indexrelid).where(of_table(pg_index.c.indrelid))
     return select(
         exists()
@@ -266,7 +270,7 @@ def _losses(live: LiveTable) -> Executable:
         exists()
         .where(
             or_(
-                pg_description.c.objoid.in_(own_indexes),
+                and_(pg_description.c.objoid.in_(own_indexes), not_(is_recall_comment)),
                 pg_description.c.objoid.in_(
                     select(pg_constraint.c.oid).where(pg_constraint.c.conrelid == oid)
                 ),

@@ -33,6 +33,7 @@ from cenote.maintenance.index_build import (
     set_for_build,
     transact,
 )
+from cenote.maintenance.recall import warn_of_lost_recall
 from cenote.migrate.connection import own_connection
 from cenote.orm.mixin import OPERATOR_CLASS, ann_index_name
 from cenote.postgres.ddl import (
@@ -88,7 +89,8 @@ async def reindex(
     A missing or invalid index is built. Indexes that an interrupted run left behind are dropped
     first. Like every concurrent build in Postgres, the build waits for transactions that are open
     when it starts and hold a snapshot or have written to the table. At the end it locks the table
-    for a moment.
+    for a moment. A measured ``ef_search`` (`PgVectorStore.apply_recall`) is dropped with the old
+    index, and a warning is logged.
 
     Args:
         engine: Engine of the database. One connection of its pool builds, another one queries the
@@ -129,6 +131,7 @@ async def _build(
     await connection.run_sync(_swap, plan, config)
     for statement in plan.finish:
         await connection.execute(statement)
+    warn_of_lost_recall(live, ann_index_name(live.name))
 
 
 async def build_after_load(
@@ -238,6 +241,8 @@ def _drop(connection: Connection, config: SchemaConfig, *, if_empty: bool) -> bo
 
     if live.index(name) is not None:
         transact(connection, config, drop, PATIENCE_SECONDS if if_empty else None)
+        if dropped:
+            warn_of_lost_recall(live, name)
     return dropped
 
 

@@ -32,6 +32,7 @@ from cenote.maintenance.dependent_objects import (
     referenced_tables_query,
 )
 from cenote.maintenance.index_build import read_chunk_table, set_build_memory
+from cenote.maintenance.recall import warn_of_lost_recall
 from cenote.migrate.connection import own_connection
 from cenote.postgres import ddl
 from cenote.postgres.ddl import partition_name, qualified
@@ -54,7 +55,9 @@ async def repartition(
     **The table is locked until the rewrite ends**, and so are the tables connected with it by a
     foreign key. The rewrite takes about as long as loading all rows and building all indexes, and
     needs disk space for a second copy of the table. The INTEGER `position` column of a legacy table
-    becomes BIGINT. If the table has the right number of partitions already, nothing is changed.
+    becomes BIGINT. A measured ``ef_search`` (`PgVectorStore.apply_recall`) is dropped with the old
+    index, and a warning is logged. If the table has the right number of partitions already, nothing
+    is changed.
 
     Args:
         engine: Engine of the database. One connection of its pool is used.
@@ -135,6 +138,7 @@ def rewrite(connection: Connection, config: SchemaConfig, memory: str | None) ->
         ops.execute(_add_constraint(key))
     _restore_properties(connection, ops, live, config.new_partitions, properties, grants)
     ops.execute(ddl.analyze(live.name, live.schema))
+    warn_of_lost_recall(live)
     if live.row_security:
         partitions = (partition_name(live.name, number) for number in range(config.new_partitions))
         for statement in enable_row_security_statements([live.name, *partitions], live.schema):

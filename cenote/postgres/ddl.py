@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Index, MetaData, Table
+from sqlalchemy import Index, MetaData, String, Table
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateIndex, ExecutableDDLElement
@@ -229,6 +229,17 @@ def rename_index(old: str, new: str, schema: str | None, *, if_exists: bool = Fa
     """Return ``ALTER INDEX ... RENAME TO ...``, which also renames a constraint of the index."""
     alter = "ALTER INDEX IF EXISTS" if if_exists else "ALTER INDEX"
     return DDLTemplate(alter + " {old} RENAME TO {new}", old=table_of(old, schema), new=new)
+
+
+def comment_on_index(index: str, schema: str | None, comment: str | None) -> DDLTemplate:
+    """Return ``COMMENT ON INDEX ... IS ...``; None removes the comment."""
+    quote = String().literal_processor(_DIALECT)  # type: ignore[no-untyped-call]
+    assert quote is not None
+    return DDLTemplate(
+        "COMMENT ON INDEX {index} IS {comment}",
+        index=table_of(index, schema),
+        comment=RawSQL("NULL" if comment is None else quote(comment)),
+    )
 
 
 def server_definition(definition: str) -> DDLTemplate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ARRAY, Integer, column, table
+from sqlalchemy import ARRAY, REAL, Integer, column, table
 
 pg_am = table("pg_am", column("oid"), column("amname"))
 pg_attrdef = table("pg_attrdef", column("adrelid"), column("adnum"), column("adbin"))
@@ -35,6 +35,7 @@ pg_class = table(
     column("relforcerowsecurity"),
     column("relreplident"),
     column("relacl"),
+    column("reltuples", REAL),
     column("reloptions"),
     column("relpartbound"),
 )
@@ -61,6 +62,7 @@ pg_index = table(
     column("indexrelid"),
     column("indrelid"),
     column("indnkeyatts"),
+    column("indkey", ARRAY(Integer)),
     column("indisprimary"),
     column("indisclustered"),
     column("indisvalid"),

@@ -167,7 +167,7 @@ async def test_a_search_restores_the_settings(
         assert (await connection.execute(settings)).one() == ("77", "off")
 
 
-@pytest.mark.parametrize("ef_search", [0, 1001, 2.5, None, True])
+@pytest.mark.parametrize("ef_search", [0, 1001, 2.5, True])
 def test_invalid_ef_search_of_a_store(engine: AsyncEngine, ef_search: Any) -> None:
     """A store rejects an ef_search that is not an integer from 1 to 1,000."""
     with pytest.raises(ConfigurationError) as error:

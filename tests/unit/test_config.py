@@ -139,6 +139,7 @@ def test_priority_of_sources() -> None:
         key=("namespace", "id"),
         key_name="pk",
         indexes=(),
+        rows=0,
     )
     assert resolve({"schema": "s"}, live) == SchemaConfig(
         dimensions=7, column_type="halfvec", partitions=2, schema="s"

@@ -33,6 +33,7 @@ FindingKind = Literal[
     "index_left_over",
     "operator_class",
     "hnsw_parameters",
+    "recall_outdated",
 ]
 
 

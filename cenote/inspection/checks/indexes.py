@@ -10,13 +10,16 @@ from sqlalchemy.schema import CreateIndex
 
 from cenote.config import SchemaConfig
 from cenote.inspection.checks.findings import Finding, ddl_sql
-from cenote.inspection.hints import reindex_command
+from cenote.inspection.hints import recall_command, reindex_command
 from cenote.inspection.live_table import LiveIndex, LiveTable
 from cenote.orm.factory import chunk_table
 from cenote.orm.mixin import ann_index_name
 
 NEW, OLD = "_new", "_old"
 """Suffixes that a rebuild gives to the new index and, for a moment, to the old one."""
+
+_GROWTH = 10
+"""Growth of a table after which its measured ``ef_search`` should be measured again."""
 
 
 # -- indexes ---------------------------------------------------------------------------------------
@@ -62,6 +65,26 @@ def index_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
             )
         elif not actual.valid and (actual.table != live.name or actual.name not in expected):
             yield _invalid_index_finding(actual, live, config)
+    yield from _recall_findings(live, config)
+
+
+def _recall_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
+    """Check that the table has not outgrown the measured ``ef_search`` of its ANN index.
+
+    The number of rows is an estimate, and too low rather than too high.
+    """
+    measured = live.measured_recall
+    if measured is None or live.search_index is None or live.rows < _GROWTH * measured.rows:
+        return
+    if live.rows:
+        yield Finding(
+            kind="recall_outdated",
+            subject=f"index {live.search_index.name}",
+            actual=f"its ef_search was measured with {measured.rows:,} rows, and the table has "
+            f"about {live.rows:,}",
+            expected=f"less than {_GROWTH} times the rows",
+            hint="run " + recall_command(config),
+        )
 
 
 def _differing_index_findings(

@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 from cenote.config import SchemaConfig
 from cenote.models import EmbeddedChunk
 from cenote.orm.mixin import ChunkMixin, ChunkRow
-from cenote.stores.pgvector.executor import StatementExecutor
+from cenote.stores.pgvector.executor import CallerTransaction, StatementExecutor
 from cenote.stores.pgvector.sql.read_statements import ReadStatements
 from cenote.stores.pgvector.sql.search_statements import SearchStatements
 from cenote.stores.pgvector.sql.user_columns import UserColumns
@@ -43,6 +43,18 @@ class PgVectorStoreBase(VectorStore, Generic[Model]):
         """Check that the store is open, and that the table has the expected columns."""
         async with self._executor.statement(operation, None, None):
             pass
+
+    async def _read_measured_ef_search(
+        self, operation: str, session: CallerTransaction | None
+    ) -> None:
+        """Check the table before the store's first search, which reads the measured ``ef_search``.
+
+        Without ``session=``, this borrows a connection once more, the first time only. It sends no
+        statement that the search itself would not send.
+        """
+        if not self._executor.table_checked:
+            async with self._executor.statement(operation, session, None):
+                pass
 
     def _check_batch(self, embedded_chunks: list[EmbeddedChunk]) -> Batch:
         return check_batch(

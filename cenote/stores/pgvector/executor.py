@@ -51,6 +51,8 @@ class StatementExecutor:
         config: Expected configuration of the model's table.
         user_model: True if the application defines the model.
         operation_timeout: Maximum seconds per operation; unlimited if None.
+        on_measured_ef_search: Called with the measured ``ef_search`` that the table's ANN index
+            records, or None, when the table is checked.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class StatementExecutor:
         *,
         user_model: bool,
         operation_timeout: float | None,
+        on_measured_ef_search: Callable[[int | None], None],
     ) -> None:
         # Without BEGIN and COMMIT, one statement is one round trip.
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -73,7 +76,8 @@ class StatementExecutor:
         self._migrations = migration_hint(config, user_model=user_model)
         self._has_row_security = bool(config.row_security)
         self._operation_timeout = operation_timeout
-        self._table_checked = False
+        self._on_measured_ef_search = on_measured_ef_search
+        self.table_checked = False
         self.closed = False
 
     @asynccontextmanager
@@ -180,17 +184,20 @@ class StatementExecutor:
     async def _prepare(self, connection: AsyncConnection) -> None:
         """Check the extension once per connection, and the table once per store."""
         await prepare(connection, migrations=self._migrations)
-        if self._table_checked:
+        if self.table_checked:
             return
         # Needed once per store, and not for importing this package.
         from cenote.inspection import live_table
+        from cenote.inspection.recall_comment import parse_comment
 
         query = live_table.shape_query(self._config.table_name, self._config.schema)
         live = (await connection.execute(query)).one_or_none()
         # If the table is missing or is not a chunk table, the statement fails by itself.
         if live is not None and live.column_type is not None:
             await self._check_table(connection, live)
-            self._table_checked = True
+            measured = parse_comment(live.index_comment)
+            self._on_measured_ef_search(None if measured is None else measured.ef_search)
+            self.table_checked = True
 
     @asynccontextmanager
     async def tenant(self, session: CallerTransaction, namespace: str) -> AsyncIterator[None]:

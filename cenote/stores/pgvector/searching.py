@@ -61,7 +61,7 @@ class Searching(PgVectorStoreBase[Model]):
         Args:
             where: Additional SQL condition, applied before the limit; see :meth:`search_statement`.
             exact: Compare with every matching chunk, without the ANN index.
-            ef_search: Replaces the store's `hnsw_ef_search` for this call.
+            ef_search: Replaces the store's `hnsw_ef_search`, or the measured one, for this call.
             session: Transaction to join; see `PgVectorStore`.
         """
         query, conditions, condition = self._check_search(
@@ -72,6 +72,7 @@ class Searching(PgVectorStoreBase[Model]):
         transaction = check_session(session)
         if not query.any():
             return []
+        await self._read_measured_ef_search("search", transaction)
         parameters: dict[str, Any] = {
             "namespace": namespace,
             "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
@@ -124,6 +125,7 @@ class Searching(PgVectorStoreBase[Model]):
         asked = [number for number, query in enumerate(queries) if query.any()]
         if not asked:
             return results
+        await self._read_measured_ef_search("search_many", transaction)
         values = {
             "namespace": namespace,
             "query_list": to_wire(queries[asked], self._config.column_type),
@@ -217,6 +219,7 @@ class Searching(PgVectorStoreBase[Model]):
             text, namespace, limit, filter, where
         )
         transaction = check_session(session)
+        await self._read_measured_ef_search("search_hybrid", transaction)
         depth = max(depth, limit)
         search_parameters = self._searches.search_parameters(depth, ef_search)
         values |= {
@@ -311,7 +314,9 @@ class Searching(PgVectorStoreBase[Model]):
             query_vector, namespace, limit, filter: See `VectorStore.search`.
             where: Additional SQL condition.
             exact: Compare with every matching chunk, without the ANN index.
-            ef_search: Replaces the store's `hnsw_ef_search` for this statement.
+            ef_search: Replaces the store's `hnsw_ef_search` for this statement. A measured
+                ``ef_search`` (see :meth:`apply_recall`) applies once an operation of the store has
+                read it.
 
         Raises:
             InvalidInputError: An argument is invalid.

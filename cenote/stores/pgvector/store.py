@@ -30,12 +30,12 @@ from cenote.postgres.pools import asyncpg_engine, check_pool_arguments, open_poo
 from cenote.stores.pgvector.base import Model
 from cenote.stores.pgvector.executor import Session, StatementExecutor, check_session
 from cenote.stores.pgvector.loading import Loading
+from cenote.stores.pgvector.measuring import Measuring
 from cenote.stores.pgvector.reading import Reading
 from cenote.stores.pgvector.searching import Searching
 from cenote.stores.pgvector.sql.read_statements import ReadStatements
 from cenote.stores.pgvector.sql.search_statements import SearchStatements
 from cenote.stores.pgvector.sql.user_columns import UserColumns
-from cenote.stores.pgvector.sql.vector_search import DEFAULT_EF_SEARCH
 from cenote.stores.pgvector.sql.write_statements import WriteStatements
 from cenote.telemetry import NamespaceInTelemetry, Telemetry
 from cenote.types import ColumnType
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["PgVectorStore"]
 
 
-class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
+class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[Model]):
     """A `VectorStore` in Postgres with pgvector.
 
     A search compares up to 1,000 matching chunks exactly and uses the ANN index for larger sets.
@@ -96,7 +96,8 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         row_security: True if the table has row-level security. Each call then first tells the
             server its tenant; see `tenant`.
         hnsw_ef_search: Minimum number of candidates that the ANN index considers, 1 to 1,000. A
-            larger number finds more and takes longer.
+            larger number finds more and takes longer. If None, the store uses the number that
+            `apply_recall` has stored in the index, which its first operation reads, or else 200.
         embedding_model: Reject chunks with the embedding of another model.
         operation_timeout: Maximum seconds for each attempt of an operation, including the wait for
             a connection of the pool; unlimited if None. In a bulk load, it applies to each batch.
@@ -117,7 +118,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         column_type: ColumnType = ...,
         hnsw_m: int = ...,
         hnsw_ef_construction: int = ...,
-        hnsw_ef_search: int = ...,
+        hnsw_ef_search: int | None = ...,
         partitions: int | None = ...,
         extension_schema: str | None = ...,
         text_search: str | None = ...,
@@ -133,7 +134,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         engine: AsyncEngine | async_sessionmaker[AsyncSession],
         *,
         model: type[Model],
-        hnsw_ef_search: int = ...,
+        hnsw_ef_search: int | None = ...,
         embedding_model: str | None = ...,
         operation_timeout: float | None = ...,
         namespaces_in_telemetry: NamespaceInTelemetry = ...,
@@ -150,7 +151,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         column_type: ColumnType = "vector",
         hnsw_m: int = defaults.DEFAULT_HNSW_M,
         hnsw_ef_construction: int = defaults.DEFAULT_HNSW_EF_CONSTRUCTION,
-        hnsw_ef_search: int = DEFAULT_EF_SEARCH,
+        hnsw_ef_search: int | None = None,
         partitions: int | None = None,
         extension_schema: str | None = None,
         text_search: str | None = None,
@@ -184,13 +185,13 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
         check_embedding_model(embedding_model)
         check_operation_timeout(operation_timeout)
         self._operation_timeout = operation_timeout
-        self._executor = self._build_executor()
         table = self._model.__table__
         self._reads = ReadStatements(table)
         self._writes = WriteStatements(table, self._config.column_type, self._user_columns)
         self._searches = SearchStatements(
             self._model, self._config, hnsw_ef_search, schemas_translated=self._translates_schemas
         )
+        self._executor = self._build_executor()
 
     # -- opening and closing
 
@@ -330,6 +331,7 @@ class PgVectorStore(Loading[Model], Reading[Model], Searching[Model]):
             self._config,
             user_model=self._has_user_model,
             operation_timeout=self._operation_timeout,
+            on_measured_ef_search=self._searches.set_measured_ef_search,
         )
 
     async def apply_migrations(self) -> None:

@@ -53,6 +53,14 @@ class ReadStatements:
             .group_by(columns.namespace)
             .order_by(columns.namespace)
         )
+        self.sample = (
+            select(columns.id)
+            .where(in_namespace)
+            .order_by(func.hashtextextended(columns.id, 0), columns.id)
+            .limit(bindparam("number", type_=BigInteger))
+        )
+        """Select ids of a namespace in a pseudo-random order, which is always the same."""
+        self.rows = select(func.count()).select_from(table)
         self.neighbours = self._build_neighbours()
 
     def _read(self, bind: Bind = parameter) -> Select[Any]:

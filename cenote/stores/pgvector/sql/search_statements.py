@@ -39,6 +39,7 @@ from cenote.stores.pgvector.sql.rows import CHUNK_FIELDS
 from cenote.stores.pgvector.sql.statement_cache import cached_by_shape, parameter, value
 from cenote.stores.pgvector.sql.text_search import TextSearch
 from cenote.stores.pgvector.sql.vector_search import (
+    DEFAULT_EF_SEARCH,
     LARGEST_LIMIT,
     Search,
     materialized,
@@ -85,19 +86,30 @@ class SearchStatements:
     Args:
         model: Chunk model.
         config: Expected configuration of its table.
-        ef_search: Minimum of ``hnsw.ef_search``.
+        ef_search: Minimum of ``hnsw.ef_search``; None for the measured or default one.
         schemas_translated: True if the engine has a ``schema_translate_map``, which does not apply
             to SQL that is compiled in advance.
 
+    Attributes:
+        measured_ef_search: Minimum that `cenote recall` has measured for the index. None if it has
+            not, or as long as no statement has read it.
+
     Raises:
-        ConfigurationError: `ef_search` is not an integer from 1 to 1,000.
+        ConfigurationError: `ef_search` is neither None nor an integer from 1 to 1,000.
     """
 
     def __init__(
-        self, model: type[Any], config: SchemaConfig, ef_search: int, *, schemas_translated: bool
+        self,
+        model: type[Any],
+        config: SchemaConfig,
+        ef_search: int | None,
+        *,
+        schemas_translated: bool,
     ) -> None:
-        check_integer_setting(ef_search, setting="hnsw_ef_search", least=1, most=MAX_EF_SEARCH)
-        self._ef_search = ef_search
+        if ef_search is not None:
+            check_integer_setting(ef_search, setting="hnsw_ef_search", least=1, most=MAX_EF_SEARCH)
+        self._explicit_ef_search = ef_search
+        self.measured_ef_search: int | None = None
         self._row_bytes = config.dimensions * (2 if config.column_type == "halfvec" else 4) + 600
         self._model = model
         self._table = model.__table__
@@ -110,6 +122,15 @@ class SearchStatements:
         self._search_many = cached_by_shape(self._build_search_many)
         self._text_search = cached_by_shape(partial(self._build_text_search, bind=parameter))
         self._hybrid_search = cached_by_shape(partial(self._build_hybrid_search, bind=parameter))
+
+    @property
+    def ef_search(self) -> int:
+        """Minimum of ``hnsw.ef_search``: explicit, or else measured, or else the default."""
+        return self._explicit_ef_search or self.measured_ef_search or DEFAULT_EF_SEARCH
+
+    def set_measured_ef_search(self, ef_search: int | None) -> None:
+        """Set the minimum that searches use if the store has no explicit one."""
+        self.measured_ef_search = ef_search
 
     def search(
         self, filter: Conditions, limit: int, *, exact: bool, per_document: int | None = None
@@ -231,7 +252,7 @@ class SearchStatements:
             limit: Maximum number of results.
             ef_search: Minimum of ``hnsw.ef_search``; the store's minimum if None.
         """
-        return search_parameters(limit, ef_search or self._ef_search)
+        return search_parameters(limit, ef_search or self.ef_search)
 
     def _build_search(
         self,
