@@ -18,7 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from alembic.config import CommandLine, Config
+from numpy.typing import NDArray
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.config import SchemaConfig
@@ -27,6 +29,7 @@ from cenote.inspection import settings
 from cenote.inspection.live_table import read_table
 from cenote.maintenance.distribution import distribute
 from cenote.maintenance.full_text import set_text_search
+from cenote.maintenance.recall_output import check_picture, draw, table_of_report
 from cenote.maintenance.reindexing import reindex, reindex_plan
 from cenote.maintenance.repartitioning import repartition
 from cenote.maintenance.row_security import set_row_security
@@ -37,9 +40,18 @@ from cenote.migrate.host_revision import write_host_revision
 from cenote.migrate.versions import script_location
 from cenote.postgres.dsn import create_engine
 from cenote.progress import progress_bar
+from cenote.stores import PgVectorStore
+from cenote.stores.pgvector.measuring import (
+    DEFAULT_TARGET,
+    EF_SEARCH_VALUES,
+    MEASURED_NAMESPACES,
+    SAMPLED_ROWS,
+    not_reached,
+)
 
 EXIT_FINDINGS = 1
-"""Exit status of ``cenote check`` if there are findings. Errors exit with 2."""
+"""Exit status of ``cenote check`` if there are findings, and of ``cenote recall`` if no measured
+``ef_search`` reaches the target. Errors exit with 2."""
 
 _READING = "the schema cannot be read"
 
@@ -182,6 +194,48 @@ def _parser() -> argparse.ArgumentParser:
     rebuild.add_argument("--dry-run", action="store_true", help="only print the statements")
     rebuild.set_defaults(run=_reindex)
 
+    recall = commands.add_parser(
+        "recall",
+        parents=[common],
+        help="measure the recall of the ANN index at several values of ef_search",
+    )
+    recall.add_argument(
+        "--namespace",
+        action="append",
+        metavar="NAME",
+        help=f"tenant to measure, repeatable; default: the {MEASURED_NAMESPACES} largest",
+    )
+    recall.add_argument(
+        "--queries",
+        type=Path,
+        metavar="FILE.npy",
+        help=f"query vectors; default: {SAMPLED_ROWS} stored rows of each namespace",
+    )
+    recall.add_argument("--limit", type=int, default=10, help="results of each search; default: 10")
+    recall.add_argument(
+        "--ef-search",
+        type=int,
+        nargs="+",
+        default=EF_SEARCH_VALUES,
+        metavar="N",
+        help="values to measure; default: " + " ".join(map(str, EF_SEARCH_VALUES)),
+    )
+    recall.add_argument("--json", action="store_true", help="print the report as JSON")
+    recall.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the report; .png, .svg or .pdf"
+    )
+    recall.add_argument(
+        "--target",
+        type=float,
+        metavar="RECALL",
+        help="find the smallest ef_search with this recall in every namespace; exit with 1 if none "
+        f"has it; default of --apply: {DEFAULT_TARGET}",
+    )
+    recall.add_argument(
+        "--apply", action="store_true", help="store this ef_search in the index, for all stores"
+    )
+    recall.set_defaults(run=_recall)
+
     rewrite = commands.add_parser(
         "repartition",
         parents=[common],
@@ -310,6 +364,73 @@ def _parameters(options: argparse.Namespace, given: dict[str, Any]) -> dict[str,
     return {
         name: given.get(name) if value is None else value for name, value in options_given.items()
     }
+
+
+def _recall(options: argparse.Namespace) -> int:
+    if options.picture is not None:
+        check_picture(options.picture)
+    target = DEFAULT_TARGET if options.apply and options.target is None else options.target
+    if target is not None and not 0 < target <= 1:
+        raise ConfigurationError(
+            "target must be greater than 0 and at most 1, e.g. 0.98", setting="target"
+        )
+    queries = None if options.queries is None else _read_vectors(options.queries)
+
+    async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
+        store = _store(engine, await _live_config(engine, given))
+        report = await store.measure_recall(
+            options.namespace, queries, options.limit, options.ef_search, progress=progress_bar()
+        )
+        point = None if target is None else report.smallest(target)
+        if not options.json:
+            print(table_of_report(report, options.ef_search))
+        if options.picture is not None and report.namespaces:
+            draw(report, options.picture, target)
+        if options.apply and point is not None:
+            await store.apply_recall(report, target)
+        if options.json:
+            result = {
+                "target": target,
+                "smallest_ef_search": None if point is None else point.ef_search,
+                "applied": options.apply and point is not None,
+            }
+            print(json.dumps(report.as_dict() | result, indent=2))
+        if target is None:
+            return 0
+        if point is None:
+            print(f"cenote: {not_reached(report, target)}", file=sys.stderr)
+            return EXIT_FINDINGS
+        if not options.json:
+            print(
+                f"\nef_search {point.ef_search} reaches {target:g} in every measured namespace "
+                f"(lowest: {point.recall:.4f})"
+                + ("; it is stored in the index" if options.apply else "")
+            )
+        return 0
+
+    return _with_engine(options, work)
+
+
+def _store(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
+    """Return a store over the live table of a configuration."""
+    names = ("table_name", "schema", "column_type", "partitions", "text_search", "row_security")
+    settings_of_table = {name: getattr(config, name) for name in names}
+    return PgVectorStore(engine, config.dimensions, **settings_of_table)
+
+
+def _read_vectors(file: Path) -> NDArray[np.floating[Any]]:
+    """Read vectors from a .npy file, shape (n, dimensions)."""
+    try:
+        vectors = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a .npy file of numbers"
+        raise ConfigurationError(f"{file} cannot be read: {reason}", setting="queries") from error
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise ConfigurationError(
+            f"{file} must contain one array of numbers, shape (queries, dimensions)",
+            setting="queries",
+        )
+    return vectors
 
 
 def _repartition(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -17,12 +18,13 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support import deployment
-from support.commands import output_of, run
+from support.commands import cenote, output_of, run
 from support.database import VERSION, execute, programs, scalar
 from support.deployment import Deployment
 from support.library import Passage
 
 from cenote import (
+    ConfigurationError,
     InvalidInputError,
     MigrationError,
     PgVectorStore,
@@ -32,8 +34,9 @@ from cenote import (
 from cenote.inspection.recall_comment import MeasuredRecall, parse_comment
 from cenote.maintenance import reindex, repartition
 from cenote.maintenance.recall import record_recall
+from cenote.maintenance.recall_output import check_picture, table_of_report
 from cenote.models import NamespaceRecall, RecallPoint, RecallReport
-from cenote.progress import RecallProgress
+from cenote.progress import RecallProgress, progress_bar
 from cenote.stores.pgvector.sql.vector_search import DEFAULT_EF_SEARCH
 from cenote.testing import embedded, found
 
@@ -538,3 +541,121 @@ async def test_growth_is_not_reported_if_the_rows_are_unknown(engine: AsyncEngin
     store = PgVectorStore(engine, 4)
     await record_recall(engine, store.config, replace(MEASURED, rows=0))
     assert await store.check_schema() == []
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+COMMAND = ["recall", "-x", f"table_name={TABLE}", "--ef-search", "60", "900"]
+
+
+async def test_the_command_measures(store: PgVectorStore, filled_dsn: str, tmp_path: Path) -> None:
+    """The command prints recalls and durations, and draws them; without --apply, it only reads."""
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "recall.svg"
+    output = output_of(cenote(*COMMAND, "--picture", str(picture), CENOTE_DATABASE_URL=filled_dsn))
+    header, columns, large, middle, total, *_ = output.splitlines()
+    assert header == "recall@10 by ef_search, with stored rows as queries"
+    assert columns.split() == ["namespace", "chunks", "queries", "60", "900"]
+    assert large.split()[:3] == ["large", "2,500", "100"]
+    assert middle.split()[:3] == ["middle", "1,500", "100"]
+    assert total.split()[:3] == ["all", "4,000", "200"]
+    assert all(0 < float(number) <= 1 for number in large.split()[3:])
+    assert "p50 in milliseconds by ef_search" in output
+    assert "not measured: 1 namespace with up to 1,000 chunks" in output
+    assert picture.read_text().count("<svg ") == 1
+    assert await scalar(store.engine, COMMENT.format(INDEX)) is None
+
+
+async def test_the_command_applies(store: PgVectorStore, filled_dsn: str, tmp_path: Path) -> None:
+    """--apply stores the value in the index; with --json, the output is one JSON object."""
+    queries = tmp_path / "queries.npy"
+    np.save(queries, np.random.default_rng(4).standard_normal((40, DIMENSIONS)))
+    options = ["--queries", str(queries), "--namespace", "middle", "--namespace", "large"]
+    command = [*COMMAND, *options, "--limit", "5", "--target", "0.85", "--apply"]
+    output = output_of(cenote(*command, "--json", CENOTE_DATABASE_URL=filled_dsn))
+    result = json.loads(output)
+    assert (result["smallest_ef_search"], result["applied"], result["target"]) == (900, True, 0.85)
+    assert [measured["namespace"] for measured in result["namespaces"]] == ["large", "middle"]
+    assert (result["limit"], result["sampled"]) == (5, False)
+    second = another(store)
+    await second.count("large")
+    assert used_ef_search(second) == 900
+    output = output_of(cenote(*command, CENOTE_DATABASE_URL=filled_dsn))
+    assert "ef_search 900 reaches 0.85 in every measured namespace" in output
+    assert "it is stored in the index" in output
+
+
+async def test_the_command_fails_if_nothing_reaches_the_target(
+    store: PgVectorStore, filled_dsn: str
+) -> None:
+    """The exit status is 1, and nothing is stored."""
+    command = ["recall", "-x", f"table_name={TABLE}", "--ef-search", "40", "--apply"]
+    result = cenote(*command, "--namespace", "large", CENOTE_DATABASE_URL=filled_dsn)
+    assert result.returncode == 1
+    assert "no measured ef_search reaches a recall of 0.98" in result.stderr
+    assert "an ef_search of at least 50: smaller values were raised to it" in result.stdout
+    result = cenote(*command, "--namespace", "small", CENOTE_DATABASE_URL=filled_dsn)
+    assert result.returncode == 1
+    assert "nothing was measured" in result.stdout
+    assert await scalar(store.engine, COMMENT.format(INDEX)) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "1.5"], "target must be greater than 0 and at most 1"),
+        (["--queries", "nothing.npy"], "nothing.npy cannot be read: No such file"),
+        (["--queries", "text.npy"], "it is not a .npy file of numbers"),
+        (["--queries", "flat.npy"], "must contain one array of numbers"),
+        (["--queries", "narrow.npy"], "has 3 dimensions"),
+        (["--namespace", "nobody"], "namespaces[0] has no chunks"),
+        (["--ef-search", "0"], "ef_search must be an integer from 1 to 1,000"),
+        (["--picture", "recall.gif"], "must end in one of .pdf, .png, .svg"),
+        (["--picture", "nowhere/recall.svg"], "there is no folder nowhere"),
+    ],
+)
+def test_invalid_options(filled_dsn: str, tmp_path: Path, options: list[str], message: str) -> None:
+    """The error is one line, and comes before anything is measured."""
+    (tmp_path / "text.npy").write_text("no vectors")
+    np.save(tmp_path / "flat.npy", np.ones(DIMENSIONS))
+    np.save(tmp_path / "narrow.npy", np.ones((1, 3)))
+    command = ["recall", "-x", f"table_name={TABLE}", *options]
+    result = cenote(*command, cwd=tmp_path, CENOTE_DATABASE_URL=filled_dsn)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_picture_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The error names the extra."""
+    monkeypatch.setattr("cenote.maintenance.recall_output.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'cenote\[plot\]'"):
+        check_picture(tmp_path / "recall.svg")
+
+
+def test_names_in_the_table() -> None:
+    """Long names are shortened, wide letters count twice, and control characters are replaced."""
+    report = report_of({60: 0.9})
+    measured = [
+        replace(report.namespaces[0], namespace=name) for name in ("x" * 50, "\x1b[31mred", "名前")
+    ]
+    report = replace(report, namespaces=tuple(measured), left_out=("a", "b"))
+    table = table_of_report(report, [60])
+    assert "\x1b" not in table
+    assert "x" * 29 + "... " in table
+    _, header, *lines = table.splitlines()
+    assert len(lines[2]) == len(header) - len("名前")
+    assert table.endswith("not measured: 2 namespaces that are smaller than the measured ones")
+
+
+def test_the_progress_bar() -> None:
+    """The bar shows the number of queries, and ends the line with the last one."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    draw = progress_bar(stream=terminal)
+    draw(RecallProgress(queries=200, of=200))
+    assert terminal.getvalue().endswith("query 200 of 200 [" + "#" * 30 + "]\n")

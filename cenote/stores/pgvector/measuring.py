@@ -199,7 +199,7 @@ class Measuring(Reading[Model], Searching[Model]):
             )
         point = report.smallest(target)
         if point is None:
-            raise VectorStoreError(_not_reached(report, target))
+            raise VectorStoreError(not_reached(report, target))
         async with self._executor.statement("apply_recall", None, None) as connection:
             await self._executor.check_sees_all_rows(connection)
             rows = (await connection.execute(self._reads.rows)).scalar_one()
@@ -348,7 +348,8 @@ def _recall(
     return min(hits, len(expected)) / len(expected)
 
 
-def _not_reached(report: RecallReport, target: float) -> str:
+def not_reached(report: RecallReport, target: float) -> str:
+    """Return the error message for a target that no measured ``ef_search`` reaches."""
     if not report.namespaces:
         return (
             "the report contains no measured namespace: searches compare up to "
