@@ -61,7 +61,7 @@ async def own_connection(
                     raise ConfigurationError(
                         "the driver rejects the connection string's arguments", setting="dsn"
                     ) from error
-                await check_event_loop_of(connection)
+                check_event_loop_of(connection.engine, await connection.get_raw_connection())
                 yield await connection.execution_options(isolation_level="READ COMMITTED")
             return
         if database.in_transaction():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import NullPool, Pool, QueuePool
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import NullPool, Pool, PoolProxiedConnection, QueuePool
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.errors import ConfigurationError
 
@@ -38,8 +38,8 @@ def check_event_loop(engine: AsyncEngine) -> None:
         raise event_loop_error()
 
 
-async def check_event_loop_of(connection: AsyncConnection) -> None:
-    """Check that a connection does not belong to another event loop.
+def check_event_loop_of(engine: AsyncEngine, connection: PoolProxiedConnection) -> None:
+    """Check that a connection of an engine's pool does not belong to another event loop.
 
     If the pool opened the connection before cenote first used the pool, only asyncpg knows the
     connection's loop. If two threads run asyncpg's protocol at the same time, the process can
@@ -48,10 +48,9 @@ async def check_event_loop_of(connection: AsyncConnection) -> None:
     Raises:
         ConfigurationError: The connection belongs to another event loop.
     """
-    driver = (await connection.get_raw_connection()).driver_connection
     running = asyncio.get_running_loop()
-    if getattr(driver, "_loop", running) is not running:
-        forget_loop(connection.engine)
+    if getattr(connection.driver_connection, "_loop", running) is not running:
+        forget_loop(engine)
         raise event_loop_error()
 
 

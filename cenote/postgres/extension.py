@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from typing import Any
+
+from sqlalchemy import PoolProxiedConnection, select
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cenote.errors import VectorStoreError
 from cenote.postgres.event_loops import check_event_loop_of
@@ -20,6 +23,12 @@ EXTENSION_QUERY = (
     select(pg_extension.c.extversion, pg_namespace.c.nspname)
     .join(pg_namespace, pg_namespace.c.oid == pg_extension.c.extnamespace)
     .where(pg_extension.c.extname == "vector")
+)
+_EXTENSION_SQL = str(
+    EXTENSION_QUERY.compile(
+        dialect=PGDialect(),  # type: ignore[no-untyped-call]
+        compile_kwargs={"literal_binds": True},
+    )
 )
 
 
@@ -38,22 +47,47 @@ async def prepare(connection: AsyncConnection, *, migrations: str) -> None:
         VectorStoreError: The vector extension is missing or too old.
     """
     assert connection.sync_connection is not None
-    info = connection.sync_connection.info
-    if _PREPARED in info:
+    if _PREPARED in connection.sync_connection.info:
         return
-    await check_event_loop_of(connection)
+    raw = await connection.get_raw_connection()
+    check_event_loop_of(connection.engine, raw)
     installed = (await connection.execute(EXTENSION_QUERY)).one_or_none()
+    await _install(raw, installed, migrations)
+
+
+def is_prepared(connection: PoolProxiedConnection) -> bool:
+    """Return whether a connection of a pool is prepared."""
+    return _PREPARED in connection.info
+
+
+async def prepare_driver(
+    connection: PoolProxiedConnection, engine: AsyncEngine, *, migrations: str
+) -> None:
+    """Prepare a connection of a pool for vectors, without SQLAlchemy's execution; see `prepare`."""
+    check_event_loop_of(engine, connection)
+    driver: Any = connection.driver_connection
+    await _install(connection, await driver.fetchrow(_EXTENSION_SQL), migrations)
+
+
+async def _install(connection: PoolProxiedConnection, installed: Any, migrations: str) -> None:
+    """Check the extension's version, and install the codec.
+
+    Args:
+        connection: Connection of a pool.
+        installed: Row of `EXTENSION_QUERY`.
+        migrations: Command that creates the schema, for an error message.
+    """
     if installed is None:
         raise VectorStoreError(
             f"the database has no vector extension; run {migrations}, or as a superuser "
             "CREATE EXTENSION vector"
         )
-    if parse_version(installed.extversion) < OLDEST_PGVECTOR:
-        raise VectorStoreError(outdated_message(installed.extversion))
-    raw = await connection.get_raw_connection()
-    assert raw.driver_connection is not None
-    await install_codec(raw.driver_connection, installed.nspname)
-    info[_PREPARED] = True
+    version, schema = installed
+    if parse_version(version) < OLDEST_PGVECTOR:
+        raise VectorStoreError(outdated_message(version))
+    assert connection.driver_connection is not None
+    await install_codec(connection.driver_connection, schema)
+    connection.info[_PREPARED] = True
 
 
 def parse_version(text: str) -> tuple[int, ...]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from sqlalchemy import Row, Text, bindparam, func, inspect, literal, select, true
+from sqlalchemy import Row, Select, Text, bindparam, func, inspect, literal, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
 from cenote.config import SchemaConfig
@@ -34,6 +34,7 @@ from cenote.postgres.event_loops import (
 from cenote.postgres.extension import prepare
 from cenote.postgres.full_text import languages_of
 from cenote.postgres.row_security import NAME
+from cenote.stores.pgvector.direct import DirectConnections
 
 Session: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
 """Type of ``session=``: a session or connection in the caller's transaction."""
@@ -78,7 +79,68 @@ class StatementExecutor:
         self._operation_timeout = operation_timeout
         self._on_measured_ef_search = on_measured_ef_search
         self.table_checked = False
+        self._direct = DirectConnections(engine, self._migrations)
         self.closed = False
+
+    async def fetch(
+        self,
+        operation: str,
+        session: CallerTransaction | None,
+        namespace: str,
+        statement: Select[Any],
+        parameters: Mapping[str, Any],
+        *,
+        sets_tenant: bool = False,
+    ) -> Sequence[Sequence[Any]]:
+        """Run one statement that is executed often, and return its rows.
+
+        The statement is compiled once. Outside a caller's transaction, it runs directly on a
+        connection of the driver, in one round trip.
+
+        Args:
+            operation: Name of the operation, for messages.
+            session: The caller's transaction; None for none.
+            namespace: Namespace of the rows.
+            statement: The statement. Keep it: its compiled form is found by its identity.
+            parameters: Its parameters by name.
+            sets_tenant: True if the statement itself sets the tenant of row-level security.
+        """
+        if self._runs_directly(session, statement, sets_tenant=sets_tenant):
+            with self._translate_errors(operation):
+                async with self._limit_time(operation):
+                    rows = await self._direct.fetch(statement, parameters)
+            if rows is not None:
+                return rows
+        return await self.execute(
+            operation, session, namespace, statement, parameters, sets_tenant=sets_tenant
+        )
+
+    async def execute(
+        self,
+        operation: str,
+        session: CallerTransaction | None,
+        namespace: str,
+        statement: Select[Any],
+        parameters: Mapping[str, Any],
+        *,
+        sets_tenant: bool = False,
+    ) -> Sequence[Sequence[Any]]:
+        """Run one statement through SQLAlchemy, and return its rows; see :meth:`fetch`."""
+        async with self.statement(
+            operation, session, namespace, sets_tenant=sets_tenant
+        ) as connection:
+            rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
+        return rows
+
+    def _runs_directly(
+        self, session: CallerTransaction | None, statement: Select[Any], *, sets_tenant: bool
+    ) -> bool:
+        return (
+            session is None
+            and self.table_checked
+            and (sets_tenant or not self._has_row_security)
+            and self._direct.accepts(statement)
+        )
 
     @asynccontextmanager
     async def transaction(
@@ -102,11 +164,25 @@ class StatementExecutor:
 
     @asynccontextmanager
     async def statement(
-        self, operation: str, session: CallerTransaction | None, namespace: str | None
+        self,
+        operation: str,
+        session: CallerTransaction | None,
+        namespace: str | None,
+        *,
+        sets_tenant: bool = False,
     ) -> AsyncIterator[AsyncConnection]:
-        """Open a connection for one statement, or return that of the caller's transaction."""
-        connect = self._read_committed.begin if self._has_row_security else self._autocommit.connect
-        async with self._connection(operation, session, namespace, connect) as connection:
+        """Open a connection for one statement, or return that of the caller's transaction.
+
+        Args:
+            operation: Name of the operation, for messages.
+            session: The caller's transaction; None for none.
+            namespace: Namespace of the rows; None for all.
+            sets_tenant: True if the statement itself sets the tenant of row-level security.
+        """
+        needs_transaction = self._has_row_security and not sets_tenant
+        connect = self._read_committed.begin if needs_transaction else self._autocommit.connect
+        tenant = None if sets_tenant else namespace
+        async with self._connection(operation, session, tenant, connect) as connection:
             yield connection
 
     @asynccontextmanager
@@ -125,6 +201,9 @@ class StatementExecutor:
 
     @asynccontextmanager
     async def _limit_time(self, operation: str) -> AsyncIterator[None]:
+        if self._operation_timeout is None:
+            yield
+            return
         limit = asyncio.timeout(self._operation_timeout)
         try:
             async with limit:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Row, Select
+from sqlalchemy import ColumnElement, Select
 
 from cenote.filters.checks import as_filter
 from cenote.filters.compiler import Conditions
@@ -52,9 +52,8 @@ class Reading(PgVectorStoreBase[Model]):
         if not ids:
             return []
         values = {"namespace": namespace, "ids": ids}
-        async with self._executor.statement("get", transaction, namespace) as connection:
-            found = (await connection.execute(self._reads.get, values)).all()
-        by_id = {row.id: rows.to_chunk(row) for row in found}
+        found = await self._executor.fetch("get", transaction, namespace, self._reads.get, values)
+        by_id = {row[0]: rows.to_chunk(row) for row in found}
         return [by_id[chunk_id] for chunk_id in ids if chunk_id in by_id]
 
     @operation("get_embeddings", retry=Retry.ALWAYS, batch="chunk_ids")
@@ -87,8 +86,8 @@ class Reading(PgVectorStoreBase[Model]):
         conditions = Conditions(as_filter(filter))
         statement = self._reads.count(conditions)
         values = {"namespace": namespace, **conditions.parameters}
-        async with self._executor.statement("count", transaction, namespace) as connection:
-            return int((await connection.execute(statement, values)).scalar_one())
+        [[count]] = await self._executor.fetch("count", transaction, namespace, statement, values)
+        return int(count)
 
     @operation("list_namespaces", retry=Retry.ALWAYS)
     async def list_namespaces(self, *, session: Session | None = None) -> dict[str, int]:
@@ -150,9 +149,9 @@ class Reading(PgVectorStoreBase[Model]):
             check_text(after, field="after")
             values["after"] = after
         statement = self._reads.page(conditions, first=after is None)
-        async with self._executor.statement("list_chunks", transaction, namespace) as connection:
-            found = await connection.execute(statement, values | conditions.parameters)
-            return [rows.to_chunk(row) for row in found]
+        values |= conditions.parameters
+        found = await self._executor.fetch("list_chunks", transaction, namespace, statement, values)
+        return [rows.to_chunk(row) for row in found]
 
     @operation("neighbours", retry=Retry.ALWAYS)
     async def neighbours(
@@ -223,7 +222,7 @@ class Reading(PgVectorStoreBase[Model]):
                 yield rows.to_chunk(row)
             if len(page) < PAGE_SIZE:
                 return
-            values["after"] = page[-1].id
+            values["after"] = page[-1][0]
 
     @operation("get_all_chunks", retry=Retry.ALWAYS)  # page by page
     async def _page(
@@ -233,6 +232,6 @@ class Reading(PgVectorStoreBase[Model]):
         parameters: dict[str, Any],
         *,
         session: CallerTransaction | None,
-    ) -> list[Row[Any]]:
-        async with self._executor.statement("get_all_chunks", session, namespace) as connection:
-            return [*(await connection.execute(statement, parameters)).all()]
+    ) -> Sequence[Sequence[Any]]:
+        run = self._executor.fetch if parameters else self._executor.execute
+        return await run("get_all_chunks", session, namespace, statement, parameters)

@@ -83,14 +83,15 @@ class Searching(PgVectorStoreBase[Model]):
             statement = self._searches.search(
                 conditions, limit, exact=exact, per_document=per_document
             )
+            found = await self._executor.fetch(
+                "search", transaction, namespace, statement, parameters
+            )
         else:
             statement = self._searches.search_where(
                 condition, conditions, limit, parameters, exact=exact, per_document=per_document
             )
-            parameters = {}
-        async with self._executor.statement("search", transaction, namespace) as connection:
-            found = (await connection.execute(statement, parameters)).all()
-        record(path="ann" if found and found[0].by_ann else "exact")
+            found = await self._executor.execute("search", transaction, namespace, statement, {})
+        record(path="ann" if found and found[0][rows.BY_ANN] else "exact")
         return at_least(min_score, [rows.to_result(row) for row in found])
 
     @operation("search_many", retry=Retry.ALWAYS, batch="query_vectors")
@@ -133,9 +134,10 @@ class Searching(PgVectorStoreBase[Model]):
             **conditions.parameters,
         }
         statement = self._searches.search_many(conditions, limit, exact=exact)
-        async with self._executor.statement("search_many", transaction, namespace) as connection:
-            for number, *row in await connection.execute(statement, values):
-                results[asked[number - 1]].append(rows.to_result(row))
+        for number, *row in await self._executor.fetch(
+            "search_many", transaction, namespace, statement, values
+        ):
+            results[asked[number - 1]].append(rows.to_result(row))
         return [at_least(min_score, found) for found in results]
 
     @operation("search_diverse", retry=Retry.ALWAYS)

@@ -18,6 +18,9 @@ look for."""
 CHUNK_FIELDS = ("id", "document_id", "content", "position", "metadata", "content_hash")
 """Columns of a chunk, in the order in which queries return them."""
 
+BY_ANN = -2
+"""Index of the column of a search that is true if the ANN index found the rows."""
+
 
 def parameters(batch: Batch, column_type: ColumnType) -> dict[str, Any]:
     """Return the parameters of the upsert statement: one list per column."""
@@ -49,5 +52,6 @@ def to_chunk(fields: Sequence[Any]) -> Chunk:
 
 def to_result(fields: Sequence[Any], retriever: str = "vector") -> RetrievalResult:
     """Return a result from the row of a search: the chunk's fields first, the score last."""
-    chunk_fields = fields[: len(CHUNK_FIELDS)]
-    return RetrievalResult(chunk=to_chunk(chunk_fields), score=fields[-1], retriever=retriever)
+    return RetrievalResult(
+        chunk=to_chunk(fields[: len(CHUNK_FIELDS)]), score=fields[-1], retriever=retriever
+    )

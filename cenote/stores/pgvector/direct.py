@@ -1,0 +1,121 @@
+"""Run compiled statements on the driver's connections, without SQLAlchemy's execution.
+
+SQLAlchemy's execution takes more client CPU than the driver's: 0.7 ms of the 1.2 ms of a short
+search, measured with SQLAlchemy 2.1 and asyncpg 0.32. The connections still come from the engine's
+pool, so its limits and events apply.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import PoolProxiedConnection, Select
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import greenlet_spawn
+
+from cenote.postgres.driver_errors import is_lost
+from cenote.postgres.event_loops import check_event_loop
+from cenote.postgres.extension import is_prepared, prepare_driver
+from cenote.stores.pgvector.sql.compiled_query import CompiledQuery
+
+
+class DirectConnections:
+    """Borrows connections from an engine's pool, and calls the driver.
+
+    Args:
+        engine: Engine of the store.
+        migrations: Command that creates the schema, for an error message.
+    """
+
+    def __init__(self, engine: AsyncEngine, migrations: str) -> None:
+        self._engine = engine
+        self._migrations = migrations
+        self._queries: WeakKeyDictionary[Select[Any], CompiledQuery] = WeakKeyDictionary()
+        translates_schemas = "schema_translate_map" in engine.get_execution_options()
+        self._supported = not translates_schemas
+
+    def accepts(self, statement: Select[Any]) -> bool:
+        """Return whether a statement can run here, without anyone missing it.
+
+        Listeners of the engine's events, such as instrumentations, and the engine's log see
+        statements only if SQLAlchemy executes them.
+        """
+        engine: Any = self._engine.sync_engine
+        if (
+            not self._supported
+            or engine._has_events
+            or engine.dialect._has_events
+            or engine.logger.isEnabledFor(logging.INFO)
+        ):
+            return False
+        query = self._queries.get(statement)
+        if query is None:
+            query = self._queries[statement] = CompiledQuery(statement, engine.dialect)
+        return query.direct
+
+    async def fetch(
+        self, statement: Select[Any], parameters: Mapping[str, Any]
+    ) -> Sequence[Sequence[Any]] | None:
+        """Run an accepted statement in one round trip.
+
+        Returns:
+            The rows; None if the engine's connections must be used through SQLAlchemy.
+        """
+        query = self._queries[statement]
+        check_event_loop(self._engine)
+        connection = await self._connect()
+        try:
+            if not is_prepared(connection):
+                self._supported = not _customizes_prepared_statements(connection)
+                if not self._supported:
+                    return None
+                await prepare_driver(connection, self._engine, migrations=self._migrations)
+            driver: Any = connection.driver_connection
+            rows: Sequence[Sequence[Any]] = await driver.fetch(
+                query.sql, *query.arguments(parameters)
+            )
+        except Exception as error:
+            self._invalidate_pool_if_lost(connection, error)
+            raise
+        except BaseException:  # cancelled: the connection may be in the middle of an answer
+            await greenlet_spawn(connection.invalidate)
+            raise
+        finally:
+            await greenlet_spawn(connection.close)
+        return rows
+
+    async def _connect(self) -> PoolProxiedConnection:
+        try:
+            return await self._engine.raw_connection()
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            raise error.__cause__ or error from None
+
+    def _invalidate_pool_if_lost(self, connection: PoolProxiedConnection, error: Exception) -> None:
+        """After a lost connection, make the pool replace all connections, as SQLAlchemy does.
+
+        After a restart of the server, all of them are lost.
+
+        Raises:
+            ConnectionResetError: The connection is lost, and the driver's error does not say so.
+        """
+        closed = connection.driver_connection.is_closed()  # type: ignore[union-attr]
+        if not closed and (isinstance(error, TimeoutError) or not is_lost(error)):
+            return
+        self._engine.sync_engine.pool._invalidate(connection, error)
+        if not is_lost(error):
+            raise ConnectionResetError("the connection is closed") from error
+
+
+def _customizes_prepared_statements(connection: PoolProxiedConnection) -> bool:
+    """Return whether the application configured SQLAlchemy's prepared statements.
+
+    Behind a pooler, applications disable or name them with arguments of SQLAlchemy's adapter, which
+    the driver's own methods do not know.
+    """
+    adapter: Any = connection.dbapi_connection
+    has_cache = getattr(adapter, "_prepared_statement_cache", None) is not None
+    name_function = getattr(adapter, "_prepared_statement_name_func", None)
+    return not has_cache or name_function is not type(adapter)._default_name_func

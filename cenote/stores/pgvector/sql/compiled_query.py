@@ -1,0 +1,58 @@
+"""Statements compiled to the SQL and the arguments that the driver accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy import Dialect, Select
+from sqlalchemy.types import TypeEngine
+
+_FLOAT8 = 701
+"""Type of computed numbers: oid of ``float8`` in Postgres's pg_type.dat. SQLAlchemy's type for
+numbers converts by it; other types ignore it."""
+
+
+class CompiledQuery:
+    """SQL with numbered parameters, compiled once from a statement.
+
+    Args:
+        statement: The statement.
+        dialect: Dialect of the engine.
+
+    Attributes:
+        sql: The SQL, for asyncpg.
+        direct: True if the driver's values are the statement's results. False if SQLAlchemy has to
+            convert results, for example because the application's model decrypts a column, or has
+            to expand parameters at each execution.
+    """
+
+    __slots__ = ("_arguments", "direct", "sql")
+
+    def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
+        compiled: Any = statement.compile(dialect=dialect)
+        self.sql: str = compiled.string
+        defaults = compiled.params
+        self._arguments: list[tuple[str, Any, Callable[[Any], Any] | None]] = [
+            (name, defaults[name], _bind_processor(compiled.binds[name].type, dialect))
+            for name in compiled.positiontup or ()
+        ]
+        expands = compiled.post_compile_params or compiled.literal_execute_params
+        columns = statement.selected_columns
+        self.direct = not expands and not any(_converts(c.type, dialect) for c in columns)
+
+    def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
+        """Return the arguments of the SQL, in order."""
+        arguments = []
+        for name, default, process in self._arguments:
+            value = parameters.get(name, default)
+            arguments.append(value if process is None else process(value))
+        return arguments
+
+
+def _bind_processor(type_: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    return type_.dialect_impl(dialect).bind_processor(dialect)
+
+
+def _converts(type_: TypeEngine[Any], dialect: Dialect) -> bool:
+    return type_.dialect_impl(dialect).result_processor(dialect, _FLOAT8) is not None
