@@ -148,8 +148,11 @@ class Telemetry:
 
 
 def is_listened_to() -> bool:
-    """Return whether anything receives telemetry: OpenTelemetry, or a logger at level DEBUG."""
-    return _instruments() is not None or _logger.isEnabledFor(logging.DEBUG)
+    """Return whether anything receives telemetry: an SDK of OpenTelemetry, or a DEBUG logger."""
+    if _logger.isEnabledFor(logging.DEBUG):
+        return True
+    instruments = _instruments()
+    return instruments is not None and instruments.are_received()
 
 
 def _log(operation: str, fields: dict[str, Any], duration: float) -> None:
@@ -226,7 +229,9 @@ class _Instruments:
 
     def __init__(self, trace: Any, metrics: Any) -> None:
         version = _cenote_version()
-        self._trace = trace
+        self._trace, self._metrics = trace, metrics
+        # Before an SDK is set up, the API returns providers that pass on calls to a later SDK.
+        self._proxy_meters = getattr(metrics._internal, "_ProxyMeterProvider", None)
         self._tracer = trace.get_tracer("cenote", version)
         meter = metrics.get_meter("cenote", version or "")
         self._duration = meter.create_histogram(
@@ -236,6 +241,13 @@ class _Instruments:
             "cenote.operation.rows",
             "{chunk}",
             "Number of chunks that a store operation read or wrote.",
+        )
+
+    def are_received(self) -> bool:
+        """Return whether an SDK is set up. Without one, spans and measurements go nowhere."""
+        return not (
+            isinstance(self._trace.get_tracer_provider(), self._trace.ProxyTracerProvider)
+            and type(self._metrics.get_meter_provider()) is self._proxy_meters
         )
 
     def span(self, operation: str) -> Any:

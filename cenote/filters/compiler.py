@@ -58,6 +58,11 @@ class Conditions:
         values = [value for predicate in predicates(self._filter) for value in predicate.values]
         return {_name(number): value for number, value in enumerate(values)}
 
+    @property
+    def fingerprint(self) -> int:
+        """Hash of the filter and its values, the same for equal filters of one process."""
+        return hash((self._shape, repr(self.parameters)))
+
     def sql(self, columns: Any, bind: Bind) -> list[ColumnElement[bool]]:
         """Return the conditions, to be joined by AND.
 

@@ -6,6 +6,7 @@ quotes its names.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Index, MetaData, String, Table
@@ -76,6 +77,7 @@ def table_of(name: str, schema: str | None) -> Table:
     return Table(name, MetaData(), schema=schema)
 
 
+@lru_cache(1024)  # creating a table takes longer than a short search
 def qualified(name: str, schema: str | None) -> str:
     """Return a table's name, with its schema if there is one, quoted as SQL needs it."""
     text: str = _DIALECT.identifier_preparer.format_table(table_of(name, schema))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ARRAY, REAL, Integer, column, table
+from sqlalchemy import ARRAY, REAL, Boolean, Integer, column, table
 
 pg_am = table("pg_am", column("oid"), column("amname"))
 pg_attrdef = table("pg_attrdef", column("adrelid"), column("adnum"), column("adbin"))
@@ -68,7 +68,12 @@ pg_index = table(
     column("indisvalid"),
     column("indclass", ARRAY(Integer)),
 )
-pg_inherits = table("pg_inherits", column("inhrelid"), column("inhparent"))
+pg_inherits = table(
+    "pg_inherits",
+    column("inhrelid"),
+    column("inhparent"),
+    column("inhdetachpending", Boolean),
+)
 pg_locks = table(
     "pg_locks",
     column("locktype"),

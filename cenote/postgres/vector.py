@@ -133,6 +133,12 @@ def to_wire(matrix: Float32Array, column_type: ColumnType) -> list[bytes]:
     return [row.tobytes() for row in wire]
 
 
+def to_wire_one(vector: Float32Array, column_type: ColumnType) -> bytes:
+    """Encode one vector of shape (dimensions,); see :func:`to_wire`."""
+    header = struct.pack(">HH", vector.shape[0], 0)
+    return header + vector.astype(_WIRE_DTYPE[column_type]).tobytes()
+
+
 async def install_codec(connection: asyncpg.Connection, schema: str) -> None:
     """Register the binary codec for ``vector`` and ``halfvec`` on an asyncpg connection.
 

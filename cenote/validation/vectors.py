@@ -15,12 +15,20 @@ from cenote.validation.arguments import as_list, safe_repr
 _FLOAT32 = np.finfo(np.float32)
 _OUT_OF_RANGE = "is too small or too large: its squared norm leaves the range of a 32-bit float"
 _HALF_MAX = float(np.finfo(np.float16).max)
+_CLEARLY_VALID = (1e-30, 1e30)
+"""Squared norms, computed in 32 bits, of vectors that are finite, not zero and surely in range."""
 
 
 def check_query_vector(vector: Vector, dimensions: int, column_type: ColumnType) -> Float32Array:
     """Return a query vector as float32, shape (dimensions,)."""
-    query: Float32Array = checked_vectors([vector], [None], dimensions, column_type)[0]
-    return query
+    if column_type == "vector" and type(vector) in (list, np.ndarray):
+        row = _as_row(vector, None, dimensions)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            query: Float32Array = row.astype(np.float32, copy=False)
+            if _CLEARLY_VALID[0] < float(query.dot(query)) < _CLEARLY_VALID[1]:
+                return query
+    checked: Float32Array = checked_vectors([vector], [None], dimensions, column_type)[0]
+    return checked
 
 
 def check_query_vectors(
@@ -69,7 +77,7 @@ def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[An
         row = np.asarray(vector)
     except Exception:  # an object's own conversion may raise anything
         raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
-    if np.ma.is_masked(vector):
+    if type(row) is not type(vector) and np.ma.is_masked(vector):
         raise _vector_error(chunk_id, "has masked elements; fill them first")
     if row.ndim == 1 and row.shape[0] != dimensions:
         subject, field = _vector_subject(chunk_id)

@@ -37,7 +37,8 @@ async def test_round_trips(dsn: str) -> None:
     ):
 
         async def round_trips(call: Any) -> int:
-            await call()  # prepares connection and statement
+            for _ in range(3):  # prepares the connection and the statements
+                await call()
             before = proxy.round_trips
             await call()
             return proxy.round_trips - before
@@ -64,16 +65,18 @@ async def test_statements_are_built_and_prepared_once(dsn: str) -> None:
         def _(conn: Any, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
             hits.append(context.cache_hit.name)
 
-        for limit, filter in ((10, None), (10, {"k": 1}), (300, None)):
-            await store.search(QUERY, "n", limit, filter)
+        for namespace in ("n", "n", "m"):
+            for limit, filter in ((10, None), (10, {"k": 1}), (300, None)):
+                await store.search(QUERY, namespace, limit, filter)
         hits.clear()
         before = proxy.round_trips
         same_shapes: list[tuple[int, dict[str, Any] | None]]
         same_shapes = [(1, None), (10, {"a": "b", "c": None}), (400, None), (9, {"k": 2})]
-        for limit, filter in same_shapes:
-            await store.search([0.5, 1.0, limit, 0.1], "m", limit, filter)
-        assert hits == ["CACHE_HIT"] * 4
-        assert proxy.round_trips - before == 4
+        for namespace in ("n", "m"):
+            for limit, filter in same_shapes:
+                await store.search([0.5, 1.0, limit, 0.1], namespace, limit, filter)
+        assert hits == ["CACHE_HIT"] * 8
+        assert proxy.round_trips - before == 8
 
 
 async def test_iteration_holds_no_connection(store: PgVectorStore, engine: AsyncEngine) -> None:

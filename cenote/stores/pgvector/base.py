@@ -11,6 +11,7 @@ from cenote.config import SchemaConfig
 from cenote.models import EmbeddedChunk
 from cenote.orm.mixin import ChunkMixin, ChunkRow
 from cenote.stores.pgvector.executor import CallerTransaction, StatementExecutor
+from cenote.stores.pgvector.partition_searches import PartitionSearches
 from cenote.stores.pgvector.sql.read_statements import ReadStatements
 from cenote.stores.pgvector.sql.search_statements import SearchStatements
 from cenote.stores.pgvector.sql.user_columns import UserColumns
@@ -37,6 +38,7 @@ class PgVectorStoreBase(VectorStore, Generic[Model]):
     _executor: StatementExecutor
     _reads: ReadStatements
     _searches: SearchStatements
+    _partition_searches: PartitionSearches
     _writes: WriteStatements
 
     async def _check_table(self, operation: str) -> None:

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import PoolProxiedConnection, Select
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from cenote.postgres.driver_errors import is_lost
 from cenote.postgres.event_loops import check_event_loop
@@ -66,30 +66,34 @@ class DirectConnections:
         """
         query = self._queries[statement]
         check_event_loop(self._engine)
-        connection = await self._connect()
+        # SQLAlchemy's pool, which is synchronous, waits for the driver in a greenlet.
+        rows: Sequence[Sequence[Any]] | None = await greenlet_spawn(
+            self._fetch, query.sql, query.arguments(parameters)
+        )
+        return rows
+
+    def _fetch(self, sql: str, arguments: list[Any]) -> Any:
+        connection = self._connect()
         try:
             if not is_prepared(connection):
                 self._supported = not _customizes_prepared_statements(connection)
                 if not self._supported:
                     return None
-                await prepare_driver(connection, self._engine, migrations=self._migrations)
+                await_only(prepare_driver(connection, self._engine, migrations=self._migrations))
             driver: Any = connection.driver_connection
-            rows: Sequence[Sequence[Any]] = await driver.fetch(
-                query.sql, *query.arguments(parameters)
-            )
+            return await_only(driver.fetch(sql, *arguments))
         except Exception as error:
             self._invalidate_pool_if_lost(connection, error)
             raise
         except BaseException:  # cancelled: the connection may be in the middle of an answer
-            await greenlet_spawn(connection.invalidate)
+            connection.invalidate()
             raise
         finally:
-            await greenlet_spawn(connection.close)
-        return rows
+            connection.close()
 
-    async def _connect(self) -> PoolProxiedConnection:
+    def _connect(self) -> PoolProxiedConnection:
         try:
-            return await self._engine.raw_connection()
+            return self._engine.sync_engine.raw_connection()
         except self._engine.dialect.loaded_dbapi.Error as error:
             raise error.__cause__ or error from None
 

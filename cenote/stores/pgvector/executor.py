@@ -106,9 +106,7 @@ class StatementExecutor:
             sets_tenant: True if the statement itself sets the tenant of row-level security.
         """
         if self._runs_directly(session, statement, sets_tenant=sets_tenant):
-            with self._translate_errors(operation):
-                async with self._limit_time(operation):
-                    rows = await self._direct.fetch(statement, parameters)
+            rows = await self._fetch_directly(operation, statement, parameters)
             if rows is not None:
                 return rows
         return await self.execute(
@@ -132,12 +130,26 @@ class StatementExecutor:
             rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
         return rows
 
+    async def _fetch_directly(
+        self, operation: str, statement: Select[Any], parameters: Mapping[str, Any]
+    ) -> Sequence[Sequence[Any]] | None:
+        # Context managers cost time, so they are entered only if they have something to do.
+        try:
+            if self._operation_timeout is None:
+                return await self._direct.fetch(statement, parameters)
+            async with self._limit_time(operation):
+                return await self._direct.fetch(statement, parameters)
+        except Exception:
+            with self._translate_errors(operation):
+                raise
+
     def _runs_directly(
         self, session: CallerTransaction | None, statement: Select[Any], *, sets_tenant: bool
     ) -> bool:
         return (
             session is None
             and self.table_checked
+            and not self.closed
             and (sets_tenant or not self._has_row_security)
             and self._direct.accepts(statement)
         )
@@ -201,9 +213,6 @@ class StatementExecutor:
 
     @asynccontextmanager
     async def _limit_time(self, operation: str) -> AsyncIterator[None]:
-        if self._operation_timeout is None:
-            yield
-            return
         limit = asyncio.timeout(self._operation_timeout)
         try:
             async with limit:

@@ -53,7 +53,7 @@ class Reading(PgVectorStoreBase[Model]):
             return []
         values = {"namespace": namespace, "ids": ids}
         found = await self._executor.fetch("get", transaction, namespace, self._reads.get, values)
-        by_id = {row[0]: rows.to_chunk(row) for row in found}
+        by_id = {chunk.id: chunk for chunk in rows.to_chunks(found)}
         return [by_id[chunk_id] for chunk_id in ids if chunk_id in by_id]
 
     @operation("get_embeddings", retry=Retry.ALWAYS, batch="chunk_ids")
@@ -151,7 +151,7 @@ class Reading(PgVectorStoreBase[Model]):
         statement = self._reads.page(conditions, first=after is None)
         values |= conditions.parameters
         found = await self._executor.fetch("list_chunks", transaction, namespace, statement, values)
-        return [rows.to_chunk(row) for row in found]
+        return rows.to_chunks(found)
 
     @operation("neighbours", retry=Retry.ALWAYS)
     async def neighbours(
@@ -175,7 +175,7 @@ class Reading(PgVectorStoreBase[Model]):
         values = {"namespace": namespace, "id": chunk_id, "before": before, "after": after}
         async with self._executor.statement("neighbours", transaction, namespace) as connection:
             found = await connection.execute(self._reads.neighbours, values)
-            return [rows.to_chunk(row) for row in found]
+            return rows.to_chunks(found)
 
     def get_all_chunks(
         self,
@@ -218,8 +218,8 @@ class Reading(PgVectorStoreBase[Model]):
                 statement = self._reads.page_where(where, filter, values, first=first)
                 parameters = {}
             page = await self._page(namespace, statement, parameters, session=session)
-            for row in page:
-                yield rows.to_chunk(row)
+            for chunk in rows.to_chunks(page):
+                yield chunk
             if len(page) < PAGE_SIZE:
                 return
             values["after"] = page[-1][0]

@@ -13,7 +13,7 @@ from cenote.filters.compiler import Conditions
 from cenote.filters.language import FilterLike
 from cenote.models import RetrievalResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
-from cenote.postgres.vector import to_wire
+from cenote.postgres.vector import to_wire, to_wire_one
 from cenote.ranking.fusion import DEPTH, at_least, diverse
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
 from cenote.stores.pgvector.executor import Session, check_session
@@ -70,16 +70,21 @@ class Searching(PgVectorStoreBase[Model]):
         check_min_score(min_score)
         check_per_document(per_document)
         transaction = check_session(session)
-        if not query.any():
+        if not query[0] and not query.any():  # any() takes as long as all other checks
             return []
         await self._read_measured_ef_search("search", transaction)
         parameters: dict[str, Any] = {
             "namespace": namespace,
-            "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
+            "query": to_wire_one(query, self._config.column_type),
             **self._searches.search_parameters(limit, ef_search),
             **conditions.parameters,
         }
-        if condition is None:
+        if condition is not None:
+            statement = self._searches.search_where(
+                condition, conditions, limit, parameters, exact=exact, per_document=per_document
+            )
+            found = await self._executor.execute("search", transaction, namespace, statement, {})
+        elif transaction is not None or self._translates_schemas:
             statement = self._searches.search(
                 conditions, limit, exact=exact, per_document=per_document
             )
@@ -87,12 +92,11 @@ class Searching(PgVectorStoreBase[Model]):
                 "search", transaction, namespace, statement, parameters
             )
         else:
-            statement = self._searches.search_where(
-                condition, conditions, limit, parameters, exact=exact, per_document=per_document
+            found = await self._partition_searches.search(
+                namespace, conditions, limit, parameters, exact=exact, per_document=per_document
             )
-            found = await self._executor.execute("search", transaction, namespace, statement, {})
         record(path="ann" if found and found[0][rows.BY_ANN] else "exact")
-        return at_least(min_score, [rows.to_result(row) for row in found])
+        return at_least(min_score, rows.to_results(found))
 
     @operation("search_many", retry=Retry.ALWAYS, batch="query_vectors")
     async def search_many(
@@ -137,7 +141,7 @@ class Searching(PgVectorStoreBase[Model]):
         for number, *row in await self._executor.fetch(
             "search_many", transaction, namespace, statement, values
         ):
-            results[asked[number - 1]].append(rows.to_result(row))
+            results[asked[number - 1]] += rows.to_results([row])
         return [at_least(min_score, found) for found in results]
 
     @operation("search_diverse", retry=Retry.ALWAYS)
@@ -191,7 +195,7 @@ class Searching(PgVectorStoreBase[Model]):
         statement, bound = self._searches.text_search(conditions, condition, values)
         async with self._executor.statement("search_text", transaction, namespace) as connection:
             found = (await connection.execute(statement, bound)).all()
-        return [rows.to_result(row, "text") for row in found]
+        return rows.to_results(found, "text")
 
     @operation("search_hybrid", retry=Retry.ALWAYS)
     async def search_hybrid(
@@ -228,14 +232,14 @@ class Searching(PgVectorStoreBase[Model]):
             **search_parameters,
             "depth": search_parameters["limit"],
             "limit": values["limit"],
-            "query": to_wire(query.reshape(1, -1), self._config.column_type)[0],
+            "query": to_wire_one(query, self._config.column_type),
             "vector_weight": float(vector_weight),
             "text_weight": float(text_weight),
         }
         statement, bound = self._searches.hybrid_search(conditions, depth, condition, values)
         async with self._executor.statement("search_hybrid", transaction, namespace) as connection:
             found = (await connection.execute(statement, bound)).all()
-        return [rows.to_result(row, "hybrid") for row in found]
+        return rows.to_results(found, "hybrid")
 
     @operation("search_namespaces", retry=Retry.NEVER)
     async def search_namespaces(

@@ -31,6 +31,7 @@ from cenote.stores.pgvector.base import Model
 from cenote.stores.pgvector.executor import Session, StatementExecutor, check_session
 from cenote.stores.pgvector.loading import Loading
 from cenote.stores.pgvector.measuring import Measuring
+from cenote.stores.pgvector.partition_searches import PartitionSearches
 from cenote.stores.pgvector.reading import Reading
 from cenote.stores.pgvector.searching import Searching
 from cenote.stores.pgvector.sql.read_statements import ReadStatements
@@ -192,6 +193,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
             self._model, self._config, hnsw_ef_search, schemas_translated=self._translates_schemas
         )
         self._executor = self._build_executor()
+        self._partition_searches = self._build_partition_searches()
 
     # -- opening and closing
 
@@ -322,6 +324,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         other._owns_engine = False
         other._engine = create_async_engine(self._engine.url, pool=pool, execution_options=options)
         other._executor = other._build_executor()
+        other._partition_searches = other._build_partition_searches()
         return other
 
     def _build_executor(self) -> StatementExecutor:
@@ -332,6 +335,11 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
             user_model=self._has_user_model,
             operation_timeout=self._operation_timeout,
             on_measured_ef_search=self._searches.set_measured_ef_search,
+        )
+
+    def _build_partition_searches(self) -> PartitionSearches:
+        return PartitionSearches(
+            self._executor, self._searches, row_security=bool(self._config.row_security)
         )
 
     async def apply_migrations(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import json.scanner
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cenote.models import Chunk, RetrievalResult
@@ -11,15 +12,21 @@ from cenote.postgres.vector import to_wire
 from cenote.types import ColumnType
 from cenote.validation.batches import Batch
 
-_parse = json.JSONDecoder().raw_decode
+_parse: Any = json.scanner.make_scanner(json.JSONDecoder())  # type: ignore[arg-type]
 """Parse the JSON text that Postgres prints. It has no blanks at the ends, which `json.loads` would
 look for."""
 
 CHUNK_FIELDS = ("id", "document_id", "content", "position", "metadata", "content_hash")
 """Columns of a chunk, in the order in which queries return them."""
 
+PARTITION = len(CHUNK_FIELDS)
+"""Index of the partition's oid in the rows of `SearchStatements.search` with ``locate=True``."""
+
 BY_ANN = -2
 """Index of the column of a search that is true if the ANN index found the rows."""
+
+ATTACHED, PRESENT, FOUND = -5, -4, -3
+"""Indexes of the proof in the rows of a `PartitionSearch`."""
 
 
 def parameters(batch: Batch, column_type: ColumnType) -> dict[str, Any]:
@@ -37,21 +44,50 @@ def parameters(batch: Batch, column_type: ColumnType) -> dict[str, Any]:
     }
 
 
-def to_chunk(fields: Sequence[Any]) -> Chunk:
-    """Return a chunk from the values of `CHUNK_FIELDS`, with the metadata as JSON text."""
-    chunk_id, document_id, content, position, metadata, content_hash = fields
-    return Chunk(
-        id=chunk_id,
-        document_id=document_id,
-        content=content,
-        position=position,
-        metadata=_parse(metadata)[0],
-        content_hash=content_hash,
-    )
+def to_chunks(rows: Iterable[Sequence[Any]]) -> list[Chunk]:
+    """Return chunks from rows with the values of `CHUNK_FIELDS`, with the metadata as JSON text."""
+    return [_chunk(*row) for row in rows]
 
 
-def to_result(fields: Sequence[Any], retriever: str = "vector") -> RetrievalResult:
-    """Return a result from the row of a search: the chunk's fields first, the score last."""
-    return RetrievalResult(
-        chunk=to_chunk(fields[: len(CHUNK_FIELDS)]), score=fields[-1], retriever=retriever
-    )
+def to_results(rows: Iterable[Sequence[Any]], retriever: str = "vector") -> list[RetrievalResult]:
+    """Return results from the rows of a search: the chunk's fields first, the score last."""
+    results = []
+    for chunk_id, document_id, content, position, metadata, content_hash, *others in rows:
+        result = _new(RetrievalResult)
+        chunk = _chunk(chunk_id, document_id, content, position, metadata, content_hash)
+        _set_result_chunk(result, chunk)
+        _set_score(result, others[-1])
+        _set_retriever(result, retriever)
+        results.append(result)
+    return results
+
+
+# The constructor of a frozen dataclass takes twice as long as setting its slots, and a search
+# creates 20 objects.
+_new: Any = object.__new__
+_set_id, _set_document_id, _set_content, _set_position, _set_metadata, _set_content_hash = (
+    getattr(Chunk, name).__set__ for name in CHUNK_FIELDS
+)
+_set_result_chunk, _set_score, _set_retriever = (
+    getattr(RetrievalResult, name).__set__ for name in ("chunk", "score", "retriever")
+)
+
+
+def _chunk(
+    chunk_id: str,
+    document_id: str,
+    content: str,
+    position: int,
+    metadata: str,
+    content_hash: str,
+) -> Chunk:
+    chunk: Chunk = _new(Chunk)
+    _set_id(chunk, chunk_id)
+    _set_document_id(chunk, document_id)
+    _set_content(chunk, content)
+    _set_position(chunk, position)
+    _set_metadata(chunk, _parse(metadata, 0)[0])
+    _set_content_hash(chunk, content_hash)
+    if not content_hash:  # written by other programs
+        chunk.__post_init__()
+    return chunk

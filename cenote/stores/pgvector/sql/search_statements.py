@@ -11,9 +11,12 @@ from sqlalchemy import (
     REAL,
     BigInteger,
     BindParameter,
+    Column,
     ColumnElement,
     Double,
+    MetaData,
     Select,
+    Table,
     Text,
     TextClause,
     TextualSelect,
@@ -26,7 +29,7 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, OID
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeEngine
@@ -35,6 +38,7 @@ from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError
 from cenote.filters.compiler import Bind, Conditions
 from cenote.postgres.vector import WireVector, embedding_type
+from cenote.stores.pgvector.sql.partition_search import PartitionSearch, Scope, Strategy
 from cenote.stores.pgvector.sql.rows import CHUNK_FIELDS
 from cenote.stores.pgvector.sql.statement_cache import cached_by_shape, parameter, value
 from cenote.stores.pgvector.sql.text_search import TextSearch
@@ -117,7 +121,10 @@ class SearchStatements:
         self._dimensions = config.dimensions
         self._languages = config.languages
         self._schemas_translated = schemas_translated
+        self._sets_tenant = bool(config.row_security)
+        self._partitions: dict[str, Table] = {}
         self._template = cached_by_shape(self._build_template)
+        self._partition_search = cached_by_shape(self._build_partition_search)
         self._search = cached_by_shape(partial(self._build_search, bind=parameter))
         self._search_many = cached_by_shape(self._build_search_many)
         self._text_search = cached_by_shape(partial(self._build_text_search, bind=parameter))
@@ -133,13 +140,83 @@ class SearchStatements:
         self.measured_ef_search = ef_search
 
     def search(
-        self, filter: Conditions, limit: int, *, exact: bool, per_document: int | None = None
+        self,
+        filter: Conditions,
+        limit: int,
+        *,
+        exact: bool,
+        per_document: int | None = None,
+        locate: bool = False,
     ) -> Select[Any]:
-        """Select the nearest chunks with their scores. Connections must have the vector codec."""
+        """Select the nearest chunks with their scores. Connections must have the vector codec.
+
+        With `locate`, also select the oid of the chunk's partition, after the chunk's columns.
+        """
         several = per_document is not None
         fetch = None if exact else rows_to_fetch(limit, per_document=several)
-        statement: Select[Any] = self._search(filter, fetch, per_document=per_document)
+        statement: Select[Any] = self._search(
+            filter, fetch, per_document=per_document, locate=locate
+        )
         return statement
+
+    def partition_search(
+        self,
+        partition: str | None,
+        scope: Scope,
+        strategy: Strategy,
+        filter: Conditions,
+        fetch: int | None,
+        *,
+        per_document: int | None,
+    ) -> Select[Any]:
+        """Select the nearest chunks, and what proves that they are; see `PartitionSearch`.
+
+        Args:
+            partition: Name of the partition, in the schema of the chunk table; None to search the
+                chunk table.
+            scope: What the searched table is.
+            strategy: How to search.
+            filter: Filter for the chunks.
+            fetch: Number of rows for the ANN scan to find; None for a strategy without ANN scan.
+            per_document: Maximum number of chunks per document; unlimited if None.
+        """
+        statement: Select[Any] = self._partition_search(
+            filter, partition, scope, strategy, fetch, per_document=per_document
+        )
+        return statement
+
+    def _build_partition_search(
+        self,
+        filter: Conditions,
+        partition: str | None,
+        scope: Scope,
+        strategy: Strategy,
+        fetch: int | None,
+        *,
+        per_document: int | None,
+    ) -> Select[Any]:
+        table = self._table if partition is None else self._partition_table(partition)
+        return PartitionSearch(
+            table=table,
+            columns=[table.c[name] for name in CHUNK_FIELDS],
+            query=parameter("query", WireVector(self._column_type)),
+            bind=parameter,
+            filter=filter,
+            fetch=fetch,
+            row_bytes=self._row_bytes,
+            per_document=per_document,
+            strategy=strategy,
+            scope=scope,
+            sets_tenant=self._sets_tenant,
+        ).statement()
+
+    def _partition_table(self, name: str) -> Table:
+        """Return a partition as a table with the columns of the chunk table."""
+        if name not in self._partitions:
+            columns = [Column(c.name, c.type, key=c.key) for c in self._table.columns]
+            schema = self._table.schema
+            self._partitions[name] = Table(name, MetaData(), *columns, schema=schema)
+        return self._partitions[name]
 
     def search_many(self, filter: Conditions, limit: int, *, exact: bool) -> Select[Any]:
         """Select the nearest chunks of each query vector, after the vector's number from 1."""
@@ -261,10 +338,14 @@ class SearchStatements:
         *where: ColumnElement[bool],
         per_document: int | None,
         bind: Bind,
+        locate: bool = False,
     ) -> Select[Any]:
+        columns: list[ColumnElement[Any]] = [self._table.c[name] for name in CHUNK_FIELDS]
+        if locate:
+            columns.append(literal_column("tableoid", OID).label("partition"))
         return Search(
             table=self._table,
-            columns=[self._table.c[name] for name in CHUNK_FIELDS],
+            columns=columns,
             query=bind("query", WireVector(self._column_type)),
             bind=bind,
             filter=filter,

@@ -168,12 +168,20 @@ class Search:
     def statement(self) -> Select[Any]:
         """Select the columns, ``distance``, ``by_ann`` and ``score`` of the nearest chunks."""
         if self.fetch is None:
-            compared = self._exact().add_columns(false().label(BY_ANN))
-            return self._nearest_first(compared.subquery(self._name("hits")))
+            return self._nearest_first(self._exact_hits().subquery(self._name("hits")))
         counted = self._count_matches()
         values = self._scan_settings(counted)
         saved = self._session_settings(values)
-        settings = self._settings(values, saved, counted)
+        hits = self._ann_or_exact_hits(self._settings(values, counted, saved))
+        restored = self._restoring_condition(values, saved, hits)
+        return self._nearest_first(hits).where(restored, *self._custom_plan_condition())
+
+    def _exact_hits(self) -> Select[Any]:
+        return self._exact().add_columns(false().label(BY_ANN))
+
+    def _ann_or_exact_hits(self, settings: CTE) -> CTE:
+        """Return the rows that the ANN scan finds, or the exact ones if it finds too few."""
+        assert self.fetch is not None
         nearest = self._ann_scan(settings)
         ann = self._cte(select(*nearest.c).select_from(settings).join(nearest, true()), "ann")
         found_all = _count(ann) >= integer(self.fetch)
@@ -182,21 +190,27 @@ class Search:
             found_all = and_(found_all, _count(ann) >= self._limit())
         exact = self._exact(~found_all).subquery(self._name("exact"))
         by_ann = select(*ann.c, true().label(BY_ANN)).where(found_all)
-        hits = self._cte(union_all(by_ann, select(*exact.c, false().label(BY_ANN))), "hits")
-        restored = self._restoring_condition(values, saved, hits)
-        return self._nearest_first(hits).where(restored, *self._custom_plan_condition())
+        return self._cte(union_all(by_ann, select(*exact.c, false().label(BY_ANN))), "hits")
 
     def _session_settings(self, names: Iterable[str]) -> CTE:
         """Select the session's settings."""
         current = (func.current_setting(_SETTING_NAMES[name], true()).label(name) for name in names)
         return self._cte(select(*current), "saved")
 
-    def _settings(self, values: Mapping[str, ColumnElement[str]], saved: CTE, counted: CTE) -> CTE:
-        """Set the search's settings. The CTE has no row if at most `EXACT_UP_TO` rows match."""
+    def _settings(self, values: Mapping[str, ColumnElement[str]], counted: CTE, *after: CTE) -> CTE:
+        """Set the search's settings. The CTE has no row if at most `EXACT_UP_TO` rows match.
+
+        Args:
+            values: Values of the settings by name.
+            counted: Number of matching rows.
+            after: CTEs of one row that must be computed before.
+        """
+        settings = select(*(set_setting(name, value).label(name) for name, value in values.items()))
+        settings = settings.select_from(counted)
+        for cte in after:
+            settings = settings.join(cte, true())
         return self._cte(
-            select(*(_set(name, value).label(name) for name, value in values.items()))
-            .select_from(saved)
-            .join(counted, counted.c.matches > integer(EXACT_UP_TO)),
+            settings.where(counted.c.matches > integer(EXACT_UP_TO)),
             "settings",
         )
 
@@ -218,7 +232,7 @@ class Search:
         # The subquery counts the hits, so it runs after `hits` is complete. It also runs if there
         # are no hits.
         restored = (
-            select(func.count(func.concat(*(_set(name, saved.c[name]) for name in names))))
+            select(func.count(func.concat(*(set_setting(name, saved.c[name]) for name in names))))
             .where(_count(hits) >= _ZERO)
             .scalar_subquery()
         )
@@ -242,7 +256,7 @@ class Search:
             found.append(func.max(matching.c.tableoid).label("partition"))
         return self._cte(select(*found).select_from(matching), "few")
 
-    def _scan_settings(self, counted: CTE) -> dict[str, ColumnElement[str]]:
+    def _scan_settings(self, counted: CTE | None) -> dict[str, ColumnElement[str]]:
         """Return the values of the scan's settings by name.
 
         The scan stops after ``max_scan_tuples`` rows, and the exact branch takes over. The setting
@@ -274,9 +288,10 @@ class Search:
             "max_scan_tuples": cast(cast(visits, Integer), Text),
         }
 
-    def _partition(self, counted: CTE) -> ColumnElement[Any]:
+    def _partition(self, counted: CTE | None) -> ColumnElement[Any]:
         """Return the oid of the namespace's partition."""
         if self._has_conditions:
+            assert counted is not None
             return counted.c.partition
         partition = (
             select(literal_column("tableoid", OID))
@@ -289,6 +304,10 @@ class Search:
     @property
     def _has_conditions(self) -> bool:
         return bool(self.filter or self.where)
+
+    @property
+    def _needs_custom_plan(self) -> bool:
+        return self._has_conditions
 
     def _exact(self, *conditions: ColumnElement[bool]) -> Select[Any]:
         # An ANN index cannot serve an order by "distance + 0", so the comparison is exact. The sum
@@ -319,6 +338,10 @@ class Search:
         return select(*self.columns, distance).where(*conditions)
 
     def _matching(self) -> list[ColumnElement[bool]]:
+        return self._conditions()
+
+    def _conditions(self) -> list[ColumnElement[bool]]:
+        """Return the condition for the namespace, and the filter's and the caller's conditions."""
         columns = self.table.c
         return [
             columns.namespace == self.bind("namespace", Text()),
@@ -334,7 +357,7 @@ class Search:
         prevents both, because neither an index nor a join can serve it. The planner estimates that
         a CASE matches half of the rows.
         """
-        namespace, *filtered = self._matching()
+        namespace, *filtered = self._conditions()
         if not filtered:
             return [namespace]
         return [namespace, case((and_(*filtered), true()), else_=false())]
@@ -348,7 +371,7 @@ class Search:
         huge series never runs. A custom plan contains the value, and costs nothing for the count. A
         generic plan does not, and looks expensive.
         """
-        if not self._has_conditions:
+        if not self._needs_custom_plan:
             return []
         endless = func.generate_series(integer(1), integer(10**12)).table_valued("number")
         count = select(func.count()).select_from(endless).where(~self.bind("custom", Boolean()))
@@ -423,7 +446,7 @@ def as_text(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return column
 
 
-def _set(setting: str, value: ColumnElement[str]) -> ColumnElement[str]:
+def set_setting(setting: str, value: ColumnElement[str]) -> ColumnElement[str]:
     return func.set_config(_SETTING_NAMES[setting], value, true())
 
 

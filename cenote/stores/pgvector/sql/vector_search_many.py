@@ -28,7 +28,7 @@ class SearchMany(Search):
         counted = self._count_matches()
         values = self._scan_settings(counted)
         saved = self._session_settings(values)
-        settings = self._settings(values, saved, counted)
+        settings = self._settings(values, counted, saved)
         nearest = self._ann_scan(settings)
         ann = self._cte(
             select(self.queries.c.number, *nearest.c)

@@ -1,0 +1,285 @@
+"""Search a namespace in its partition, as far as the store remembers where it is."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sqlalchemy import BigInteger, Select, Text, bindparam, cast, func, or_, select
+from sqlalchemy.dialects.postgresql import REGCLASS
+
+from cenote.errors import VectorStoreError
+from cenote.filters.compiler import Conditions
+from cenote.postgres.ddl import qualified
+from cenote.postgres.pg_catalog import pg_class, pg_inherits
+from cenote.stores.pgvector.executor import StatementExecutor
+from cenote.stores.pgvector.search_hints import Place, SearchHints
+from cenote.stores.pgvector.sql import rows
+from cenote.stores.pgvector.sql.partition_search import Scope, Strategy
+from cenote.stores.pgvector.sql.search_statements import SearchStatements
+from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO, rows_to_fetch
+
+Row: TypeAlias = Sequence[Any]
+
+_MAX_TEXTS = 64
+"""Maximum number of statements that name a partition, of the 100 that asyncpg keeps prepared on
+each connection. More would be prepared again and again; they name the chunk table instead."""
+
+_UNUSED_SECONDS = 60.0
+"""Seconds after which an unused statement may make room for another."""
+
+_RELOAD_SECONDS = 60.0
+"""Minimum seconds between two looks at the partitions."""
+
+_GONE = ("42P01", "42501", "3F000")
+"""SQLSTATEs of a partition that cannot be read any more: undefined table, insufficient privilege,
+undefined schema."""
+
+
+class PartitionSearches:
+    """Searches with hints, and without them if there are none or if they are wrong.
+
+    Args:
+        executor: Executor of the store.
+        searches: Statements of the store.
+        row_security: True if the table has row-level security.
+    """
+
+    def __init__(
+        self, executor: StatementExecutor, searches: SearchStatements, *, row_security: bool
+    ) -> None:
+        self._executor = executor
+        self._searches = searches
+        self._row_security = row_security
+        self._table = executor.table
+        self._parent = qualified(self._table.name, self._table.schema)
+        self.hints = SearchHints()
+        self._names: dict[int, str] = {}
+        self._readable: set[str] = set()
+        self._loaded: float | None = None
+        self._texts: OrderedDict[Hashable, float] = OrderedDict()
+
+    async def search(
+        self,
+        namespace: str,
+        conditions: Conditions,
+        limit: int,
+        parameters: Mapping[str, Any],
+        *,
+        exact: bool,
+        per_document: int | None,
+    ) -> Sequence[Row]:
+        """Search outside a caller's transaction.
+
+        Returns:
+            Rows for `rows.to_results`.
+        """
+        request = _Request(namespace, conditions, limit, parameters, exact, per_document)
+        place = self.hints.places.get(namespace)
+        if place is not None:
+            found = await self._search_place(request, place)
+            if found is not None:
+                return found
+        return await self._search_everywhere(request)
+
+    async def _search_place(self, request: _Request, place: Place) -> Sequence[Row] | None:
+        """Search with a hint.
+
+        Returns:
+            The rows; None if they may be incomplete.
+        """
+        several = request.per_document is not None
+        strategy = self.hints.strategy(
+            place, request.filter_key, exact=request.exact, per_document=several
+        )
+        fetch = None
+        if strategy in ("ann", "either"):
+            fetch = rows_to_fetch(request.limit, per_document=several)
+        statement = self._statement(request, place, strategy, fetch)
+        names = {
+            "partition": qualified(place.partition, self._table.schema),
+            "parent": self._parent,
+        }
+        try:
+            found = await self._executor.fetch(
+                "search",
+                None,
+                request.namespace,
+                statement,
+                {**request.parameters, **names},
+                sets_tenant=self._row_security,
+            )
+        except VectorStoreError as error:
+            if error.sqlstate not in _GONE:
+                raise
+            self._loaded = None
+            self.hints.places.forget(request.namespace)
+            return None
+        return self._proven(request, place, strategy, fetch, found)
+
+    def _proven(
+        self,
+        request: _Request,
+        place: Place,
+        strategy: Strategy,
+        fetch: int | None,
+        found: Sequence[Row],
+    ) -> Sequence[Row] | None:
+        """Return the rows if they are complete, and remember what they tell."""
+        first = found[0]
+        has_rows = first[0] is not None
+        if strategy == "ann":
+            if first[rows.ATTACHED] and first[rows.FOUND] >= fetch:
+                return found
+            self._remember_short_index(request, place)
+            return None
+        present = first[rows.PRESENT]
+        # A tenant that was set too late would look like an empty namespace.
+        if not first[rows.ATTACHED] or not present or (self._row_security and not has_rows):
+            self.hints.places.forget(request.namespace)
+            return None
+        if strategy == "small":
+            self.hints.places.put(request.namespace, Place(place.partition, present))
+        elif strategy == "either":
+            self._remember_strategy(request, place, by_ann=bool(first[rows.BY_ANN]))
+        return found if has_rows else []
+
+    def _remember_short_index(self, request: _Request, place: Place) -> None:
+        if request.filter_key is None:
+            short = Place(place.partition, place.rows, index_falls_short=True)
+            self.hints.places.put(request.namespace, short)
+        else:
+            self.hints.filters.put(request.filter_key, "exact")
+
+    def _remember_strategy(self, request: _Request, place: Place, *, by_ann: bool) -> None:
+        if request.filter_key is not None:
+            if request.per_document is None:
+                self.hints.filters.put(request.filter_key, "ann" if by_ann else "exact")
+        elif place.rows is None and not place.index_falls_short:
+            rows_seen = EXACT_UP_TO + 1 if by_ann else EXACT_UP_TO
+            self.hints.places.put(request.namespace, Place(place.partition, rows_seen))
+
+    def _statement(
+        self, request: _Request, place: Place, strategy: Strategy, fetch: int | None
+    ) -> Select[Any]:
+        partition: str | None = place.partition
+        scope: Scope = "partition"
+        text = (partition, strategy, fetch, request.per_document, request.conditions.shape)
+        if partition == self._table.name:
+            partition, scope = None, "plain"
+        elif partition not in self._readable or not self._keeps(text):
+            partition, scope = None, "partitioned"
+        return self._searches.partition_search(
+            partition,
+            scope,
+            strategy,
+            request.conditions,
+            fetch,
+            per_document=request.per_document,
+        )
+
+    def _keeps(self, text: Hashable) -> bool:
+        """Return whether there is room for a statement that names a partition."""
+        now = time.monotonic()
+        if text not in self._texts and len(self._texts) >= _MAX_TEXTS:
+            oldest, used = next(iter(self._texts.items()))
+            if now - used < _UNUSED_SECONDS:
+                return False
+            del self._texts[oldest]
+        self._texts[text] = now
+        self._texts.move_to_end(text)
+        return True
+
+    async def _search_everywhere(self, request: _Request) -> Sequence[Row]:
+        """Search without a hint, and remember where the namespace is."""
+        if self._loaded is None:
+            await self._load_partitions()
+        locate = bool(self._names)
+        statement = self._searches.search(
+            request.conditions,
+            request.limit,
+            exact=request.exact,
+            per_document=request.per_document,
+            locate=locate,
+        )
+        found = await self._executor.fetch(
+            "search", None, request.namespace, statement, request.parameters
+        )
+        if locate and found:
+            self._remember_place(request, found[0])
+        return found
+
+    def _remember_place(self, request: _Request, row: Row) -> None:
+        partition = self._names.get(row[rows.PARTITION])
+        if partition is None:  # created after the last look
+            if self._loaded is not None and time.monotonic() - self._loaded > _RELOAD_SECONDS:
+                self._loaded = None
+            return
+        by_ann = bool(row[rows.BY_ANN])
+        known = self.hints.places.get(request.namespace)
+        if known is not None and known.partition == partition and known.index_falls_short:
+            return
+        rows_seen = EXACT_UP_TO + 1 if by_ann else None
+        if not by_ann and request.filter_key is None and not request.exact:
+            rows_seen = EXACT_UP_TO
+        place = Place(partition, rows_seen)
+        self.hints.places.put(request.namespace, place)
+        if not request.exact:
+            self._remember_strategy(request, place, by_ann=by_ann)
+
+    async def _load_partitions(self) -> None:
+        """Read the names of the partitions, and whether the connection's role may read them."""
+        found = await self._executor.fetch(
+            "search", None, "", _PARTITIONS, {"parent": self._parent}, sets_tenant=True
+        )
+        self._names = {oid: name for oid, name, _ in found}
+        self._readable = {name for _, name, readable in found if readable}
+        self._loaded = time.monotonic()
+
+
+@dataclass(slots=True)
+class _Request:
+    """Arguments of a search."""
+
+    namespace: str
+    conditions: Conditions
+    limit: int
+    parameters: Mapping[str, Any]
+    exact: bool
+    per_document: int | None
+
+    @property
+    def filter_key(self) -> Hashable | None:
+        """Key of the filter in `SearchHints.filters`; None without a filter."""
+        if not self.conditions:
+            return None
+        return self.namespace, self.conditions.fingerprint
+
+
+def _build_partitions_query() -> Select[Any]:
+    """Select the tables that hold rows of the chunk table ``:parent``, in its schema."""
+    parent = pg_class.alias("parent")
+    attached = select(pg_inherits.c.inhrelid).where(
+        pg_inherits.c.inhparent == parent.c.oid, ~pg_inherits.c.inhdetachpending
+    )
+    is_part = or_(pg_class.c.oid == parent.c.oid, pg_class.c.oid.in_(attached))
+    return (
+        select(
+            cast(pg_class.c.oid, BigInteger).label("oid"),
+            cast(pg_class.c.relname, Text).label("name"),
+            func.has_table_privilege(pg_class.c.oid, "SELECT").label("readable"),
+        )
+        .select_from(parent)
+        .join(pg_class, is_part)
+        .where(
+            parent.c.oid == cast(bindparam("parent", type_=Text), REGCLASS),
+            pg_class.c.relkind == "r",
+            pg_class.c.relnamespace == parent.c.relnamespace,
+        )
+    )
+
+
+_PARTITIONS = _build_partitions_query()
