@@ -1,9 +1,8 @@
-"""Hand-written asyncpg that runs cenote's own statement on cenote's own table.
+"""Hand-written asyncpg that searches cenote's table with the statement that cenote had at 1f4661a.
 
-The store compiles the SQL once with and without a filter and for each limit. A search then only
-makes a tuple of arguments and fetches records. The difference between cenote and this contender is
-the cost of the library and of SQLAlchemy. The difference between this contender and `floor` is the
-cost of complete results.
+The statement is frozen in `benchmarks.contenders.complete_sql`, so this baseline does not move when
+cenote's own statements change. A search only makes a tuple of arguments and fetches records. The
+difference between this contender and `floor` is the cost that complete results had then.
 """
 
 from __future__ import annotations
@@ -14,22 +13,21 @@ from typing import Any
 
 import asyncpg
 import pgvector.asyncpg
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.contenders.base import Contender, Job, run_clients
-from cenote import PgVectorStore
-from cenote.filters.checks import as_filter
-from cenote.filters.compiler import Conditions
+from benchmarks.contenders.complete_sql import FILTERED, UNFILTERED
+
+_EF_SEARCH, _MAX_EF_SEARCH = 200, 1000
+_SPARE = 40
+_VISITS_PER_ROW = 10
 
 
 class Complete(Contender):
     """Hand-written asyncpg with complete results."""
 
     async def open(self, dsn: str, dimensions: int) -> None:
-        self._dsn = dsn
-        # The store only compiles statements; it never connects.
-        self._store = PgVectorStore(create_async_engine("postgresql+asyncpg://"), dimensions)
-        self._prepared: dict[Any, tuple[str, list[Any], dict[str, int]]] = {}
+        self._dsn, self._dimensions = dsn, dimensions
+        self._sql: dict[tuple[bool, int], str] = {}
         self._connections = [await self._connect()]
 
     async def close(self) -> None:
@@ -40,26 +38,19 @@ class Complete(Contender):
         return await self._search(self._connections[0], job)
 
     async def _search(self, connection: asyncpg.Connection, job: Job) -> list[str]:
-        sql, arguments, positions = self._statement(job)
-        arguments = arguments.copy()
-        arguments[positions["namespace"]] = job.tenant
-        arguments[positions["query"]] = job.query
-        if job.filter:
-            arguments[positions["filter_0"]] = json.dumps(job.filter)
-        return [record["id"] for record in await connection.fetch(sql, *arguments)]
-
-    def _statement(self, job: Job) -> tuple[str, list[Any], dict[str, int]]:
-        """Return the SQL, its constant arguments, and the position of each argument by name."""
         shape = (bool(job.filter), job.limit)
-        if shape not in self._prepared:
-            statements = self._store._searches
-            statement = statements.search(Conditions(as_filter(job.filter)), job.limit, exact=False)
-            compiled = statement.compile(dialect=self._store.engine.dialect)
-            names = list(getattr(compiled, "positiontup", None) or ())
-            values = dict(compiled.params) | statements.search_parameters(job.limit)
-            positions = {name: position for position, name in enumerate(names)}
-            self._prepared[shape] = compiled.string, [values[name] for name in names], positions
-        return self._prepared[shape]
+        sql = self._sql.get(shape)
+        if sql is None:
+            sql = self._sql[shape] = statement(self._dimensions, job.limit, filtered=shape[0])
+        ef_search = str(min(max(_EF_SEARCH, job.limit + _SPARE), _MAX_EF_SEARCH))
+        if job.filter:
+            filter = json.dumps(job.filter)
+            records = await connection.fetch(
+                sql, ef_search, job.tenant, filter, job.query, job.limit, True
+            )
+        else:
+            records = await connection.fetch(sql, ef_search, job.tenant, job.query, job.limit)
+        return [record["id"] for record in records]
 
     async def clients(self, jobs: Sequence[Job], count: int) -> None:
         """Run the searches with one connection for each client."""
@@ -72,3 +63,16 @@ class Complete(Contender):
         connection = await asyncpg.connect(self._dsn, server_settings={"jit": "off"})
         await pgvector.asyncpg.register_vector(connection)
         return connection
+
+
+def statement(dimensions: int, limit: int, *, filtered: bool) -> str:
+    """Return the SQL of a search with this limit."""
+    wanted = limit + _SPARE
+    power = 10 ** (len(str(wanted)) - 1)
+    fetch = next(step * power for step in (1, 2, 5, 10) if step * power >= wanted)
+    literals: dict[str, Any] = {
+        "fetch": fetch,
+        "visits": fetch * _VISITS_PER_ROW,
+        "row_bytes": 4 * dimensions + 600,
+    }
+    return (FILTERED if filtered else UNFILTERED).format(**literals)
