@@ -103,6 +103,13 @@ def _many_tenants(run: Comparison, options: argparse.Namespace) -> dict[str, Any
             run, workers, options.client_searches, options.clients
         )
         result["peak"] = {name: workers[name]("peak") for name in workers}
+        chosen = {name: workers[name]("chosen_ef_search") for name in workers}
+        result["chosen_ef_search"] = {name: ef for name, ef in chosen.items() if ef is not None}
+        if "cenote" in workers:
+            run.log("client CPU")
+            result["client_cpu"] = measurements.client_cpu(
+                run, workers["cenote"], options.shares, options.clients
+            )
         run.log("ef_search")
         tenant = name_of(SWEEP_SHARE)
         result["sweep"] = measurements.sweep(run, workers, truth, tenant, SWEEP_SHARE)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.collection import Collection, Truth
+from benchmarks.collection import Collection, Truth, name_of
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.base import UnsupportedError
 from benchmarks.server import Server
@@ -26,10 +26,15 @@ ONE_TENANT = "everything"
 
 _SCRATCH = "scratch"
 _WARM_UP = 10
-_SLOW = 20.0
-"""Milliseconds of a search. A contender that is slower in a cell's warm-up runs fewer queries."""
-_SLOW_DIVISOR = 3
-"""Divisor of the number of queries that a slow contender runs."""
+_PROBE = 3
+"""Number of searches whose median decides how many queries a contender runs in a cell."""
+_CELL_SECONDS = 1.0
+"""Time that the searches of one contender in one cell should take."""
+_FEWEST_QUERIES = 24
+"""Minimum number of queries of a slow contender in a cell."""
+_CPU_QUERIES = 40
+"""Number of searches in each run that measures the client's CPU."""
+_CPU_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,8 @@ def search(
 ) -> dict[str, Any]:
     """Measure one cell: all queries within one tenant, with one kind of filter.
 
-    A slow contender runs a third of the queries; otherwise a run would take hours.
+    A slow contender runs fewer queries, spread over all of them, so that it needs about
+    `_CELL_SECONDS`; otherwise a run would take hours.
     """
     queries = range(len(run.collection.queries))
     filters = [run.collection.filter_of(kind, number) for number in queries]
@@ -164,17 +170,17 @@ def search(
     if not answerable:
         return cell
     milliseconds: dict[str, list[float]] = {name: [] for name in workers}
+    cpu: dict[str, list[float]] = {name: [] for name in workers}
     found: dict[str, dict[int, list[int]]] = {name: {} for name in workers}
-    divisors: dict[str, int] = {}
-    for name in workers:
-        warm_up = _run_queries(workers[name], answerable[:_WARM_UP], filters, tenant, limit)
-        is_slow = statistics.median(warm_up["milliseconds"]) > _SLOW
-        divisors[name] = _SLOW_DIVISOR if is_slow else 1
+    selected = {
+        name: _selected(workers[name], answerable, filters, tenant, limit) for name in workers
+    }
     for turn in range(run.rounds):
         for name in rotated(list(workers), turn):
-            part = answerable[turn :: run.rounds * divisors[name]]
+            part = selected[name][turn :: run.rounds]
             result = _run_queries(workers[name], part, filters, tenant, limit)
             milliseconds[name] += result["milliseconds"]
+            cpu[name] += result["cpu"]
             found[name] |= dict(zip(part, result["found"], strict=True))
     for name in workers:
         judgements = [
@@ -185,6 +191,7 @@ def search(
             "queries": len(judgements),
             "p50": float(np.percentile(milliseconds[name], 50)),
             "p95": float(np.percentile(milliseconds[name], 95)),
+            "cpu": statistics.median(cpu[name]),
             "completeness": statistics.fmean(j.returned / j.expected for j in judgements),
             "recall": statistics.fmean(j.hits / j.expected for j in judgements),
             "foreign": sum(j.foreign for j in judgements),
@@ -220,10 +227,43 @@ def clients(
         for number, row in enumerate(rows)
     ]
     rates: dict[str, list[float]] = {name: [] for name in workers}
+    cpu: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(run.rounds):
         for name in rotated(list(workers), turn):
-            rates[name].append(workers[name]("clients", jobs=jobs, limit=10, count=count))
-    return {"clients": count, "searches": searches, "per_second": _medians(rates)}
+            measured = workers[name]("clients", jobs=jobs, limit=10, count=count)
+            rates[name].append(measured["per_second"])
+            cpu[name].append(measured["cpu"])
+    return {
+        "clients": count,
+        "searches": searches,
+        "per_second": _medians(rates),
+        "cpu": _medians(cpu),
+    }
+
+
+def client_cpu(
+    run: Comparison, worker: WorkerProcess, shares: Sequence[float], count: int
+) -> dict[str, Any]:
+    """Measure cenote's client CPU per search, relative to bare asyncpg running the same SQL.
+
+    Returns:
+        ``cells`` with one client each, and ``clients``, several clients that search all tenants of
+        `shares` in turn.
+    """
+    queries = range(min(_CPU_QUERIES, len(run.collection.queries)))
+
+    def measure(jobs: list[Any], clients: int) -> dict[str, float]:
+        numbers: dict[str, float] = worker(
+            "client_cpu", jobs=jobs, limit=10, rounds=_CPU_ROUNDS, count=clients
+        )
+        return numbers
+
+    cells = []
+    for share, kind in product(shares, ("none", "tenth")):
+        jobs = [[n, name_of(share), run.collection.filter_of(kind, n)] for n in queries]
+        cells.append({"share": share, "filter": kind, **measure(jobs, 1)})
+    mixed = [[n, name_of(shares[n % len(shares)]), None] for n in queries]
+    return {"cells": cells, "clients": measure(mixed * count, count)}
 
 
 def scans(run: Comparison, dsns: dict[str, str], tenant: str) -> dict[str, Any]:
@@ -262,6 +302,21 @@ def live_upserts(run: Comparison, dsns: dict[str, str], rows: int) -> dict[str, 
             for name in rotated(run.writers, turn):
                 seconds[name] += workers[name]("upsert", **part)
     return {name: rows / elapsed for name, elapsed in seconds.items()}
+
+
+def _selected(
+    worker: WorkerProcess, queries: list[int], filters: list[Any], tenant: str, limit: int
+) -> list[int]:
+    """Warm a cell up, and return the queries that the contender runs in it."""
+    probe = _run_queries(worker, queries[:_PROBE], filters, tenant, limit)
+    seconds = statistics.median(probe["milliseconds"]) / 1000
+    if seconds * len(queries) <= _CELL_SECONDS:
+        _run_queries(worker, queries[_PROBE:_WARM_UP], filters, tenant, limit)
+        return queries
+    # The server plans the first five executions anew, so a slow contender warms up with six.
+    _run_queries(worker, queries[_PROBE : 2 * _PROBE], filters, tenant, limit)
+    count = min(len(queries), max(_FEWEST_QUERIES, round(_CELL_SECONDS / seconds)))
+    return [queries[position * len(queries) // count] for position in range(count)]
 
 
 def _run_queries(

@@ -1,4 +1,4 @@
-"""Draw the ratios of a comparison in four pictures. Requires matplotlib."""
+"""Draw the ratios of a comparison in five pictures. Requires matplotlib."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ Result = dict[str, Any]
 # Okabe and Ito's palette, which people with any kind of colour vision can distinguish.
 COLOURS = {
     "cenote": "#0072B2",
+    "cenote-measured": "#0072B2",
     "complete": "#56B4E9",
     "floor": "#000000",
     "floor-exact": "#7F7F7F",
@@ -56,6 +57,8 @@ def draw(result: Result, folder: Path) -> None:
             _save(folder / "recall_and_latency.svg", _recall_and_latency, result)
         if "upsert" in result and "clients" in result:
             _save(folder / "throughput.svg", _throughput, result)
+        if "clients" in result:
+            _save(folder / "client_cpu.svg", _client_cpu, result)
 
 
 @contextmanager
@@ -108,7 +111,7 @@ def _recall_and_latency(axes: Any, result: Result) -> None:
     for position, (ratio, recall, name) in enumerate(sorted(points)):
         # Stagger the labels, since many points have a similar recall.
         offset = (5, -12 - 12 * (position % 4))
-        filled = COLOURS[name] if not name.endswith("-tuned") else "white"
+        filled = "white" if _is_tuned(name) else COLOURS[name]
         axes.plot(ratio, recall, "o", color=COLOURS[name], markerfacecolor=filled)
         axes.annotate(
             name,
@@ -143,36 +146,58 @@ def _recall_and_latency(axes: Any, result: Result) -> None:
 
 def _throughput(axes: Any, result: Result) -> None:
     """Draw bars of the throughput relative to floor."""
-    measurements = {
+    groups = {
         "upsert, no index": result["upsert"],
         "upsert, live index": result["live"],
         f"{result['clients']['clients']} clients": result["clients"]["per_second"],
     }
-    names = [name for name in result["about"]["contenders"] if name in result["upsert"]]
-    width = 0.8 / len(names)
-    for position, name in enumerate(names):
-        ratios = [rates[name] / rates["floor"] for rates in measurements.values()]
-        lefts = [group + position * width for group in range(len(measurements))]
-        tuned = name.endswith("-tuned")
-        axes.bar(
-            lefts,
-            ratios,
-            width * 0.9,
-            color="white" if tuned else COLOURS[name],
-            edgecolor=COLOURS[name],
-        )
-        for x, ratio in zip(lefts, ratios, strict=True):
+    shown = [name for name in result["about"]["contenders"] if name != "floor-exact"]
+    left, centres, width = 0.0, [], 0.8
+    for rates in groups.values():
+        names = [name for name in shown if name in rates]
+        centres.append(left + width * (len(names) - 1) / 2)
+        for name in names:
+            ratio = rates[name] / rates["floor"]
+            axes.bar(left, ratio, width * 0.9, **_filling(name))
             label = f"{name} {ratio:.2f}"
-            axes.text(x, ratio + 0.02, label, rotation=90, ha="center", va="bottom", fontsize=8)
-    centres = [group + 0.4 - width / 2 for group in range(len(measurements))]
-    axes.set_xticks(centres, list(measurements))
+            axes.text(left, ratio + 0.02, label, rotation=90, ha="center", va="bottom", fontsize=8)
+            left += width
+        left += width
+    axes.set_xticks(centres, list(groups))
     axes.set_yticks([0, 0.5, 1.0])
     axes.set_ylim(0, max(1.7, axes.get_ylim()[1] + 0.4))
     axes.set_title("Throughput, relative to floor", loc="left")
 
 
+def _client_cpu(axes: Any, result: Result) -> None:
+    """Draw bars of the client's CPU per search, and where bare asyncpg with the same SQL would be.
+
+    A mark divides a bar by the measured ratio of the contender to bare asyncpg.
+    """
+    clients = result["clients"]
+    names = [name for name in reversed(result["about"]["contenders"]) if name in clients["cpu"]]
+    for place, name in enumerate(names):
+        ratio = clients["cpu"][name] / clients["cpu"]["floor"]
+        axes.barh(place, ratio, 0.7, **_filling(name))
+        axes.text(ratio, place, f" {ratio:.1f}", va="center", fontsize=9)
+        if name == "cenote" and "client_cpu" in result:
+            of_same_sql = ratio / result["client_cpu"]["clients"]["ratio"]
+            axes.plot([of_same_sql] * 2, [place - 0.35, place + 0.35], color="#D55E00", linewidth=2)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("relative to floor; red: bare asyncpg running the same SQL")
+    axes.set_title(f"Client CPU per search, {clients['clients']} clients", loc="left")
+
+
+def _filling(name: str) -> dict[str, Any]:
+    return {"color": "white" if _is_tuned(name) else COLOURS[name], "edgecolor": COLOURS[name]}
+
+
+def _is_tuned(name: str) -> bool:
+    return name.endswith(("-tuned", "-measured"))
+
+
 def _line(name: str) -> dict[str, Any]:
-    style = "--" if name.endswith("-tuned") else "-"
+    style = "--" if _is_tuned(name) else "-"
     width = 3.0 if name == "cenote" else 1.4
     return {"color": COLOURS[name], "linestyle": style, "linewidth": width}
 

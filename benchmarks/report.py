@@ -53,6 +53,8 @@ def as_markdown(result: Result) -> str:
         f"{about['rows']:,} {about['data']} rows of {about['dimensions']} dimensions, "
         f"{about['queries']} queries, {about['rounds']} rounds. Server: {settings}."
     )
+    for name, ef_search in result.get("chosen_ef_search", {}).items():
+        head += f" {name} searches with ef_search {ef_search}."
     return "\n\n".join([head, *(table.as_markdown() for table in _tables(result))]) + "\n"
 
 
@@ -67,6 +69,8 @@ def _tables(result: Result) -> Iterator[Table]:
         yield _latency(result)
     if any(key in result for key in ("upsert", "clients")):
         yield _rates(result)
+    if "clients" in result:
+        yield _client_cpu(result)
     if "bulk" in result:
         yield _bulk(result)
     if "memory" in result:
@@ -158,6 +162,30 @@ def _rates(result: Result) -> Table:
         rows.append(row)
     head = ["", *measurements, "peak MB", "growth in scan, MB"]
     return Table("Rates relative to floor; memory of the client process", head, rows)
+
+
+def _client_cpu(result: Result) -> Table:
+    """Return the CPU time of the client's process per search."""
+    cells = [cell["contenders"] for cell in _cells(result, limit=10)]
+    clients = result["clients"]
+    head = ["", "relative to floor", f"{clients['clients']} clients", "relative to the same SQL"]
+    head.append(f"{clients['clients']} clients, same SQL")
+    rows = []
+    for name in result["about"]["contenders"]:
+        ratios = [cell[name]["cpu"] / cell["floor"]["cpu"] for cell in cells]
+        row = [name, f"{statistics.median(ratios):.2f}" if ratios else "-"]
+        row.append(f"{clients['cpu'][name] / clients['cpu']['floor']:.2f}")
+        same = result.get("client_cpu") if name == "cenote" else None
+        if same:
+            of_same = [cell["ratio"] for cell in same["cells"]]
+            median = statistics.median(of_same)
+            row.append(f"{median:.2f} ({min(of_same):.2f} to {max(of_same):.2f})")
+            row.append(f"{same['clients']['ratio']:.2f}")
+        else:
+            row += ["-", "-"]
+        rows.append(row)
+    title = "Client CPU per search; the same SQL: run by bare asyncpg"
+    return Table(title, head, rows)
 
 
 def _bulk(result: Result) -> Table:

@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -77,28 +78,73 @@ class Worker:
     async def search(
         self, queries: list[int], filters: list[Any], tenant: str, limit: int
     ) -> dict[str, Any]:
-        """Run searches, and return the milliseconds and the found rows of each."""
-        milliseconds, found = [], []
+        """Run searches, and return the milliseconds and the found rows of each.
+
+        ``cpu`` is the CPU time of this process in milliseconds for each search.
+        """
+        milliseconds, cpu, found = [], [], []
         for number, filter in zip(queries, filters, strict=True):
             job = Job(self._queries[number], tenant, filter, limit)
-            begin = time.perf_counter()
+            begin_cpu, begin = time.process_time(), time.perf_counter()
             ids = await self._contender.search(job)
             milliseconds.append((time.perf_counter() - begin) * 1000)
+            cpu.append((time.process_time() - begin_cpu) * 1000)
             found.append([row_of(str(id)) for id in ids])
-        return {"milliseconds": milliseconds, "found": found}
+        return {"milliseconds": milliseconds, "cpu": cpu, "found": found}
+
+    async def client_cpu(
+        self, jobs: list[list[Any]], limit: int, count: int, rounds: int
+    ) -> dict[str, float]:
+        """Measure the CPU time of this process, relative to bare asyncpg running the same SQL.
+
+        Both take turns in this process. A job consists of a query's number, a tenant and a filter.
+        Returns the ratio, and the milliseconds of CPU per search of both.
+        """
+        searches = [
+            Job(self._queries[number], tenant, filter, limit) for number, tenant, filter in jobs
+        ]
+        await self._contender.clients(searches, count)
+        run_same_sql = await self._contender.same_sql(searches)
+        await run_same_sql(count)
+        own: list[float] = []
+        bare: list[float] = []
+        for turn in range(rounds):
+            for is_bare in (turn % 2 == 0, turn % 2 == 1):
+                begin = time.process_time()
+                if is_bare:
+                    await run_same_sql(count)
+                else:
+                    await self._contender.clients(searches, count)
+                cpu = (time.process_time() - begin) * 1000 / len(searches)
+                (bare if is_bare else own).append(cpu)
+        ratio = statistics.median(a / b for a, b in zip(own, bare, strict=True))
+        return {
+            "ratio": ratio,
+            "milliseconds": statistics.median(own),
+            "same_sql": statistics.median(bare),
+        }
 
     async def set_ef_search(self, ef_search: int) -> None:
         await self._contender.set_ef_search(ef_search)
 
-    async def clients(self, jobs: list[list[Any]], limit: int, count: int) -> float:
-        """Run searches with this number of clients and return the searches per second."""
+    async def chosen_ef_search(self) -> int | None:
+        """Return the number of candidates that the contender chose by a measurement, if it did."""
+        return await self._contender.chosen_ef_search()
+
+    async def clients(self, jobs: list[list[Any]], limit: int, count: int) -> dict[str, float]:
+        """Run searches with this number of clients.
+
+        Returns the searches per second, and the milliseconds of this process's CPU per search.
+        """
         searches = [Job(self._queries[number], tenant, None, limit) for number, tenant in jobs]
         # The warm-up opens the connections. The server also makes a new plan for the first five
         # executions on each of them.
         await self._contender.clients(searches[: 10 * count], count)
-        begin = time.perf_counter()
+        begin_cpu, begin = time.process_time(), time.perf_counter()
         await self._contender.clients(searches, count)
-        return len(searches) / (time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        cpu = (time.process_time() - begin_cpu) * 1000
+        return {"per_second": len(searches) / seconds, "cpu": cpu / len(searches)}
 
     async def scan(self, tenant: str) -> dict[str, float]:
         """Read a tenant, and return rows, seconds and the growth of the process in bytes."""

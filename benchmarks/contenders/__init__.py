@@ -52,4 +52,5 @@ CONTENDERS = {
     "vecs": Entry("vecs_client", "Vecs", environment="vecs"),
     "vecs-tuned": Entry("vecs_client", "Vecs", _TUNED, environment="vecs"),
     "cenote": Entry("cenote_store", "Cenote"),
+    "cenote-measured": Entry("cenote_store", "Cenote", {"measured": True}, table_of="cenote"),
 }

@@ -107,6 +107,13 @@ class Contender(ABC):
     async def search(self, job: Job) -> list[str]:
         """Return the ids of the nearest rows, nearest first."""
 
+    async def same_sql(self, jobs: Sequence[Job]) -> Callable[[int], Awaitable[None]]:
+        """Record the SQL of the searches, and return a function that runs it with bare asyncpg.
+
+        The function's argument is the number of concurrent clients.
+        """
+        raise UnsupportedError("is not compared with bare asyncpg running the same SQL")
+
     async def scan(self, tenant: str) -> int:
         """Read all rows of a tenant, without vectors, and return their number."""
         raise UnsupportedError("cannot read the rows of a tenant")
@@ -114,6 +121,10 @@ class Contender(ABC):
     async def set_ef_search(self, ef_search: int) -> None:
         """Set the number of candidates of the following searches."""
         raise UnsupportedError("is measured at its defaults and tuned only")
+
+    async def chosen_ef_search(self) -> int | None:
+        """Return the number of candidates that the contender chose by a measurement, if it did."""
+        return None
 
     async def clients(self, jobs: Sequence[Job], count: int) -> None:
         """Run all searches with this number of concurrent clients."""

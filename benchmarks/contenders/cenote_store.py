@@ -1,27 +1,56 @@
-"""cenote's `PgVectorStore` with its defaults: 16 partitions, complete searches."""
+"""cenote's `PgVectorStore`: 16 partitions, complete searches.
+
+`cenote` has the store's defaults. `cenote-measured` searches the same table with the smallest
+``ef_search`` with which `PgVectorStore.measure_recall` finds a recall of .98 in every namespace
+that it measures. That measurement samples stored rows as queries; it does not see the comparison's
+queries. The value is not stored in the index, since `cenote` would read it there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Index, text
 from sqlalchemy.schema import CreateIndex, DropIndex
 
 from benchmarks.contenders.base import Contender, Job, Row, by_tenant
+from benchmarks.contenders.same_sql import SameSql, recorded_calls
 from cenote import Chunk, EmbeddedChunk, PgVectorStore
+
+_RECALL = 0.98
+_EF_SEARCHES = (40, 60, 80, 100, 120, 150, 200, 300)
 
 
 class Cenote(Contender):
-    """cenote's `PgVectorStore`."""
+    """cenote's `PgVectorStore`.
+
+    Args:
+        measured: Measure recall when the contender is opened, and choose ``ef_search`` by it. The
+            table must have its rows then.
+    """
+
+    def __init__(self, *, measured: bool = False) -> None:
+        self._measured = measured
+        self._ef_search: int | None = None
 
     async def open(self, dsn: str, dimensions: int) -> None:
         self._dimensions = dimensions
         self._store = await PgVectorStore.connect(dsn, dimensions)
         self._search_store = self._store
+        self._bare = SameSql(dsn)
+        if self._measured:
+            report = await self._store.measure_recall(ef_search=_EF_SEARCHES)
+            # Without a large tenant, no search uses the index and nothing is measured.
+            if report.namespaces:
+                chosen = report.smallest(_RECALL)
+                self._ef_search = chosen.ef_search if chosen else _EF_SEARCHES[-1]
+                await self.set_ef_search(self._ef_search)
 
     async def close(self) -> None:
+        await self._bare.close()
         await self._store.close()
 
     async def create_table(self) -> None:
@@ -61,6 +90,13 @@ class Cenote(Contender):
     async def search(self, job: Job) -> list[str]:
         found = await self._search_store.search(job.query, job.tenant, job.limit, job.filter)
         return [result.chunk.id for result in found]
+
+    async def same_sql(self, jobs: Sequence[Job]) -> Callable[[int], Awaitable[None]]:
+        recorded = [await recorded_calls(self.search, job) for job in jobs]
+        return partial(self._bare.run, recorded)
+
+    async def chosen_ef_search(self) -> int | None:
+        return self._ef_search
 
     async def scan(self, tenant: str) -> int:
         count = 0

@@ -21,7 +21,7 @@ def compared(server_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     output_of(
         run(
             *[sys.executable, "-m", "benchmarks.compare", "--dsn", server_dsn],
-            *["--contenders", "floor,floor-exact,complete,original,cenote"],
+            *["--contenders", "floor,floor-exact,complete,original,cenote,cenote-measured"],
             *["--json", str(folder / "run.json"), "--markdown", str(folder / "run.md")],
             *sizes.split(),
             *cells.split(),
@@ -36,12 +36,13 @@ def test_every_measurement_includes_every_contender(compared: Any) -> None:
     """Each measurement has a number for each contender that supports it."""
     result, _ = compared
     writers = {"floor", "original", "cenote"}
-    readers = writers | {"floor-exact", "complete"}
+    readers = writers | {"floor-exact", "complete", "cenote-measured"}
     assert len(result["cells"]) == 2 * 2 + 2
     assert all(set(cell["contenders"]) == readers for cell in result["cells"])
     for rates in (result["upsert"], result["rewrite"], result["live"], result["load"]["seconds"]):
         assert set(rates) == writers
     assert set(result["clients"]["per_second"]) == set(result["peak"]) == readers
+    assert set(result["clients"]["cpu"]) == readers
     assert set(result["scan"]["per_second"]) == writers
     assert {cell["ef_search"] for cell in result["sweep"]} >= {40, 160}
     assert {search["rows"] for search in result["memory"]} == {500}
@@ -53,10 +54,21 @@ def test_cenote_and_exact_searches_are_complete(compared: Any) -> None:
     for cell in result["cells"]:
         for name, measured in cell["contenders"].items():
             assert measured["foreign"] == 0
-            if name in ("cenote", "complete", "floor-exact"):
+            if name in ("cenote", "cenote-measured", "complete", "floor-exact"):
                 assert measured["completeness"] == 1
     exact = [cell["contenders"]["floor-exact"]["recall"] for cell in result["cells"]]
     assert exact == [1] * len(exact)
+
+
+def test_bare_asyncpg_runs_the_same_sql(compared: Any) -> None:
+    """The client's CPU is measured for cenote and for bare asyncpg, in every cell."""
+    result, _ = compared
+    measured = result["client_cpu"]
+    assert [(cell["share"], cell["filter"]) for cell in measured["cells"]] == [
+        *[(47, "none"), (47, "tenth"), (3, "none"), (3, "tenth")]
+    ]
+    for cell in (*measured["cells"], measured["clients"]):
+        assert min(cell["same_sql"], cell["milliseconds"], cell["ratio"]) > 0
 
 
 def test_tables_of_targets(compared: Any) -> None:
