@@ -188,8 +188,19 @@ class PartitionSearch(Search):
 
     @property
     def _needs_custom_plan(self) -> bool:
-        # With "small" and "ann", no plan depends on the filter's values.
+        if self.strategy in ("ann", "either") and self._exposes_namespace:
+            return True
         return self._has_conditions and self.strategy in ("exact", "either")
+
+    @property
+    def _exposes_namespace(self) -> bool:
+        """True if the ANN scan must have the condition for the namespace outside the CASE.
+
+        In a partitioned table, it determines the partition. On a table with row-level security,
+        Postgres combines it with the policy's condition, and checks the setting once. Otherwise,
+        the policy's condition would have an index of its own: the primary key.
+        """
+        return self.sets_tenant or self.scope == "partitioned"
 
     def _matching(self) -> list[ColumnElement[bool]]:
         """Return the conditions; those of a small namespace in a CASE, as for the ANN scan.
@@ -207,10 +218,10 @@ class PartitionSearch(Search):
         """Return the conditions in a CASE; see `Search`.
 
         In a generic plan, Postgres does not know that the namespace is large, and could prefer the
-        primary key to the ANN index. For the chunk table, the namespace determines the partition.
+        primary key to the ANN index. A condition outside the CASE requires a custom plan.
         """
         namespace, *filtered = self._conditions()
-        if self.scope != "partitioned":
+        if not self._exposes_namespace:
             return [_in_case(namespace, *filtered)]
         return [namespace, *([_in_case(*filtered)] if filtered else [])]
 
