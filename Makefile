@@ -87,7 +87,7 @@ audit: .release/installed
 .release/installed: pyproject.toml
 	$(PYTHON) -m venv .release/runtime
 	.release/runtime/bin/python -m pip install --quiet --editable \
-	    ".[bm25,haystack,langchain,llama-index,opentelemetry]"
+	    ".[bm25,haystack,langchain,llama-index,opentelemetry,plot]"
 	$(PYTHON) -m venv .release/tools
 	.release/tools/bin/python -m pip install --quiet cyclonedx-bom pip-audit
 	@touch $@
