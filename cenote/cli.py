@@ -386,7 +386,7 @@ def _recall(options: argparse.Namespace) -> int:
             print(table_of_report(report, options.ef_search))
         if options.picture is not None and report.namespaces:
             draw(report, options.picture, target)
-        if options.apply and point is not None:
+        if options.apply and target is not None and point is not None:
             await store.apply_recall(report, target)
         if options.json:
             result = {

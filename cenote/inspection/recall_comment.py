@@ -62,7 +62,9 @@ def parse_comment(comment: str | None) -> MeasuredRecall | None:
         or not is_integer(values["rows"], 0, 2**63 - 1)
     ):
         return None
-    return MeasuredRecall(**(values | {"date": day}))
+    return MeasuredRecall(
+        ef_search=values["ef_search"], recall=values["recall"], rows=values["rows"], date=day
+    )
 
 
 def _parse_date(text: Any) -> date | None:
