@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -133,7 +134,9 @@ class Measuring(Reading[Model], Searching[Model]):
             asked: Iterable[tuple[str | None, Float32Array]]
             asked = samples[name].items() if vectors is None else [(None, row) for row in vectors]
             for chunk_id, vector in asked:
-                await self._compare(name, chunk_id, vector, limit, values, (own, overall))
+                # A search may be slower after a slow one, so the order changes with every query.
+                order = random.sample(values, len(values))
+                await self._compare(name, chunk_id, vector, limit, order, (own, overall))
                 number += 1
                 send_report(progress, RecallProgress(queries=number, of=total))
             by_namespace.append(
@@ -307,7 +310,7 @@ class Measuring(Reading[Model], Searching[Model]):
                 of the caller.
             vector: Query vector.
             limit: Number of results.
-            values: Values of ``ef_search``.
+            values: Values of ``ef_search``, in the order of the searches.
             measurements: Measurements to add to.
         """
         begin = time.perf_counter()
