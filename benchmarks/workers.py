@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.base import UnsupportedError
 
 _ROOT = Path(__file__).parent.parent
+_Item = TypeVar("_Item")
 
 
 class WorkerProcess:
@@ -97,7 +98,7 @@ def installed(environments: Path) -> list[str]:
     return [name for name in CONTENDERS if interpreter(name, environments).exists()]
 
 
-def rotated(names: Sequence[str], by: int) -> list[str]:
-    """Rotate the names, so that no contender comes first in every round."""
-    by %= len(names)
-    return [*names[by:], *names[:by]]
+def rotated(items: Sequence[_Item], by: int) -> list[_Item]:
+    """Rotate the items, so that no contender comes first in every round."""
+    by %= len(items)
+    return [*items[by:], *items[:by]]
