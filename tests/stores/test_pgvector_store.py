@@ -89,6 +89,60 @@ async def test_iteration_holds_no_connection(store: PgVectorStore, engine: Async
     assert count == 1200
 
 
+async def page_sizes(store: PgVectorStore) -> list[tuple[int, int]]:
+    """Iterate over the namespace n, and return the limit and the number of rows of each page."""
+    pages: list[tuple[int, int]] = []
+
+    def record(conn: Any, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
+        pages.append((context.compiled_parameters[0]["page_size"], cursor.rowcount))
+
+    event.listen(store.engine.sync_engine, "after_cursor_execute", record)
+    try:
+        ids = [chunk.id async for chunk in store.get_all_chunks("n")]
+    finally:
+        event.remove(store.engine.sync_engine, "after_cursor_execute", record)
+    assert ids == sorted(set(ids))
+    assert len(ids) == sum(rows for _, rows in pages) == await store.count("n")
+    return pages
+
+
+@pytest.mark.parametrize("large", [{"content": "x" * 100_000}, {"metadata": {"x": "y" * 100_000}}])
+async def test_pages_of_large_chunks_have_few_rows(
+    store: PgVectorStore, large: dict[str, Any]
+) -> None:
+    """`get_all_chunks` reads about two megabytes at a time, after a first page of 250 rows."""
+    await store.upsert(random_chunks(340, **large), "n")
+    limits, rows = zip(*await page_sizes(store), strict=True)
+    assert limits == (250, 20, 20, 20, 20, 20)
+    assert rows == (250, 20, 20, 20, 20, 10)
+
+
+async def test_pages_adapt_to_the_size_of_the_chunks(store: PgVectorStore) -> None:
+    """Each page is sized by the rows before it, within bounds."""
+    small = random_chunks(5100, content="short")
+    await store.upsert(small, "n")
+    assert [rows for _, rows in await page_sizes(store)] == [250, 2000, 2000, 850]
+    enlarged = [
+        embedded(item.chunk.id, item.embedding, content="x" * 10**6) for item in small[240:260]
+    ]
+    await store.upsert(enlarged, "n")
+    first, second, *_ = await page_sizes(store)
+    assert first == (250, 250)
+    assert 40 < second[0] < 60  # ten of the first 250 chunks have a million characters
+    await store.delete_namespace("n")
+    await store.upsert(small[:250], "n")
+    assert [rows for _, rows in await page_sizes(store)] == [250, 0]
+
+
+async def test_a_page_has_at_least_one_row(
+    store: PgVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that are larger than a page are read one by one."""
+    monkeypatch.setattr("cenote.stores.pgvector.reading.PAGE_BYTES", 100)
+    await store.upsert(random_chunks(252), "n")
+    assert await page_sizes(store) == [(250, 250), (1, 1), (1, 1), (1, 0)]
+
+
 async def test_many_calls_share_a_small_pool(dsn: str) -> None:
     """Fifty concurrent tasks share two connections, and all of them succeed."""
     async with await PgVectorStore.connect(dsn, 4, min_size=2, max_size=2) as store:

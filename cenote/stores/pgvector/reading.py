@@ -30,8 +30,21 @@ from cenote.validation.arguments import (
 )
 from cenote.validation.batches import check_chunks, is_embedded
 
-PAGE_SIZE = 1000
-"""Number of chunks that `get_all_chunks` reads at a time."""
+FIRST_PAGE_ROWS = 250
+"""Number of rows in the first page of `get_all_chunks`, before the size of the rows is known."""
+
+PAGE_BYTES = 2 * 2**20
+"""Approximate size in memory of each further page of `get_all_chunks`.
+
+Reading 20,000 chunks of 500 characters takes equally long with pages of 1 to 8 MiB. The process
+grows by 3 MB with this size, and by 5 MB with twice the size.
+"""
+
+MAX_PAGE_ROWS = 2000
+"""Maximum number of rows in a page, because later rows may be much larger than the rows before."""
+
+_BLOCK_ROWS = 50
+"""Number of chunks that `get_all_chunks` creates at a time. Larger blocks are hardly faster."""
 
 
 class Reading(PgVectorStoreBase[Model]):
@@ -175,7 +188,7 @@ class Reading(PgVectorStoreBase[Model]):
         values = {"namespace": namespace, "id": chunk_id, "before": before, "after": after}
         async with self._executor.statement("neighbours", transaction, namespace) as connection:
             found = await connection.execute(self._reads.neighbours, values)
-            return rows.to_chunks(found)
+            return rows.to_chunks(found.all())
 
     def get_all_chunks(
         self,
@@ -205,12 +218,10 @@ class Reading(PgVectorStoreBase[Model]):
         where: ColumnElement[bool] | None,
         session: CallerTransaction | None,
     ) -> AsyncIterator[Chunk]:
-        values = {
-            "namespace": namespace,
-            "page_size": PAGE_SIZE,
-            **filter.parameters,
-        }
+        page_size = FIRST_PAGE_ROWS
+        values = {"namespace": namespace, **filter.parameters}
         while True:
+            values["page_size"] = page_size
             first = "after" not in values
             if where is None:
                 statement, parameters = self._reads.page(filter, first=first), values
@@ -218,11 +229,15 @@ class Reading(PgVectorStoreBase[Model]):
                 statement = self._reads.page_where(where, filter, values, first=first)
                 parameters = {}
             page = await self._page(namespace, statement, parameters, session=session)
-            for chunk in rows.to_chunks(page):
-                yield chunk
-            if len(page) < PAGE_SIZE:
+            for start in range(0, len(page), _BLOCK_ROWS):
+                for chunk in rows.to_chunks(page[start : start + _BLOCK_ROWS]):
+                    yield chunk
+            if len(page) < page_size:
                 return
             values["after"] = page[-1][0]
+            page_size = PAGE_BYTES * len(page) // rows.approximate_bytes(page)
+            page_size = min(max(page_size, 1), MAX_PAGE_ROWS)
+            del page  # otherwise it would stay in memory until the next one is complete
 
     @operation("get_all_chunks", retry=Retry.ALWAYS)  # page by page
     async def _page(
