@@ -131,15 +131,13 @@ class PartitionSearches:
         """Return the rows if they are complete, and remember what they tell."""
         first = found[0]
         has_rows = first[0] is not None
-        if strategy == "ann":
-            if first[rows.ATTACHED] and first[rows.FOUND] >= fetch:
-                return found
-            self._remember_short_index(request, place)
-            return None
         present = first[rows.PRESENT]
         # A tenant that was set too late would look like an empty namespace.
         if not first[rows.ATTACHED] or not present or (self._row_security and not has_rows):
             self.hints.places.forget(request.namespace)
+            return None
+        if strategy == "ann" and first[rows.FOUND] < fetch:
+            self._remember_short_index(request, place)
             return None
         if strategy == "small":
             self.hints.places.put(request.namespace, Place(place.partition, present))
