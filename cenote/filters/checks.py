@@ -42,7 +42,7 @@ def as_filter(given: Any) -> Filter | None:
         raise invalid_filter(f"the filter is nested more than {MAX_DEPTH} levels deep")
     if sum(1 for _ in predicates(filter)) > MAX_PREDICATES:
         raise invalid_filter(f"the filter has more than {MAX_PREDICATES:,} predicates")
-    return None if _constant(filter) else filter
+    return None if constant_value(filter) else filter
 
 
 def narrowing_filter(given: Any) -> Filter:
@@ -68,17 +68,18 @@ def predicates(filter: Filter | None) -> Iterator[Predicate]:
             yield from predicates(part)
 
 
-def _constant(filter: Filter) -> bool | None:
-    """Return True if a filter matches every chunk, False if it matches no chunk, otherwise None."""
+def constant_value(filter: Filter) -> bool | None:
+    """Return True if a filter matches every chunk whatever the chunks contain, False if it matches
+    none, and None if it depends on the chunk."""
     match filter:
         case And(parts):
-            known = {_constant(part) for part in parts}
+            known = {constant_value(part) for part in parts}
             return False if False in known else None if None in known else True
         case Or(parts):
-            known = {_constant(part) for part in parts}
+            known = {constant_value(part) for part in parts}
             return True if True in known else None if None in known else False
         case Not(part):
-            inner = _constant(part)
+            inner = constant_value(part)
             return None if inner is None else not inner
     return None
 

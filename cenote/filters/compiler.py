@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, and_, false, func, not_, or_, true
 from sqlalchemy.types import TypeEngine
 
-from cenote.filters.checks import predicates
+from cenote.filters.checks import constant_value, predicates
 from cenote.filters.language import And, Filter, Leaf, Not, Or
 from cenote.filters.operands import NextParameter, Row
 
@@ -57,6 +57,11 @@ class Conditions:
         """The values to bind, by parameter name."""
         values = [value for predicate in predicates(self._filter) for value in predicate.values]
         return {_name(number): value for number, value in enumerate(values)}
+
+    @property
+    def never_holds(self) -> bool:
+        """True if no chunk can match, for example because of ``meta("x").in_([])``."""
+        return self._filter is not None and constant_value(self._filter) is False
 
     @property
     def fingerprint(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -14,7 +15,8 @@ from support.chunks import random_chunks
 from support.commands import asyncpg_url
 from support.proxy import running_proxy
 
-from cenote import Chunk, ChunkRow, PgVectorStore, VectorStoreError
+from cenote import Chunk, ChunkRow, InvalidInputError, PgVectorStore, VectorStoreError
+from cenote.filters import field, meta
 from cenote.testing import embedded, found, stored
 
 QUERY = [1.0, 0.5, 0.25, 0.125]
@@ -50,6 +52,81 @@ async def test_round_trips(dsn: str) -> None:
         assert await round_trips(lambda: store.delete(["00001"], "n")) == 1
         assert await round_trips(lambda: store.delete_namespace("other")) == 1
         assert await round_trips(lambda: store.upsert(random_chunks(200), "n")) == 3
+
+
+NEVER: list[Any] = [
+    meta("x").in_([]),
+    {"$or": []},
+    {"k": 1, "$or": []},
+    {"k": {"$in": []}},
+    meta("k").exists() & (meta("x").in_([]) | meta("y").any_of([])),
+    ~(meta("x").not_in([]) | (field("position") == 1)),
+    {"$not": {"$and": []}},
+]
+"""Filters that match no chunk, whatever the chunks contain."""
+
+
+async def answers_without_chunks(store: PgVectorStore, filter: Any, **options: Any) -> list[Any]:
+    """Call every operation that takes a filter; all arguments but the filter match chunks."""
+    return [
+        await store.search(QUERY, "n", 5, filter, **options),
+        await store.search(QUERY, "n", 5, filter, where=ChunkRow.position == 0, **options),
+        await store.search_many([QUERY, QUERY], "n", 5, filter, **options),
+        await store.search_diverse(QUERY, "n", 5, filter, **options),
+        await store.search_text("word", "n", 5, filter, **options),
+        await store.search_hybrid("word", QUERY, "n", 5, filter, **options),
+        await store.search_namespaces(QUERY, ["n", "m"], 5, filter, **options),
+        await store.count("n", filter, **options),
+        await store.list_chunks("n", filter, **options),
+        await stored(store, "n", filter, **options),
+        await stored(store, "n", filter, where=ChunkRow.position == 0, **options),
+        await store.delete_matching(filter, "n", **options),
+    ]
+
+
+@pytest.mark.parametrize("filter", NEVER, ids=str)
+async def test_a_filter_that_never_matches_sends_nothing(dsn: str, filter: Any) -> None:
+    """The answer is empty without a round trip, also within the caller's transaction."""
+    async with (
+        running_proxy(dsn) as proxy,
+        await PgVectorStore.connect(proxy.dsn, 4, max_size=1) as store,
+        store.engine.connect() as connection,
+    ):
+        await store.upsert(random_chunks(3, metadata={"k": 1}), "n", session=connection)
+        words = PgVectorStore(store.engine, 4, text_search="simple")
+        before = proxy.round_trips
+        empty: list[Any] = [[], [], [[], []], [], [], [], [], 0, [], [], [], 0]
+        assert await answers_without_chunks(words, filter) == empty
+        assert await answers_without_chunks(words, filter, session=connection) == empty
+        assert proxy.round_trips == before
+        assert await store.count("n", session=connection) == 3
+
+
+async def test_a_filter_that_never_matches_is_checked(engine: AsyncEngine) -> None:
+    """All arguments are checked first, the columns of the filter too."""
+    store = PgVectorStore(engine, 4, text_search="simple")
+    bad: Any = {"$or": []} | {"$and": [field("nonexistent") == 1]}
+    never: Any = {"$or": []}
+    calls: list[Callable[[], Any]] = [
+        lambda: store.search(QUERY, "n", 5, bad),
+        lambda: store.search_many([QUERY], "n", 5, bad),
+        lambda: store.search_text("word", "n", 5, bad),
+        lambda: store.search_hybrid("word", QUERY, "n", 5, bad),
+        lambda: store.count("n", bad),
+        lambda: store.list_chunks("n", bad),
+        lambda: stored(store, "n", bad),
+        lambda: store.delete_matching(bad, "n"),
+        lambda: store.search([1.0], "n", 5, never),
+        lambda: store.search(QUERY, "n", 0, never),
+        lambda: store.search_many([[1.0]], "n", 5, never),
+        lambda: store.search_diverse(QUERY, "n", 5, never, diversity=2),
+        lambda: store.list_chunks("n", never, after="\x00"),
+        lambda: store.count("", never),
+        lambda: store.count("n", never, session=1),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(InvalidInputError):
+            await call()
 
 
 async def test_statements_are_built_and_prepared_once(dsn: str) -> None:

@@ -8,12 +8,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import TypeVar
 
 from cenote.config import SchemaConfig
+from cenote.filters.compiler import Conditions
 from cenote.models import EmbeddedChunk
 from cenote.orm.mixin import ChunkMixin, ChunkRow
 from cenote.stores.pgvector.executor import CallerTransaction, StatementExecutor
 from cenote.stores.pgvector.partition_searches import PartitionSearches
 from cenote.stores.pgvector.sql.read_statements import ReadStatements
 from cenote.stores.pgvector.sql.search_statements import SearchStatements
+from cenote.stores.pgvector.sql.statement_cache import parameter
 from cenote.stores.pgvector.sql.user_columns import UserColumns
 from cenote.stores.pgvector.sql.write_statements import WriteStatements
 from cenote.stores.protocol import VectorStore
@@ -57,6 +59,17 @@ class PgVectorStoreBase(VectorStore, Generic[Model]):
         if not self._executor.table_checked:
             async with self._executor.statement(operation, session, None):
                 pass
+
+    def _never_holds(self, conditions: Conditions) -> bool:
+        """Return whether a filter matches no chunk, so that no statement is needed.
+
+        Raises:
+            InvalidInputError: The filter names a column that does not exist.
+        """
+        if not conditions.never_holds:
+            return False
+        conditions.sql(self._executor.table.c, parameter)
+        return True
 
     def _check_batch(self, embedded_chunks: list[EmbeddedChunk]) -> Batch:
         return check_batch(

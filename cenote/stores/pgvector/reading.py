@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Select
+from sqlalchemy import ColumnElement
 
 from cenote.filters.checks import as_filter
 from cenote.filters.compiler import Conditions
@@ -97,6 +97,8 @@ class Reading(PgVectorStoreBase[Model]):
         check_namespace(namespace)
         transaction = check_session(session)
         conditions = Conditions(as_filter(filter))
+        if self._never_holds(conditions):
+            return 0
         statement = self._reads.count(conditions)
         values = {"namespace": namespace, **conditions.parameters}
         [[count]] = await self._executor.fetch("count", transaction, namespace, statement, values)
@@ -161,6 +163,8 @@ class Reading(PgVectorStoreBase[Model]):
         if after is not None:
             check_text(after, field="after")
             values["after"] = after
+        if self._never_holds(conditions):
+            return []
         statement = self._reads.page(conditions, first=after is None)
         values |= conditions.parameters
         found = await self._executor.fetch("list_chunks", transaction, namespace, statement, values)
@@ -222,13 +226,7 @@ class Reading(PgVectorStoreBase[Model]):
         values = {"namespace": namespace, **filter.parameters}
         while True:
             values["page_size"] = page_size
-            first = "after" not in values
-            if where is None:
-                statement, parameters = self._reads.page(filter, first=first), values
-            else:
-                statement = self._reads.page_where(where, filter, values, first=first)
-                parameters = {}
-            page = await self._page(namespace, statement, parameters, session=session)
+            page = await self._page(namespace, filter, where, values, session=session)
             for start in range(0, len(page), _BLOCK_ROWS):
                 for chunk in rows.to_chunks(page[start : start + _BLOCK_ROWS]):
                     yield chunk
@@ -243,10 +241,18 @@ class Reading(PgVectorStoreBase[Model]):
     async def _page(
         self,
         namespace: str,
-        statement: Select[Any],
-        parameters: dict[str, Any],
+        filter: Conditions,
+        where: ColumnElement[bool] | None,
+        values: dict[str, Any],
         *,
         session: CallerTransaction | None,
     ) -> Sequence[Sequence[Any]]:
-        run = self._executor.fetch if parameters else self._executor.execute
-        return await run("get_all_chunks", session, namespace, statement, parameters)
+        if filter.never_holds:
+            return []
+        first = "after" not in values
+        name = "get_all_chunks"
+        if where is None:
+            statement = self._reads.page(filter, first=first)
+            return await self._executor.fetch(name, session, namespace, statement, values)
+        statement = self._reads.page_where(where, filter, values, first=first)
+        return await self._executor.execute(name, session, namespace, statement, {})

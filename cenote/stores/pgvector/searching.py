@@ -72,6 +72,9 @@ class Searching(PgVectorStoreBase[Model]):
         transaction = check_session(session)
         if not query[0] and not query.any():  # any() takes as long as all other checks
             return []
+        if self._never_holds(conditions):
+            record(path="exact")
+            return []
         await self._read_measured_ef_search("search", transaction)
         parameters: dict[str, Any] = {
             "namespace": namespace,
@@ -128,7 +131,7 @@ class Searching(PgVectorStoreBase[Model]):
         transaction = check_session(session)
         results: list[list[RetrievalResult]] = [[] for _ in queries]
         asked = [number for number, query in enumerate(queries) if query.any()]
-        if not asked:
+        if self._never_holds(conditions) or not asked:
             return results
         await self._read_measured_ef_search("search_many", transaction)
         values = {
@@ -163,6 +166,8 @@ class Searching(PgVectorStoreBase[Model]):
         """
         candidates = check_diversity(diversity, candidates, limit)
         found = await self.search(query_vector, namespace, candidates, filter, session=session)
+        if not found:
+            return []
         transaction = check_session(session)
         values = {"namespace": namespace, "ids": sorted(result.chunk.id for result in found)}
         async with self._executor.statement("search_diverse", transaction, namespace) as connection:
@@ -192,6 +197,8 @@ class Searching(PgVectorStoreBase[Model]):
             text, namespace, limit, filter, where
         )
         transaction = check_session(session)
+        if self._never_holds(conditions):
+            return []
         statement, bound = self._searches.text_search(conditions, condition, values)
         async with self._executor.statement("search_text", transaction, namespace) as connection:
             found = (await connection.execute(statement, bound)).all()
@@ -225,6 +232,8 @@ class Searching(PgVectorStoreBase[Model]):
             text, namespace, limit, filter, where
         )
         transaction = check_session(session)
+        if self._never_holds(conditions):
+            return []
         await self._read_measured_ef_search("search_hybrid", transaction)
         depth = max(depth, limit)
         search_parameters = self._searches.search_parameters(depth, ef_search)

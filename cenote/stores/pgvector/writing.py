@@ -141,6 +141,8 @@ class Writing(PgVectorStoreBase[Model]):
         self, operation: str, matching: Conditions, namespace: str, session: Session | None
     ) -> int:
         transaction = check_session(session)
+        if self._never_holds(matching):
+            return 0
         statement = self._writes.delete_matching(matching)
         values = {"namespace": namespace, **matching.parameters}
         async with self._executor.statement(operation, transaction, namespace) as connection:
