@@ -32,6 +32,8 @@ _CELL_SECONDS = 1.0
 """Time that the searches of one contender in one cell should take."""
 _FEWEST_QUERIES = 24
 """Minimum number of queries of a slow contender in a cell."""
+_UPSERT_SECONDS = 2.0
+"""Time that the upserts of one contender should take in a round."""
 _CPU_QUERIES = 40
 """Number of searches in each run that measures the client's CPU."""
 _CPU_ROUNDS = 3
@@ -87,23 +89,29 @@ def upserts(run: Comparison, rows: int) -> dict[str, Any]:
     """Measure upserts into an empty table without an ANN index, and upserts of unchanged rows.
 
     The rates are in rows per second. A first batch is not counted: it warms up the library's and
-    the server's caches.
+    the server's caches. A contender that would need more than `_UPSERT_SECONDS` for the rows
+    upserts fewer batches.
     """
-    part = {"start": 0, "stop": rows, "batch": run.batch, "tenant": ONE_TENANT}
+    parts: dict[str, dict[str, Any]] = {}
     new_rates: dict[str, list[float]] = {}
     unchanged_rates: dict[str, list[float]] = {}
     dsns = run.databases(_SCRATCH, run.writers)
     with run.workers(dsns) as workers:
         for name in run.writers:
             workers[name]("create_table")
-            workers[name]("upsert", **{**part, "stop": min(rows, run.batch)})
+            first = {"start": 0, "stop": min(rows, run.batch), "tenant": ONE_TENANT}
+            seconds = workers[name]("upsert", **first, batch=run.batch)
+            batches = max(1, round(_UPSERT_SECONDS / seconds))
+            parts[name] = first | {"stop": min(rows, batches * run.batch), "batch": run.batch}
         for turn in range(run.rounds):
             for name in rotated(run.writers, turn):
                 run.server.truncate(dsns[name])
-                new_rates.setdefault(name, []).append(rows / workers[name]("upsert", **part))
-                seconds = _if_supported(workers[name], "rewrite", **part)
+                count = parts[name]["stop"]
+                seconds = workers[name]("upsert", **parts[name])
+                new_rates.setdefault(name, []).append(count / seconds)
+                seconds = _if_supported(workers[name], "rewrite", **parts[name])
                 if seconds is not None:
-                    unchanged_rates.setdefault(name, []).append(rows / seconds)
+                    unchanged_rates.setdefault(name, []).append(count / seconds)
     return {"upsert": _medians(new_rates), "rewrite": _medians(unchanged_rates)}
 
 
@@ -131,13 +139,27 @@ def bulk(run: Comparison, rows: int) -> dict[str, Any]:
 
 
 def load(run: Comparison, dsns: dict[str, str], tenant: str | None) -> dict[str, Any]:
-    """Fill and index every contender's table, and measure the seconds."""
+    """Fill and index every contender's table, and measure the seconds.
+
+    A tuned contender copies the table of the untuned one, where the tables differ in indexes only.
+    Commits do not wait for the disk: langchain-postgres commits every row. The later measurements
+    do wait. The seconds are for the log; `bulk` compares loads.
+    """
     seconds = {}
     size = run.collection.size
     for name in run.writers:
+        source = CONTENDERS[name].tunes
+        if source in run.names:
+            run.server.copy_database(dsns[source], dsns[name])
+            with run.workers({name: dsns[name]}) as workers:
+                workers[name]("tune")
+            run.server.vacuum(dsns[name])
+            continue
+        run.server.set_synchronous_commit(dsns[name], "off")
         with run.workers({name: dsns[name]}) as workers:
             workers[name]("create_table")
             loaded = workers[name]("bulk_load", start=0, stop=size, tenant=tenant)
+        run.server.set_synchronous_commit(dsns[name], "DEFAULT")
         run.server.vacuum(dsns[name])
         seconds[name] = loaded["seconds"]
         run.log(f"  {name}: {size:,} rows in {loaded['seconds']:.1f} s")

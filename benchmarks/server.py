@@ -65,6 +65,17 @@ class Server:
         self._execute(text, "CREATE EXTENSION vector")
         return text
 
+    def copy_database(self, source: str, target: str) -> None:
+        """Replace the target by a copy of the source. Nobody may be connected to the source."""
+        names = [make_url(dsn).database for dsn in (source, target)]
+        self._execute(self.dsn, f'DROP DATABASE "{names[1]}" WITH (FORCE)')
+        self._execute(self.dsn, f'CREATE DATABASE "{names[1]}" TEMPLATE "{names[0]}"')
+
+    def set_synchronous_commit(self, dsn: str, value: str) -> None:
+        """Set ``synchronous_commit`` for new connections to a database."""
+        name = make_url(dsn).database
+        self._execute(self.dsn, f'ALTER DATABASE "{name}" SET synchronous_commit = {value}')
+
     def truncate(self, dsn: str) -> None:
         """Delete all rows; tables and prepared statements stay."""
         self._execute(dsn, _TRUNCATE)

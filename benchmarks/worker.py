@@ -49,6 +49,9 @@ class Worker:
     async def create_index(self) -> None:
         await self._contender.create_index()
 
+    async def tune(self) -> None:
+        await self._contender.tune()
+
     async def upsert(self, start: int, stop: int, batch: int, tenant: str | None) -> float:
         """Upsert rows and return the seconds; None as `tenant` keeps each row's tenant."""
         return await self._write(self._contender.upsert, start, stop, batch, tenant)

@@ -23,6 +23,8 @@ class Entry:
         arguments: Arguments of the class.
         environment: Virtual environment with its library; None for cenote's environment.
         table_of: Contender whose table it searches; None if it has its own table.
+        tunes: Contender whose loaded table it gets a copy of, and adds its own indexes to; None if
+            it loads its table itself.
     """
 
     module: str
@@ -30,6 +32,7 @@ class Entry:
     arguments: dict[str, Any] = field(default_factory=dict)
     environment: str | None = None
     table_of: str | None = None
+    tunes: str | None = None
 
     def make(self) -> Contender:
         """Create the contender, in a process that has its library."""
@@ -46,11 +49,13 @@ CONTENDERS = {
     "complete": Entry("complete", "Complete", table_of="cenote"),
     "original": Entry("original", "Original"),
     "langchain": Entry("langchain", "Langchain", environment="langchain"),
-    "langchain-tuned": Entry("langchain", "Langchain", _TUNED, environment="langchain"),
+    "langchain-tuned": Entry(
+        "langchain", "Langchain", _TUNED, environment="langchain", tunes="langchain"
+    ),
     "llama-index": Entry("llama", "LlamaIndex", environment="llama"),
     "llama-index-tuned": Entry("llama", "LlamaIndex", _TUNED, environment="llama"),
     "vecs": Entry("vecs_client", "Vecs", environment="vecs"),
-    "vecs-tuned": Entry("vecs_client", "Vecs", _TUNED, environment="vecs"),
+    "vecs-tuned": Entry("vecs_client", "Vecs", _TUNED, environment="vecs", tunes="vecs"),
     "cenote": Entry("cenote_store", "Cenote"),
     "cenote-measured": Entry("cenote_store", "Cenote", {"measured": True}, table_of="cenote"),
 }

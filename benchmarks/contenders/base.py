@@ -78,6 +78,10 @@ class Contender(ABC):
         """Create the ANN index, and any other indexes of a tuned contender."""
         raise UnsupportedError("searches the table of another contender")
 
+    async def tune(self) -> None:
+        """Add to a copy of the untuned contender's indexed table what the tuned one has."""
+        raise UnsupportedError("has no table like that of the untuned contender")
+
     def as_query(self, vector: NDArray[np.float32]) -> Any:
         """Convert a query to the format that the library documents. This is not timed."""
         return vector

@@ -76,8 +76,11 @@ class Langchain(Contender):
     async def create_index(self) -> None:
         await (await self._store()).aapply_vector_index(HNSWIndex())
         if self._tuned:
-            async with self._sql_engine.begin() as connection:
-                await connection.execute(text("CREATE INDEX ON chunks (namespace)"))
+            await self.tune()
+
+    async def tune(self) -> None:
+        async with self._sql_engine.begin() as connection:
+            await connection.execute(text("CREATE INDEX ON chunks (namespace)"))
 
     def as_query(self, vector: Any) -> Any:
         return vector.tolist()

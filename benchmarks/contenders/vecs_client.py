@@ -62,8 +62,11 @@ class Vecs(Contender):
     async def create_index(self) -> None:
         self._collection.create_index(method=vecs.IndexMethod.hnsw)
         if self._tuned:
-            with self._client.engine.begin() as connection:
-                connection.execute(text(_INDEX))
+            await self.tune()
+
+    async def tune(self) -> None:
+        with self._client.engine.begin() as connection:
+            connection.execute(text(_INDEX))
 
     def as_query(self, vector: Any) -> Any:
         return vector.tolist()
