@@ -220,6 +220,28 @@ async def test_a_page_has_at_least_one_row(
     assert await page_sizes(store) == [(250, 250), (1, 1), (1, 1), (1, 0)]
 
 
+async def test_a_busy_task_shares_its_connection(dsn: str) -> None:
+    """A task that searches without a pause does not keep other tasks from the only connection."""
+    engine = create_async_engine(asyncpg_url(dsn), pool_size=1, max_overflow=0, pool_timeout=2)
+    store = PgVectorStore(engine, 4)
+    await store.upsert(random_chunks(20), "n")
+
+    async def search_forever() -> None:
+        while True:
+            await store.search(QUERY, "n")
+
+    busy = asyncio.create_task(search_forever())
+    await asyncio.sleep(0.1)
+    for _ in range(20):
+        assert len(await store.search(QUERY, "n")) == 10
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+    busy.cancel()
+    await asyncio.gather(busy, return_exceptions=True)
+    assert checked_out(engine) == 0
+    await engine.dispose()
+
+
 async def test_many_calls_share_a_small_pool(dsn: str) -> None:
     """Fifty concurrent tasks share two connections, and all of them succeed."""
     async with await PgVectorStore.connect(dsn, 4, min_size=2, max_size=2) as store:

@@ -7,12 +7,13 @@ pool, so its limits and events apply.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import PoolProxiedConnection, Select
+from sqlalchemy import PoolProxiedConnection, QueuePool, Select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -70,7 +71,18 @@ class DirectConnections:
         rows: Sequence[Sequence[Any]] | None = await greenlet_spawn(
             self._fetch, query.sql, query.arguments(parameters)
         )
+        await self._let_others_borrow()
         return rows
+
+    async def _let_others_borrow(self) -> None:
+        """Let a task that waits for a connection take the one that was given back.
+
+        Otherwise, a task that searches in a loop would borrow the connection again before the
+        waiting task runs, until that task's time is up.
+        """
+        pool = self._engine.pool
+        if isinstance(pool, QueuePool) and pool.checkedin() <= 1:
+            await asyncio.sleep(0)
 
     def _fetch(self, sql: str, arguments: list[Any]) -> Any:
         connection = self._connect()
