@@ -30,8 +30,11 @@ _PROBE = 3
 """Number of searches whose median decides how many queries a contender runs in a cell."""
 _CELL_SECONDS = 1.0
 """Time that the searches of one contender in one cell should take."""
-_FEWEST_QUERIES = 24
+_FEWEST_QUERIES = 18
 """Minimum number of queries of a slow contender in a cell."""
+_CLIENT_SECONDS = 4.0
+_FEWEST_CLIENT_SEARCHES = 80
+"""Time and minimum number of the searches of a contender's concurrent clients in a round."""
 _UPSERT_SECONDS = 2.0
 """Time that the upserts of one contender should take in a round."""
 _CPU_QUERIES = 40
@@ -240,7 +243,8 @@ def clients(
 ) -> dict[str, Any]:
     """Measure the searches per second of concurrent clients.
 
-    Each tenant is searched in proportion to its rows.
+    Each tenant is searched in proportion to its rows. A slow contender runs fewer searches, so that
+    a round takes about `_CLIENT_SECONDS`.
     """
     random = np.random.default_rng(1)
     rows = random.integers(0, run.collection.size, searches)
@@ -250,9 +254,14 @@ def clients(
     ]
     rates: dict[str, list[float]] = {name: [] for name in workers}
     cpu: dict[str, list[float]] = {name: [] for name in workers}
+    fewer: dict[str, list[Any]] = {}
+    for name in workers:
+        rate = workers[name]("clients", jobs=jobs[:_FEWEST_CLIENT_SEARCHES], limit=10, count=count)
+        wanted = max(_FEWEST_CLIENT_SEARCHES, round(rate["per_second"] * _CLIENT_SECONDS))
+        fewer[name] = jobs[:wanted]
     for turn in range(run.rounds):
         for name in rotated(list(workers), turn):
-            measured = workers[name]("clients", jobs=jobs, limit=10, count=count)
+            measured = workers[name]("clients", jobs=fewer[name], limit=10, count=count)
             rates[name].append(measured["per_second"])
             cpu[name].append(measured["cpu"])
     return {
@@ -335,8 +344,7 @@ def _selected(
     if seconds * len(queries) <= _CELL_SECONDS:
         _run_queries(worker, queries[_PROBE:_WARM_UP], filters, tenant, limit)
         return queries
-    # The server plans the first five executions anew, so a slow contender warms up with six.
-    _run_queries(worker, queries[_PROBE : 2 * _PROBE], filters, tenant, limit)
+    # Planning anew, as the server does for the first five executions, matters little here.
     count = min(len(queries), max(_FEWEST_QUERIES, round(_CELL_SECONDS / seconds)))
     return [queries[position * len(queries) // count] for position in range(count)]
 
