@@ -125,14 +125,18 @@ def _check_chunk(item: EmbeddedChunk, embedding_model: str | None) -> tuple[dict
             field="embedding_model",
             chunk_id=chunk.id,
         )
-    if not isinstance(item.columns, Mapping):
+    # The tests by exact type are fast, and suffice for most chunks.
+    if type(item.columns) is not dict and not isinstance(item.columns, Mapping):
         raise InvalidInputError(
             f"chunk {safe_repr(chunk.id)}: columns must be a mapping of attribute names to values, "
             f"not {type(item.columns).__name__}",
             field="columns",
             chunk_id=chunk.id,
         )
-    if not is_integer(chunk.position, -MAX_INT64 - 1, MAX_INT64):
+    position = chunk.position
+    if not (type(position) is int and 0 <= position <= MAX_INT64) and not is_integer(
+        position, -MAX_INT64 - 1, MAX_INT64
+    ):
         raise InvalidInputError(
             f"chunk {safe_repr(chunk.id)}: position must be a 64-bit integer",
             field="position",

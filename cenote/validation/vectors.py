@@ -57,10 +57,10 @@ def checked_vectors(
 
     A vector whose chunk id is None is a query vector.
     """
-    matrix = np.empty((len(vectors), dimensions), dtype=np.float32)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for row, vector in enumerate(vectors):
-            matrix[row] = _as_row(vector, chunk_ids[row], dimensions)
+        matrix = _stacked(vectors, chunk_ids, dimensions)
+        if column_type == "vector" and _all_clearly_valid(matrix):
+            return matrix
         for row in np.flatnonzero(~matrix.any(axis=1)).tolist():
             if np.asarray(vectors[row]).any():  # it was not zero before rounding
                 raise _vector_error(chunk_ids[row], _OUT_OF_RANGE)
@@ -70,6 +70,29 @@ def checked_vectors(
         if column_type == "halfvec":
             matrix = matrix.astype(np.float16).astype(np.float32)
     return matrix
+
+
+def _stacked(
+    vectors: Sequence[Vector], chunk_ids: Sequence[str | None], dimensions: int
+) -> Float32Array:
+    """Return vectors as one float32 matrix of their own, with types and shapes checked."""
+    shape = (dimensions,)
+    if vectors and all(
+        type(vector) is np.ndarray and vector.dtype == np.float32 and vector.shape == shape
+        for vector in vectors
+    ):
+        stacked: Float32Array = np.concatenate(vectors).reshape(len(vectors), dimensions)
+        return stacked
+    matrix = np.empty((len(vectors), dimensions), dtype=np.float32)
+    for row, vector in enumerate(vectors):
+        matrix[row] = _as_row(vector, chunk_ids[row], dimensions)
+    return matrix
+
+
+def _all_clearly_valid(matrix: Float32Array) -> bool:
+    """Test all rows at once, which suffices for most matrices; NaN fails both comparisons."""
+    squared = np.einsum("ij,ij->i", matrix, matrix)
+    return bool(np.all((squared > _CLEARLY_VALID[0]) & (squared < _CLEARLY_VALID[1])))
 
 
 def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[Any]:
