@@ -37,6 +37,7 @@ class DirectConnections:
         self._queries: WeakKeyDictionary[Select[Any], CompiledQuery] = WeakKeyDictionary()
         translates_schemas = "schema_translate_map" in engine.get_execution_options()
         self._supported = not translates_schemas
+        self._saw_connection = False
 
     def accepts(self, statement: Select[Any]) -> bool:
         """Return whether a statement can run here, without anyone missing it.
@@ -87,10 +88,12 @@ class DirectConnections:
     def _fetch(self, sql: str, arguments: list[Any]) -> Any:
         connection = self._connect()
         try:
-            if not is_prepared(connection):
+            if not self._saw_connection:  # even if it is prepared: the first operation prepares it
                 self._supported = not _customizes_prepared_statements(connection)
-                if not self._supported:
-                    return None
+                self._saw_connection = True
+            if not self._supported:
+                return None
+            if not is_prepared(connection):
                 await_only(prepare_driver(connection, self._engine, migrations=self._migrations))
             driver: Any = connection.driver_connection
             return await_only(driver.fetch(sql, *arguments))
