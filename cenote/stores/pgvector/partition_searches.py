@@ -34,6 +34,9 @@ _UNUSED_SECONDS = 60.0
 _RELOAD_SECONDS = 60.0
 """Minimum seconds between two looks at the partitions."""
 
+_MAX_SECONDS = 600.0
+"""Maximum seconds between two looks, after which the role may have been granted privileges."""
+
 _GONE = ("42P01", "42501", "3F000")
 """SQLSTATEs of a partition that cannot be read any more: undefined table, insufficient privilege,
 undefined schema."""
@@ -140,7 +143,7 @@ class PartitionSearches:
             self._remember_short_index(request, place)
             return None
         if strategy == "small":
-            self.hints.places.put(request.namespace, Place(place.partition, present))
+            self.hints.places.refresh(request.namespace, Place(place.partition, present))
         elif strategy == "either":
             self._remember_strategy(request, place, by_ann=bool(first[rows.BY_ANN]))
         return found if has_rows else []
@@ -193,7 +196,7 @@ class PartitionSearches:
 
     async def _search_everywhere(self, request: _Request) -> Sequence[Row]:
         """Search without a hint, and remember where the namespace is."""
-        if self._loaded is None:
+        if self._loaded is None or time.monotonic() - self._loaded > _MAX_SECONDS:
             await self._load_partitions()
         locate = bool(self._names)
         statement = self._searches.search(

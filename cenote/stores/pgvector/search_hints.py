@@ -84,6 +84,14 @@ class _Memory(Generic[Value]):
         if len(self._entries) > _MAX_HINTS:
             self._entries.popitem(last=False)
 
+    def refresh(self, key: Hashable, value: Value) -> None:
+        """Replace a value that a search has confirmed. Its entry still ends after some seconds."""
+        entry = self._entries.get(key)
+        if entry is None:
+            self.put(key, value)
+        else:
+            entry.value, entry.uses = value, _MAX_USES
+
     def forget(self, key: Hashable) -> None:
         self._entries.pop(key, None)
 
