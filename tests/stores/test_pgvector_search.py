@@ -188,7 +188,7 @@ async def test_ef_search_of_a_call(store: PgVectorStore, engine: AsyncEngine) ->
     await store.search(QUERY, "n", ef_search=77)
     async with engine.connect() as connection:
         await connection.execute(store.search_statement(QUERY, "n", ef_search=78))
-    for parameters, ef_search in zip(sent[-3:], ("200", "77", "78"), strict=True):
+    for parameters, ef_search in zip(sent[-3:], ("150", "77", "78"), strict=True):
         assert ef_search in parameters
     for bad in (0, 1001, "40", True):
         with pytest.raises(InvalidInputError) as error:

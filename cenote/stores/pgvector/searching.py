@@ -79,7 +79,9 @@ class Searching(PgVectorStoreBase[Model]):
         parameters: dict[str, Any] = {
             "namespace": namespace,
             "query": to_wire_one(query, self._config.column_type),
-            **self._searches.search_parameters(limit, ef_search),
+            **self._searches.search_parameters(
+                limit, ef_search, filtered=bool(conditions) or condition is not None
+            ),
             **conditions.parameters,
         }
         if condition is not None:
@@ -137,7 +139,7 @@ class Searching(PgVectorStoreBase[Model]):
         values = {
             "namespace": namespace,
             "query_list": to_wire(queries[asked], self._config.column_type),
-            **self._searches.search_parameters(limit, ef_search),
+            **self._searches.search_parameters(limit, ef_search, filtered=bool(conditions)),
             **conditions.parameters,
         }
         statement = self._searches.search_many(conditions, limit, exact=exact)
@@ -236,7 +238,9 @@ class Searching(PgVectorStoreBase[Model]):
             return []
         await self._read_measured_ef_search("search_hybrid", transaction)
         depth = max(depth, limit)
-        search_parameters = self._searches.search_parameters(depth, ef_search)
+        search_parameters = self._searches.search_parameters(
+            depth, ef_search, filtered=bool(conditions) or condition is not None
+        )
         values |= {
             **search_parameters,
             "depth": search_parameters["limit"],

@@ -98,7 +98,8 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
             server its tenant; see `tenant`.
         hnsw_ef_search: Minimum number of candidates that the ANN index considers, 1 to 1,000. A
             larger number finds more and takes longer. If None, the store uses the number that
-            `apply_recall` has stored in the index, which its first operation reads, or else 200.
+            `apply_recall` has stored in the index, which its first operation reads, or else 150. In
+            these two cases, a search with a filter considers two thirds more.
         embedding_model: Reject chunks with the embedding of another model.
         operation_timeout: Maximum seconds for each attempt of an operation, including the wait for
             a connection of the pool; unlimited if None. In a bulk load, it applies to each batch.

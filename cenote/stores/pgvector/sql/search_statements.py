@@ -44,6 +44,7 @@ from cenote.stores.pgvector.sql.statement_cache import cached_by_shape, paramete
 from cenote.stores.pgvector.sql.text_search import TextSearch
 from cenote.stores.pgvector.sql.vector_search import (
     DEFAULT_EF_SEARCH,
+    FILTERED_EF_SEARCH_FACTOR,
     LARGEST_LIMIT,
     Search,
     materialized,
@@ -322,14 +323,23 @@ class SearchStatements:
             where=where,
         )
 
-    def search_parameters(self, limit: int, ef_search: int | None = None) -> dict[str, Any]:
+    def search_parameters(
+        self, limit: int, ef_search: int | None = None, *, filtered: bool = False
+    ) -> dict[str, Any]:
         """Return the parameters of :meth:`search` for a limit.
 
         Args:
             limit: Maximum number of results.
             ef_search: Minimum of ``hnsw.ef_search``; the store's minimum if None.
+            filtered: True if the search has conditions. It then considers more candidates, unless
+                the caller chose their number.
         """
-        return search_parameters(limit, ef_search or self.ef_search)
+        chosen = ef_search or self._explicit_ef_search
+        if chosen is None:
+            chosen = self.ef_search
+            if filtered:
+                chosen = int(chosen * FILTERED_EF_SEARCH_FACTOR)
+        return search_parameters(limit, chosen)
 
     def _build_search(
         self,
@@ -372,7 +382,8 @@ class SearchStatements:
         Callers can extend the statement. It works on every connection, with or without the codec.
         """
         fetch = None if exact else rows_to_fetch(limit)
-        values = filter.parameters | self.search_parameters(limit, ef_search)
+        filtered = bool(filter) or where is not None
+        values = filter.parameters | self.search_parameters(limit, ef_search, filtered=filtered)
         values |= {"namespace": namespace, "query": query.tolist()}
         found: Any
         if where is None and not self._schemas_translated:
