@@ -267,7 +267,7 @@ def _build_partitions_query() -> Select[Any]:
         pg_inherits.c.inhparent == parent.c.oid, ~pg_inherits.c.inhdetachpending
     )
     is_part = or_(pg_class.c.oid == parent.c.oid, pg_class.c.oid.in_(attached))
-    return (
+    tables: Any = (
         select(
             cast(pg_class.c.oid, BigInteger).label("oid"),
             cast(pg_class.c.relname, Text).label("name"),
@@ -275,12 +275,13 @@ def _build_partitions_query() -> Select[Any]:
         )
         .select_from(parent)
         .join(pg_class, is_part)
-        .where(
-            parent.c.oid == cast(bindparam("parent", type_=Text), REGCLASS),
-            pg_class.c.relkind == "r",
-            pg_class.c.relnamespace == parent.c.relnamespace,
-        )
     )
+    query: Select[Any] = tables.where(
+        parent.c.oid == cast(bindparam("parent", type_=Text), REGCLASS),
+        pg_class.c.relkind == "r",
+        pg_class.c.relnamespace == parent.c.relnamespace,
+    )
+    return query
 
 
 _PARTITIONS = _build_partitions_query()
