@@ -22,12 +22,16 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support.database import APP_ROLE, execute, scalar
 from support.driver import ids_of, insert, partition_of, reference, watch
+from support.plans import explain
 
 from cenote import PgVectorStore, SchemaConfig, VectorStoreError
+from cenote.filters.checks import as_filter
+from cenote.filters.compiler import Conditions
 from cenote.maintenance import repartition
 from cenote.migrate.versions import version_table
+from cenote.postgres.extension import prepare
 from cenote.stores.pgvector import partition_searches, search_hints
-from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO
+from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO, rows_to_fetch
 from cenote.testing import embedded
 
 QUERY = [1.0, 0.5, 0.25, 0.125]
@@ -410,6 +414,8 @@ async def test_zero_vectors(
 _WRITER = """
 import asyncio, sys
 from cenote import PgVectorStore, SchemaConfig
+from cenote.filters.checks import as_filter
+from cenote.filters.compiler import Conditions
 from cenote.maintenance import repartition
 from cenote.migrate.versions import version_table
 from cenote.postgres.dsn import create_engine
@@ -767,3 +773,108 @@ class TestReference:
             asyncio.run_coroutine_threadsafe(check(drawn), loop).result(60)
 
         await asyncio.to_thread(run)
+
+
+# -- plans
+
+
+class TestPlans:
+    """Prepared statements that name a partition stay on the ANN index of a large namespace."""
+
+    @pytest.fixture(params=["partitioned", "plain"])
+    async def wide(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> PgVectorStore:
+        """Store with 6,000 rows of one namespace after 3,000 namespaces of 3 rows each."""
+        partitions = 2 if request.param == "partitioned" else 0
+        store = PgVectorStore(engine, 384, table_name="wide", partitions=partitions)
+        await store.apply_migrations()
+        index, definition = await _ann_index(engine, "wide")
+        async with engine.begin() as connection:
+            await connection.execute(text(f"DROP INDEX {index}"))
+            await connection.execute(
+                text("""
+                    INSERT INTO wide (namespace, id, document_id, content, position, metadata,
+                        content_hash, embedding, embedding_model)
+                    SELECT CASE WHEN n < 9000 THEN 't' || n / 3 ELSE 'n' END, n, 'd', 'text', n,
+                        jsonb_build_object('k', n % 10), '',
+                        (SELECT array_agg(sin(n * i)) FROM generate_series(1, 384) AS i)::vector,
+                        'model'
+                    FROM generate_series(0, 14999) AS n
+                """)
+            )
+            await connection.execute(text(definition))
+        return store
+
+    @pytest.mark.parametrize("strategy", ["ann", "either"])
+    @pytest.mark.parametrize("analyzed", [True, False])
+    async def test_ann_index(
+        self, wide: PgVectorStore, engine: AsyncEngine, strategy: Any, analyzed: bool
+    ) -> None:
+        """Custom and generic plans scan the ANN index, as does the twentieth execution."""
+        if analyzed:
+            await execute(engine, "ANALYZE wide")
+        partition = await partition_with(engine, "n", "wide")
+        plain = partition == "wide"
+        scopes: list[Any] = [(None, "plain")] if plain else [(partition, "partition")]
+        if analyzed and not plain:
+            scopes.append((None, "partitioned"))
+        query = str([1.0, 0.5] * 192)
+        async with engine.connect() as connection:
+            await prepare(connection, migrations="nothing")
+            for scope in scopes:
+                for filter in (None, {"k": {"$lt": 8}}):
+                    conditions = Conditions(as_filter(filter))
+                    fetch = rows_to_fetch(10)
+                    statement = wide._searches.partition_search(
+                        scope[0], scope[1], strategy, conditions, fetch, per_document=None
+                    )
+                    parameters = {
+                        "namespace": "n", "query": query, "partition": partition, "parent": "wide",
+                        **wide._searches.search_parameters(10), **conditions.parameters,
+                    }  # fmt: skip
+                    for mode in ("force_custom_plan", "force_generic_plan", "auto"):
+                        if scope[1] == "partitioned" and mode == "force_generic_plan":
+                            # The namespace is compared as in the statement without hints, for
+                            # pruning. Postgres chooses no generic plan for a partitioned table.
+                            continue
+                        plan = await explain(connection, statement, mode, parameters, after=20)
+                        scans = [
+                            line
+                            for line in plan.splitlines()
+                            if " using " in line and "embedding" in line
+                        ]
+                        executed = [line for line in scans if "never executed" not in line]
+                        assert len(executed) == 1, f"{scope} {filter} {mode}\n{plan}"
+                        # The namespace's rows are the last ones of the table.
+                        reads = [line for line in plan.splitlines() if "Seq Scan on wide" in line]
+                        if strategy == "either":  # also counts the matches, with any scan
+                            reads = reads[1:]
+                        assert all("never executed" in line for line in reads), (
+                            f"{filter} {mode}\n{plan}"
+                        )
+                        if strategy == "either":
+                            assert "(never executed)" in plan  # the exact branch
+
+    async def test_a_small_namespace_is_found_by_its_key(
+        self, wide: PgVectorStore, engine: AsyncEngine
+    ) -> None:
+        """The statement for small namespaces reads none of the other rows, in any plan."""
+        await execute(engine, "ANALYZE wide")
+        partition = await partition_with(engine, "t1500", "wide")
+        plain = partition == "wide"
+        scope: Any = (None, "plain") if plain else (partition, "partition")
+        async with engine.connect() as connection:
+            await prepare(connection, migrations="nothing")
+            for filter in (None, {"k": {"$lt": 8}}, {"k": 1}):
+                conditions = Conditions(as_filter(filter))
+                statement = wide._searches.partition_search(
+                    scope[0], scope[1], "small", conditions, None, per_document=None
+                )
+                parameters = {
+                    "namespace": "t1500", "query": str([1.0, 0.5] * 192), "partition": partition,
+                    "parent": "wide", **wide._searches.search_parameters(10),
+                    **conditions.parameters,
+                }  # fmt: skip
+                for mode in ("force_custom_plan", "force_generic_plan", "auto"):
+                    plan = await explain(connection, statement, mode, parameters, after=20)
+                    assert "Seq Scan on wide" not in plan, f"{filter} {mode}\n{plan}"
+                    assert "metadata_idx" not in plan, f"{filter} {mode}\n{plan}"

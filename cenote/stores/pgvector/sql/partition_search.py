@@ -146,11 +146,16 @@ class PartitionSearch(Search):
         return cast(self.bind(name, Text()), REGCLASS)
 
     def _count_present(self, tenant: CTE | None) -> ScalarSelect[int]:
-        """Count the namespace's rows, only as far as it matters."""
+        """Count the namespace's rows, only as far as it matters.
+
+        The order makes Postgres use the primary key. Otherwise, it could read the table up to the
+        first row of a large namespace, which may be the last one: that took 0.3 ms for 6,000 rows.
+        """
         rows: Select[Any] = (
             select(literal_column("1").label("row"))
             .select_from(self.table)
             .where(self._in_namespace())
+            .order_by(self.table.c.id)
             .limit(integer(EXACT_UP_TO + 1 if self.strategy == "small" else 1))
         )
         counted = self._after(tenant, rows, "own").subquery(self._name("present"))
