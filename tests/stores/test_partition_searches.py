@@ -30,7 +30,7 @@ from cenote.filters.compiler import Conditions
 from cenote.maintenance import repartition
 from cenote.migrate.versions import version_table
 from cenote.postgres.extension import prepare
-from cenote.stores.pgvector import partition_searches, search_hints
+from cenote.stores.pgvector import search_hints
 from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO, rows_to_fetch
 from cenote.testing import embedded
 
@@ -148,6 +148,26 @@ async def test_a_plain_table_becomes_partitioned_and_plain_again(
         for _ in range(4):
             assert await ids_of(store, QUERY, "n", 40) == exact
         ten_minutes_later(store)
+
+
+async def test_a_hint_in_use_ends_after_ten_minutes(
+    engine: AsyncEngine, sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A namespace that is searched all the time is looked for again after ten minutes.
+
+    Otherwise, after a plain table was partitioned, the chunk table would be searched for ever.
+    """
+    assert await repartition(engine, SchemaConfig(dimensions=4, partitions=0))
+    store = PgVectorStore(engine, 4)
+    await insert(engine, "n", 5)
+    for _ in range(3):
+        await ids_of(store, QUERY, "n")
+    assert await repartition(engine, SchemaConfig(dimensions=4, partitions=4))
+    now = time.monotonic()
+    for seconds in range(0, 700, 50):
+        monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: now + seconds)
+        assert len(await ids_of(store, QUERY, "n")) == 5
+    assert partition_of(sent[-1]) == await partition_with(engine, "n")
 
 
 async def _detach(engine: AsyncEngine, partition: str) -> None:
@@ -408,6 +428,28 @@ async def test_zero_vectors(
                     assert len(ids) == min(limit, others)
 
 
+@pytest.mark.parametrize("partitions", [0, 2])
+async def test_the_index_scan_ends_early(engine: AsyncEngine, partitions: int) -> None:
+    """All results are found if the ANN scan gives up among other namespaces' nearer rows."""
+    store = PgVectorStore(engine, 4, table_name="other", partitions=partitions)
+    await store.apply_migrations()
+    # "far" shares its partition with "near0" or with "near1".
+    for name in ("near0", "near1", "near2", "near3"):
+        near = [embedded(f"{n:05}", [1, 0.001 * n, 0, 0]) for n in range(EXACT_UP_TO)]
+        await store.upsert(near, name)
+    far = [embedded(f"{n:05}", [-1, 0, 0.001 * n, 0]) for n in range(LARGE)]
+    await store.upsert(far, "far")
+    for limit in (10, 10, 10, 10, 300, 10):
+        for filter in (None, {"$not": {"x": 1}}):
+            ids = await ids_of(store, [1, 0, 0, 0], "far", limit, filter)
+            assert len(ids) == limit
+            exact = await ids_of(store, [1, 0, 0, 0], "far", limit, filter, exact=True)
+            assert ids == exact
+        store._partition_searches.hints.places.put(
+            "far", search_hints.Place(await partition_with(engine, "far", "other"), LARGE)
+        )
+
+
 # -- several stores
 
 
@@ -541,14 +583,22 @@ async def test_few_statements_name_partitions(
     searches = [
         (namespace, limit, filter)
         for namespace in namespaces
-        for limit, filter in [(5, None), (5, {"k": 1}), (5, {"k": {"$gt": 3}}), (90, {"j": None})]
+        for limit, filter in [
+            (5, None),
+            (5, {"k": 1}),
+            (5, {"k": {"$gt": 3}}),
+            (90, {"j": None}),
+            (5, {"k": {"$lt": 3}}),
+            (5, {"k": {"$ne": 3}}),
+            (5, {"k": {"$in": [1, 2]}}),
+        ]
     ]
     for _ in range(3):
         for namespace, limit, filter in searches:
             ids = await ids_of(store, QUERY, namespace, limit, filter)
             assert len(ids) == (limit if filter != {"j": None} else 0)
     named = {sql for sql in sent if partition_of(sql)}
-    assert 10 < len(named) <= partition_searches._MAX_TEXTS
+    assert 48 < len(named) <= 64
     async with engine.connect() as connection:
         prepared = await connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
     assert prepared <= 200
@@ -558,7 +608,7 @@ async def test_few_statements_name_partitions(
     await ids_of(store, QUERY, "n0", 5, {"k": {"$lt": 9}})
     await ids_of(store, QUERY, "n0", 5, {"k": {"$lt": 9}})
     assert partition_of(sent[-1]) is not None
-    assert len(store._partition_searches._texts) <= partition_searches._MAX_TEXTS
+    assert len(store._partition_searches._texts) <= 64
 
 
 # -- privileges and schemas
