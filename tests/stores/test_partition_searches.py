@@ -928,3 +928,33 @@ class TestPlans:
                     plan = await explain(connection, statement, mode, parameters, after=20)
                     assert "Seq Scan on wide" not in plan, f"{filter} {mode}\n{plan}"
                     assert "metadata_idx" not in plan, f"{filter} {mode}\n{plan}"
+
+
+@pytest.mark.parametrize("kind", ["inherits", "other key"])
+async def test_tables_that_spread_a_namespace(engine: AsyncEngine, kind: str) -> None:
+    """If several tables may hold a namespace's rows, no partition is named."""
+    assert await repartition(engine, SchemaConfig(dimensions=4, partitions=0))
+    if kind == "inherits":
+        await execute(engine, "CREATE TABLE child () INHERITS (cenote_chunks)")
+        await insert(engine, "n", 3, table="child")
+        await insert(engine, "m", 3, first=3)
+        await insert(engine, "m", 1, table="child")
+    else:
+        await execute(
+            engine,
+            "ALTER TABLE cenote_chunks RENAME TO old",
+            "CREATE TABLE cenote_chunks (LIKE old INCLUDING DEFAULTS) PARTITION BY HASH (id)",
+            *(
+                f"CREATE TABLE cenote_chunks_p{number:02} PARTITION OF cenote_chunks"
+                f" FOR VALUES WITH (MODULUS 2, REMAINDER {number})"
+                for number in (0, 1)
+            ),
+        )
+        await insert(engine, "n", 3, first=100)
+        await insert(engine, "m", 3)
+    store = PgVectorStore(engine, 4)
+    for _ in range(3):
+        assert len(await ids_of(store, QUERY, "n")) == 3
+        assert len(await ids_of(store, QUERY, "m")) == (4 if kind == "inherits" else 3)
+    await insert(engine, "n", 20, first=200)
+    assert len(await ids_of(store, QUERY, "n", 40)) == 23

@@ -37,6 +37,9 @@ _RELOAD_SECONDS = 60.0
 _MAX_SECONDS = 600.0
 """Maximum seconds between two looks, after which the role may have been granted privileges."""
 
+_BY_NAMESPACE = r"^[A-Z]+ \(namespace\)$"
+"""Pattern of partition keys with which all rows of a namespace are in one partition."""
+
 _GONE = ("42P01", "42501", "3F000")
 """SQLSTATEs of a partition that cannot be read any more: undefined table, insufficient privilege,
 undefined schema."""
@@ -261,10 +264,16 @@ class _Request:
 
 
 def _build_partitions_query() -> Select[Any]:
-    """Select the tables that hold rows of the chunk table ``:parent``, in its schema."""
+    """Select the tables that hold rows of the chunk table ``:parent``, in its schema.
+
+    Partitions by other columns than the namespace, and tables that inherit, are left out: several
+    of them may hold rows of one namespace.
+    """
     parent = pg_class.alias("parent")
     attached = select(pg_inherits.c.inhrelid).where(
-        pg_inherits.c.inhparent == parent.c.oid, ~pg_inherits.c.inhdetachpending
+        pg_inherits.c.inhparent == parent.c.oid,
+        ~pg_inherits.c.inhdetachpending,
+        func.pg_get_partkeydef(parent.c.oid).regexp_match(_BY_NAMESPACE),
     )
     is_part = or_(pg_class.c.oid == parent.c.oid, pg_class.c.oid.in_(attached))
     tables: Any = (
