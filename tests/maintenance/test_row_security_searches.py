@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from support import deployment
 from support.chunks import random_chunks
 from support.database import execute
-from support.deployment import Deployment
+from support.deployment import GRANTS, Deployment
 from support.plans import explain
 
 from cenote import PgVectorStore
@@ -146,3 +146,31 @@ async def _ann_plan(
         **conditions.parameters,
     }
     return await explain(connection, statement, "auto", parameters, after=12)
+
+
+async def test_policies_of_the_application_apply(filled: Deployment) -> None:
+    """A policy on the chunk table also applies to a role that may read the partitions."""
+    await execute(
+        filled.owner,
+        GRANT_ON_PARTITIONS,
+        "CREATE POLICY hidden ON cenote_chunks AS RESTRICTIVE USING (id < '00100')",
+    )
+    store = filled.store()
+    for _ in range(5):
+        for namespace in ("large", "small"):
+            results = await store.search(QUERY, namespace, 200)
+            assert len(results) == 100
+
+
+async def test_row_security_that_is_enabled_later(roles: Deployment) -> None:
+    """A running store without row_security finds nothing more once the table has it."""
+    owner = PgVectorStore(roles.owner, 4)
+    await owner.apply_migrations()
+    await owner.upsert(random_chunks(300), "n")
+    await execute(roles.owner, GRANTS.format("cenote_chunks"), GRANT_ON_PARTITIONS)
+    store = PgVectorStore(roles.app, 4)
+    for _ in range(3):
+        assert len(await store.search(QUERY, "n")) == 10
+    await execute(roles.owner, "ALTER TABLE cenote_chunks ENABLE ROW LEVEL SECURITY")
+    for _ in range(3):
+        assert await store.search(QUERY, "n") == []

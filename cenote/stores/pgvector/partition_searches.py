@@ -8,13 +8,25 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import BigInteger, Select, Text, bindparam, cast, func, or_, select
+from sqlalchemy import (
+    BigInteger,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy.dialects.postgresql import REGCLASS
 
 from cenote.errors import VectorStoreError
 from cenote.filters.compiler import Conditions
 from cenote.postgres.ddl import qualified
-from cenote.postgres.pg_catalog import pg_class, pg_inherits
+from cenote.postgres.pg_catalog import pg_class, pg_inherits, pg_policy
+from cenote.postgres.row_security import PERMITS, RESTRICTS
 from cenote.stores.pgvector.executor import StatementExecutor
 from cenote.stores.pgvector.search_hints import Place, SearchHints
 from cenote.stores.pgvector.sql import rows
@@ -275,12 +287,18 @@ def _build_partitions_query() -> Select[Any]:
         ~pg_inherits.c.inhdetachpending,
         func.pg_get_partkeydef(parent.c.oid).regexp_match(_BY_NAMESPACE),
     )
+    # The application's own policies may be on the chunk table alone.
+    has_other_policies = exists().where(
+        pg_policy.c.polrelid == parent.c.oid, pg_policy.c.polname.not_in([PERMITS, RESTRICTS])
+    )
     is_part = or_(pg_class.c.oid == parent.c.oid, pg_class.c.oid.in_(attached))
     tables: Any = (
         select(
             cast(pg_class.c.oid, BigInteger).label("oid"),
             cast(pg_class.c.relname, Text).label("name"),
-            func.has_table_privilege(pg_class.c.oid, "SELECT").label("readable"),
+            and_(func.has_table_privilege(pg_class.c.oid, "SELECT"), ~has_other_policies).label(
+                "readable"
+            ),
         )
         .select_from(parent)
         .join(pg_class, is_part)

@@ -23,8 +23,9 @@ _MAX_USES = 100
 _MAX_SECONDS = 600.0
 """Number of searches and seconds after which a hint about a large namespace or a filter ends.
 
-A small namespace that grows is noticed at once, because its statement counts. A large one that
-shrinks is noticed by the next search that counts.
+A small namespace that grows is noticed at once, because the statement ``"small"`` counts. A large
+one that shrinks, and one of more than `_COMPARED_BY_KEY` rows that is only searched with filters,
+is noticed by the next search without a hint.
 """
 
 _COMPARED_BY_KEY = 300

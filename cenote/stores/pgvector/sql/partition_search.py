@@ -10,8 +10,9 @@ What the store remembers may be wrong: the table may have been repartitioned, an
 have grown, shrunk or vanished. Therefore, each statement also returns what proves that its result
 is complete. There is always a first row; its chunk is NULL if no chunk was found. The columns are:
 
-``attached``  true if the partition belongs to the chunk table. A partition that was detached, or
-              another table of that name, does not.
+``attached``  true if the partition belongs to the chunk table, and the chunk table has no row-level
+              security that the store does not expect. A partition that was detached, or another
+              table of that name, does not belong to it.
 ``present``   number of rows of the namespace in the table that is searched, counted up to a bound.
               All rows of a namespace are in one partition: in this one, if there are any here.
 ``found``     number of rows that the ANN scan found; NULL if it did not run alone.
@@ -46,7 +47,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import REGCLASS
 
-from cenote.postgres.pg_catalog import pg_inherits
+from cenote.postgres.pg_catalog import pg_class, pg_inherits
 from cenote.postgres.row_security import NAME
 from cenote.stores.pgvector.sql.vector_search import (
     BY_ANN,
@@ -136,11 +137,15 @@ class PartitionSearch(Search):
     def _attached(self) -> ColumnElement[bool]:
         if self.scope != "partition":
             return true()
-        return exists().where(
+        conditions = [
             pg_inherits.c.inhrelid == self._regclass("partition"),
             pg_inherits.c.inhparent == self._regclass("parent"),
             ~pg_inherits.c.inhdetachpending,
-        )
+        ]
+        if not self.sets_tenant:
+            # Row-level security that is enabled later applies to searches of the chunk table only.
+            conditions += [pg_class.c.oid == pg_inherits.c.inhparent, ~pg_class.c.relrowsecurity]
+        return exists().where(*conditions)
 
     def _regclass(self, name: str) -> ColumnElement[Any]:
         return cast(self.bind(name, Text()), REGCLASS)
