@@ -118,7 +118,7 @@ class DirectConnections:
         After a restart of the server, all of them are lost.
 
         Raises:
-            ConnectionResetError: The connection is lost, and the driver's error does not say so.
+            ConnectionResetError: The connection is lost, but the driver's error is of another kind.
         """
         closed = connection.driver_connection.is_closed()  # type: ignore[union-attr]
         if not closed and (isinstance(error, TimeoutError) or not is_lost(error)):

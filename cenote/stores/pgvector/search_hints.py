@@ -1,4 +1,4 @@
-"""What a store remembers about its namespaces, to search them with short statements.
+"""Hints of a store about its namespaces and filters, for short search statements.
 
 These are hints only: a statement that uses them also proves that its result is complete, and a
 search without that proof runs the statement that needs no hints. See
