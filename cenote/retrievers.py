@@ -27,6 +27,7 @@ from cenote.ranking.fusion import DEPTH, fused, maximal_marginal_relevance, reci
 from cenote.stores.protocol import VectorStore
 from cenote.types import Vector
 from cenote.validation.arguments import (
+    MAX_LIMIT,
     check_integer_setting,
     check_limit,
     check_namespace,
@@ -66,7 +67,7 @@ class Retriever(Protocol):
         Args:
             text: Query text.
             namespace: Namespace to search in.
-            limit: Maximum number of results, 1 or more.
+            limit: Maximum number of results, from 1 to 10,000.
             filter: Filter that the chunks must match.
 
         Returns:
@@ -224,7 +225,7 @@ class HybridRetriever:
     Raises:
         ConfigurationError: `retrievers` is empty or contains an object without ``retrieve``; the
             number of weights differs from that of the retrievers, a weight is out of range or all
-            are 0; or `depth` is not an integer of 1 or more.
+            are 0; or `depth` is not an integer from 1 to 10,000.
     """
 
     def __init__(
@@ -246,7 +247,7 @@ class HybridRetriever:
                     setting="retrievers",
                 )
         check_weights(weights, len(retrievers))
-        check_integer_setting(depth, setting="depth", least=1)
+        check_integer_setting(depth, setting="depth", least=1, most=MAX_LIMIT)
         self._retrievers = list(retrievers)
         self._weights = weights
         self._depth = depth

@@ -48,6 +48,23 @@ def list_of_length(values: Any, count: int, *, field: str) -> list[Any]:
     return items
 
 
+def reject_unknown(options: Mapping[str, Any], method: str) -> None:
+    """Check that a method got no keyword arguments that it would ignore.
+
+    Args:
+        options: Keyword arguments that the method does not know.
+        method: Name of the method, for the message.
+
+    Raises:
+        InvalidInputError: There are any. The error names the first.
+    """
+    for name in options:
+        hint = ""
+        if name == "namespace":
+            hint = ": create another object for another namespace"
+        raise InvalidInputError(f"{method}() does not accept {safe_repr(name)}{hint}", field=name)
+
+
 def check_share(value: Any, *, field: str) -> None:
     """Check that an argument is a number from 0 to 1.
 

@@ -11,13 +11,19 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore as LangChainVectorStore
 from pydantic import ValidationError
 
-from cenote.adapters._arguments import check_share, document_id, list_of, list_of_length
+from cenote.adapters._arguments import (
+    check_share,
+    document_id,
+    list_of,
+    list_of_length,
+    reject_unknown,
+)
 from cenote.adapters._sync import LoopThread
 from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.stores import VectorStore
-from cenote.validation.arguments import as_list, check_integer_argument
+from cenote.validation.arguments import MAX_LIMIT, as_list, check_integer_argument
 
 __all__ = ["CenoteVectorStore"]
 
@@ -87,7 +93,7 @@ class CenoteVectorStore(LangChainVectorStore):
         **kwargs: Any,
     ) -> list[str]:
         """Write texts and return their ids."""
-        return self.add_documents(_documents(texts, metadatas, ids))
+        return self.add_documents(_documents(texts, metadatas, ids), **kwargs)
 
     async def aadd_texts(
         self,
@@ -98,12 +104,20 @@ class CenoteVectorStore(LangChainVectorStore):
         **kwargs: Any,
     ) -> list[str]:
         """Write texts and return their ids."""
-        return await self.aadd_documents(_documents(texts, metadatas, ids))
+        return await self.aadd_documents(_documents(texts, metadatas, ids), **kwargs)
 
     def add_documents(
         self, documents: list[Document], *, ids: Sequence[str | None] | None = None, **kwargs: Any
     ) -> list[str]:
-        """Write documents, replace stored ones with the same id, and return the ids."""
+        """Write documents, replace stored ones with the same id, and return the ids.
+
+        LangChain's indexing passes ``batch_size``, which has no effect: all documents are written
+        in one transaction.
+
+        Raises:
+            InvalidInputError: A document cannot be stored, or there is an unknown keyword argument.
+        """
+        _reject_unknown_options(kwargs)
         documents = list_of(documents, Document, field="documents")
         vectors = self._embedding.embed_documents(_contents(documents))
         chunks = self._chunks(documents, ids, vectors)
@@ -113,7 +127,15 @@ class CenoteVectorStore(LangChainVectorStore):
     async def aadd_documents(
         self, documents: list[Document], *, ids: Sequence[str | None] | None = None, **kwargs: Any
     ) -> list[str]:
-        """Write documents, replace stored ones with the same id, and return the ids."""
+        """Write documents, replace stored ones with the same id, and return the ids.
+
+        LangChain's indexing passes ``batch_size``, which has no effect: all documents are written
+        in one transaction.
+
+        Raises:
+            InvalidInputError: A document cannot be stored, or there is an unknown keyword argument.
+        """
+        _reject_unknown_options(kwargs)
         documents = list_of(documents, Document, field="documents")
         vectors = await self._embedding.aembed_documents(_contents(documents))
         chunks = self._chunks(documents, ids, vectors)
@@ -129,18 +151,22 @@ class CenoteVectorStore(LangChainVectorStore):
 
         Args:
             ids: Ids of the documents to delete. Unknown ids are ignored.
-            **kwargs: ``filter`` deletes the matching documents if `ids` is None.
+            **kwargs: ``filter`` deletes the matching documents. Pass it without `ids`.
 
         Raises:
-            InvalidInputError: There are neither ids nor a filter.
+            InvalidInputError: There are neither ids nor a filter, or both, or there is another
+                keyword argument.
         """
         return await self._delete(self._store, ids, **kwargs)
 
     async def _delete(
         self, store: VectorStore, ids: list[str] | None, *, filter: Any = None, **kwargs: Any
     ) -> bool:
+        reject_unknown(kwargs, "delete")
         if ids is None:
             await store.delete_matching(filter, self._namespace)
+        elif filter is not None:
+            raise InvalidInputError("delete() accepts ids or a filter, not both", field="filter")
         else:
             await store.delete(ids, self._namespace)
         return True
@@ -290,8 +316,8 @@ class CenoteVectorStore(LangChainVectorStore):
         filter: FilterLike,
         **kwargs: Any,
     ) -> list[Document]:
-        check_integer_argument(k, field="k", least=1)
-        check_integer_argument(fetch_k, field="fetch_k", least=1)
+        check_integer_argument(k, field="k", least=1, most=MAX_LIMIT)
+        check_integer_argument(fetch_k, field="fetch_k", least=1, most=MAX_LIMIT)
         check_share(lambda_mult, field="lambda_mult")
         results = await store.search_diverse(
             vector,
@@ -368,6 +394,10 @@ class CenoteVectorStore(LangChainVectorStore):
             metadata=document.metadata,
         )
         return EmbeddedChunk(chunk=chunk, embedding=vector, embedding_model=self._embedding_model)
+
+
+def _reject_unknown_options(options: dict[str, Any]) -> None:
+    reject_unknown({name: options[name] for name in options if name != "batch_size"}, "add")
 
 
 def _documents(

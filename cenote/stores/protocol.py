@@ -108,7 +108,7 @@ class VectorStore(Protocol):
         Args:
             query_vector: Vector of shape (dimensions,).
             namespace: Tenant to search in.
-            limit: Maximum number of results, 1 or more.
+            limit: Maximum number of results, from 1 to 10,000.
             filter: Condition that the chunks must match.
             min_score: Minimum score, from -1 to 1. Chunks with a lower score do not match.
             per_document: Maximum number of chunks per document, 1 or more. Only the nearest
@@ -205,7 +205,7 @@ class VectorStore(Protocol):
             namespace: Tenant to read from.
             filter: Condition that the chunks must match.
             after: Last id of the previous page, or None for the first page.
-            limit: Maximum number of chunks, 1 or more. Only the last page has fewer.
+            limit: Maximum number of chunks, from 1 to 10,000. Only the last page has fewer.
 
         Raises:
             InvalidInputError: an argument is invalid.
@@ -357,7 +357,7 @@ class VectorStore(Protocol):
         """Search for several vectors at once.
 
         Args:
-            query_vectors: Vectors of shape (n, dimensions), n of 0 or more.
+            query_vectors: Vectors of shape (n, dimensions), n from 0 to 1,000.
             namespace, limit, filter, min_score: As for :meth:`search`, applied to each vector.
 
         Returns:
@@ -386,8 +386,8 @@ class VectorStore(Protocol):
         Args:
             query_vector, namespace, limit, filter: As for :meth:`search`.
             diversity: Weight of the differences, from 0 (only nearness counts) to 1.
-            candidates: Number of nearest chunks to choose from, `limit` or more; None means four
-                times `limit`.
+            candidates: Number of nearest chunks to choose from, from `limit` to 10,000; None means
+                four times `limit`, but at most 10,000.
 
         Returns:
             ``min(limit, matching chunks)`` results with their scores, in the order in which they
@@ -445,8 +445,8 @@ class VectorStore(Protocol):
             query_vector: As for :meth:`search`; typically the embedding of `text`.
             vector_weight, text_weight: Weights of the two rankings, each from 1e-9 to 1e9, or 0 to
                 leave the ranking out. At least one must be positive.
-            depth: Number of results of each ranking to combine, 1 or more. If `limit` is larger
-                than `depth`, `limit` is used.
+            depth: Number of results of each ranking to combine, from 1 to 10,000. If `limit` is
+                larger than `depth`, `limit` is used.
 
         Returns:
             At most `limit` results, by score descending, then by id ascending in code-point order.

@@ -151,7 +151,7 @@ class BasicContract:
 
     # -- number of results
 
-    @pytest.mark.parametrize("limit", [1, 9, 10, 11, 250, 10**6, 10**30])
+    @pytest.mark.parametrize("limit", [1, 9, 10, 11, 250, 10_000])
     async def test_number_of_results(self, store: VectorStore, limit: int) -> None:
         """Exactly min(limit, matching), with and without a filter, next to a larger tenant."""
         generator = np.random.default_rng(3)
@@ -171,9 +171,11 @@ class BasicContract:
         assert len(even) == min(limit, 10)
         assert all(result.chunk.metadata["even"] for result in even)
 
-    @pytest.mark.parametrize("limit", [0, -1, 1.0, "3", None, True, math.nan, -(2**70)])
+    @pytest.mark.parametrize(
+        "limit", [0, -1, 10_001, 2**70, 1.0, "3", None, True, math.nan, -(2**70)]
+    )
     async def test_invalid_limits_are_rejected(self, store: VectorStore, limit: Any) -> None:
-        """The limit must be an integer of 1 or more."""
+        """The limit must be an integer from 1 to 10,000."""
         with pytest.raises(InvalidInputError) as error:
             await store.search([1, 0, 0, 0], NAMESPACE, limit)
         assert error.value.field == "limit"

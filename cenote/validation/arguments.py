@@ -19,6 +19,16 @@ MAX_DIMENSIONS = 16_000
 MAX_EF_SEARCH = 1000
 """Maximum of pgvector's setting ``hnsw.ef_search``."""
 
+MAX_LIMIT = 10_000
+"""Maximum number of results of a search, and of chunks of a page.
+
+A caller who passes on a number from a request cannot exhaust the process with it: 10,000 results
+with contents of 500 characters take 20 MB.
+"""
+
+MAX_QUERY_VECTORS = 1_000
+"""Maximum number of vectors of `search_many`."""
+
 _MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 
@@ -113,8 +123,8 @@ def check_namespace(namespace: str) -> None:
 
 
 def check_limit(limit: int) -> None:
-    """Check that a limit is an integer of 1 or more."""
-    check_integer_argument(limit, field="limit", least=1)
+    """Check that a limit is an integer from 1 to `MAX_LIMIT`."""
+    check_integer_argument(limit, field="limit", least=1, most=MAX_LIMIT)
 
 
 def check_ef_search(ef_search: int | None) -> None:
@@ -183,7 +193,7 @@ def check_diversity(diversity: float, candidates: int | None, limit: int) -> int
     """Check the arguments of a diverse search.
 
     Returns:
-        The number of candidates, by default four times the limit.
+        The number of candidates, by default four times the limit, but at most `MAX_LIMIT`.
     """
     check_limit(limit)
     if not is_number(diversity, 0, 1):
@@ -191,10 +201,11 @@ def check_diversity(diversity: float, candidates: int | None, limit: int) -> int
             f"diversity must be a number from 0 to 1, not {safe_repr(diversity)}", field="diversity"
         )
     if candidates is None:
-        return 4 * limit
-    if not is_integer(candidates, limit):
+        return min(4 * limit, MAX_LIMIT)
+    if not is_integer(candidates, limit, MAX_LIMIT):
         raise InvalidInputError(
-            f"candidates must be an integer of at least the limit, not {safe_repr(candidates)}",
+            f"candidates must be an integer from the limit to {MAX_LIMIT:,}, not "
+            f"{safe_repr(candidates)}",
             field="candidates",
         )
     return candidates
@@ -203,7 +214,8 @@ def check_diversity(diversity: float, candidates: int | None, limit: int) -> int
 def check_fusion(vector_weight: float, text_weight: float, depth: int) -> None:
     """Check the arguments of a hybrid search.
 
-    Weights are 0 or from 1e-9 to 1e9, and not both 0. The depth is an integer of 1 or more.
+    Weights are 0 or from 1e-9 to 1e9, and not both 0. The depth is an integer from 1 to
+    `MAX_LIMIT`.
     """
     weights = {"vector_weight": vector_weight, "text_weight": text_weight}
     for name, weight in weights.items():
@@ -217,7 +229,7 @@ def check_fusion(vector_weight: float, text_weight: float, depth: int) -> None:
             "vector_weight and text_weight are both 0; set at least one of them above 0",
             field="text_weight",
         )
-    check_integer_argument(depth, field="depth", least=1)
+    check_integer_argument(depth, field="depth", least=1, most=MAX_LIMIT)
 
 
 def check_boolean(value: bool, *, field: str) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cenote.errors import DimensionMismatchError, InvalidInputError
 from cenote.types import ColumnType, Float32Array, Vector
-from cenote.validation.arguments import as_list, safe_repr
+from cenote.validation.arguments import MAX_QUERY_VECTORS, as_list, safe_repr
 
 _FLOAT32 = np.finfo(np.float32)
 _OUT_OF_RANGE = "is too small or too large: its squared norm leaves the range of a 32-bit float"
@@ -34,13 +34,19 @@ def check_query_vector(vector: Vector, dimensions: int, column_type: ColumnType)
 def check_query_vectors(
     vectors: Sequence[Vector], dimensions: int, column_type: ColumnType
 ) -> Float32Array:
-    """Return query vectors as float32, shape (n, dimensions)."""
+    """Return query vectors as float32, shape (n, dimensions), n at most `MAX_QUERY_VECTORS`."""
     queries = as_list(
         vectors,
         "query_vectors must be a list of vectors",
         field="query_vector",
         but_not=(str, bytes, Mapping),
     )
+    if len(queries) > MAX_QUERY_VECTORS:
+        raise InvalidInputError(
+            f"query_vectors has {len(queries):,} vectors, but may have at most "
+            f"{MAX_QUERY_VECTORS:,}: call search_many several times",
+            field="query_vectors",
+        )
     return checked_vectors(queries, [None] * len(queries), dimensions, column_type)
 
 

@@ -266,6 +266,10 @@ async def test_retriever(adapter: CenoteDocumentStore) -> None:
         CenoteEmbeddingRetriever(adapter, top_k=0)
     with pytest.raises(ValueError, match="top_k"):
         await retriever.run_async([1.0, 0.0, 0.0, 0.0], top_k=-1)
+    with pytest.raises(ValueError, match="10,000"):
+        CenoteEmbeddingRetriever(adapter, top_k=10_001)
+    with pytest.raises(ValueError, match="10,000"):
+        await retriever.run_async([1.0, 0.0, 0.0, 0.0], top_k=10_001)
     with pytest.raises(TypeError, match="InMemoryVectorStore"):
         CenoteEmbeddingRetriever(InMemoryVectorStore(4))  # type: ignore[arg-type]
 

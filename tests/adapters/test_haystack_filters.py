@@ -182,6 +182,37 @@ def test_random_filters_match_as_in_haystack(stores: Any, filter_trees: Any, top
         runner.run(compare(store))
 
 
+def test_filters_with_dates_find_documents_beyond_the_largest_limit(
+    stores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If few of the nearest documents match, a search compares all matching ones."""
+    monkeypatch.setattr("cenote.adapters.haystack.documents.MAX_LIMIT", 20)
+    monkeypatch.setattr("cenote.adapters.haystack.documents.PAGE_SIZE", 7)
+    runner, stores = stores
+    late, early = "2024-02-29T10:00:00+05:00", "2024-02-29T09:00:00+00:00"
+    documents = [
+        Document(
+            id=f"{number:03}",
+            meta={"at": early if number >= 40 else late},
+            embedding=[1.0, number / 50, 0.0, 0.0],
+        )
+        for number in range(60)
+    ]
+    filters = {"field": "meta.at", "operator": ">", "value": datetime(2024, 2, 29, 8, tzinfo=UTC)}
+
+    async def compare(store: Any) -> None:
+        stored = Documents(store, "beyond", "model")
+        await stored.write(documents, DuplicatePolicy.OVERWRITE)
+        for top_k in (1, 9, 20):
+            nearest = await stored.nearest([1.0, 0, 0, 0], filters, top_k)
+            expected = [f"{number:03}" for number in range(40, 60)][:top_k]
+            assert [document.id for document in nearest] == expected
+        await stored.delete_all()
+
+    for store in stores:
+        runner.run(compare(store))
+
+
 @pytest.mark.parametrize(
     ("filters", "reason"),
     [

@@ -116,6 +116,40 @@ def test_delete_requires_ids_or_a_filter(adapter: CenoteVectorStore) -> None:
     assert len(adapter.similarity_search("one", k=9)) == 2
 
 
+async def test_unknown_keywords_are_rejected() -> None:
+    """A keyword that has no effect raises an error: the wrong documents could be deleted."""
+    store = InMemoryVectorStore(EMBEDDING_SIZE)
+    adapter = CenoteVectorStore(store, VectorStoreIntegrationTests.get_embeddings(), "acme")
+    documents = [Document(page_content=text) for text in TEXTS]
+    await adapter.aadd_documents(documents, ids=TEXTS, batch_size=2)
+    for call in (
+        lambda: adapter.adelete(["one"], namespace="other"),
+        lambda: adapter.adelete(filter={"n": 1}, namespace="other"),
+        lambda: adapter.aadd_documents(documents, namespace="other"),
+        lambda: adapter.aadd_texts(TEXTS, namespace="other"),
+    ):
+        with pytest.raises(InvalidInputError, match="another namespace") as error:
+            await call()
+        assert error.value.field == "namespace"
+    with pytest.raises(InvalidInputError, match="not both"):
+        await adapter.adelete(["one"], filter={"n": 1})
+    assert await store.count("acme") == len(TEXTS)
+
+
+async def test_large_limits_are_rejected() -> None:
+    """The limits of the store apply to ``k`` and ``fetch_k``."""
+    store = InMemoryVectorStore(EMBEDDING_SIZE)
+    adapter = CenoteVectorStore(store, VectorStoreIntegrationTests.get_embeddings(), "acme")
+    for name, call in (
+        ("limit", lambda: adapter.asimilarity_search("one", k=10_001)),
+        ("k", lambda: adapter.amax_marginal_relevance_search("one", k=10_001)),
+        ("fetch_k", lambda: adapter.amax_marginal_relevance_search("one", fetch_k=10_001)),
+    ):
+        with pytest.raises(InvalidInputError, match="10,000") as error:
+            await call()
+        assert error.value.field == name
+
+
 async def test_afrom_texts(postgres: PgVectorStore) -> None:
     """`afrom_texts` writes into the given store and namespace."""
     embedding = VectorStoreIntegrationTests.get_embeddings()

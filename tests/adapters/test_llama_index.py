@@ -279,6 +279,7 @@ async def test_unsupported_modes(mode: VectorStoreQueryMode) -> None:
         (make_query(mode=VectorStoreQueryMode.MMR, mmr_threshold=1.5), "mmr_threshold"),
         (make_query(mode=VectorStoreQueryMode.HYBRID, query_str="SECRET", alpha=7), "alpha"),
         (make_query(mode=VectorStoreQueryMode.TEXT_SEARCH), "query_str"),
+        (VectorStoreQuery(query_embedding=[1.0, 0, 0, 0], similarity_top_k=10_001), "limit"),
     ],
 )
 async def test_invalid_queries(query: VectorStoreQuery, field: str) -> None:

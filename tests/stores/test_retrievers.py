@@ -120,13 +120,21 @@ async def test_invalid_arguments(filled: VectorStore) -> None:
     with pytest.raises(ConfigurationError):
         HybridRetriever([])
     with pytest.raises(ConfigurationError):
+        HybridRetriever([BM25Retriever(filled)], depth=10_001)
+    with pytest.raises(ConfigurationError):
         HybridRetriever([BM25Retriever(filled)], weights=[1, 2])
     for weights in ([0, 0], [-1, 1]):
         with pytest.raises(ConfigurationError):
             HybridRetriever([BM25Retriever(filled)] * 2, weights=weights)
     retrievers: list[Any] = [BM25Retriever(filled), VectorRetriever(filled, embed)]
     for retriever in retrievers:
-        for arguments in (("x\x00", "n"), ("x", ""), ("x", "n", 0), ("x", "n", 1, 7)):
+        for arguments in (
+            ("x\x00", "n"),
+            ("x", ""),
+            ("x", "n", 0),
+            ("x", "n", 10_001),
+            ("x", "n", 1, 7),
+        ):
             with pytest.raises(InvalidInputError):
                 await retriever.retrieve(*arguments)
 

@@ -299,7 +299,7 @@ async def test_invalid_arguments(store: PgVectorStore[Passage]) -> None:
     """Invalid arguments are rejected when the statement is created."""
     with pytest.raises(DimensionMismatchError):
         store.search_statement([1], "t")
-    for arguments in ((V, ""), (V, "t", 0), (V, "t", 1, {"a": float("nan")})):
+    for arguments in ((V, ""), (V, "t", 0), (V, "t", 10_001), (V, "t", 1, {"a": float("nan")})):
         with pytest.raises(InvalidInputError):
             store.search_statement(*arguments)
 

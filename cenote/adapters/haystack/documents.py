@@ -17,10 +17,12 @@ from haystack.errors import FilterError
 from cenote.adapters._arguments import document_id
 from cenote.adapters.haystack.filters import NO_CONTENT, RESERVED, is_empty, translate
 from cenote.errors import InvalidInputError
-from cenote.models import Chunk, EmbeddedChunk
+from cenote.filters.language import field
+from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.stores import VectorStore
 from cenote.types import Vector
 from cenote.validation.arguments import (
+    MAX_LIMIT,
     as_list,
     check_integer_argument,
     check_text,
@@ -159,11 +161,13 @@ class Documents:
         self, query: list[float], filters: dict[str, Any] | None, top_k: int
     ) -> list[Document]:
         translated = translate(filters)
-        if not is_integer(top_k, least=0):
-            raise ValueError(f"top_k must be an integer of 0 or more, not {safe_repr(top_k)}")
+        if not is_integer(top_k, least=0, most=MAX_LIMIT):
+            raise ValueError(
+                f"top_k must be an integer from 0 to {MAX_LIMIT:,}, not {safe_repr(top_k)}"
+            )
         if top_k == 0:
             return []
-        limit = top_k if translated.exact else 2 * top_k
+        limit = top_k if translated.exact else min(2 * top_k, MAX_LIMIT)
         while True:
             results = await self.store.search(query, self.namespace, limit, translated.filter)
             found = [document_of(result.chunk, score=result.score) for result in results]
@@ -171,7 +175,24 @@ class Documents:
                 found = [document for document in found if translated.matches(document)]
             if len(found) >= top_k or len(results) < limit:
                 return found[:top_k]
-            limit *= 4
+            if limit == MAX_LIMIT:
+                return await self._nearest_of_all(query, filters, top_k)
+            limit = min(4 * limit, MAX_LIMIT)
+
+    async def _nearest_of_all(
+        self, query: list[float], filters: dict[str, Any] | None, top_k: int
+    ) -> list[Document]:
+        """Search all matching documents, page by page.
+
+        For filters with dates that match few of the nearest `MAX_LIMIT` documents.
+        """
+        best: list[RetrievalResult] = []
+        async for page in self._pages(filters):
+            ids = field("id").in_([chunk.id for chunk in page])
+            best += await self.store.search(query, self.namespace, top_k, ids)
+            best.sort(key=lambda result: (-result.score, result.chunk.id))
+            del best[top_k:]
+        return [document_of(result.chunk, score=result.score) for result in best]
 
     async def write(self, documents: list[Document], policy: DuplicatePolicy) -> int:
         if not isinstance(documents, Iterable) or isinstance(documents, str):

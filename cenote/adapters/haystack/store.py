@@ -17,7 +17,7 @@ from cenote.adapters.haystack.filters import translate
 from cenote.errors import ConfigurationError
 from cenote.postgres.dsn import create_engine
 from cenote.stores import PgVectorStore, VectorStore
-from cenote.validation.arguments import is_integer, safe_repr
+from cenote.validation.arguments import MAX_LIMIT, is_integer, safe_repr
 
 __all__ = ["CenoteDocumentStore", "CenoteEmbeddingRetriever"]
 
@@ -341,12 +341,12 @@ class CenoteEmbeddingRetriever:
     Args:
         document_store: Document store to search.
         filters: Filters that the documents must match.
-        top_k: Maximum number of documents, 1 or more.
+        top_k: Maximum number of documents, from 1 to 10,000.
         filter_policy: Policy that replaces `filters` with the filters of a run, or merges them.
 
     Raises:
         TypeError: `document_store` is not a `CenoteDocumentStore`.
-        ValueError: `top_k` is not an integer of 1 or more, or `filter_policy` is not a
+        ValueError: `top_k` is not an integer from 1 to 10,000, or `filter_policy` is not a
             `FilterPolicy`.
     """
 
@@ -363,8 +363,10 @@ class CenoteEmbeddingRetriever:
             raise TypeError(
                 f"document_store must be a CenoteDocumentStore, not {type(document_store).__name__}"
             )
-        if not is_integer(top_k, least=1):
-            raise ValueError(f"top_k must be an integer of 1 or more, not {safe_repr(top_k)}")
+        if not is_integer(top_k, least=1, most=MAX_LIMIT):
+            raise ValueError(
+                f"top_k must be an integer from 1 to {MAX_LIMIT:,}, not {safe_repr(top_k)}"
+            )
         self.document_store = document_store
         self.filters = filters
         self.top_k = top_k
@@ -409,11 +411,11 @@ class CenoteEmbeddingRetriever:
         Args:
             query_embedding: Embedding of the query.
             filters: Filters of this run; see `filter_policy`.
-            top_k: Maximum number of documents of this run, 0 or more.
+            top_k: Maximum number of documents of this run, from 0 to 10,000.
 
         Raises:
             FilterError: Haystack rejects the filters, or the store does not support them.
-            ValueError: `top_k` is not an integer of 0 or more.
+            ValueError: `top_k` is not an integer from 0 to 10,000.
         """
         retrieve = self.document_store.embedding_retrieval
         return {"documents": retrieve(query_embedding, *self._run_options(filters, top_k))}

@@ -16,7 +16,6 @@ from cenote.stores.pgvector.base import Model, PgVectorStoreBase
 from cenote.stores.pgvector.executor import CallerTransaction, Session, check_session
 from cenote.stores.pgvector.retry import Retry, operation
 from cenote.stores.pgvector.sql import rows
-from cenote.stores.pgvector.sql.vector_search import LARGEST_LIMIT
 from cenote.stores.pgvector.sql.where import check_condition
 from cenote.types import Float32Array
 from cenote.validation.arguments import (
@@ -159,7 +158,7 @@ class Reading(PgVectorStoreBase[Model]):
         check_limit(limit)
         transaction = check_session(session)
         conditions = Conditions(as_filter(filter))
-        values = {"namespace": namespace, "page_size": min(limit, LARGEST_LIMIT)}
+        values = {"namespace": namespace, "page_size": limit}
         if after is not None:
             check_text(after, field="after")
             values["after"] = after

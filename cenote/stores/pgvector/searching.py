@@ -19,7 +19,6 @@ from cenote.stores.pgvector.base import Model, PgVectorStoreBase
 from cenote.stores.pgvector.executor import Session, check_session
 from cenote.stores.pgvector.retry import Retry, operation
 from cenote.stores.pgvector.sql import rows
-from cenote.stores.pgvector.sql.vector_search import LARGEST_LIMIT
 from cenote.stores.pgvector.sql.where import check_condition
 from cenote.telemetry import record
 from cenote.types import Float32Array, Vector
@@ -286,7 +285,7 @@ class Searching(PgVectorStoreBase[Model]):
         values = {
             "namespace": namespace,
             "text": text[:QUERY_CHARACTERS],
-            "limit": min(limit, LARGEST_LIMIT),
+            "limit": limit,
             **conditions.parameters,
         }
         return values, conditions, check_condition(where, self._executor.table)

@@ -45,7 +45,6 @@ from cenote.stores.pgvector.sql.text_search import TextSearch
 from cenote.stores.pgvector.sql.vector_search import (
     DEFAULT_EF_SEARCH,
     FILTERED_EF_SEARCH_FACTOR,
-    LARGEST_LIMIT,
     Search,
     materialized,
     rows_to_fetch,
@@ -437,7 +436,7 @@ class SearchStatements:
         *where: ColumnElement[bool],
     ) -> Select[Any]:
         # A literal limit tells the planner that the caller's joins start from few rows.
-        number: Any = literal_column(str(min(limit, LARGEST_LIMIT)), BigInteger)
+        number: Any = literal_column(str(limit), BigInteger)
         type_ = embedding_type(self._column_type, self._dimensions)
         vector: Any = cast(bind("query", ARRAY(REAL)), type_)
         if fetch is None:  # an exact search compares many rows: cast once, not once per row

@@ -89,9 +89,6 @@ Only a part of the candidates match. Measured on the same abstracts with a filte
 rows match: the lowest recall@10 was .960 at 100 and .983 at 200.
 """
 
-LARGEST_LIMIT = 10**18
-"""Maximum LIMIT in the SQL. It has the same effect as every larger limit, and fits a BIGINT."""
-
 BY_ANN = "by_ann"
 """Label of a result column: true if the ANN index found the rows, false if they were compared
 exactly. It has the same value in all rows of a search."""
@@ -287,8 +284,7 @@ class Search:
         few_matches = rows_times_fetch / integer(_MAX_EXACT_MATCHES)
         equal_costs = func.sqrt(rows_times_fetch / integer(_COMPARISONS_PER_VISIT))
         break_even = func.least(few_matches, equal_costs, integer(_MAX_VISITS))
-        minimum = min(self.fetch * _MIN_VISITS_PER_ROW, _MAX_VISITS)
-        visits = func.greatest(integer(minimum), break_even)
+        visits = func.greatest(integer(self.fetch * _MIN_VISITS_PER_ROW), break_even)
         return {
             "ef_search": self.bind("ef_search", Text()),
             "iterative_scan": _RELAXED_ORDER,
@@ -416,7 +412,6 @@ def search_parameters(limit: int, ef_search: int) -> dict[str, Any]:
     `ef_search` is raised to the limit and some spare rows, if that is more, but not above
     `MAX_EF_SEARCH`.
     """
-    limit = min(limit, LARGEST_LIMIT)
     ef_search = min(max(ef_search, limit + _SPARE), MAX_EF_SEARCH)
     return {"limit": limit, "ef_search": str(ef_search), "custom": True}
 
@@ -428,7 +423,7 @@ def rows_to_fetch(limit: int, *, per_document: bool = False) -> int:
     literal in the statement, because in a generic plan, the planner estimates an unknown LIMIT as
     10 % of the rows, and avoids the ANN index.
     """
-    wanted = min(limit, LARGEST_LIMIT) * (_CHUNKS_PER_DOCUMENT if per_document else 1) + _SPARE
+    wanted = limit * (_CHUNKS_PER_DOCUMENT if per_document else 1) + _SPARE
     power: int = 10 ** (len(str(wanted)) - 1)
     return next(step * power for step in (1, 2, 5, 10) if step * power >= wanted)
 
