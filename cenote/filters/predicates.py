@@ -22,10 +22,9 @@ Keys and values are bound as parameters.
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Protocol
 
 from sqlalchemy import (
@@ -44,6 +43,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from cenote.filters.like import LikePattern
 from cenote.filters.operands import (
     MISSING,
     ColumnOperand,
@@ -298,7 +298,7 @@ class _StringPredicate:
         return [text] if isinstance(self.operand, ColumnOperand) else [*self.operand.path, text]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Like(_StringPredicate):
     """The value is a string that matches a LIKE pattern."""
 
@@ -318,9 +318,11 @@ class Like(_StringPredicate):
         value = self.operand.value_in(row)
         if not isinstance(value, str):
             return False
-        if not self.ignore_case:
-            return _like_regex(self.pattern).fullmatch(value) is not None
-        return _like_regex(lower_ascii(self.pattern)).fullmatch(lower_ascii(value)) is not None
+        return self._parsed.matches(lower_ascii(value) if self.ignore_case else value)
+
+    @cached_property
+    def _parsed(self) -> LikePattern:
+        return LikePattern(lower_ascii(self.pattern) if self.ignore_case else self.pattern)
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         return self._string_sql(
@@ -415,25 +417,3 @@ class Exists:
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         return self.operand.sql(columns, next_parameter).is_not(None)
-
-
-@lru_cache(maxsize=256)
-def _like_regex(pattern: str) -> re.Pattern[str]:
-    """Return a LIKE pattern as a regular expression that runs in time linear in the text.
-
-    If the leftmost match of a piece between two ``%`` leads to no match of the whole pattern, no
-    other match of the piece does. The expression therefore never backtracks into a piece.
-    """
-    pieces: list[list[str]] = [[]]
-    characters = iter(pattern)
-    for character in characters:
-        if character == "%":
-            pieces.append([])
-        elif character == "_":
-            pieces[-1].append(".")
-        else:
-            pieces[-1].append(re.escape(next(characters) if character == "\\" else character))
-    first, *others = ("".join(piece) for piece in pieces)
-    last = ".*" + others.pop() if others else ""
-    middle = "".join("(?>.*?" + piece + ")" for piece in others if piece)
-    return re.compile(first + middle + last, re.DOTALL)
