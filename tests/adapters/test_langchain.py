@@ -141,12 +141,12 @@ async def test_large_limits_are_rejected() -> None:
     store = InMemoryVectorStore(EMBEDDING_SIZE)
     adapter = CenoteVectorStore(store, VectorStoreIntegrationTests.get_embeddings(), "acme")
     for name, call in (
-        ("limit", lambda: adapter.asimilarity_search("one", k=10_001)),
-        ("k", lambda: adapter.amax_marginal_relevance_search("one", k=10_001)),
-        ("fetch_k", lambda: adapter.amax_marginal_relevance_search("one", fetch_k=10_001)),
+        ("limit", adapter.asimilarity_search("one", k=10_001)),
+        ("k", adapter.amax_marginal_relevance_search("one", k=10_001)),
+        ("fetch_k", adapter.amax_marginal_relevance_search("one", fetch_k=10_001)),
     ):
         with pytest.raises(InvalidInputError, match="10,000") as error:
-            await call()
+            await call
         assert error.value.field == name
 
 
