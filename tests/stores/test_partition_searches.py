@@ -338,6 +338,30 @@ async def test_a_namespace_grows_to_100000_rows(
     assert partition_of(sent[-1], "grown") is not None
 
 
+async def test_more_results_than_the_index_can_find(
+    engine: AsyncEngine, sent: list[str], paths: Callable[[], list[str]]
+) -> None:
+    """A search for nearly all rows compares them at once; other searches keep using the index."""
+    store = PgVectorStore(engine, 4)
+    await insert(engine, "n", LARGE)
+    await remember(store, sent, "n")
+    fetch = rows_to_fetch(1000)
+    assert fetch > LARGE
+    paths()
+    sent.clear()
+    for _ in range(4):
+        ids = await ids_of(store, QUERY, "n", 1000)
+        assert ids == await ids_of(store, QUERY, "n", 1000, exact=True)
+    # The first search names the partition in vain. Each of the others is one statement.
+    assert len(sent) == 9
+    assert paths() == ["exact"] * 8
+    sent.clear()
+    await ids_of(store, QUERY, "n", 10)
+    assert paths() == ["ann"]
+    assert len(sent) == 1
+    assert "cenote_few" not in sent[0]
+
+
 async def test_a_filtered_namespace_grows(
     engine: AsyncEngine, paths: Callable[[], list[str]]
 ) -> None:
@@ -817,7 +841,7 @@ class TestReference:
 
         loop = asyncio.get_running_loop()
 
-        @settings(max_examples=40, deadline=None, suppress_health_check=[*HealthCheck])
+        @settings(max_examples=20, deadline=None, suppress_health_check=[*HealthCheck])
         @given(st.lists(searches, min_size=8, max_size=8))
         def run(drawn: list[Any]) -> None:
             asyncio.run_coroutine_threadsafe(check(drawn), loop).result(60)
@@ -854,14 +878,18 @@ class TestPlans:
             await connection.execute(text(definition))
         return store
 
-    @pytest.mark.parametrize("strategy", ["ann", "either"])
-    @pytest.mark.parametrize("analyzed", [True, False])
-    async def test_ann_index(
-        self, wide: PgVectorStore, engine: AsyncEngine, strategy: Any, analyzed: bool
+    async def test_plans(self, wide: PgVectorStore, engine: AsyncEngine) -> None:
+        """Custom and generic plans use the right index, as does the twentieth execution."""
+        await self.check_ann_index(wide, engine, "ann", analyzed=False)
+        await self.check_ann_index(wide, engine, "either", analyzed=False)
+        await execute(engine, "ANALYZE wide")
+        await self.check_ann_index(wide, engine, "ann", analyzed=True)
+        await self.check_ann_index(wide, engine, "either", analyzed=True)
+        await self.check_small_namespace(wide, engine)
+
+    async def check_ann_index(
+        self, wide: PgVectorStore, engine: AsyncEngine, strategy: Any, *, analyzed: bool
     ) -> None:
-        """Custom and generic plans scan the ANN index, as does the twentieth execution."""
-        if analyzed:
-            await execute(engine, "ANALYZE wide")
         partition = await partition_with(engine, "n", "wide")
         plain = partition == "wide"
         scopes: list[Any] = [(None, "plain")] if plain else [(partition, "partition")]
@@ -904,11 +932,8 @@ class TestPlans:
                         if strategy == "either":
                             assert "(never executed)" in plan  # the exact branch
 
-    async def test_a_small_namespace_is_found_by_its_key(
-        self, wide: PgVectorStore, engine: AsyncEngine
-    ) -> None:
-        """The statement for small namespaces reads none of the other rows, in any plan."""
-        await execute(engine, "ANALYZE wide")
+    async def check_small_namespace(self, wide: PgVectorStore, engine: AsyncEngine) -> None:
+        """Check that the statement for small namespaces reads none of the other rows."""
         partition = await partition_with(engine, "t1500", "wide")
         plain = partition == "wide"
         scope: Any = (None, "plain") if plain else (partition, "partition")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
@@ -110,12 +110,10 @@ class PartitionSearches:
             The rows; None if they may be incomplete.
         """
         several = request.per_document is not None
+        fetch = rows_to_fetch(request.limit, per_document=several)
         strategy = self.hints.strategy(
-            place, request.filter_key, exact=request.exact, per_document=several
+            place, request.filter_key, fetch=fetch, exact=request.exact, per_document=several
         )
-        fetch = None
-        if strategy in ("ann", "either"):
-            fetch = rows_to_fetch(request.limit, per_document=several)
         statement = self._statement(request, place, strategy, fetch)
         names = {
             "partition": qualified(place.partition, self._table.schema),
@@ -143,7 +141,7 @@ class PartitionSearches:
         request: _Request,
         place: Place,
         strategy: Strategy,
-        fetch: int | None,
+        fetch: int,
         found: Sequence[Row],
     ) -> Sequence[Row] | None:
         """Return the rows if they are complete, and remember what they tell."""
@@ -155,17 +153,17 @@ class PartitionSearches:
             self.hints.places.forget(request.namespace)
             return None
         if strategy == "ann" and first[rows.FOUND] < fetch:
-            self._remember_short_index(request, place)
+            self._remember_short_index(request, place, fetch)
             return None
         if strategy == "small":
-            self.hints.places.refresh(request.namespace, Place(place.partition, present))
+            self.hints.places.refresh(request.namespace, replace(place, rows=present))
         elif strategy == "either":
             self._remember_strategy(request, place, by_ann=bool(first[rows.BY_ANN]))
         return found if has_rows else []
 
-    def _remember_short_index(self, request: _Request, place: Place) -> None:
+    def _remember_short_index(self, request: _Request, place: Place, fetch: int) -> None:
         if request.filter_key is None:
-            short = Place(place.partition, place.rows, index_falls_short=True)
+            short = replace(place, falls_short_at=min(fetch, place.falls_short_at or fetch))
             self.hints.places.put(request.namespace, short)
         else:
             self.hints.filters.put(request.filter_key, "exact")
@@ -174,16 +172,17 @@ class PartitionSearches:
         if request.filter_key is not None:
             if request.per_document is None:
                 self.hints.filters.put(request.filter_key, "ann" if by_ann else "exact")
-        elif place.rows is None and not place.index_falls_short:
+        elif place.rows is None and place.falls_short_at is None:
             rows_seen = EXACT_UP_TO + 1 if by_ann else EXACT_UP_TO
             self.hints.places.put(request.namespace, Place(place.partition, rows_seen))
 
     def _statement(
-        self, request: _Request, place: Place, strategy: Strategy, fetch: int | None
+        self, request: _Request, place: Place, strategy: Strategy, fetch: int
     ) -> Select[Any]:
         partition: str | None = place.partition
         scope: Scope = "partition"
-        text = (partition, strategy, fetch, request.per_document, request.conditions.shape)
+        to_find = fetch if strategy in ("ann", "either") else None
+        text = (partition, strategy, to_find, request.per_document, request.conditions.shape)
         if partition == self._table.name:
             partition, scope = None, "plain"
         elif partition not in self._readable or not self._keeps(text):
@@ -193,7 +192,7 @@ class PartitionSearches:
             scope,
             strategy,
             request.conditions,
-            fetch,
+            to_find,
             per_document=request.per_document,
         )
 
@@ -236,7 +235,7 @@ class PartitionSearches:
             return
         by_ann = bool(row[rows.BY_ANN])
         known = self.hints.places.get(request.namespace)
-        if known is not None and known.partition == partition and known.index_falls_short:
+        if known is not None and known.partition == partition and known.falls_short_at:
             return
         rows_seen = EXACT_UP_TO + 1 if by_ann else None
         if not by_ann and request.filter_key is None and not request.exact:

@@ -44,12 +44,13 @@ class Place:
     Attributes:
         partition: Name of the partition, or of a chunk table without partitions.
         rows: Number of rows, counted up to `EXACT_UP_TO` + 1; None if unknown.
-        index_falls_short: True if the ANN scan alone did not find enough rows.
+        falls_short_at: Smallest number of rows to fetch that the ANN scan alone did not find; None
+            if it always found them.
     """
 
     partition: str
     rows: int | None
-    index_falls_short: bool = False
+    falls_short_at: int | None = None
 
 
 @dataclass(slots=True)
@@ -105,13 +106,20 @@ class SearchHints:
         self.filters: _Memory[Strategy] = _Memory()
 
     def strategy(
-        self, place: Place, filter_key: Hashable | None, *, exact: bool, per_document: bool
+        self,
+        place: Place,
+        filter_key: Hashable | None,
+        *,
+        fetch: int,
+        exact: bool,
+        per_document: bool,
     ) -> Strategy:
         """Return how to search a namespace.
 
         Args:
             place: Where the namespace is.
             filter_key: Key of the filter in :attr:`filters`; None without a filter.
+            fetch: Number of rows for the ANN scan to find.
             exact: True if the caller asks for an exact search.
             per_document: True if the number of results per document is limited.
         """
@@ -119,7 +127,8 @@ class SearchHints:
         if filter_key is None:
             if small or exact:
                 return "small"
-            unknown = place.rows is None or place.index_falls_short
+            falls_short = place.falls_short_at is not None and fetch >= place.falls_short_at
+            unknown = place.rows is None or falls_short
             return "either" if per_document or unknown else "ann"
         if small or exact:
             few = place.rows is not None and place.rows <= _COMPARED_BY_KEY

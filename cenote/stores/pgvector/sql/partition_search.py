@@ -175,7 +175,7 @@ class PartitionSearch(Search):
             select(literal_column("1").label("row"))
             .select_from(self.table)
             .where(*self._matching())
-            .limit(integer(EXACT_UP_TO + 1))
+            .limit(integer(self._exact_up_to + 1))
         )
         matching = self._after(tenant, rows, "matched").subquery(self._name("matching"))
         return self._cte(select(func.count().label("matches")).select_from(matching), "few")

@@ -202,7 +202,7 @@ class Search:
         return self._cte(select(*current), "saved")
 
     def _settings(self, values: Mapping[str, ColumnElement[str]], counted: CTE, *after: CTE) -> CTE:
-        """Set the search's settings. The CTE has no row if at most `EXACT_UP_TO` rows match.
+        """Set the search's settings. The CTE has no row if the search is to be exact.
 
         Args:
             values: Values of the settings by name.
@@ -214,7 +214,7 @@ class Search:
         for cte in after:
             settings = settings.join(cte, true())
         return self._cte(
-            settings.where(counted.c.matches > integer(EXACT_UP_TO)),
+            settings.where(counted.c.matches > integer(self._exact_up_to)),
             "settings",
         )
 
@@ -243,7 +243,7 @@ class Search:
         return restored >= _ZERO
 
     def _count_matches(self) -> CTE:
-        """Count the matching chunks, up to `EXACT_UP_TO` + 1, and find their partition.
+        """Count the matching chunks, as far as it matters, and find their partition.
 
         If the search has conditions, rows must be fetched anyway, and the partition comes with
         them. Without conditions, tableoid would prevent an index-only scan.
@@ -252,7 +252,7 @@ class Search:
             select(literal_column("tableoid", OID) if self._has_conditions else literal_column("1"))
             .select_from(self.table)
             .where(*self._matching())
-            .limit(integer(EXACT_UP_TO + 1))
+            .limit(integer(self._exact_up_to + 1))
             .subquery(self._name("matching"))
         )
         found = [func.count().label("matches")]
@@ -303,6 +303,16 @@ class Search:
             .limit(integer(1))
         )
         return partition.scalar_subquery()
+
+    @property
+    def _exact_up_to(self) -> int:
+        """Maximum number of matching rows for which the search is exact.
+
+        An ANN scan cannot find `fetch` rows if fewer match. For 1,000 results of a namespace of
+        1,500 rows, trying it first took 1.4 times as long.
+        """
+        assert self.fetch is not None
+        return max(EXACT_UP_TO, self.fetch)
 
     @property
     def _has_conditions(self) -> bool:
