@@ -137,6 +137,8 @@ def _recall_and_latency(axes: Any, result: Result) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.minorticks_off()
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom - 0.2 * (top - bottom), top)  # room for the labels of the lowest points
     axes.set_xlabel("p50, relative to floor (median of all cells)")
     axes.set_ylabel("recall@limit, mean of all cells")
     axes.set_title(
