@@ -35,7 +35,7 @@ test: $(VENV)/dev-installed
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 torture: $(VENV)/dev-installed
-	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/faults/test_faults.py tests/faults/test_load.py tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_adapters.py $(ARGS)
+	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/faults/test_faults.py tests/faults/test_load.py tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_adapters.py tests/fuzz/test_fuzz_full_text.py $(ARGS)
 
 browser: $(VENV)/dev-installed
 	@command -v chromium && command -v chromedriver || $(AS_ROOT) apt-get install -y -q \

@@ -22,6 +22,19 @@ Tokenize = Callable[[str], Sequence[str]]
 _STEMS = 100_000
 """Number of words per language whose stems are cached."""
 
+_CACHED_CHARACTERS = 64
+"""Maximum length of a word whose stem is cached. The cache of a language stays below 60 MB."""
+
+_STEMMED_BYTES = 1_000
+"""Maximum length in UTF-8 of a word that is stemmed. Postgres does not stem longer words either.
+
+The time of some algorithms grows with the square of the length: the Serbian one took 10 s for a
+word of 130,000 characters.
+"""
+
+_INDEXED_BYTES = 2_046
+"""Maximum length in UTF-8 of a word that can be found. Postgres ignores longer words too."""
+
 
 class _Separators(dict[int, str]):
     """A table for `str.translate` that replaces every character outside words by a space."""
@@ -30,16 +43,24 @@ class _Separators(dict[int, str]):
         character = chr(code)
         # A mark belongs to the letter before it; most vowels of Hindi are marks.
         in_word = character.isalnum() or unicodedata.category(character).startswith("M")
-        self[code] = character if in_word else " "
-        return self[code]
+        replacement = character if in_word else " "
+        if code <= 0xFFFF:  # a table of all characters would take 90 MB
+            self[code] = replacement
+        return replacement
 
 
 _separators = _Separators()
 
 
 def words(text: str) -> list[str]:
-    """Split a text into words, in lower case."""
-    return text.casefold().translate(_separators).split()
+    """Split a text into words, in lower case. Words of more than 2,046 bytes are left out."""
+    found = text.casefold().translate(_separators).split()
+    return [word for word in found if _fits(word, _INDEXED_BYTES)]
+
+
+def _fits(word: str, size: int) -> bool:
+    """Return whether a word takes at most `size` bytes of UTF-8."""
+    return len(word) * 4 <= size or len(word.encode()) <= size
 
 
 @cache
@@ -47,7 +68,7 @@ def stems(language: str) -> Tokenize:
     """Return a function that splits a text into the stems of its words, by Snowball algorithms.
 
     Postgres' text search configurations use the same algorithms. They also ignore stop words, which
-    this function does not.
+    this function does not. Words of more than 1,000 bytes are not stemmed, as in Postgres.
 
     Args:
         language: English name of the language, such as ``"spanish"``, or ``"simple"`` for words
@@ -68,13 +89,19 @@ def stems(language: str) -> Tokenize:
     stemmer = snowball.stemmer(language)
     lock = Lock()  # a stemmer keeps the current word as state
 
-    @lru_cache(_STEMS)
     def stem(word: str) -> str:
         with lock:
             stemmed: str = stemmer.stemWord(word)
         return stemmed
 
-    return lambda text: [stem(word) for word in words(text)]
+    cached_stem = lru_cache(_STEMS)(stem)
+
+    def stem_if_short(word: str) -> str:
+        if len(word) <= _CACHED_CHARACTERS:
+            return cached_stem(word)
+        return stem(word) if _fits(word, _STEMMED_BYTES) else word
+
+    return lambda text: [stem_if_short(word) for word in words(text)]
 
 
 def imported(module: str) -> Any:

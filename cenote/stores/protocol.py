@@ -404,7 +404,8 @@ class VectorStore(Protocol):
         """Find the chunks that contain words of a text. Requires a store with full-text search.
 
         Words are compared by their stems in the store's language. Only the first 130,000 characters
-        of a chunk's content, and the first 2,000 of `text`, are used.
+        of a chunk's content, and the first 2,000 of `text`, are used. Words of more than 2,046
+        bytes are ignored.
 
         Args:
             text: Question in natural language. A chunk that contains any of its words matches.

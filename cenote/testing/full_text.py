@@ -58,6 +58,17 @@ class TextContract:
         assert ids(await text_store.search_text("cat dog", NAMESPACE, 1)) == ["both"]
         assert ids(await text_store.search_text("kitchens", "other")) == ["theirs"]
 
+    async def test_long_words(self, text_store: VectorStore) -> None:
+        """Words of more than 2,046 bytes are ignored, and the words around them are not."""
+        long, too_long = "b" * 2_046, "c" * 2_047
+        content = f"{long} {too_long} elephants {too_long}_{too_long}"
+        await text_store.upsert([embedded("long", content=content)], "long")
+        assert ids(await text_store.search_text("elephant", "long")) == ["long"]
+        await text_store.upsert([embedded("short", content=f"{long[:900]} {long[:1_900]}")], "long")
+        assert ids(await text_store.search_text(long[:1_900], "long")) == ["short"]
+        assert ids(await text_store.search_text(long[:900], "long")) == ["short"]
+        assert await text_store.search_text(too_long, "long") == []
+
     @pytest.mark.parametrize("text", ["", " \n", "?!", "zebra", "'", "\\", "&|!:*<->()"])
     async def test_texts_without_known_words(self, text_store: VectorStore, text: str) -> None:
         """Text search finds nothing; hybrid search ranks by vector alone."""

@@ -94,6 +94,29 @@ async def test_changing_the_full_text(
     assert await found(filled, NEAR, "n") == ["a", "b", "c"]
 
 
+async def test_columns_of_another_expression_are_found(
+    worded: PgVectorStore, engine: AsyncEngine
+) -> None:
+    """A column that parses contents without the replacements is not taken for cenote's own."""
+    await execute(
+        engine,
+        "ALTER TABLE cenote_chunks DROP content_tsv",
+        "ALTER TABLE cenote_chunks ADD content_tsv tsvector NOT NULL GENERATED ALWAYS AS"
+        " (to_tsvector('english'::regconfig, left(content, 130000))) STORED",
+        "CREATE INDEX ix_cenote_chunks_content_tsv ON cenote_chunks USING gin (content_tsv)",
+    )
+    other = store_of(engine, ENGLISH)
+    (finding,) = await other.check_schema()
+    assert finding.kind == "text_search"
+    with pytest.raises(VectorStoreError, match="expected english"):
+        await ids(other, "run dog")
+    with pytest.raises(MigrationError, match="did not create"):
+        await set_text_search(engine, worded.config, "english")
+    await execute(engine, "ALTER TABLE cenote_chunks DROP content_tsv")
+    assert await set_text_search(engine, worded.config, "english") is True
+    assert await other.check_schema() == []
+
+
 async def test_configurations_of_the_application(
     filled: PgVectorStore, engine: AsyncEngine
 ) -> None:

@@ -40,7 +40,13 @@ INSERT INTO cenote_chunks_alembic_version (version_num) VALUES ('cenote_0001') R
 
 -- Running upgrade cenote_0001 -> cenote_0002
 
-ALTER TABLE cenote_chunks ADD COLUMN content_tsv TSVECTOR GENERATED ALWAYS AS (CASE lower(metadata ->> ('language' :: text)) WHEN ('english' :: text) THEN to_tsvector('english' :: regconfig, left(content, 130000)) ELSE to_tsvector('spanish' :: regconfig, left(content, 130000)) END) STORED NOT NULL;
+ALTER TABLE cenote_chunks ADD COLUMN content_tsv TSVECTOR GENERATED ALWAYS AS (CASE lower(metadata ->> ('language' :: text)) WHEN ('english' :: text) THEN to_tsvector('english' :: regconfig, regexp_replace(
+        regexp_replace(left(content, 130000), '<!--.*?-->', ' ', 'g'),
+        '<!-(?=-)|[-._~/@](?:[A-Za-z0-9]*[-._~/@]){31}', '\& ', 'g'
+    )) ELSE to_tsvector('spanish' :: regconfig, regexp_replace(
+        regexp_replace(left(content, 130000), '<!--.*?-->', ' ', 'g'),
+        '<!-(?=-)|[-._~/@](?:[A-Za-z0-9]*[-._~/@]){31}', '\& ', 'g'
+    )) END) STORED NOT NULL;
 
 CREATE INDEX ix_cenote_chunks_content_tsv ON cenote_chunks USING gin (content_tsv);
 
