@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, HTTPException, Query
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from cenote import PgVectorStore
+from cenote.types import Float32Array
 
 from . import documents
 from .embedding import MODEL, embed
+from .limits import LimitBodies, describe_invalid_request
 from .models import Document, Passage, User
+
+MAX_BODY_BYTES = 3 * 2**20
+"""Maximum size of a request's body. JSON may take 12 bytes for a character of a text."""
 
 PAGE = Path(__file__).parent / "page.html"
 
@@ -44,6 +50,8 @@ def create_app(engine: AsyncEngine) -> FastAPI:
         await engine.dispose()
 
     app = FastAPI(title="Document search", lifespan=lifespan)
+    app.add_middleware(LimitBodies, max_bytes=MAX_BODY_BYTES)
+    app.add_exception_handler(RequestValidationError, describe_invalid_request)
     sessions = async_sessionmaker(engine, expire_on_commit=False)
     store = PgVectorStore(sessions, model=Passage, embedding_model=MODEL)
 
@@ -73,7 +81,7 @@ def create_app(engine: AsyncEngine) -> FastAPI:
 
     @app.post("/documents", status_code=201)
     async def add_document(new: NewDocument, user_name: UserName) -> dict[str, Any]:
-        vectors = await asyncio.to_thread(embed, documents.split(new.text))
+        vectors = await _embed_passages(new.text)
         async with sessions.begin() as session:
             owner = await _user(session, user_name)
             document = await documents.add(session, store, owner, new.title, new.text, vectors)
@@ -83,7 +91,7 @@ def create_app(engine: AsyncEngine) -> FastAPI:
     async def reindex_document(id: uuid.UUID, user_name: UserName) -> dict[str, Any]:
         async with sessions() as session:
             text = (await _document(session, user_name, id)).text
-        vectors = await asyncio.to_thread(embed, documents.split(text))
+        vectors = await _embed_passages(text)
         async with sessions.begin() as session:
             document = await _document(session, user_name, id)
             return {"passages": await documents.reindex(session, store, document, vectors)}
@@ -119,6 +127,16 @@ def create_app(engine: AsyncEngine) -> FastAPI:
             ]
 
     return app
+
+
+async def _embed_passages(text: str) -> Float32Array:
+    """Embed the passages of a text in a thread, so that other requests go on meanwhile."""
+    passages = await asyncio.to_thread(documents.split, text)
+    if len(passages) > documents.MAX_PASSAGES:
+        raise HTTPException(
+            422, f"the text has {len(passages):,} passages; {documents.MAX_PASSAGES:,} are allowed"
+        )
+    return await asyncio.to_thread(embed, passages)
 
 
 async def _user(session: AsyncSession, name: str) -> User:

@@ -23,6 +23,10 @@ MAX_PASSAGE_LENGTH = 400
 """Maximum number of characters in a passage, unless a single sentence is longer."""
 
 
+MAX_PASSAGES = 2_000
+"""Maximum number of passages in a document: a transaction writes them in about a second."""
+
+
 def split(text: str) -> list[str]:
     """Split a text into passages of whole sentences; a passage never spans two paragraphs."""
     passages = []

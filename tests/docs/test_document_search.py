@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from examples.document_search.documents import split
 from examples.document_search.models import Passage
 from examples.document_search.sample import add_sample_documents
 
+JSON = {"Content-Type": "application/json"}
 ANN, CLEO = {"X-User": "Ann"}, {"X-User": "Cleo"}
 TEXT = "\n\n".join(f"Paragraph {n} is about the number {n}." for n in range(5))
 
@@ -126,6 +128,68 @@ async def test_invalid_requests(
     """An invalid request gets the matching status code."""
     response = await client.request(method, path, headers=headers, json={"title": "", "text": "x"})
     assert response.status_code == status
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"title": "t", "text": "\ud800"}',
+        rb'{"title": "\udfff", "text": "x"}',
+        b'{"title": "t", "text": NaN}',
+        b'{"title": -Infinity, "text": "x"}',
+        b'{"title": "t", "text": ' + b"9" * 4000 + b"}",
+        b'{"title": "t", "text": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        b'{"title": "t", "text": "\xff"}',
+        b"NaN",
+    ],
+    ids=["surrogate", "other", "nan", "infinity", "integer", "nested", "not UTF-8", "nan alone"],
+)
+async def test_values_that_json_cannot_express(client: httpx.AsyncClient, body: bytes) -> None:
+    """The answer is an error of the client, not of the server, and does not quote the value."""
+    response = await client.post("/documents", headers=ANN | JSON, content=body)
+    assert 400 <= response.status_code < 500
+    assert len(response.content) < 500
+
+
+async def test_large_bodies(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    """A body of 60 MB is rejected, with or without content-length, and not sent back."""
+    body = b'{"title": "t", "text": "' + b"x" * (60 * 2**20) + b'"}'
+
+    async def parts() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 2**20):
+            yield body[start : start + 2**20]
+
+    for content in (body, parts()):
+        try:
+            response = await client.post("/documents", headers=ANN | JSON, content=content)
+        except httpx.WriteError:  # the server has answered and closed the connection
+            continue
+        assert response.status_code == 413
+        assert len(response.content) < 100
+    response = await client.post(
+        "/documents", headers=ANN, json={"title": "t", "text": "x" * 200_001}
+    )
+    assert response.status_code == 422
+    assert len(response.content) < 500
+    # twelve bytes for each character
+    longest = json.dumps({"title": "t", "text": "\U0001f600" * 200_000}).encode()
+    response = await client.post("/documents", headers=ANN | JSON, content=longest)
+    assert response.status_code == 201
+    assert await count_added(engine) == (1, 1)
+
+
+async def test_many_passages(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    """A text that would be cut into very many passages is rejected before it is embedded."""
+    body = {"title": "t", "text": "a\n\n" * 33_000}
+    response = await client.post("/documents", headers=ANN, json=body)
+    assert response.status_code == 422
+    assert "33,000 passages" in response.text
+    id = await add(client)
+    await execute(engine, f"UPDATE documents SET text = repeat(E'a\\n\\n', 9999) WHERE id = '{id}'")
+    assert (await client.post(f"/documents/{id}/index", headers=ANN)).status_code == 422
+    assert await count_added(engine) == (1, 5)
+    most = "\n\n".join(f"{number}." for number in range(2000))
+    await add(client, text=most)
 
 
 async def test_blank_texts(client: httpx.AsyncClient) -> None:
