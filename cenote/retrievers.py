@@ -24,6 +24,7 @@ from cenote.filters.language import And, FilterLike, field
 from cenote.models import RetrievalResult
 from cenote.ranking.bm25 import Tokenize, WordIndex, imported, stems, words
 from cenote.ranking.fusion import DEPTH, fused, maximal_marginal_relevance, reciprocal_rank_fusion
+from cenote.responsive import Pauses, run, run_in_thread
 from cenote.stores.protocol import VectorStore
 from cenote.types import Vector
 from cenote.validation.arguments import (
@@ -54,6 +55,10 @@ Embed = Callable[[str], Vector | Awaitable[Vector]]
 
 _PAGE = 100
 """Number of ranked ids read from the store at a time, until there are enough results."""
+
+
+_SECONDS_PER_RANK = 2e-6
+"""Duration of ranking or fusing one chunk."""
 
 
 class Retriever(Protocol):
@@ -173,7 +178,8 @@ class BM25Retriever:
         check_limit(limit)
         condition = as_filter(filter)
         index = await self._index(namespace)
-        ranked = index.ranked(self._tokenize(text))
+        seconds = len(index.ids) * _SECONDS_PER_RANK
+        ranked = await run(seconds, index.ranked, self._tokenize(text))
         results: list[RetrievalResult] = []
         for start in range(0, len(ranked), _PAGE):
             scores = dict(ranked[start : start + _PAGE])
@@ -204,10 +210,12 @@ class BM25Retriever:
     async def _build_index(self, namespace: str) -> WordIndex:
         ids: list[str] = []
         tokens: list[list[str]] = []
+        pauses = Pauses()
         async for chunk in self._store.get_all_chunks(namespace):
             ids.append(chunk.id)
             tokens.append([*self._tokenize(chunk.content)])
-        return await asyncio.to_thread(WordIndex.of, ids, tokens)
+            await pauses()
+        return await run_in_thread(WordIndex.of, ids, tokens)
 
 
 class HybridRetriever:
@@ -261,4 +269,5 @@ class HybridRetriever:
         rankings = await asyncio.gather(
             *(retriever.retrieve(text, namespace, depth, filter) for retriever in self._retrievers)
         )
-        return fused(rankings, self._weights, limit)
+        seconds = sum(map(len, rankings)) * _SECONDS_PER_RANK
+        return await run(seconds, fused, rankings, self._weights, limit)

@@ -118,7 +118,12 @@ class VectorStore(Protocol):
             All matching chunks, but at most `limit`, by score descending, then by id ascending in
             code-point order. Chunks with zero vectors never match. Scores are cosine similarities
             from -1 to 1 (higher is nearer), accurate to 1e-6. Identical vectors have identical
-            scores.
+            scores, and the score of a vector for itself is exactly 1.
+
+            If many chunks have identical vectors, a store with an ANN index may return others of
+            them than those with the smallest ids. The index returns at least 40 chunks more than
+            `limit`, and the store sorts these; it does not see further ones with the same score. An
+            exact search returns the smallest ids.
 
         Raises:
             DimensionMismatchError: the query does not have the store's number of dimensions.

@@ -36,6 +36,19 @@ class SearchContract:
             assert await found(store, NEAR, NAMESPACE, min_score=min_score) == list(expected)
         assert await found(store, FAR, NAMESPACE, 1, min_score=0.5) == ["c"]
 
+    async def test_vectors_find_themselves(self, store: VectorStore) -> None:
+        """The score of a vector for itself is exactly 1, whatever its length and its rounding."""
+        generator = np.random.default_rng(11)
+        matrix = generator.standard_normal((200, 4)) * 10 ** generator.uniform(-3, 3, (200, 1))
+        vectors = list(matrix)
+        ids = [f"{number:03}" for number in range(200)]
+        await store.upsert([*map(embedded, ids, vectors)], NAMESPACE)
+        together = await store.search_many(vectors, NAMESPACE, 200, min_score=1.0)
+        for id, vector, results in zip(ids, vectors, together, strict=True):
+            assert id in await found(store, vector, NAMESPACE, 200, min_score=1.0)
+            assert id in {result.chunk.id for result in results}
+            assert {result.score for result in results} == {1.0}
+
     async def test_per_document(self, store: VectorStore) -> None:
         """The nearest chunks of each document match, however many chunks it has."""
         generator = np.random.default_rng(3)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cenote.errors import DimensionMismatchError, InvalidInputError
+from cenote.responsive import Pauses
 from cenote.types import ColumnType, Float32Array, Vector
 from cenote.validation.arguments import MAX_QUERY_VECTORS, as_list, safe_repr
 
@@ -31,10 +32,17 @@ def check_query_vector(vector: Vector, dimensions: int, column_type: ColumnType)
     return checked
 
 
-def check_query_vectors(
+_BLOCK_VECTORS = 50
+"""Number of query vectors that are checked at a time: 3 ms for lists of 1,536 numbers."""
+
+
+async def check_query_vectors(
     vectors: Sequence[Vector], dimensions: int, column_type: ColumnType
 ) -> Float32Array:
-    """Return query vectors as float32, shape (n, dimensions), n at most `MAX_QUERY_VECTORS`."""
+    """Return query vectors as float32, shape (n, dimensions), n at most `MAX_QUERY_VECTORS`.
+
+    Lets other tasks run in between.
+    """
     queries = as_list(
         vectors,
         "query_vectors must be a list of vectors",
@@ -47,7 +55,15 @@ def check_query_vectors(
             f"{MAX_QUERY_VECTORS:,}: call search_many several times",
             field="query_vectors",
         )
-    return checked_vectors(queries, [None] * len(queries), dimensions, column_type)
+    checked = np.empty((len(queries), dimensions), dtype=np.float32)
+    pauses = Pauses()
+    for start in range(0, len(queries), _BLOCK_VECTORS):
+        block = queries[start : start + _BLOCK_VECTORS]
+        checked[start : start + len(block)] = checked_vectors(
+            block, [None] * len(block), dimensions, column_type
+        )
+        await pauses()
+    return checked
 
 
 # -- vectors ---------------------------------------------------------------------------------------

@@ -12,7 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from support.commands import cenote, output_of
 from support.database import execute, scalar
 
-from cenote import ConfigurationError, MigrationError, PgVectorStore, SchemaConfig
+from cenote import (
+    ConfigurationError,
+    MigrationError,
+    PgVectorStore,
+    SchemaConfig,
+    VectorStoreError,
+)
 from cenote.maintenance import reindex, repartition
 from cenote.testing import embedded, found
 
@@ -308,3 +314,69 @@ async def test_the_command(empty_engine: AsyncEngine, empty_dsn: str) -> None:
     result = cenote("repartition", "3", **url)
     assert result.returncode == 2
     assert "no chunk table 'cenote_chunks'" in result.stderr
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_transactions_that_are_older_than_a_rewrite(engine: AsyncEngine, level: str) -> None:
+    """Their snapshot has none of the rows, so every operation raises an error, until they end."""
+    store = PgVectorStore(engine, 4)
+    await store.upsert([embedded("a")], "n")
+    chunk = embedded("a").chunk
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level=level)
+        await connection.execute(text("SELECT count(*) FROM pg_class"))  # takes the snapshot
+        await repartition(engine, SchemaConfig(dimensions=4, partitions=3))
+        for call in (
+            store.count("n", session=connection),
+            store.missing([chunk], "n", session=connection),
+            store.search([1, 0, 0, 0], "n", session=connection),
+            store.upsert([embedded("b")], "n", session=connection),
+            store.delete_namespace("n", session=connection),
+        ):
+            with pytest.raises(VectorStoreError, match="rewritten into other partitions"):
+                await call
+        await connection.rollback()
+        assert await store.count("n", session=connection) == 1
+        assert await store.missing([chunk], "n", session=connection) == []
+        await store.upsert([embedded("b")], "n", session=connection)
+        await connection.commit()
+    assert await found(store, [1, 0, 0, 0], "n") == ["a", "b"]
+
+
+async def test_rewrites_wait_for_transactions_that_have_used_the_table(
+    engine: AsyncEngine,
+) -> None:
+    """The check locks the table, so that no rewrite comes between it and the operation."""
+    store = PgVectorStore(engine, 4)
+    await store.upsert([embedded("a")], "n")
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="REPEATABLE READ")
+        assert await store.count("n", session=connection) == 1
+        rewriting = asyncio.create_task(
+            repartition(engine, SchemaConfig(dimensions=4, partitions=3))
+        )
+        await asyncio.sleep(0.3)
+        assert not rewriting.done()
+        assert await store.count("n", session=connection) == 1
+        await connection.rollback()
+    assert await rewriting is True
+
+
+async def test_isolation_levels_that_the_store_does_not_know(engine: AsyncEngine) -> None:
+    """After SET TRANSACTION by hand, an older transaction sees an empty table; see the manual.
+
+    At READ COMMITTED, each statement has its own snapshot and sees all rows.
+    """
+    store = PgVectorStore(engine, 4)
+    await store.upsert([embedded("a")], "n")
+    counts = []
+    for statement, partitions in (
+        ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", 3),
+        ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", 4),
+    ):
+        async with engine.connect() as connection:
+            await connection.execute(text(statement))
+            await connection.execute(text("SELECT count(*) FROM pg_class"))
+            await repartition(engine, SchemaConfig(dimensions=4, partitions=partitions))
+            counts.append(await store.count("n", session=connection))
+    assert counts == [0, 1]

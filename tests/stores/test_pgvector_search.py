@@ -71,6 +71,18 @@ async def test_results_are_complete_for_any_limit_and_condition(store: PgVectorS
             assert "other" not in {result.chunk.id for result in results}
 
 
+async def test_identical_vectors(store: PgVectorStore) -> None:
+    """The ANN index returns any of 3,000 identical vectors, an exact search the smallest ids."""
+    await store.upsert([embedded(f"{number:04}") for number in range(3000)], "n")
+    for limit in (10, 100, 2999):
+        for _ in range(2):  # without a hint, and with one
+            results = await store.search(QUERY, "n", limit)
+            assert len({result.chunk.id for result in results}) == limit
+            assert {result.score for result in results} == {results[0].score}
+        exact = await found(store, QUERY, "n", limit, exact=True)
+        assert exact == [f"{number:04}" for number in range(limit)]
+
+
 async def test_plans_use_the_index_and_one_partition(engine: AsyncEngine) -> None:
     """Generic and custom plans scan the ANN index of one partition, with and without a filter.
 

@@ -8,18 +8,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from threading import Event
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cenote.filters.checks import predicates
 from cenote.filters.compiler import holds
-from cenote.filters.language import Filter
+from cenote.filters.language import Filter, Leaf
 from cenote.filters.operands import json_token
+from cenote.filters.predicates import Match
 from cenote.models import Chunk, RetrievalResult
 from cenote.postgres.full_text import LANGUAGE_KEY, SEARCHED_CHARACTERS
 from cenote.ranking.bm25 import WordIndex, stems
+from cenote.ranking.fusion import at_least
 from cenote.stores.memory.metadata_index import Mask, Posting, PostingIndex
+from cenote.stores.memory.readers import Readers
 from cenote.types import Float32Array
 from cenote.validation.batches import Batch
 from cenote.validation.json import json_text
@@ -63,6 +68,11 @@ class _Row:
         )
         return bool(values == other_values)
 
+    @property
+    def characters(self) -> int:
+        """Number of characters of the content and the metadata."""
+        return len(self.chunk.content) + len(self.metadata_text)
+
     def copy(self) -> Chunk:
         """Return the chunk with a fresh copy of its metadata."""
         return replace(self.chunk, metadata=self.metadata)
@@ -88,14 +98,29 @@ class _Row:
         }
 
 
+_SECONDS_PER_ELEMENT = 1e-9
+_SECONDS_PER_RESULT = 1e-5
+_SECONDS_PER_COMPARISON = 2e-6
+_SECONDS_PER_CHARACTER = 1e-8
+_SECONDS_PER_WORD_CHARACTER = 1e-6
+"""Durations of a matrix product per element, of a result, of a predicate on a row, of a predicate
+on the characters of contents and metadata, and of indexing words. They are measured with 20,000
+rows on one core, and rounded up."""
+
+
 class Namespace:
     """The chunks of one namespace, with a matrix that holds one unit vector per chunk.
 
     Each chunk has a number: its place in the list of rows and in the matrix. Numbers of deleted
     chunks are reused.
+
+    A thread may call the methods that read; see `Readers`. The caches that they fill may then be
+    filled twice, with the same values.
     """
 
     def __init__(self, dimensions: int) -> None:
+        self.readers = Readers()
+        self._characters = 0
         self._matrix: Float32Array = np.zeros((16, dimensions), dtype=np.float32)
         self._norms: NDArray[np.float64] = np.zeros(16)
         self._present: Mask = np.zeros(16, dtype=np.bool_)
@@ -150,6 +175,8 @@ class Namespace:
                 return False
             row.words = old.words if row.same_words(old) else None
             self._index.remove(number, old.postings)
+            self._characters -= old.characters
+        self._characters += row.characters
         if row.words is None:  # the chunk is new, or its words have changed
             self._cached_word_index = None
         row.postings = self._index.add(number, metadata)
@@ -184,7 +211,9 @@ class Namespace:
         for chunk_id in ids:
             number = self._numbers.pop(chunk_id, None)
             if number is not None:
-                self._index.remove(number, self._row(number).postings)
+                row = self._row(number)
+                self._index.remove(number, row.postings)
+                self._characters -= row.characters
                 self._rows[number] = None
                 self._present[number] = False
                 self._searchable[number] = False
@@ -220,7 +249,50 @@ class Namespace:
             self._present = np.concatenate([self._present, unused])
             self._searchable = np.concatenate([self._searchable, unused])
 
+    # -- durations of reads, in seconds
+
+    def search_seconds(self, limit: int, filter: Filter | None) -> float:
+        """Estimate how long :meth:`search` takes."""
+        product: float = self._matrix.shape[1] * len(self._rows) * _SECONDS_PER_ELEMENT
+        return product + self.read_seconds(limit, filter)
+
+    def text_search_seconds(self, limit: int, filter: Filter | None) -> float:
+        """Estimate how long :meth:`search_text` takes."""
+        seconds = self.read_seconds(limit, filter) + len(self._rows) * _SECONDS_PER_COMPARISON
+        if self._cached_word_index is None:
+            seconds += self._characters * _SECONDS_PER_WORD_CHARACTER
+        return seconds
+
+    def read_seconds(self, limit: int, filter: Filter | None = None) -> float:
+        """Estimate how long it takes to find matching chunks, and to copy up to `limit` of them."""
+        rows = len(self._rows)
+        results = min(limit, rows)
+        share = results / rows if rows else 0.0
+        seconds = results * _SECONDS_PER_RESULT + share * self._characters * _SECONDS_PER_CHARACTER
+        if filter is None or (isinstance(filter, Leaf) and isinstance(filter.predicate, Match)):
+            return seconds
+        comparisons = sum(1 for _ in predicates(filter))
+        per_predicate = rows * _SECONDS_PER_COMPARISON + self._characters * _SECONDS_PER_CHARACTER
+        return seconds + comparisons * per_predicate
+
     # -- reading
+
+    def search_many(
+        self,
+        queries: Float32Array,
+        limit: int,
+        filter: Filter | None,
+        min_score: float | None,
+        stop: Event,
+    ) -> list[list[RetrievalResult]]:
+        """Search for each of several vectors, until `stop` is set."""
+        results: list[list[RetrievalResult]] = []
+        for query in queries:
+            if stop.is_set():
+                break
+            found = self.search(query, limit, filter, None) if query.any() else []
+            results.append(at_least(min_score, found))
+        return results
 
     def search(
         self,
@@ -234,9 +306,7 @@ class Namespace:
         numbers, scores = self._scored(unit, filter)
         depth = limit if per_document is None else len(numbers)
         candidates = numbers[_candidates(scores, depth, len(unit))]
-        # A matrix product may give identical rows different scores; a sum per row does not.
-        exact = (self._matrix[candidates].astype(np.float64) * unit.astype(np.float64)).sum(axis=1)
-        exact = exact.clip(-1.0, 1.0)
+        exact = _cosines(self._matrix[candidates], unit)
         ranking = [
             (float(score), self._row(number))
             for score, number in zip(exact, candidates, strict=True)
@@ -285,10 +355,6 @@ class Namespace:
                 if len(page) == limit:
                     break
         return page
-
-    def unit_vectors(self, ids: Iterable[str]) -> dict[str, Float32Array]:
-        """Return the unit vectors of stored chunks, by id."""
-        return {chunk_id: self._matrix[self._numbers[chunk_id]] for chunk_id in ids}
 
     def embeddings(self, ids: Iterable[str]) -> dict[str, Float32Array]:
         """Return the embeddings of the chunks that exist, by id."""
@@ -399,6 +465,19 @@ def _unit_vectors(matrix: Float32Array) -> tuple[Float32Array, NDArray[np.float6
     units = np.empty_like(matrix)
     np.divide(matrix, divisors, out=units, casting="same_kind")  # computed in float64
     return units, norms
+
+
+def _cosines(units: Float32Array, unit: Float32Array) -> NDArray[np.float64]:
+    """Return the cosine similarities of rows and a vector, each of length 1 but for its rounding.
+
+    A matrix product may give identical rows different scores; a sum per row does not. The lengths
+    are computed as the products are, so the score of a vector for itself is exactly 1, as in
+    pgvector.
+    """
+    rows, query = units.astype(np.float64), unit.astype(np.float64)[np.newaxis]
+    squared_lengths = (rows * rows).sum(axis=1) * (query * query).sum(axis=1)
+    cosines: NDArray[np.float64] = (rows * query).sum(axis=1) / np.sqrt(squared_lengths)
+    return cosines.clip(-1.0, 1.0)
 
 
 def _candidates(scores: Float32Array, limit: int, dimensions: int) -> NDArray[np.intp]:

@@ -15,12 +15,14 @@ from cenote.postgres.full_text import QUERY_CHARACTERS
 from cenote.progress import Report
 from cenote.ranking.bm25 import stems
 from cenote.ranking.fusion import DEPTH, at_least, diverse, fused
+from cenote.responsive import stop_at_exit
 from cenote.stores import bulk_load
 from cenote.stores.memory.namespace import Namespace
 from cenote.stores.protocol import VectorStore
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, record, reported
 from cenote.types import ColumnType, Float32Array, Vector
 from cenote.validation.arguments import (
+    MAX_LIMIT,
     check_boolean,
     check_chunk_id,
     check_column_type,
@@ -58,7 +60,8 @@ PAGE_SIZE = 500
 class InMemoryVectorStore(VectorStore):
     """A `VectorStore` that keeps its chunks in memory and gives the answers of `PgVectorStore`.
 
-    Every search is exact: one matrix product over the namespace, followed by a partial sort.
+    Every search is exact: one matrix product over the namespace, followed by a partial sort. A read
+    that is expected to take more than 10 ms runs in a thread. Writes to its namespace wait for it.
 
     Args:
         dimensions: Number of dimensions of every vector.
@@ -121,9 +124,8 @@ class InMemoryVectorStore(VectorStore):
             embedded_chunks, self._dimensions, self._column_type, self._embedding_model
         )
         if batch.chunks:
-            if namespace not in self._namespaces:
-                self._namespaces[namespace] = Namespace(self._dimensions)
-            self._namespaces[namespace].upsert(batch)
+            await self._writable(namespace)
+            self._namespaces.setdefault(namespace, Namespace(self._dimensions)).upsert(batch)
         record(rows=len(batch.chunks))
 
     @reported("search")
@@ -153,22 +155,15 @@ class InMemoryVectorStore(VectorStore):
         condition = as_filter(filter)
         check_min_score(min_score)
         check_per_document(per_document)
-        found = self._nearest(query, namespace, limit, condition, per_document)
         record(path="exact")
-        return at_least(min_score, found)
-
-    def _nearest(
-        self,
-        query: Float32Array,
-        namespace: str,
-        limit: int,
-        filter: Filter | None,
-        per_document: int | None = None,
-    ) -> list[RetrievalResult]:
-        stored = self._namespaces.get(namespace)
-        if stored is None or not query.any():
+        if not query.any():
             return []
-        return stored.search(query, limit, filter, per_document)
+        stored = self._chunks_in(namespace)
+        seconds = stored.search_seconds(limit if per_document is None else MAX_LIMIT, condition)
+        return at_least(
+            min_score,
+            await stored.readers.run(seconds, stored.search, query, limit, condition, per_document),
+        )
 
     @reported("search_many")
     async def search_many(
@@ -192,12 +187,14 @@ class InMemoryVectorStore(VectorStore):
         check_boolean(exact, field="exact")
         check_ef_search(ef_search)
         check_min_score(min_score)
-        queries = check_query_vectors(query_vectors, self._dimensions, self._column_type)
+        queries = await check_query_vectors(query_vectors, self._dimensions, self._column_type)
         condition = as_filter(filter)
-        return [
-            at_least(min_score, self._nearest(query, namespace, limit, condition))
-            for query in queries
-        ]
+        stored = self._chunks_in(namespace)
+        seconds = len(queries) * stored.search_seconds(limit, condition)
+        with stop_at_exit() as stop:
+            return await stored.readers.run(
+                seconds, stored.search_many, queries, limit, condition, min_score, stop
+            )
 
     @reported("search_diverse")
     async def search_diverse(
@@ -212,9 +209,10 @@ class InMemoryVectorStore(VectorStore):
     ) -> list[RetrievalResult]:
         candidates = check_diversity(diversity, candidates, limit)
         found = await self.search(query_vector, namespace, candidates, filter)
-        stored = self._namespaces.get(namespace)
-        vectors = {} if stored is None else stored.unit_vectors(result.chunk.id for result in found)
-        return diverse(query_vector, found, vectors, limit, diversity)
+        stored = self._chunks_in(namespace)
+        ids = [result.chunk.id for result in found]
+        vectors = await stored.readers.run(stored.read_seconds(len(ids)), stored.embeddings, ids)
+        return await diverse(query_vector, found, vectors, limit, diversity)
 
     @reported("search_namespaces")
     async def search_namespaces(
@@ -236,7 +234,15 @@ class InMemoryVectorStore(VectorStore):
         The word index of a namespace is rebuilt by the first search after a change.
         """
         condition = self._check_text_search(text, namespace, limit, filter)
-        return self._rank_by_words(text, namespace, limit, condition)
+        stored = self._chunks_in(namespace)
+        return await stored.readers.run(
+            stored.text_search_seconds(limit, condition),
+            stored.search_text,
+            text[:QUERY_CHARACTERS],
+            limit,
+            condition,
+            self._languages,
+        )
 
     def _check_text_search(
         self, text: str, namespace: str, limit: int, filter: FilterLike
@@ -247,12 +253,6 @@ class InMemoryVectorStore(VectorStore):
         check_namespace(namespace)
         check_limit(limit)
         return as_filter(filter)
-
-    def _rank_by_words(
-        self, text: str, namespace: str, limit: int, filter: Filter | None
-    ) -> list[RetrievalResult]:
-        question = text[:QUERY_CHARACTERS]
-        return self._chunks_in(namespace).search_text(question, limit, filter, self._languages)
 
     @reported("search_hybrid")
     async def search_hybrid(
@@ -271,11 +271,17 @@ class InMemoryVectorStore(VectorStore):
         query = check_query_vector(query_vector, self._dimensions, self._column_type)
         condition = self._check_text_search(text, namespace, limit, filter)
         depth = max(depth, limit)
-        rankings = (
-            self._nearest(query, namespace, depth, condition),
-            self._rank_by_words(text, namespace, depth, condition),
-        )
-        return fused(rankings, (vector_weight, text_weight), limit)
+        stored = self._chunks_in(namespace)
+
+        def search() -> list[RetrievalResult]:
+            nearest = stored.search(query, depth, condition, None) if query.any() else []
+            question = text[:QUERY_CHARACTERS]
+            by_words = stored.search_text(question, depth, condition, self._languages)
+            return fused((nearest, by_words), (vector_weight, text_weight), limit)
+
+        seconds = stored.search_seconds(depth, condition)
+        seconds += stored.text_search_seconds(depth, condition)
+        return await stored.readers.run(seconds, search)
 
     @reported("bulk_load")
     async def bulk_load(
@@ -316,8 +322,7 @@ class InMemoryVectorStore(VectorStore):
     async def delete(self, chunk_ids: list[str], namespace: str) -> None:
         check_namespace(namespace)
         ids = check_ids(chunk_ids)
-        if stored := self._namespaces.get(namespace):
-            stored.delete(ids)
+        (await self._writable(namespace)).delete(ids)
 
     @reported("delete_namespace")
     async def delete_namespace(self, namespace: str) -> None:
@@ -328,15 +333,16 @@ class InMemoryVectorStore(VectorStore):
     async def delete_document(self, document_id: str, namespace: str) -> int:
         check_namespace(namespace)
         check_document_id(document_id)
-        return self._delete_matching(as_filter(field("document_id") == document_id), namespace)
+        document = as_filter(field("document_id") == document_id)
+        return await self._delete_matching(document, namespace)
 
     @reported("delete_matching")
     async def delete_matching(self, filter: Filter | Mapping[str, Any], namespace: str) -> int:
         check_namespace(namespace)
-        return self._delete_matching(narrowing_filter(filter), namespace)
+        return await self._delete_matching(narrowing_filter(filter), namespace)
 
-    def _delete_matching(self, filter: Filter | None, namespace: str) -> int:
-        stored = self._chunks_in(namespace)
+    async def _delete_matching(self, filter: Filter | None, namespace: str) -> int:
+        stored = await self._writable(namespace)
         ids = [chunk.id for chunk in stored.matching(filter)]
         stored.delete(ids)
         return len(ids)
@@ -348,7 +354,7 @@ class InMemoryVectorStore(VectorStore):
         check_namespace(namespace)
         check_boolean(merge, field="merge")
         new = check_metadata_by_id(metadata)
-        return self._chunks_in(namespace).update_metadata(new, merge=merge)
+        return (await self._writable(namespace)).update_metadata(new, merge=merge)
 
     @reported("sync_document")
     async def sync_document(
@@ -358,6 +364,7 @@ class InMemoryVectorStore(VectorStore):
         embedded, kept_chunks = check_document(document_id, chunks)
         batch = check_batch(embedded, self._dimensions, self._column_type, self._embedding_model)
         unembedded = batch_without_embeddings(kept_chunks, self._dimensions)
+        await self._writable(namespace)
         stored = self._namespaces.setdefault(namespace, Namespace(self._dimensions))
         reject_unembedded(unembedded.chunks, stored.hashes(), self._embedding_model)
         ids = {chunk.id for chunk in (*batch.chunks, *unembedded.chunks)}
@@ -370,19 +377,25 @@ class InMemoryVectorStore(VectorStore):
     @reported("get")
     async def get(self, chunk_ids: Sequence[str], namespace: str) -> list[Chunk]:
         check_namespace(namespace)
-        return self._chunks_in(namespace).get(check_ids_in_order(chunk_ids))
+        ids = check_ids_in_order(chunk_ids)
+        stored = self._chunks_in(namespace)
+        return await stored.readers.run(stored.read_seconds(len(ids)), stored.get, ids)
 
     @reported("get_embeddings")
     async def get_embeddings(
         self, chunk_ids: Sequence[str], namespace: str
     ) -> dict[str, Float32Array]:
         check_namespace(namespace)
-        return self._chunks_in(namespace).embeddings(check_ids(chunk_ids))
+        ids = check_ids(chunk_ids)
+        stored = self._chunks_in(namespace)
+        return await stored.readers.run(stored.read_seconds(len(ids)), stored.embeddings, ids)
 
     @reported("count")
     async def count(self, namespace: str, filter: FilterLike = None) -> int:
         check_namespace(namespace)
-        return self._chunks_in(namespace).count(as_filter(filter))
+        condition = as_filter(filter)
+        stored = self._chunks_in(namespace)
+        return await stored.readers.run(stored.read_seconds(0, condition), stored.count, condition)
 
     @reported("list_namespaces")
     async def list_namespaces(self) -> dict[str, int]:
@@ -410,7 +423,7 @@ class InMemoryVectorStore(VectorStore):
         condition = as_filter(filter)
         if after is not None:
             check_text(after, field="after")
-        return self._chunks_in(namespace).page(after, condition, limit)
+        return await self._page(self._chunks_in(namespace), after, condition, limit)
 
     @reported("neighbours")
     async def neighbours(
@@ -423,7 +436,10 @@ class InMemoryVectorStore(VectorStore):
         chunks = stored.get([chunk_id])
         if not chunks:
             return []
-        document = stored.matching(as_filter(field("document_id") == chunks[0].document_id))
+        same_document = as_filter(field("document_id") == chunks[0].document_id)
+        document = await stored.readers.run(
+            stored.read_seconds(0, same_document), stored.matching, same_document
+        )
         document.sort(key=lambda chunk: (chunk.position, chunk.id))
         place = [chunk.id for chunk in document].index(chunk_id)
         return document[max(place - before, 0) : place + after + 1]
@@ -431,6 +447,23 @@ class InMemoryVectorStore(VectorStore):
     def _chunks_in(self, namespace: str) -> Namespace:
         """Return the chunks of a namespace, which may be empty."""
         return self._namespaces.get(namespace) or Namespace(self._dimensions)
+
+    async def _writable(self, namespace: str) -> Namespace:
+        """Return the chunks of a namespace as soon as no thread reads them.
+
+        The caller must write before it awaits anything else.
+        """
+        while stored := self._namespaces.get(namespace):
+            if not stored.readers.any_running:
+                return stored
+            await stored.readers.finish()
+        return Namespace(self._dimensions)
+
+    async def _page(
+        self, stored: Namespace, after: str | None, filter: Filter | None, limit: int
+    ) -> list[Chunk]:
+        seconds = stored.read_seconds(limit, filter)
+        return await stored.readers.run(seconds, stored.page, after, filter, limit)
 
     def get_all_chunks(self, namespace: str, filter: FilterLike = None) -> AsyncIterator[Chunk]:
         check_namespace(namespace)
@@ -440,7 +473,7 @@ class InMemoryVectorStore(VectorStore):
         after: str | None = None
         while stored := self._namespaces.get(namespace):
             with self._telemetry.operation("get_all_chunks", namespace) as stats:
-                page = stored.page(after, filter, PAGE_SIZE)
+                page = await self._page(stored, after, filter, PAGE_SIZE)
                 stats.rows = len(page)
             for chunk in page:
                 yield chunk

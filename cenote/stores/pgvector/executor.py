@@ -8,7 +8,22 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext, suppres
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from sqlalchemy import Row, Select, Text, bindparam, func, inspect, literal, select, true
+from sqlalchemy import (
+    CursorResult,
+    Row,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    exists,
+    func,
+    inspect,
+    literal,
+    literal_column,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
 from cenote.config import SchemaConfig
@@ -33,7 +48,9 @@ from cenote.postgres.event_loops import (
 )
 from cenote.postgres.extension import prepare
 from cenote.postgres.full_text import languages_of
+from cenote.postgres.pg_catalog import pg_class
 from cenote.postgres.row_security import NAME
+from cenote.responsive import Pauses
 from cenote.stores.pgvector.direct import DirectConnections
 
 Session: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
@@ -127,8 +144,8 @@ class StatementExecutor:
         async with self.statement(
             operation, session, namespace, sets_tenant=sets_tenant
         ) as connection:
-            rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
-        return rows
+            result = await connection.execute(statement, parameters)
+            return await fetch_all(result)
 
     async def _fetch_directly(
         self, operation: str, statement: Select[Any], parameters: Mapping[str, Any]
@@ -244,6 +261,7 @@ class StatementExecutor:
                 return
             connection = await self._connection_of(session)
             await self._prepare(connection)
+            await self._check_snapshot(connection, operation)
             if not self._has_row_security or namespace is None:
                 yield connection
                 return
@@ -286,6 +304,30 @@ class StatementExecutor:
             measured = parse_comment(live.index_comment)
             self._on_measured_ef_search(None if measured is None else measured.ef_search)
             self.table_checked = True
+
+    async def _check_snapshot(self, connection: AsyncConnection, operation: str) -> None:
+        """Check that a caller's transaction does not see the table from before a rewrite.
+
+        `cenote.maintenance.repartition` copies the rows to a new table. A transaction at REPEATABLE
+        READ or SERIALIZABLE whose snapshot is older finds the new table, but none of its rows. Its
+        snapshot does not contain the table's row in pg_class either. A rewrite that comes later
+        waits for the transaction, because the query locks the table. The query is only for
+        isolation levels that SQLAlchemy has set: to ask for the level would take as long.
+        """
+        raw = await connection.get_raw_connection()
+        level = getattr(raw.dbapi_connection, "isolation_level", None)
+        options = connection.sync_connection.get_execution_options()  # type: ignore[union-attr]
+        if level not in _SNAPSHOT_LEVELS or "schema_translate_map" in options:
+            return
+        name = connection.dialect.identifier_preparer.format_table(self.table)
+        visible = exists().where(pg_class.c.oid == cast(literal(name, Text), REGCLASS))
+        no_rows: Select[Any] = select(literal_column("1")).select_from(self.table).limit(0)
+        if not await connection.scalar(select(visible).add_columns(exists(no_rows))):
+            raise VectorStoreError(
+                f"{operation} on table {self.table.fullname!r}: the transaction began before the "
+                "table was rewritten into other partitions, and sees none of its rows; roll it "
+                "back, and repeat it"
+            )
 
     @asynccontextmanager
     async def tenant(self, session: CallerTransaction, namespace: str) -> AsyncIterator[None]:
@@ -374,6 +416,24 @@ class StatementExecutor:
             forget_loop(self._autocommit)
             raise event_loop_error() from error
 
+
+_BLOCK_ROWS = 500
+"""Number of rows that SQLAlchemy converts at a time."""
+
+
+async def fetch_all(result: CursorResult[Any]) -> list[Any]:
+    """Return all rows of a buffered result, and let other tasks run in between."""
+    rows: list[Any] = []
+    pauses = Pauses()
+    while block := result.fetchmany(_BLOCK_ROWS):
+        rows += block
+        await pauses()
+    return rows
+
+
+_SNAPSHOT_LEVELS = ("repeatable_read", "serializable")
+"""Isolation levels, as SQLAlchemy's adapter of asyncpg names them, at which all statements of a
+transaction see the same snapshot."""
 
 _SET_TENANT = select(func.set_config(NAME, bindparam("namespace", type_=Text), true()))
 _SWAP_TENANT = select(func.current_setting(NAME, true())).add_columns(*_SET_TENANT.selected_columns)

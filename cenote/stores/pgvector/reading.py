@@ -12,8 +12,14 @@ from cenote.filters.checks import as_filter
 from cenote.filters.compiler import Conditions
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk
+from cenote.responsive import Pauses
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
-from cenote.stores.pgvector.executor import CallerTransaction, Session, check_session
+from cenote.stores.pgvector.executor import (
+    CallerTransaction,
+    Session,
+    check_session,
+    fetch_all,
+)
 from cenote.stores.pgvector.retry import Retry, operation
 from cenote.stores.pgvector.sql import rows
 from cenote.stores.pgvector.sql.where import check_condition
@@ -65,7 +71,7 @@ class Reading(PgVectorStoreBase[Model]):
             return []
         values = {"namespace": namespace, "ids": ids}
         found = await self._executor.fetch("get", transaction, namespace, self._reads.get, values)
-        by_id = {chunk.id: chunk for chunk in rows.to_chunks(found)}
+        by_id = {chunk.id: chunk for chunk in await rows.chunks_from(found)}
         return [by_id[chunk_id] for chunk_id in ids if chunk_id in by_id]
 
     @operation("get_embeddings", retry=Retry.ALWAYS, batch="chunk_ids")
@@ -81,8 +87,13 @@ class Reading(PgVectorStoreBase[Model]):
         transaction = check_session(session)
         values = {"namespace": namespace, "ids": check_ids(chunk_ids)}
         async with self._executor.statement("get_embeddings", transaction, namespace) as connection:
-            found = await connection.execute(self._reads.embeddings, values)
-            return {chunk_id: np.asarray(vector, dtype=np.float32) for chunk_id, vector in found}
+            found = await fetch_all(await connection.execute(self._reads.embeddings, values))
+        embeddings: dict[str, Float32Array] = {}
+        pauses = Pauses()
+        for chunk_id, vector in found:
+            embeddings[chunk_id] = np.asarray(vector, dtype=np.float32)
+            await pauses()
+        return embeddings
 
     @operation("count", retry=Retry.ALWAYS)
     async def count(
@@ -167,7 +178,7 @@ class Reading(PgVectorStoreBase[Model]):
         statement = self._reads.page(conditions, first=after is None)
         values |= conditions.parameters
         found = await self._executor.fetch("list_chunks", transaction, namespace, statement, values)
-        return rows.to_chunks(found)
+        return await rows.chunks_from(found)
 
     @operation("neighbours", retry=Retry.ALWAYS)
     async def neighbours(
@@ -190,8 +201,8 @@ class Reading(PgVectorStoreBase[Model]):
         transaction = check_session(session)
         values = {"namespace": namespace, "id": chunk_id, "before": before, "after": after}
         async with self._executor.statement("neighbours", transaction, namespace) as connection:
-            found = await connection.execute(self._reads.neighbours, values)
-            return rows.to_chunks(found.all())
+            found = await fetch_all(await connection.execute(self._reads.neighbours, values))
+        return await rows.chunks_from(found)
 
     def get_all_chunks(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from sqlalchemy import ColumnElement, Select
 
 from cenote.filters.checks import as_filter
@@ -15,8 +14,9 @@ from cenote.models import RetrievalResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
 from cenote.postgres.vector import to_wire, to_wire_one
 from cenote.ranking.fusion import DEPTH, at_least, diverse
+from cenote.responsive import Pauses
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
-from cenote.stores.pgvector.executor import Session, check_session
+from cenote.stores.pgvector.executor import Session, check_session, fetch_all
 from cenote.stores.pgvector.retry import Retry, operation
 from cenote.stores.pgvector.sql import rows
 from cenote.stores.pgvector.sql.where import check_condition
@@ -35,6 +35,9 @@ from cenote.validation.arguments import (
     check_text,
 )
 from cenote.validation.vectors import check_query_vector, check_query_vectors
+
+_BLOCK_ROWS = 50
+"""Number of rows of `search_many` that are converted at a time."""
 
 
 class Searching(PgVectorStoreBase[Model]):
@@ -100,7 +103,7 @@ class Searching(PgVectorStoreBase[Model]):
                 namespace, conditions, limit, parameters, exact=exact, per_document=per_document
             )
         record(path="ann" if found and found[0][rows.BY_ANN] else "exact")
-        return at_least(min_score, rows.to_results(found))
+        return at_least(min_score, await rows.results_from(found))
 
     @operation("search_many", retry=Retry.ALWAYS, batch="query_vectors")
     async def search_many(
@@ -125,7 +128,7 @@ class Searching(PgVectorStoreBase[Model]):
         check_boolean(exact, field="exact")
         check_ef_search(ef_search)
         check_min_score(min_score)
-        queries = check_query_vectors(
+        queries = await check_query_vectors(
             query_vectors, self._config.dimensions, self._config.column_type
         )
         conditions = Conditions(as_filter(filter))
@@ -142,11 +145,21 @@ class Searching(PgVectorStoreBase[Model]):
             **conditions.parameters,
         }
         statement = self._searches.search_many(conditions, limit, exact=exact)
-        for number, *row in await self._executor.fetch(
-            "search_many", transaction, namespace, statement, values
-        ):
-            results[asked[number - 1]] += rows.to_results([row])
-        return [at_least(min_score, found) for found in results]
+        found = list(
+            await self._executor.fetch("search_many", transaction, namespace, statement, values)
+        )
+        pauses = Pauses()
+        for start in range(0, len(found), _BLOCK_ROWS):
+            block = found[start : start + _BLOCK_ROWS]
+            for row, result in zip(block, rows.to_results(row[1:] for row in block), strict=True):
+                results[asked[row[0] - 1]].append(result)
+            found[start : start + len(block)] = [()] * len(block)  # freed in steps, too
+            await pauses()
+        if min_score is not None:
+            for number, results_of_query in enumerate(results):
+                results[number] = at_least(min_score, results_of_query)
+                await pauses()
+        return results
 
     @operation("search_diverse", retry=Retry.ALWAYS)
     async def search_diverse(
@@ -172,9 +185,8 @@ class Searching(PgVectorStoreBase[Model]):
         transaction = check_session(session)
         values = {"namespace": namespace, "ids": sorted(result.chunk.id for result in found)}
         async with self._executor.statement("search_diverse", transaction, namespace) as connection:
-            stored = await connection.execute(self._reads.embeddings, values)
-            vectors = {chunk_id: np.asarray(vector) for chunk_id, vector in stored}
-        return diverse(query_vector, found, vectors, limit, diversity)
+            stored = await fetch_all(await connection.execute(self._reads.embeddings, values))
+        return await diverse(query_vector, found, dict(stored), limit, diversity)
 
     @operation("search_text", retry=Retry.ALWAYS)
     async def search_text(
@@ -202,8 +214,8 @@ class Searching(PgVectorStoreBase[Model]):
             return []
         statement, bound = self._searches.text_search(conditions, condition, values)
         async with self._executor.statement("search_text", transaction, namespace) as connection:
-            found = (await connection.execute(statement, bound)).all()
-        return rows.to_results(found, "text")
+            found = await fetch_all(await connection.execute(statement, bound))
+        return await rows.results_from(found, "text")
 
     @operation("search_hybrid", retry=Retry.ALWAYS)
     async def search_hybrid(
@@ -250,8 +262,8 @@ class Searching(PgVectorStoreBase[Model]):
         }
         statement, bound = self._searches.hybrid_search(conditions, depth, condition, values)
         async with self._executor.statement("search_hybrid", transaction, namespace) as connection:
-            found = (await connection.execute(statement, bound)).all()
-        return rows.to_results(found, "hybrid")
+            found = await fetch_all(await connection.execute(statement, bound))
+        return await rows.results_from(found, "hybrid")
 
     @operation("search_namespaces", retry=Retry.NEVER)
     async def search_namespaces(

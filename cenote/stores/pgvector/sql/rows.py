@@ -10,6 +10,7 @@ from typing import Any
 
 from cenote.models import Chunk, RetrievalResult
 from cenote.postgres.vector import to_wire
+from cenote.responsive import Pauses
 from cenote.types import ColumnType
 from cenote.validation.batches import Batch
 
@@ -25,6 +26,9 @@ PARTITION = len(CHUNK_FIELDS)
 
 BY_ANN = -2
 """Index of the column of a search that is true if the ANN index found the rows."""
+
+_BLOCK_ROWS = 50
+"""Number of chunks or results that are created at a time. Larger blocks are hardly faster."""
 
 _ROW_BYTES = 500
 """Approximate size in memory of a row without its content and metadata."""
@@ -73,6 +77,30 @@ def to_chunks(rows: Sequence[Sequence[Any]]) -> list[Chunk]:
             if not chunk.content_hash:
                 chunk.__post_init__()
     return chunks
+
+
+async def chunks_from(rows: Sequence[Sequence[Any]]) -> list[Chunk]:
+    """Return chunks as :func:`to_chunks` does, and let other tasks run in between."""
+    chunks: list[Chunk] = []
+    pauses = Pauses()
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        chunks += to_chunks(rows[start : start + _BLOCK_ROWS])
+        await pauses()
+    return chunks
+
+
+async def results_from(
+    rows: Sequence[Sequence[Any]], retriever: str = "vector"
+) -> list[RetrievalResult]:
+    """Return results as :func:`to_results` does, and let other tasks run in between."""
+    if len(rows) <= _BLOCK_ROWS:
+        return to_results(rows, retriever)
+    results: list[RetrievalResult] = []
+    pauses = Pauses()
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        results += to_results(rows[start : start + _BLOCK_ROWS], retriever)
+        await pauses()
+    return results
 
 
 def approximate_bytes(rows: Sequence[Sequence[Any]]) -> int:
