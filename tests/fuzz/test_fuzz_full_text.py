@@ -110,7 +110,7 @@ def _sql_of_question(engine: AsyncEngine) -> str:
 
 @pytest.mark.parametrize("pattern", SLOW)
 async def test_slow_patterns(parser: Parser, pattern: str) -> None:
-    """Patterns that took Postgres' own parser up to minutes take less than a second."""
+    """Patterns that took Postgres' own parser half a minute take less than a second."""
     text = SLOW[pattern]
     assert await parser.seconds(text) < SECONDS
     assert await parser.seconds_of_question(text) < SECONDS

@@ -18,7 +18,7 @@ SLOW = {
     "long chains": ("a_" * 31 + "a" * 2_000 + " ") * 63,
     "long words": "a" * 64_000 + "_" + "a" * 64_000 + "<" + "_" * 40,
 }
-"""Texts that took Postgres' parser, or an earlier form of the replacements, more than a second."""
+"""Texts that took Postgres' parser long or its whole stack, or that strain the replacements."""
 
 LOOKED_AHEAD = [*"ab1é-_./@~:?"]
 """Characters of hosts, e-mail addresses, paths, numbers and hyphenated words."""
