@@ -151,7 +151,7 @@ def _bounded(text: ColumnElement[str]) -> ColumnElement[str]:
     - After 32 of the characters ``- . _ ~ / @`` with only ASCII letters and digits between them,
       a space is inserted. Longer hosts, addresses, paths and hyphenated words become several words.
 
-    The slowest of 26,000 generated texts of 130,000 characters then took 0.4 s. Limits of 16 and 64
+    The slowest of 18,000 generated texts of 130,000 characters then took 0.4 s. Limits of 16 and 64
     characters took 0.2 and 0.7 s. Ordinary text takes 6 to 14 % longer than without the
     replacements: 6 % as one long text, 14 % as 11,429 abstracts of 270 characters.
     """
