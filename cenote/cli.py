@@ -312,7 +312,11 @@ def _with_engine(
     given, config = _given(options)
 
     async def run() -> int:
-        engine = create_engine(database_url(given, config), pool_size=2)
+        engine = create_engine(
+            database_url(given, config),
+            pool_size=2,
+            distributed=given.get("distribution") == "citus",
+        )
         try:
             return await work(engine, given)
         finally:

@@ -106,7 +106,8 @@ class LiveTable:
             `row_security` is true.
         other_policies: True if the table or a partition has policies, or row-level security, that
             cenote did not create.
-        shards: Number of shards if Citus has distributed the table by namespace, else None.
+        shards: Number of shards if Citus has distributed the table by namespace, else None; see
+            `cenote.inspection.citus.shard_count`.
         columns: SQL type of each column, with ``not null`` and any collation that is not the
             type's default.
         key: Columns of the primary key.

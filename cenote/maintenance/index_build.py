@@ -17,6 +17,7 @@ from cenote.config import SchemaConfig
 from cenote.errors import MigrationError
 from cenote.inspection.checks.findings import subject_of
 from cenote.inspection.checks.table import embedding_finding, partitions_finding
+from cenote.inspection.citus import allow_all_shards
 from cenote.inspection.live_table import LiveTable, read_table
 from cenote.migrate.connection import own_connection
 from cenote.orm.mixin import OPERATOR_CLASS
@@ -65,17 +66,20 @@ def read_chunk_table(connection: Connection, config: SchemaConfig) -> LiveTable:
     return live
 
 
-def is_empty(connection: Connection, name: str, schema: str | None) -> bool:
+def is_empty(connection: Connection, live: LiveTable) -> bool:
     """Return whether a table has no rows.
 
-    If row-level security hides rows from the current role, return whether it has no pages.
+    If row-level security hides rows from the current role, return whether it has no pages. The
+    connection must be in a transaction.
     """
-    relation = func.to_regclass(qualified(name, schema))
+    if live.shards is not None:
+        allow_all_shards(connection)
+    relation = func.to_regclass(qualified(live.name, live.schema))
     if connection.scalar(select(func.row_security_active(cast(relation, OID)))):
         tree = func.pg_partition_tree(relation).table_valued("relid")
         pages = func.coalesce(func.sum(func.pg_relation_size(tree.c.relid)), 0)
         return not connection.scalar(select(pages).select_from(tree))
-    rows = select(literal(1)).select_from(table_of(name, schema)).limit(1)
+    rows = select(literal(1)).select_from(table_of(live.name, live.schema)).limit(1)
     return connection.scalar(rows) is None
 
 
@@ -162,6 +166,9 @@ def set_build_memory(
 ) -> None:
     """Lift the timeouts and set the memory for a build, by default what the graph needs.
 
+    The memory of a distributed table's build is not estimated. The nodes build its index, with
+    their own settings.
+
     Args:
         connection: The connection that builds.
         live: The live table.
@@ -170,9 +177,10 @@ def set_build_memory(
         local: Whether the settings end with the transaction instead of the session.
     """
     _lift_timeouts(connection, local=local)
-    needed = _graph_kilobytes(connection, live, config) if memory is None else 0
-    if needed > _kilobytes_set(connection):
-        memory = f"{needed}kB"
+    if memory is None and live.shards is None:
+        needed = _graph_kilobytes(connection, live, config)
+        if needed > _kilobytes_set(connection):
+            memory = f"{needed}kB"
     set_for_build(connection, memory, workers, local=local)
 
 

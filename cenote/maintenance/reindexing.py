@@ -1,10 +1,12 @@
 """Drop, build and rebuild the ANN index.
 
 A rebuild runs while the table is read and written. On a plain table, the new index is built beside
-the old one and then takes its name. The index of a partitioned table cannot be built, dropped or
-altered concurrently as a whole. So the index of each partition is built concurrently, and one short
-transaction creates the new parent index with ``ON ONLY``, attaches the indexes of the partitions
-and drops the old parent. Until then both indexes exist, and each write goes to both.
+the old one and then takes its name. On a distributed table, Citus builds the new index on all
+nodes, and one short transaction drops the old one and renames the new one. The index of a
+partitioned table cannot be built, dropped or altered concurrently as a whole. So the index of each
+partition is built concurrently, and one short transaction creates the new parent index with
+``ON ONLY``, attaches the indexes of the partitions and drops the old parent. Until then both
+indexes exist, and each write goes to both.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, Index
+from sqlalchemy import Column, Connection, Index
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateIndex, DropIndex, ExecutableDDLElement
 
 from cenote.config import SchemaConfig
 from cenote.errors import MigrationError
 from cenote.inspection.checks.indexes import NEW, OLD, left_over_names, part_name
+from cenote.inspection.citus import read_shards, set_ddl_propagation
 from cenote.inspection.live_table import LiveTable, is_owner_query
 from cenote.maintenance.index_build import (
     PATIENCE_SECONDS,
@@ -109,9 +112,34 @@ async def reindex(
             raised an error. The old index still exists.
     """
     async with build_session(engine, config, _NOT_REBUILT) as connection:
-        live = await connection.run_sync(read_chunk_table, config)
+        live = await connection.run_sync(_read_for_build, config)
         await connection.run_sync(set_build_memory, live, config, memory, workers)
         await _build(engine, connection, live, config, progress)
+
+
+def _read_for_build(connection: Connection, config: SchemaConfig) -> LiveTable:
+    """Read the live table before a build, and drop indexes of shards that hinder the build.
+
+    An interrupted DROP INDEX on a distributed table may leave indexes of shards behind that the
+    coordinator does not know. A statement on the coordinator drops only what the coordinator knows.
+    So create an index of the same name on the coordinator alone, whose table has no rows, and drop
+    it on all nodes.
+    """
+    live = read_chunk_table(connection, config)
+    if live.shards is None:
+        return live
+    shards = read_shards(connection, live.name, live.schema)
+    on_shards = {name for shard in shards for name in shard.indexes}
+    hindering = on_shards & {ann_index_name(live.name), *left_over_names(live)}
+    for name in sorted(hindering - {index.name for index in live.indexes}):
+        target = table_of(live.name, live.schema)
+        target.append_column(Column("namespace"))
+        index = Index(name, target.c.namespace, postgresql_concurrently=True)
+        connection.execute(set_ddl_propagation(on=False))
+        connection.execute(CreateIndex(index))
+        connection.execute(set_ddl_propagation(on=True))
+        connection.execute(_drop_statement(name, live))
+    return live
 
 
 async def _build(
@@ -156,7 +184,7 @@ async def build_after_load(
         MigrationError: As for `reindex`.
     """
     async with build_session(engine, config, _NOT_BUILT, math.inf) as connection:
-        live = await connection.run_sync(read_chunk_table, config)
+        live = await connection.run_sync(_read_for_build, config)
         index = live.index(ann_index_name(live.name))
         if index is None or not index.valid:
             await connection.run_sync(set_build_memory, live, config, memory, workers)
@@ -215,7 +243,7 @@ async def drop_ann_index_of_empty_table(
             return False
         if live.index(ann_index_name(live.name)) is None:
             return True
-        if not await connection.run_sync(is_empty, live.name, live.schema):
+        if not await connection.run_sync(is_empty, live):
             return False
     try:
         async with build_session(engine, config, _NOT_DROPPED, 0) as connection:
@@ -235,7 +263,7 @@ def _drop(connection: Connection, config: SchemaConfig, *, if_empty: bool) -> bo
     def drop() -> None:
         nonlocal dropped
         connection.execute(lock_table(live.name, live.schema))
-        dropped = not if_empty or is_empty(connection, live.name, live.schema)
+        dropped = not if_empty or is_empty(connection, live)
         if dropped:
             connection.execute(_drop_statement(name, live, concurrently=False))
 
@@ -266,6 +294,15 @@ def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
     name = ann_index_name(live.name)
     exists = live.index(name) is not None
     plan = Plan(clear=[*_drop_leftovers(live)])
+    if live.shards is not None:
+        # No concurrent DROP at the end: if it is interrupted, Citus has dropped the coordinator's
+        # index, but not the indexes of the shards.
+        plan.build[name + NEW] = CreateIndex(ann_index(name + NEW, live, live.name, config))
+        plan.swap.append(lock_table(live.name, live.schema))
+        if exists:
+            plan.swap.append(_drop_statement(name, live, concurrently=False))
+        plan.swap.append(rename_index(name + NEW, name, live.schema))
+        return plan
     if not live.partitions:
         plan.build[name + NEW] = CreateIndex(ann_index(name + NEW, live, live.name, config))
         if exists:
@@ -320,8 +357,14 @@ def _drop_leftovers(live: LiveTable) -> Iterator[DropIndex]:
 
 
 def _drop_statement(name: str, live: LiveTable, *, concurrently: bool = True) -> DropIndex:
+    """Return a statement that drops an index.
+
+    On a distributed table, the nodes execute the statement, too. After an interrupted rebuild, some
+    of them may not have the index.
+    """
     target = table_of(live.name, live.schema)
-    return DropIndex(Index(name, _table=target, postgresql_concurrently=concurrently))
+    index = Index(name, _table=target, postgresql_concurrently=concurrently)
+    return DropIndex(index, if_exists=live.shards is not None)
 
 
 def _swap(connection: Connection, plan: Plan, config: SchemaConfig) -> None:

@@ -27,7 +27,17 @@ _DRIVER_ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 their keywords and converters."""
 
 
-def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> AsyncEngine:
+CITUS_SETTINGS = {"citus.override_table_visibility": "off"}
+"""Settings of connections to a distributed table.
+
+The first statement with a vector makes asyncpg query the server's types. Citus hides shards by a
+filter on each scan of pg_class, which made the query take 0.9 s instead of 0.05 s.
+"""
+
+
+def create_engine(
+    dsn: str, *, pool_size: int = 5, timeout: float = 10.0, distributed: bool = False
+) -> AsyncEngine:
     """Create an engine for a connection string.
 
     SQLAlchemy parses the string. Its query may contain arguments of libpq (``sslmode``,
@@ -44,6 +54,8 @@ def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> Asy
             ``postgresql+asyncpg://``.
         pool_size: Maximum number of connections; there is no overflow.
         timeout: Maximum seconds for one attempt to connect.
+        distributed: Whether the table is distributed by Citus. Connections then start with
+            `CITUS_SETTINGS`, too.
 
     Raises:
         ConfigurationError: The connection string is invalid.
@@ -56,7 +68,7 @@ def create_engine(dsn: str, *, pool_size: int = 5, timeout: float = 10.0) -> Asy
             url.set(drivername="postgresql+asyncpg", query=address),
             connect_args={
                 "timeout": timeout,
-                "server_settings": {"jit": "off"},
+                "server_settings": {"jit": "off", **(CITUS_SETTINGS if distributed else {})},
                 # asyncpg accepts libpq's arguments only as a string.
                 "dsn": "postgresql://?" + urlencode(rest) if rest else None,
                 **arguments,

@@ -8,32 +8,71 @@ to the coordinator (``SELECT citus_add_node(...)``), and a role that may create 
 
 from __future__ import annotations
 
+import enum
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from typing import Any, Literal
 
 import pytest
-from sqlalchemy import delete, make_url
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Date,
+    DateTime,
+    Double,
+    Enum,
+    Integer,
+    Interval,
+    LargeBinary,
+    Numeric,
+    String,
+    Text,
+    Uuid,
+    and_,
+    column,
+    delete,
+    event,
+    exists,
+    false,
+    literal,
+    make_url,
+    null,
+    select,
+    table,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from support.commands import alembic, cenote, output_of
 from support.database import execute, scalar, tables
 from support.operations import OPERATIONS, QUERY, batch
 
 from cenote import (
+    Chunk,
+    ChunkMixin,
     ConfigurationError,
+    EmbeddedChunk,
     MigrationError,
     PgVectorStore,
     SchemaConfig,
     VectorStoreError,
     schema,
 )
+from cenote.filters import Filter, field
 from cenote.inspection.checks.table import shard_findings
 from cenote.inspection.citus import Shard
-from cenote.maintenance import distribute, repartition
+from cenote.maintenance import distribute, reindex, repartition
+from cenote.maintenance.reindexing import drop_ann_index_of_empty_table
 from cenote.migrate import versions
+from cenote.models import SyncResult
 from cenote.orm.factory import chunk_table
+from cenote.postgres.dsn import CITUS_SETTINGS, create_engine
+from cenote.postgres.vector import VectorType
 from cenote.testing import MakeStore, VectorStoreContract, embedded, found
 
 DISTRIBUTED = SchemaConfig(dimensions=4, distribution="citus")
@@ -133,8 +172,47 @@ def test_findings_about_shards() -> None:
         "shards_uneven",
         "10.0 times the size of the average shard",
     )
+    assert "isolate_tenant_to_new_shard('cenote_chunks', '<namespace>', 'CASCADE')" in finding.hint
     even = [replace(shard, size=2**31) for shard in small]
     assert [*shard_findings(even, DISTRIBUTED)] == []
+
+
+def test_findings_about_indexes_of_shards() -> None:
+    """Findings report the shards that an interrupted rebuild left with other indexes."""
+    index = "ix_cenote_chunks_embedding"
+    whole = [
+        Shard(number=n, size=1, invalid_indexes=None, indexes=frozenset({index, "pk"}))
+        for n in range(4)
+    ]
+    assert [*shard_findings(whole, DISTRIBUTED)] == []
+    left = replace(whole[3], indexes=frozenset({index, index + "_new"}))
+    (finding,) = shard_findings([*whole[:3], left], DISTRIBUTED)
+    assert (finding.kind, finding.subject) == ("index_left_over", f"index {index}_new of shard 3")
+    assert finding.hint == "run cenote reindex --m 16 --ef-construction 64"
+    lacking = [replace(shard, indexes=frozenset({"pk"})) for shard in whole]
+    (finding,) = shard_findings([*whole[:2], *lacking[2:]], DISTRIBUTED)
+    assert (finding.kind, finding.subject) == ("index_missing", f"index {index} of shards 2, 3")
+    # A finding about the coordinator's index reports an index that all shards lack.
+    assert [*shard_findings(lacking, DISTRIBUTED)] == []
+    silent = Shard(number=4, size=0, invalid_indexes=None, reachable=False)
+    kinds = [finding.kind for finding in shard_findings([*whole, silent], DISTRIBUTED)]
+    assert kinds == ["shard_unreachable"]
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_settings_of_engines(distributed: bool) -> None:
+    """Only engines for a distributed table have Citus' setting, which poolers do not know."""
+    engine = create_engine("postgresql://host/database", distributed=distributed)
+    settings: list[Any] = []
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def connect(dialect: Any, record: Any, args: Any, arguments: dict[str, Any]) -> None:
+        settings.append(arguments["server_settings"])
+        raise ConnectionRefusedError
+
+    with pytest.raises(ConnectionRefusedError):
+        engine.sync_engine.raw_connection()
+    assert settings == [{"jit": "off", **(CITUS_SETTINGS if distributed else {})}]
 
 
 # -- on a cluster
@@ -142,16 +220,25 @@ def test_findings_about_shards() -> None:
 TABLE = "cenote_distributed"
 
 
-def citus_url() -> Any:
-    """Return the URL of the coordinator's database."""
-    url = make_url(os.environ["CENOTE_TEST_CITUS_URL"])
-    return url.set(drivername="postgresql+asyncpg")
+def citus_engine(**settings: str) -> AsyncEngine:
+    """Return an engine on the coordinator's database, with settings for its connections."""
+    url = make_url(os.environ["CENOTE_TEST_CITUS_URL"]).set(drivername="postgresql+asyncpg")
+    server_settings = {**CITUS_SETTINGS, **settings}
+    return create_async_engine(url, connect_args={"server_settings": server_settings})
 
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[AsyncEngine]:
     """Yield an engine on the coordinator."""
-    engine = create_async_engine(citus_url())
+    engine = citus_engine()
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def one_node() -> AsyncIterator[AsyncEngine]:
+    """Yield an engine on whose connections Citus rejects statements that read several shards."""
+    engine = citus_engine(**{"citus.multi_task_query_log_level": "error"})
     yield engine
     await engine.dispose()
 
@@ -202,18 +289,253 @@ class TestDistributed(VectorStoreContract):
 
 @pytest.mark.citus
 @pytest.mark.parametrize("operation", sorted(OPERATIONS.keys() - {"list_namespaces"}))
-async def test_operations_use_one_node(cluster: AsyncEngine, name: str, operation: str) -> None:
+async def test_operations_use_one_node(
+    cluster: AsyncEngine, one_node: AsyncEngine, name: str, operation: str
+) -> None:
     """Operations work where Citus rejects every statement that involves several shards."""
-    await (await distributed_store(cluster, name, text_search="simple")).upsert(batch(1, 3), "n")
-    strict = create_async_engine(
-        citus_url(),
-        connect_args={"server_settings": {"citus.multi_task_query_log_level": "error"}},
-    )
-    store = PgVectorStore(strict, 4, table_name=name, text_search="simple")
+    filled = await distributed_store(cluster, name, text_search="simple")
+    for namespace in ("n", "m"):
+        await filled.upsert(batch(1, 3), namespace)
+    store = PgVectorStore(one_node, 4, table_name=name, text_search="simple")
     with pytest.raises(VectorStoreError):
         await store.list_namespaces()  # Citus rejects it, because it reads all shards
     await OPERATIONS[operation](store)
-    await strict.dispose()
+
+
+@pytest.mark.citus
+@pytest.mark.parametrize("ann_index", ["auto", "rebuild", "keep"])
+async def test_bulk_loads_use_one_node(
+    cluster: AsyncEngine,
+    one_node: AsyncEngine,
+    name: str,
+    ann_index: Literal["auto", "rebuild", "keep"],
+) -> None:
+    """Bulk loads work there, too, into an empty table and into one with rows."""
+    config = replace(DISTRIBUTED, table_name=name)
+    await distributed_store(cluster, name)
+    store = PgVectorStore(one_node, 4, table_name=name)
+    for namespace in ("n", "m"):
+        assert await store.bulk_load(batch(1, 50), namespace, ann_index=ann_index) == 50
+        assert await schema.check(one_node, config) == []
+    async with store.deferred_ann_index():
+        assert await store.bulk_load(batch(1, 50), "l") == 50
+    assert await schema.check(one_node, config) == []
+    assert await store.count("n") == await store.count("m") == await store.count("l") == 50
+
+
+@pytest.mark.citus
+async def test_bulk_load_into_an_empty_table(cluster: AsyncEngine, name: str) -> None:
+    """The load drops the index of an empty table only, and builds it afterwards."""
+    store = await distributed_store(cluster, name)
+    config = replace(DISTRIBUTED, table_name=name)
+    assert await drop_ann_index_of_empty_table(cluster, config) is True
+    kinds = [finding.kind for finding in await schema.check(cluster, config)]
+    assert kinds == ["index_missing"]
+    await store.bulk_load(batch(1, 5), "n")  # builds the missing index
+    assert await schema.check(cluster, config) == []
+    assert await drop_ann_index_of_empty_table(cluster, config) is False
+    assert await schema.check(cluster, config) == []
+
+
+NEVER: dict[str, Callable[[Any], ColumnElement[bool]]] = {
+    "false": lambda model: false(),
+    "constants": lambda model: literal(1) == literal(2),
+    "no values": lambda model: model.id.in_([]),
+    "null": lambda model: null() == literal(1),
+    "another namespace": lambda model: model.namespace == "other",
+    "two namespaces": lambda model: and_(model.namespace == "n", model.namespace == "m"),
+}
+"""SQL conditions that are false for every chunk of the namespace ``n``."""
+
+NEVER_FILTERS: dict[str, Filter | dict[str, Any]] = {
+    "no values": {"acl": {"$in": []}},
+    "nested": {"$and": [{"a": 1}, {"acl": {"$in": []}}]},
+    "negated": {"$not": {"acl": {"$nin": []}}},
+    "a field": field("id").in_([]),
+}
+"""Filters that match no chunk."""
+
+
+async def rows_of(engine: AsyncEngine, statement: Any) -> list[Any]:
+    async with AsyncSession(engine) as session:
+        return [*(await session.execute(statement)).all()]
+
+
+@pytest.fixture
+async def searched(cluster: AsyncEngine, name: str) -> PgVectorStore:
+    """A distributed store with a namespace that a search compares exactly, and a large one."""
+    store = await distributed_store(cluster, name, text_search="simple")
+    await store.upsert(batch(1, 5), "m")
+    await store.upsert(batch(1, 1200), "n")
+    return store
+
+
+@pytest.mark.citus
+async def test_conditions_that_are_never_true(
+    cluster: AsyncEngine, searched: PgVectorStore
+) -> None:
+    """Searches return nothing, although Citus then reads no shard."""
+    for label, never in NEVER.items():
+        where = never(searched.model)
+        for options in ({}, {"exact": True}, {"per_document": 1}, {"filter": {"a": 1}}):
+            assert await searched.search(QUERY, "n", where=where, **options) == [], label
+        assert await searched.search_text("by", "n", where=where) == [], label
+        assert await searched.search_hybrid("by", QUERY, "n", where=where) == [], label
+        for exact in (False, True):
+            statement = searched.search_statement(QUERY, "n", where=where, exact=exact)
+            assert await rows_of(cluster, statement) == [], label
+    assert len(await searched.search(QUERY, "n")) == 10
+
+
+@pytest.mark.citus
+async def test_filters_that_never_match(cluster: AsyncEngine, searched: PgVectorStore) -> None:
+    """Every operation with a filter that matches nothing returns nothing."""
+    for label, never in NEVER_FILTERS.items():
+        assert await searched.search(QUERY, "n", filter=never) == [], label
+        assert await searched.search_many([QUERY, QUERY], "n", filter=never) == [[], []], label
+        assert await searched.search_diverse(QUERY, "n", filter=never) == [], label
+        assert await searched.search_namespaces(QUERY, ["n", "m"], filter=never) == [], label
+        assert await searched.search_text("by", "n", filter=never) == [], label
+        assert await searched.search_hybrid("by", QUERY, "n", filter=never) == [], label
+        assert await searched.list_chunks("n", filter=never) == [], label
+        assert await searched.count("n", never) == 0, label
+        assert await searched.delete_matching(never, "n") == 0, label
+        for exact in (False, True):
+            statement = searched.search_statement(QUERY, "n", filter=never, exact=exact)
+            assert await rows_of(cluster, statement) == [], label
+    assert await searched.count("n") == 1200
+
+
+@pytest.mark.citus
+async def test_sync_document_counts_written_chunks(cluster: AsyncEngine, name: str) -> None:
+    """A chunk that is stored already counts as unchanged, as on one machine."""
+    store = await distributed_store(cluster, name)
+    chunks = [embedded(str(n), document_id="doc") for n in range(3)]
+    first = SyncResult(written=3, removed=0, unchanged=0)
+    assert await store.sync_document("doc", chunks, "n") == first
+    second = SyncResult(written=0, removed=0, unchanged=3)
+    assert await store.sync_document("doc", chunks, "n") == second
+    changed = [embedded("0", document_id="doc", content="new"), chunks[1]]
+    third = SyncResult(written=1, removed=1, unchanged=1)
+    assert await store.sync_document("doc", changed, "n") == third
+    kept: list[Chunk | EmbeddedChunk] = [changed[0].chunk, embedded("4", document_id="doc")]
+    fourth = SyncResult(written=1, removed=1, unchanged=1)
+    assert await store.sync_document("doc", kept, "n") == fourth
+
+
+class OnUpdate(DeclarativeBase):
+    """Base of a model whose columns have an ``onupdate``."""
+
+
+class Color(enum.Enum):
+    RED = "r"
+
+
+MOMENT = datetime(2026, 11, 28, 12, 30, 15, 250_000, tzinfo=UTC)
+ON_UPDATE: dict[str, tuple[Any, Any]] = {
+    "a_text": (Text(), "it's 100 % \\ :new"),
+    "a_varchar": (String(40), "x"),
+    "an_integer": (Integer(), -7),
+    "a_float": (Double(), 1.5),
+    "a_numeric": (Numeric(12, 3), Decimal("12.345")),
+    "a_boolean": (Boolean(), True),
+    "a_moment": (DateTime(timezone=True), MOMENT),
+    "a_date": (Date(), MOMENT.date()),
+    "a_uuid": (Uuid(), uuid.UUID(int=7)),
+    "some_bytes": (LargeBinary(), b"\x00'\xff"),
+    "an_interval": (Interval(), timedelta(days=2, microseconds=5)),
+    "a_vector": (VectorType(3), [1.0, 2.5, 0.0]),
+    "some_json": (JSONB(), {"a": ["it's", None, 1.5]}),
+    "a_color": (Enum(Color, name="on_update_color"), Color.RED),
+    "nothing": (Text(), None),
+}
+"""Types of columns with a function as ``onupdate``, and the values that it returns."""
+
+
+class Versioned(ChunkMixin, OnUpdate, dimensions=4, partitions=0):
+    """A model whose other columns change with every update of a row."""
+
+    __tablename__ = "distributed_on_update"
+
+    constant: Mapped[str | None] = mapped_column(onupdate="constant")
+    expression: Mapped[str | None] = mapped_column(onupdate=literal("a") + literal("b"))
+    given: Mapped[str | None] = mapped_column(onupdate=lambda: "not given")
+
+
+for column_name, (column_type, column_value) in ON_UPDATE.items():
+    setattr(
+        Versioned,
+        column_name,
+        mapped_column(
+            column_type, nullable=True, onupdate=partial(lambda value: value, column_value)
+        ),
+    )
+
+
+@pytest.fixture
+async def versioned(cluster: AsyncEngine) -> AsyncIterator[PgVectorStore[Versioned]]:
+    """Yield a store on a distributed table whose columns have an ``onupdate``."""
+    table = Versioned.__tablename__
+    async with cluster.begin() as connection:
+        await connection.run_sync(OnUpdate.metadata.create_all)
+    await execute(
+        cluster, f"SELECT create_distributed_table('{table}', 'namespace', shard_count => 4)"
+    )
+    yield PgVectorStore(cluster, model=Versioned)
+    await execute(cluster, f"DROP TABLE {table}", "DROP TYPE on_update_color")
+
+
+@pytest.mark.citus
+async def test_values_of_onupdate(
+    cluster: AsyncEngine, versioned: PgVectorStore[Versioned]
+) -> None:
+    """Functions, constants and expressions change only the rows that an upsert updates."""
+    columns = {"given": "first"}
+    await versioned.upsert([embedded(name, columns=columns) for name in ("a", "b", "c")], "n")
+    await versioned.upsert(
+        [embedded("a", content="new", columns={"given": "second"}), embedded("b", columns=columns)],
+        "n",
+    )
+    assert await versioned.update_metadata({"c": {"a": 1}}, "n") == 1
+    async with AsyncSession(cluster) as session:
+        query: Any = select(Versioned).where(Versioned.namespace == "n").order_by(Versioned.id)
+        updated, unchanged, annotated = await session.scalars(query)
+    expected = {name: value for name, (_, value) in ON_UPDATE.items()}
+    expected |= {"constant": "constant", "expression": "ab"}
+    for row in (updated, annotated):
+        row.a_vector = row.a_vector.tolist()
+        assert {name: getattr(row, name) for name in expected} == expected
+    assert {getattr(unchanged, name) for name in expected} == {None}
+    assert (updated.given, unchanged.given, annotated.given) == ("second", "first", "not given")
+
+
+@pytest.mark.citus
+async def test_sync_document_with_onupdate(versioned: PgVectorStore[Versioned]) -> None:
+    """`sync_document` accepts a model with ``onupdate``, and counts its rows."""
+    chunks = [embedded("a", document_id="d"), embedded("b", document_id="d")]
+    await versioned.sync_document("d", chunks, "n")
+    chunks[0] = embedded("a", document_id="d", content="new")
+    result = await versioned.sync_document("d", chunks, "n")
+    assert result == SyncResult(written=1, removed=0, unchanged=1)
+
+
+@pytest.mark.citus
+async def test_settings_of_the_connections(cluster: AsyncEngine, name: str) -> None:
+    """`connect` sets what makes the first operation fast, for a distributed table only."""
+    dsn = os.environ["CENOTE_TEST_CITUS_URL"]
+    query = "SELECT current_setting('citus.override_table_visibility')"
+    await distributed_store(cluster, name)
+    async with await PgVectorStore.connect(dsn, 4, table_name=name) as store:
+        assert await scalar(store.engine, query) == "off"
+        await store.upsert(batch(1, 3), "n")
+        assert await store.count("n") == 3
+        other = store.with_own_pool()
+        assert await scalar(other.engine, query) == "off"
+        await other.engine.dispose()
+    plain = name + "_plain"
+    for options in ({"table_name": plain}, {"table_name": name, "min_size": 0}):
+        async with await PgVectorStore.connect(dsn, 4, **options) as store:
+            assert await scalar(store.engine, query) == "on"
 
 
 @pytest.mark.citus
@@ -249,14 +571,107 @@ async def test_distribute_a_partitioned_table(cluster: AsyncEngine, name: str) -
 @pytest.mark.citus
 async def test_rebuilding_the_indexes(cluster: AsyncEngine, name: str) -> None:
     """`reindex` and a bulk load with ann_index='rebuild' build the indexes on the nodes."""
-    from cenote.maintenance import reindex
-
     store = await distributed_store(cluster, name)
     await store.bulk_load(batch(1, 300), "n", ann_index="rebuild")
     config = replace(DISTRIBUTED, table_name=name, hnsw_m=8, hnsw_ef_construction=32)
     await reindex(cluster, config)
     assert await schema.check(cluster, config) == []
     assert len(await store.search(QUERY, "n", limit=100)) == 100
+
+
+INTERRUPTED: dict[str, list[str]] = {
+    "a node lacks the new index": [
+        "CREATE INDEX CONCURRENTLY {index}_new ON {table} USING hnsw (embedding vector_cosine_ops)",
+        "SELECT run_command_on_shards('{table}', 'DROP INDEX IF EXISTS {index}_new_{shard}')",
+    ],
+    "only the coordinator has the new index": [
+        "SET citus.enable_ddl_propagation TO off",
+        "CREATE INDEX {index}_new ON {table} USING hnsw (embedding vector_cosine_ops)",
+    ],
+    "only the nodes have the new index": [
+        "CREATE INDEX CONCURRENTLY {index}_new ON {table} USING hnsw (embedding vector_cosine_ops)",
+        "SET citus.enable_ddl_propagation TO off",
+        "DROP INDEX {index}_new",
+    ],
+    "only the nodes have the old index": [
+        "CREATE INDEX {index}_old ON {table} USING hnsw (embedding vector_cosine_ops)",
+        "SET citus.enable_ddl_propagation TO off",
+        "DROP INDEX {index}_old",
+    ],
+    "a node lacks the index": [
+        "SELECT run_command_on_shards('{table}', 'DROP INDEX IF EXISTS {index}_{shard}')",
+    ],
+    "only the nodes have the index": [
+        "SET citus.enable_ddl_propagation TO off",
+        "DROP INDEX {index}",
+    ],
+}
+"""States in which an interrupted rebuild may leave a table."""
+
+
+@pytest.mark.citus
+@pytest.mark.parametrize("state", INTERRUPTED)
+@pytest.mark.parametrize("repair", ["reindex", "bulk_load"])
+async def test_interrupted_rebuilds(
+    cluster: AsyncEngine, name: str, state: str, repair: str
+) -> None:
+    """The check reports each state, and what its hint says mends it at once."""
+    store = await distributed_store(cluster, name)
+    await store.upsert(batch(1, 100), "n")
+    config = replace(DISTRIBUTED, table_name=name)
+    shard = await scalar(
+        cluster, f"SELECT min(shardid) FROM pg_dist_shard WHERE logicalrelid = '{name}'::regclass"
+    )
+    names = {"index": f"ix_{name}_embedding", "table": name, "shard": shard}
+    async with cluster.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        for statement in INTERRUPTED[state]:
+            await connection.exec_driver_sql(statement.format(**names))
+        await connection.invalidate()  # it has other settings now
+    found_kinds = {finding.kind for finding in await schema.check(cluster, config)}
+    assert found_kinds & {"index_left_over", "index_missing"}, found_kinds
+    if repair == "reindex":
+        await reindex(cluster, config)
+    else:
+        await store.bulk_load(batch(1, 10), "m", ann_index="rebuild")
+    assert await schema.check(cluster, config) == []
+    assert len(await store.search(QUERY, "n", limit=50)) == 50
+
+
+@pytest.mark.citus
+async def test_isolated_namespaces(cluster: AsyncEngine, name: str) -> None:
+    """The check accepts the shards that the hint about uneven shards splits off."""
+    store = await distributed_store(cluster, name)
+    for namespace in ("a", "b"):
+        await store.upsert(batch(1, 30), namespace)
+    config = replace(DISTRIBUTED, table_name=name, shard_count=8)
+    for namespace in ("a", "b"):
+        isolate = f"SELECT isolate_tenant_to_new_shard('{name}', '{namespace}', 'CASCADE')"
+        await execute(cluster, isolate)
+    count = f"SELECT count(*) FROM pg_dist_shard WHERE logicalrelid = '{name}'::regclass"
+    assert await scalar(cluster, count) == 12
+    assert await schema.check(cluster, config) == []
+    (finding,) = await schema.check(cluster, replace(config, shard_count=12))
+    assert (finding.kind, finding.actual) == ("distribution", "it has 8 shards")
+    assert await store.list_namespaces() == {"a": 30, "b": 30}
+    assert len(await store.search(QUERY, "a", limit=30)) == 30
+
+
+@pytest.mark.citus
+async def test_downgrade_to_a_plain_table(cluster: AsyncEngine, name: str) -> None:
+    """The downgrade brings the rows back into a plain table, without partitions."""
+    store = await distributed_store(cluster, name)
+    await store.upsert(batch(1, 20), "n")
+    dsn = cluster.url.render_as_string(hide_password=False)
+    settings = ["-xdimensions=4", "-xdistribution=citus", f"-xtable_name={name}"]
+    arguments = ["migrate", *settings, "downgrade", "cenote_0003"]
+    output_of(cenote(*arguments, CENOTE_DATABASE_URL=dsn))
+    assert await scalar(cluster, f"SELECT count(*) FROM {name}") == 20
+    kind = f"SELECT relkind::text FROM pg_class WHERE oid = '{name}'::regclass"
+    assert await scalar(cluster, kind) == "r"
+    distributed = f"SELECT count(*) FROM pg_dist_partition WHERE logicalrelid = '{name}'::regclass"
+    assert await scalar(cluster, distributed) == 0
+    assert len(await store.search(QUERY, "n", limit=20)) == 20
 
 
 @pytest.mark.citus
@@ -281,5 +696,13 @@ async def test_colocate_with_an_application_table(cluster: AsyncEngine, name: st
             " ON c.namespace = d.tenant AND c.document_id = d.id WHERE d.tenant = 'acme'"
         )
         assert await scalar(cluster, joined) == 3
+        rows: Any = table(documents, column("tenant"), column("id"))
+        model: Any = store.model
+        in_documents = exists().where(rows.c.id == model.document_id)
+        by_name = in_documents.where(rows.c.tenant == "acme")
+        assert len(await store.search(QUERY, "acme", where=by_name)) == 3
+        by_column = in_documents.where(rows.c.tenant == model.namespace)
+        with pytest.raises(VectorStoreError):  # as docs/scaling.md says
+            await store.search(QUERY, "acme", where=by_column)
     finally:
         await execute(cluster, f"DROP TABLE IF EXISTS {name}, {documents} CASCADE")

@@ -12,7 +12,7 @@ from sqlalchemy.schema import DropConstraint, ExecutableDDLElement
 from cenote.config import SchemaConfig, languages
 from cenote.errors import MigrationError
 from cenote.inspection.checks.findings import Finding, FindingKind, ddl_sql, subject_of
-from cenote.inspection.checks.indexes import index_findings
+from cenote.inspection.checks.indexes import NEW, OLD, index_findings
 from cenote.inspection.citus import Shard
 from cenote.inspection.hints import (
     arguments_for,
@@ -25,8 +25,8 @@ from cenote.inspection.hints import (
 )
 from cenote.inspection.live_table import LiveTable, embedding_sql
 from cenote.orm.factory import chunk_table
-from cenote.orm.mixin import KEY
-from cenote.postgres.ddl import add_constraint, attach_partition, table_of
+from cenote.orm.mixin import KEY, ann_index_name
+from cenote.postgres.ddl import add_constraint, attach_partition, qualified, table_of
 from cenote.postgres.extension import OLDEST_PGVECTOR, parse_version
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
 
@@ -235,7 +235,10 @@ def distribution_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
 
 
 def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Finding]:
-    """Check that all nodes answer, all indexes are valid, and no shard is much too large."""
+    """Check that all nodes answer, the shards have their indexes, and no shard is much too large.
+
+    The indexes that other checks know from the coordinator are not reported again.
+    """
     for shard in shards:
         if not shard.reachable:
             yield Finding(
@@ -253,6 +256,7 @@ def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Fi
                 expected="valid indexes",
                 hint="run " + reindex_command(config),
             )
+    yield from _shard_index_findings([shard for shard in shards if shard.reachable], config)
     largest = max(shards, key=lambda shard: shard.size, default=None)
     if largest is None or largest.size < _SMALL_SHARD:
         return
@@ -263,9 +267,39 @@ def shard_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Fi
             subject=f"shard {largest.number}",
             actual=f"{largest.size / average:.1f} times the size of the average shard",
             expected=f"at most {_UNEVEN} times",
-            hint="move its largest namespace to a separate shard with Citus' "
-            "isolate_tenant_to_new_shard, then run citus_rebalance_start",
+            hint="move its largest namespace to a separate shard: SELECT "
+            f"isolate_tenant_to_new_shard('{qualified(config.table_name, config.schema)}', "
+            "'<namespace>', 'CASCADE'), which splits the shards of all co-located tables, too, "
+            "then SELECT citus_rebalance_start()",
         )
+
+
+def _shard_index_findings(shards: Sequence[Shard], config: SchemaConfig) -> Iterator[Finding]:
+    """Check that interrupted rebuilds left all shards the same ANN index, and no other."""
+    name = ann_index_name(config.table_name)
+    for suffix in (NEW, OLD):
+        numbers = [shard.number for shard in shards if name + suffix in shard.indexes]
+        if numbers:
+            yield Finding(
+                kind="index_left_over",
+                subject=f"index {name}{suffix} of {_shards(numbers)}",
+                actual="it is left by a rebuild, interrupted or still running",
+                expected="no such index",
+                hint="run " + reindex_command(config),
+            )
+    numbers = [shard.number for shard in shards if name not in shard.indexes]
+    if 0 < len(numbers) < len(shards):
+        yield Finding(
+            kind="index_missing",
+            subject=f"index {name} of {_shards(numbers)}",
+            actual="it is missing",
+            expected="the index on every shard",
+            hint="run " + reindex_command(config),
+        )
+
+
+def _shards(numbers: Sequence[int]) -> str:
+    return ("shard " if len(numbers) == 1 else "shards ") + ", ".join(map(str, numbers))
 
 
 def check_can_secure(live: LiveTable) -> None:

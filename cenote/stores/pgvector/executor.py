@@ -71,6 +71,12 @@ class StatementExecutor:
         operation_timeout: Maximum seconds per operation; unlimited if None.
         on_measured_ef_search: Called with the measured ``ef_search`` that the table's ANN index
             records, or None, when the table is checked.
+
+    Attributes:
+        table: Chunk table.
+        table_checked: True if the table was checked, which the first statement does.
+        has_citus: True if the database had the citus extension at that time.
+        closed: True if the store is closed.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class StatementExecutor:
         self._operation_timeout = operation_timeout
         self._on_measured_ef_search = on_measured_ef_search
         self.table_checked = False
+        self.has_citus = False
         self._direct = DirectConnections(engine, self._migrations)
         self.closed = False
 
@@ -303,6 +310,7 @@ class StatementExecutor:
             await self._check_table(connection, live)
             measured = parse_comment(live.index_comment)
             self._on_measured_ef_search(None if measured is None else measured.ef_search)
+            self.has_citus = bool(live.has_citus)
             self.table_checked = True
 
     async def _check_snapshot(self, connection: AsyncConnection, operation: str) -> None:

@@ -6,8 +6,9 @@ This module opens and closes a `PgVectorStore`. The modules beside it contain it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -20,11 +21,13 @@ from sqlalchemy.ext.asyncio import (
 
 from cenote import config as defaults
 from cenote.config import SchemaConfig
-from cenote.errors import InvalidInputError, MigrationError
+from cenote.errors import InvalidInputError, MigrationError, StoreConnectionError
+from cenote.inspection.citus import is_distributed
 from cenote.inspection.hints import APPLICATION_MIGRATIONS
 from cenote.orm.factory import config_from_model, model_for_config
 from cenote.orm.mixin import ChunkRow
-from cenote.postgres.dsn import create_engine
+from cenote.postgres.driver_errors import database_errors
+from cenote.postgres.dsn import CITUS_SETTINGS, create_engine
 from cenote.postgres.event_loops import belongs_to_other_loop
 from cenote.postgres.pools import asyncpg_engine, check_pool_arguments, open_pool
 from cenote.stores.pgvector.base import Model
@@ -50,6 +53,11 @@ if TYPE_CHECKING:
     from cenote.inspection.checks.findings import Finding
 
 __all__ = ["PgVectorStore"]
+
+_PROTOCOL_VIOLATION = "08P01"
+"""SQLSTATE with which PgBouncer rejects an unknown setting at the start of a connection."""
+
+_logger = logging.getLogger(__name__)
 
 
 class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[Model]):
@@ -216,12 +224,17 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         Retry while the server is not there yet, starts up, is full or slow. Fail at once if waiting
         cannot help, for example after a wrong password or an unknown database.
 
+        If Citus has distributed the table already, the connections start with the setting
+        ``citus.override_table_visibility=off``, unless a pooler rejects it. Without the setting,
+        the first operation on each connection takes up to a second longer.
+
         Args:
             dsn: Connection string with ``postgresql://``, ``postgres://`` or
                 ``postgresql+asyncpg://``; for a Unix socket
                 ``postgresql:///database?host=/folder``.
             dimensions: Number of dimensions of every vector; omit it with ``model=``.
-            min_size: Number of connections to open now, at most `max_size`.
+            min_size: Number of connections to open now, at most `max_size`. With 0, `connect` does
+                not find out whether the table is distributed.
             max_size: Maximum number of connections; there is no overflow.
             startup_retries: Maximum number of retries.
             startup_backoff_seconds: First wait. It doubles each time, minus a random part.
@@ -234,15 +247,46 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
             StoreConnectionError: The server rejected the connection, or cannot be reached.
         """
         check_pool_arguments(min_size, max_size, startup_retries, startup_backoff_seconds, timeout)
-        engine = create_engine(dsn, pool_size=max_size, timeout=timeout)
+
+        async def open_store(*, distributed: bool) -> Self:
+            engine = create_engine(
+                dsn, pool_size=max_size, timeout=timeout, distributed=distributed
+            )
+            try:
+                store: Self = cls(engine, dimensions, **store_kwargs)  # type: ignore[arg-type]
+                store._owns_engine = True
+                await open_pool(engine, min_size, startup_retries, startup_backoff_seconds, dsn=dsn)
+            except BaseException:
+                await engine.dispose()
+                raise
+            return store
+
+        store: Self = await open_store(distributed=False)
+        replacement: Self | None = None
         try:
-            store: Self = cls(engine, dimensions, **store_kwargs)  # type: ignore[arg-type]
-            store._owns_engine = True
-            await open_pool(engine, min_size, startup_retries, startup_backoff_seconds, dsn=dsn)
+            if min_size > 0 and await store._is_distributed():
+                replacement = await open_store(distributed=True)
+        except StoreConnectionError as error:
+            if error.sqlstate != _PROTOCOL_VIOLATION:
+                await store.close()
+                raise
+            _logger.info("a pooler rejects the settings %s", ", ".join(CITUS_SETTINGS))
         except BaseException:
-            await engine.dispose()
+            await store.close()
             raise
-        return store
+        if replacement is None:
+            return store
+        await store.close()
+        return replacement
+
+    async def _is_distributed(self) -> bool:
+        """Return whether Citus has distributed the table, as far as the server answers."""
+        name, schema = self._config.table_name, self._config.schema
+        with suppress(*database_errors()):
+            async with self._engine.connect() as connection:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                return await connection.run_sync(is_distributed, name, schema)
+        return False
 
     async def close(self) -> None:
         """Dispose of the engine that `connect` created. The caller's engine stays open.

@@ -69,10 +69,11 @@ class Writing(PgVectorStoreBase[Model]):
         async with self._executor.transaction(
             "upsert", transaction, namespace, savepoint=savepoint
         ) as connection:
+            statement = self._writes.upsert(names, has_citus=self._executor.has_citus)
             for part, user_parameters in zip(parts, user_values, strict=True):
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace, **user_parameters}
-                await connection.execute(self._writes.upsert(names), parameters)
+                await connection.execute(statement, parameters)
             ids = [chunk.id for chunk in batch.chunks]
             await refresh(transaction, self._model, namespace, ids)
         return len(batch.chunks)
@@ -227,12 +228,12 @@ class Writing(PgVectorStoreBase[Model]):
             # in the order of their ids; otherwise two writers could deadlock.
             await connection.execute(self._writes.lock_rows, {**values, "ids": ids})
             written = await self._update_without_embeddings(connection, unembedded, values)
+            upsert = self._writes.counting_upsert(names, has_citus=self._executor.has_citus)
             for part in split_batch(batch) if batch.chunks else ():
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace}
                 parameters |= self._user_columns.parameters(names, part)
-                upserted = await connection.execute(self._writes.upsert(names), parameters)
-                written += upserted.rowcount
+                written += len((await connection.execute(upsert, parameters)).all())
             obsolete = (
                 await connection.scalars(self._writes.ids_of_document, {**values, "ids": ids})
             ).all()

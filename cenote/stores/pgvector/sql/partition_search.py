@@ -103,7 +103,7 @@ class PartitionSearch(Search):
             found = select(func.count()).select_from(hits).scalar_subquery()
         else:
             counted = self._count_matches(tenant)
-            settings = self._settings(self._scan_settings(counted), counted)
+            settings = self._settings(self._scan_settings(), counted)
             hits = self._ann_or_exact_hits(settings)
         proof = select(
             self._attached().label("attached"), present.label("present"), found.label("found")
@@ -182,7 +182,7 @@ class PartitionSearch(Search):
 
     def _ann_hits(self, tenant: CTE | None) -> CTE:
         """Return the rows that the ANN scan finds."""
-        values = self._scan_settings(None)
+        values = self._scan_settings()
         settings = select(*(set_setting(name, value).label(name) for name, value in values.items()))
         if tenant is not None:
             settings = settings.select_from(tenant).where(tenant.c.namespace.is_not(None))
@@ -193,7 +193,7 @@ class PartitionSearch(Search):
             "hits",
         )
 
-    def _partition(self, counted: CTE | None) -> ColumnElement[Any]:
+    def _partition(self) -> ColumnElement[Any]:
         return self._regclass("partition")
 
     @property

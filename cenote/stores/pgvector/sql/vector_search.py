@@ -174,7 +174,7 @@ class Search:
         if self.fetch is None:
             return self._nearest_first(self._exact_hits().subquery(self._name("hits")))
         counted = self._count_matches()
-        values = self._scan_settings(counted)
+        values = self._scan_settings()
         saved = self._session_settings(values)
         hits = self._ann_or_exact_hits(self._settings(values, counted, saved))
         restored = self._restoring_condition(values, saved, hits)
@@ -243,24 +243,21 @@ class Search:
         return restored >= _ZERO
 
     def _count_matches(self) -> CTE:
-        """Count the matching chunks, as far as it matters, and find their partition.
-
-        If the search has conditions, rows must be fetched anyway, and the partition comes with
-        them. Without conditions, tableoid would prevent an index-only scan.
-        """
-        matching = (
-            select(literal_column("tableoid", OID) if self._has_conditions else literal_column("1"))
+        """Count the matching chunks, as far as it matters."""
+        matching: Select[Any] = (
+            select(literal_column("1").label("row"))
             .select_from(self.table)
             .where(*self._matching())
             .limit(integer(self._exact_up_to + 1))
-            .subquery(self._name("matching"))
         )
-        found = [func.count().label("matches")]
-        if self._has_conditions:
-            found.append(func.max(matching.c.tableoid).label("partition"))
-        return self._cte(select(*found).select_from(matching), "few")
+        return self._cte(
+            select(func.count().label("matches")).select_from(
+                matching.subquery(self._name("matching"))
+            ),
+            "few",
+        )
 
-    def _scan_settings(self, counted: CTE | None) -> dict[str, ColumnElement[str]]:
+    def _scan_settings(self) -> dict[str, ColumnElement[str]]:
         """Return the values of the scan's settings by name.
 
         The scan stops after ``max_scan_tuples`` rows, and the exact branch takes over. The setting
@@ -279,7 +276,7 @@ class Search:
         estimated from the size of the partition's file, because statistics may be missing or old.
         """
         assert self.fetch is not None
-        size = cast(func.pg_relation_size(self._partition(counted)), Double)
+        size = cast(func.pg_relation_size(self._partition()), Double)
         rows_times_fetch = size / integer(self.row_bytes) * integer(self.fetch)
         few_matches = rows_times_fetch / integer(_MAX_EXACT_MATCHES)
         equal_costs = func.sqrt(rows_times_fetch / integer(_COMPARISONS_PER_VISIT))
@@ -291,11 +288,12 @@ class Search:
             "max_scan_tuples": cast(cast(visits, Integer), Text),
         }
 
-    def _partition(self, counted: CTE | None) -> ColumnElement[Any]:
-        """Return the oid of the namespace's partition."""
-        if self._has_conditions:
-            assert counted is not None
-            return counted.c.partition
+    def _partition(self) -> ColumnElement[Any]:
+        """Return the oid of the namespace's partition.
+
+        The scan does not have the conditions of the search. Citus cannot read ``tableoid`` if the
+        conditions are constantly false: it puts an empty subquery in place of the table.
+        """
         partition = (
             select(literal_column("tableoid", OID))
             .select_from(self.table)

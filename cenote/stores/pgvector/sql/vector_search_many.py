@@ -26,7 +26,7 @@ class SearchMany(Search):
         if self.fetch is None:
             return self._nearest_per_query(self._exact_per_query().subquery("hits"))
         counted = self._count_matches()
-        values = self._scan_settings(counted)
+        values = self._scan_settings()
         saved = self._session_settings(values)
         settings = self._settings(values, counted, saved)
         nearest = self._ann_scan(settings)

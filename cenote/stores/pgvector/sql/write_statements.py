@@ -7,9 +7,11 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     BigInteger,
+    BindParameter,
     Boolean,
     ColumnElement,
     Delete,
+    Dialect,
     Select,
     Table,
     Text,
@@ -27,7 +29,9 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.sql.dml import ReturningInsert
+from sqlalchemy.sql.visitors import replacement_traverse
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from cenote.filters.compiler import Conditions
 from cenote.postgres.vector import WireVector
@@ -49,7 +53,8 @@ class WriteStatements:
         self._table = table
         self._column_type: ColumnType = column_type
         self._user_columns = user_columns
-        self._upserts: dict[tuple[str, ...], Insert] = {}
+        self._upserts: dict[tuple[tuple[str, ...], bool], Insert] = {}
+        self._counting_upserts: dict[tuple[tuple[str, ...], bool], ReturningInsert[Any]] = {}
         columns = table.c
         by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
         of_document = columns.document_id == bindparam("document_id", type_=Text)
@@ -76,19 +81,32 @@ class WriteStatements:
         )
         """Lock a document until the transaction ends, so that its changes run one after another."""
 
-    def upsert(self, names: tuple[str, ...]) -> Insert:
+    def upsert(self, names: tuple[str, ...], *, has_citus: bool) -> Insert:
         """Return the upsert of many rows, whose parameters are one list per column.
 
         Stored rows that equal the new ones are not rewritten.
 
         Args:
             names: User columns for which the caller passes values.
+            has_citus: True if the table may be distributed.
         """
-        if names not in self._upserts:
-            self._upserts[names] = self._build_upsert(names)
-        return self._upserts[names]
+        key = (names, has_citus)
+        if key not in self._upserts:
+            self._upserts[key] = self._build_upsert(names, has_citus=has_citus)
+        return self._upserts[key]
 
-    def _build_upsert(self, names: tuple[str, ...]) -> Insert:
+    def counting_upsert(self, names: tuple[str, ...], *, has_citus: bool) -> ReturningInsert[Any]:
+        """Return an upsert that returns a row for each row that it writes.
+
+        For an INSERT with a SELECT, the command tag of Citus counts unchanged rows, too.
+        """
+        key = (names, has_citus)
+        if key not in self._counting_upserts:
+            upsert = self.upsert(names, has_citus=has_citus)
+            self._counting_upserts[key] = upsert.returning(literal_column("1"))
+        return self._counting_upserts[key]
+
+    def _build_upsert(self, names: tuple[str, ...], *, has_citus: bool) -> Insert:
         """Build one INSERT over unnest().
 
         It replaces the driver's executemany, because a task that is cancelled in asyncpg's
@@ -129,6 +147,9 @@ class WriteStatements:
             if user_column.name in names
         }
         changing = [name for name in types if name != "id"] + list(comparable)
+        on_update = self._user_columns.on_update(names)
+        if has_citus:
+            on_update = {name: _with_literals(value) for name, value in on_update.items()}
 
         def compared(columns: Any) -> Any:
             return tuple_(
@@ -140,7 +161,7 @@ class WriteStatements:
 
         return statement.on_conflict_do_update(
             index_elements=["namespace", "id"],
-            set_={name: excluded[name] for name in changing} | self._user_columns.on_update(names),
+            set_={name: excluded[name] for name in changing} | on_update,
             where=compared(self._table.c).is_distinct_from(compared(excluded)),
         )
 
@@ -226,3 +247,46 @@ class WriteStatements:
             .with_for_update()
             .cte("locked")
         )
+
+
+class _Literal(UserDefinedType[Any]):
+    """Type that also renders the literals that SQLAlchemy's types do not: of bytes and of JSON."""
+
+    cache_ok = True
+
+    def __init__(self, column_type: TypeEngine[Any]) -> None:
+        self.column_type = column_type
+
+    def literal_processor(self, dialect: Dialect) -> Any:
+        implementation = self.column_type.dialect_impl(dialect)
+        bind = implementation.bind_processor(dialect)
+        literal = implementation.literal_processor(dialect)
+
+        def process(value: Any) -> Any:
+            bound = value if bind is None else bind(value)
+            if isinstance(bound, bytes | bytearray | memoryview):
+                return "'\\x" + bytes(bound).hex() + "'::bytea"
+            if literal is not None:
+                return literal(value)
+            return "'" + str(bound).replace("'", "''") + "'"
+
+        return process
+
+
+def _with_literals(expression: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return an expression whose parameters are rendered as literals when it is executed.
+
+    Citus does not pass parameters to the nodes that only the DO UPDATE of an INSERT with a SELECT
+    uses: the nodes report "could not determine data type of parameter".
+    """
+
+    def replace(element: Any, **_: Any) -> Any:
+        if not isinstance(element, BindParameter):
+            return None
+        parameter = element.render_literal_execute()
+        if element.type.bind_expression(element) is None:
+            parameter.type = _Literal(element.type)
+        return parameter
+
+    literals: ColumnElement[Any] = replacement_traverse(expression, {}, replace)
+    return literals
