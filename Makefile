@@ -3,6 +3,7 @@
 # make test       run the tests, on CENOTE_TEST_DATABASE_URL, a container or an embedded Postgres
 # make browser    test the sample application in a headless browser (installs it on Debian)
 # make pgbouncer  test the store behind PgBouncer (installs it on Debian)
+# make attack     attack tenants, caches, contents and writes for ten times as long
 # make torture    run the fault, load and fuzz tests for twenty times as long
 # make check   formatting, lint, import order, types
 # make build      build the wheel and the sdist in dist/
@@ -21,7 +22,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 # to the whole server.
 PARALLEL = $(if $(CENOTE_TEST_DATABASE_URL),,--numprocesses logical --maxprocesses 4 --dist worksteal)
 
-.PHONY: demo app test torture lowest browser pgbouncer check build docs sbom audit benchmark clean
+.PHONY: demo app test attack torture lowest browser pgbouncer check build docs sbom audit benchmark clean
 
 PEERS = langchain llama vecs
 
@@ -33,6 +34,9 @@ app: $(VENV)/app-installed
 
 test: $(VENV)/dev-installed
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+attack: $(VENV)/dev-installed
+	CENOTE_TORTURE=10 $(BIN)/python -m pytest $(PARALLEL) tests/attack $(ARGS)
 
 torture: $(VENV)/dev-installed
 	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/faults/test_faults.py tests/faults/test_load.py tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_adapters.py tests/fuzz/test_fuzz_full_text.py $(ARGS)

@@ -27,6 +27,7 @@ pytest.register_assert_rewrite("cenote.testing", "support")
 # Haystack's telemetry would write into the home folder and send data.
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
+from support import attacks  # noqa: E402
 from support.commands import output_of, run  # noqa: E402
 from support.library import Base  # noqa: E402
 
@@ -36,6 +37,9 @@ from cenote.postgres.dsn import create_engine  # noqa: E402
 
 MEMORY_FOR_SERVERS = 8 * 2**30
 """Bytes for four servers, each with 1 GB of WAL (max_wal_size) and 1 GB of other data."""
+
+attacked = attacks.attacked
+pytest_terminal_summary = attacks.pytest_terminal_summary
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -135,4 +135,18 @@ class ReadStatements:
         statement = self._read(bind).where(*filter.sql(columns, bind), *where)
         if not first:
             statement = statement.where(columns.id > bind("after", Text()))
-        return statement.order_by(columns.id).limit(bind("page_size", BigInteger()))
+        statement = statement.order_by(columns.id).limit(bind("page_size", BigInteger()))
+        return self._limited_again(statement, first=first, bind=bind) if where else statement
+
+    def _limited_again(self, statement: Select[Any], *, first: bool, bind: Bind) -> Select[Any]:
+        """Repeat the conditions for the namespace and the id outside the caller's condition.
+
+        In ``text("true) OR (true")``, the condition closes the parentheses around it, and removes
+        the effect of the conditions beside it.
+        """
+        label = "cenote_namespace"
+        found = statement.add_columns(self._table.c.namespace.label(label)).subquery()
+        rows: Any = select(*(found.c[name] for name in CHUNK_FIELDS))
+        rows = rows.where(found.c[label] == bind("namespace", Text())).order_by(found.c.id)
+        page: Select[Any] = rows if first else rows.where(found.c.id > bind("after", Text()))
+        return page

@@ -118,8 +118,11 @@ class TextSearch:
             self._rank(asked, case((and_(*conditions), true()), else_=false()), is_small),
             self._rank(asked, *conditions, ~is_small),
         ).subquery()
+        # See Search._in_namespace_again.
+        again = [found.c.namespace == self.bind("namespace", Text())] if self.where else []
         best = (
             select(found.c.id, found.c.score)
+            .where(*again)
             .order_by(found.c.score.desc(), found.c.id)
             .limit(self.bind(limit, BigInteger()))
         )
@@ -141,8 +144,9 @@ class TextSearch:
         """Select ids and scores of the chunks that meet conditions."""
         columns = self.table.c
         score = full_text.rank(self._words(), asked.c.query).label("score")
+        selected = [columns.id, score, *([columns.namespace] if self.where else [])]
         return (
-            select(columns.id, score)
+            select(*selected)
             .select_from(self.table)
             .join(asked, true())
             .where(self._in_namespace(), *conditions)

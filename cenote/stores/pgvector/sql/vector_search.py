@@ -93,6 +93,9 @@ BY_ANN = "by_ann"
 """Label of a result column: true if the ANN index found the rows, false if they were compared
 exactly. It has the same value in all rows of a search."""
 
+_NAMESPACE = "cenote_namespace"
+"""Label of the namespace in a search with a condition of the caller."""
+
 _SPARE = 40
 """Minimum number of rows fetched beyond the limit, so that ties at the last place can be decided by
 id.
@@ -346,7 +349,10 @@ class Search:
     def _candidates(
         self, distance: ColumnElement[float], *conditions: ColumnElement[bool]
     ) -> Select[Any]:
-        return select(*self.columns, distance).where(*conditions)
+        columns = [*self.columns]
+        if self.where:
+            columns.append(self.table.c.namespace.label(_NAMESPACE))
+        return select(*columns, distance).where(*conditions)
 
     def _matching(self) -> list[ColumnElement[bool]]:
         return self._conditions()
@@ -397,12 +403,23 @@ class Search:
         # planner could take the order of an inner scan for the final order, which it is not: "+ 0"
         # makes Postgres sort.
         distance = hits.c.distance
+        columns = [column for column in hits.c if column.key != _NAMESPACE]
         return (
-            select(*map(as_text, hits.c), (integer(1) - distance).label("score"))
-            .where(distance <= integer(2))
+            select(*map(as_text, columns), (integer(1) - distance).label("score"))
+            .where(distance <= integer(2), *self._in_namespace_again(hits))
             .order_by(distance + _ZERO, hits.c.id)
             .limit(self._limit())
         )
+
+    def _in_namespace_again(self, hits: CTE | Subquery) -> list[ColumnElement[bool]]:
+        """Return the condition for the namespace again, outside the caller's condition.
+
+        In ``text("true) OR (true")``, the condition closes the parentheses around it, and removes
+        the effect of the condition for the namespace beside it.
+        """
+        if not self.where:
+            return []
+        return [hits.c[_NAMESPACE] == self.bind("namespace", Text())]
 
     def _limit(self) -> ColumnElement[Any]:
         return self.bind("limit", BigInteger())
