@@ -20,7 +20,6 @@ from sqlalchemy import (
     Connection,
     Executable,
     Integer,
-    Row,
     Select,
     Text,
     cast,
@@ -154,7 +153,7 @@ def read_shards(connection: Connection, name: str, schema: str) -> list[Shard]:
     return [_shard(row) for row in connection.execute(query)]
 
 
-def _shard(row: Row[Any]) -> Shard:
+def _shard(row: Any) -> Shard:
     validity: dict[str, bool] = {}
     if row.reachable:
         for result in filter(None, row.results):

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
-    CursorResult,
     Row,
     Select,
     Text,
@@ -429,7 +428,7 @@ _BLOCK_ROWS = 500
 """Number of rows that SQLAlchemy converts at a time."""
 
 
-async def fetch_all(result: CursorResult[Any]) -> list[Any]:
+async def fetch_all(result: Any) -> list[Any]:
     """Return all rows of a buffered result, and let other tasks run in between."""
     rows: list[Any] = []
     pauses = Pauses()
