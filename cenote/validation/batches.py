@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -216,6 +219,27 @@ def split_batch(batch: Batch) -> Iterator[Batch]:
             start, size = index, 0
         size += row
     yield batch[start:]
+
+
+def ascending_steps(batch: Batch, other_ids: Iterable[str]) -> Iterator[Batch | list[str]]:
+    """Split a batch at other ids, in ascending order of id.
+
+    Args:
+        batch: Chunks to write.
+        other_ids: Ids of other rows, in any order; none of them is an id of the batch.
+
+    Yields:
+        Parts of the batch (see :func:`split_batch`), and between them lists of the other ids.
+    """
+    ids = [chunk.id for chunk in batch.chunks]
+    start = 0
+    for end, group in groupby(sorted(other_ids), key=partial(bisect_left, ids)):
+        if end > start:
+            yield from split_batch(batch[start:end])
+        yield list(group)
+        start = end
+    if start < len(ids):
+        yield from split_batch(batch[start:])
 
 
 # -- documents -------------------------------------------------------------------------------------

@@ -8,11 +8,18 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import psutil
+from sqlalchemy import make_url, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from support.database import deadlocks
 
-from cenote import Chunk, EmbeddedChunk, PgVectorStore
+from cenote import Chunk, ChunkRow, EmbeddedChunk, InvalidInputError, PgVectorStore
 from cenote.postgres.dsn import create_engine
 from cenote.testing import embedded, stored
 
@@ -20,6 +27,8 @@ TORTURE = int(os.environ.get("CENOTE_TORTURE", "1"))
 SECONDS = 6 * TORTURE
 IDS = [f"{number:03}" for number in range(60)]
 TENANTS = ["acme", "globex"]
+
+Call = Callable[..., Awaitable[Any]]
 
 
 def written_by(writer: int, round_: int, tenant: str, chunk_id: str) -> EmbeddedChunk:
@@ -102,7 +111,86 @@ async def test_concurrent_writers_and_readers(dsn: str) -> None:
         for chunk in chunks:
             _, writer, round_ = chunk.content.split()
             assert vectors[chunk.id].tolist() == [1.0, float(writer), int(round_) % 1000, 1.0]
-    await engine.dispose()
+    assert await deadlocks(engine) == 0
+
+
+async def test_writers_do_not_deadlock(dsn: str) -> None:
+    """16 writers call all methods that write, for the same ids, and the server ends no deadlock.
+
+    A call runs in a transaction of the store, or is the only call in a transaction of the caller,
+    whose session may hold objects for the rows.
+    """
+    # Deadlocks are found sooner, so a wrong order of locks produces more of them.
+    url = make_url(dsn).update_query_dict({"options": "-c deadlock_timeout=50"})
+    engine = create_engine(url.render_as_string(hide_password=False), pool_size=16)
+    store = PgVectorStore(engine, 4)
+    end = asyncio.get_running_loop().time() + SECONDS
+    completed: Counter[str] = Counter()
+
+    def choose_call(numbers: random.Random, mark: str) -> tuple[str, Call]:
+        """Return the name of a method, and a call of it with random arguments."""
+        ids = numbers.sample(IDS, 20)  # in random order
+        document = f"document {int(ids[0]) % 7}"
+        chunks = [embedded(id, document_id=f"document {int(id) % 7}", content=mark) for id in ids]
+        in_document = [item for item in chunks if item.chunk.document_id == document]
+        odd = numbers.choice([True, False])
+        marked = [
+            replace(item, chunk=replace(item.chunk, metadata={"odd": odd})) for item in chunks
+        ]
+
+        async def sync_partly_embedded(**options: Any) -> None:
+            given: list[EmbeddedChunk | Chunk] = [*in_document]
+            new = {item.chunk.id for item in in_document}
+            for chunk in await store.get(IDS, "n", **options):
+                if chunk.document_id == document and chunk.id not in new and numbers.random() < 0.5:
+                    given.append(replace(chunk, metadata={"mark": mark}))
+            try:
+                await store.sync_document(document, given, "n", **options)
+            except InvalidInputError as error:  # another writer has changed or deleted a chunk
+                if error.field != "embedding":
+                    raise
+
+        calls: dict[str, Call] = {
+            "upsert": lambda **options: store.upsert(marked, "n", **options),
+            "sync_document": lambda **options: store.sync_document(
+                document, in_document, "n", **options
+            ),
+            "sync_document, partly embedded": sync_partly_embedded,
+            "delete": lambda **options: store.delete(ids[:5], "n", **options),
+            "delete_document": lambda **options: store.delete_document(document, "n", **options),
+            "delete_matching": lambda **options: store.delete_matching(
+                {"odd": odd}, "n", **options
+            ),
+            "delete_namespace": lambda **options: store.delete_namespace("n", **options),
+            "update_metadata": lambda **options: store.update_metadata(
+                {id: {"odd": odd, "mark": mark} for id in ids}, "n", **options
+            ),
+            "bulk_load": lambda **_: store.bulk_load(chunks, "n", ann_index="keep"),
+        }
+        weights = [8, 4, 4, 2, 1, 1, 1, 3, 2]
+        (name,) = numbers.choices([*calls], weights)
+        return name, calls[name]
+
+    async def write(writer: int) -> None:
+        numbers = random.Random(writer)
+        round_ = 0
+        while asyncio.get_running_loop().time() < end:
+            round_ += 1
+            name, call = choose_call(numbers, f"{writer} {round_}")
+            if name == "bulk_load" or numbers.random() < 0.5:
+                await call()
+            else:
+                name += " in a session"
+                async with AsyncSession(engine) as session, session.begin():
+                    if numbers.random() < 0.5:
+                        await session.scalars(select(ChunkRow).where(ChunkRow.namespace == "n"))
+                    await call(session=session)
+            completed[name] += 1
+
+    await store.upsert([embedded(id) for id in IDS], "n")
+    await asyncio.gather(*(write(number) for number in range(16)))
+    assert await deadlocks(engine) == 0
+    assert len(completed) == 17, completed
 
 
 async def test_concurrent_deletions_of_a_tenant(store: PgVectorStore) -> None:

@@ -93,6 +93,18 @@ async def test_all_operations(deployed: Deployment) -> None:
         assert await store.count("globex") == 1
 
 
+async def test_chunks_that_a_policy_protects(deployed: Deployment) -> None:
+    """`sync_document` does not wait for chunks that the role may read but not update."""
+    await execute(
+        deployed.owner,
+        "CREATE POLICY frozen ON cenote_chunks AS RESTRICTIVE FOR UPDATE USING (id <> 'a')",
+    )
+    store = deployed.store()
+    result = await asyncio.wait_for(store.sync_document("doc", [embedded("c")], "acme"), 10)
+    assert (result.written, result.removed, result.unchanged) == (1, 1, 0)
+    assert [chunk.id for chunk in await stored(store, "acme")] == ["a", "c"]
+
+
 async def _every_operation(store: PgVectorStore, options: dict[str, Any]) -> None:
     await store.upsert([embedded("c", content="dog"), embedded("d")], "acme", **options)
     assert await found(store, NEAR, "acme", **options) == ["a", "b", "c", "d"]

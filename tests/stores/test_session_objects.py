@@ -140,7 +140,7 @@ async def test_number_of_statements_with_and_without_loaded_objects(
     assert (
         await statements_of(store.upsert([passage(None, 0)], "t", session=session)) == with_reload
     )
-    assert await statements_of(store.delete(["?:0"], "t", session=session)) == ["DELETE", "WITH"]
+    assert await statements_of(store.delete(["?:0"], "t", session=session)) == ["WITH", "DELETE"]
 
 
 # -- relationships

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,23 @@ async def scalar(engine: AsyncEngine, query: str) -> Any:
     """Return the value that a query selects."""
     async with engine.connect() as connection:
         return await connection.scalar(text(query))
+
+
+async def deadlocks(engine: AsyncEngine) -> int:
+    """Return the number of deadlocks in the engine's database so far, and dispose of the engine.
+
+    Server processes report them at the latest when they end.
+    """
+    await engine.dispose()
+    processes = "SELECT numbackends FROM pg_stat_database WHERE datname = current_database()"
+    async with asyncio.timeout(10):
+        while await scalar(engine, processes) > 1:
+            await execute(engine, "SELECT pg_sleep(0.05)")
+    count: int = await scalar(
+        engine, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    )
+    await engine.dispose()
+    return count
 
 
 async def run_script(engine: AsyncEngine, script: str) -> None:

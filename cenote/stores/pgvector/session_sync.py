@@ -61,13 +61,18 @@ def _differs(loaded: Mapping[str, Any], found: RowMapping, name: str) -> bool:
     return name in loaded and name in found and bool(loaded[name] != found[name])
 
 
-def holds_any(session: CallerTransaction | None, model: type[Any], namespace: str) -> bool:
-    """Return whether the session holds objects for rows of a namespace."""
-    return bool(_objects_held(session, model, namespace, None))
+def holds_any(
+    session: CallerTransaction | None,
+    model: type[Any],
+    namespace: str,
+    ids: Sequence[str] | None = None,
+) -> bool:
+    """Return whether the session holds objects for rows of a namespace, or for some of its ids."""
+    return bool(_objects_held(session, model, namespace, None if ids is None else set(ids)))
 
 
 async def remove(
-    session: CallerTransaction | None, model: type[Any], namespace: str, ids: Sequence[str] | None
+    session: CallerTransaction | None, model: type[Any], namespace: str, ids: Sequence[str]
 ) -> int:
     """Delete rows for which the session holds objects, through the session.
 
@@ -77,12 +82,12 @@ async def remove(
         session: The caller's transaction.
         model: Chunk model.
         namespace: Namespace of the rows.
-        ids: Ids of the rows; the whole namespace if None.
+        ids: Ids of the rows.
 
     Returns:
         The number of deleted rows.
     """
-    held = [*_objects_held(session, model, namespace, None if ids is None else set(ids))]
+    held = [*_objects_held(session, model, namespace, set(ids))]
     for start in range(0, len(held), _MAX_IDS):
         some_ids = model.id.in_(held[start : start + _MAX_IDS])
         statement = delete(model).where(model.namespace == namespace, some_ids)

@@ -73,6 +73,10 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
     reads, `upsert`, `delete` and `delete_namespace`. Other failures raise an error of
     `cenote.errors`.
 
+    **Deadlocks.** Calls of the store do not deadlock with one another, because each locks and
+    inserts rows in ascending order of id. Your transaction may still deadlock with another one if
+    it contains several calls, or locks rows by itself.
+
     **Your transaction.** Every method except `bulk_load` accepts ``session=``: an `AsyncSession` or
     an `AsyncConnection` on asyncpg. The method flushes the session (errors of the flush are raised
     unchanged), runs in its transaction or savepoint, and never commits, rolls back or closes

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cenote.errors import InvalidInputError
@@ -21,12 +24,15 @@ from cenote.telemetry import record
 from cenote.validation.arguments import check_boolean, check_document_id, check_ids, check_namespace
 from cenote.validation.batches import (
     Batch,
+    ascending_steps,
     batch_without_embeddings,
     check_document,
     check_metadata_by_id,
     reject_unembedded,
     split_batch,
 )
+
+_logger = logging.getLogger(__name__)
 
 
 class Writing(PgVectorStoreBase[Model]):
@@ -93,8 +99,12 @@ class Writing(PgVectorStoreBase[Model]):
         if not ids:
             return
         async with self._executor.statement("delete", transaction, namespace) as connection:
-            await remove(transaction, self._model, namespace, ids)
-            await connection.execute(self._writes.delete, {"namespace": namespace, "ids": ids})
+            values = {"namespace": namespace, "ids": ids}
+            if not holds_any(transaction, self._model, namespace, ids):
+                await connection.execute(self._writes.delete, values)
+                return
+            found = (await connection.scalars(self._writes.ids, values)).all()
+            await self._delete_locked(connection, transaction, namespace, found)
 
     @operation("delete_namespace", retry=Retry.ALWAYS)
     async def delete_namespace(self, namespace: str, *, session: Session | None = None) -> None:
@@ -108,8 +118,12 @@ class Writing(PgVectorStoreBase[Model]):
         async with self._executor.statement(
             "delete_namespace", transaction, namespace
         ) as connection:
-            await remove(transaction, self._model, namespace, None)
-            await connection.execute(self._writes.delete_namespace, {"namespace": namespace})
+            values = {"namespace": namespace}
+            if not holds_any(transaction, self._model, namespace):
+                await connection.execute(self._writes.delete_namespace, values)
+                return
+            found = (await connection.scalars(self._writes.ids_of_namespace, values)).all()
+            await self._delete_locked(connection, transaction, namespace, found)
 
     @operation("delete_document", retry=Retry.IF_ROLLED_BACK)
     async def delete_document(
@@ -144,14 +158,30 @@ class Writing(PgVectorStoreBase[Model]):
         transaction = check_session(session)
         if self._never_holds(matching):
             return 0
-        statement = self._writes.delete_matching(matching)
         values = {"namespace": namespace, **matching.parameters}
         async with self._executor.statement(operation, transaction, namespace) as connection:
-            removed = 0
-            if holds_any(transaction, self._model, namespace):
-                found = await connection.scalars(self._writes.ids_matching(matching), values)
-                removed = await remove(transaction, self._model, namespace, found.all())
-            return removed + (await connection.execute(statement, values)).rowcount
+            if not holds_any(transaction, self._model, namespace):
+                statement = self._writes.delete_matching(matching)
+                return (await connection.execute(statement, values)).rowcount
+            found = (await connection.scalars(self._writes.ids_matching(matching), values)).all()
+            return await self._delete_locked(connection, transaction, namespace, found)
+
+    async def _delete_locked(
+        self,
+        connection: AsyncConnection,
+        transaction: CallerTransaction | None,
+        namespace: str,
+        ids: Sequence[str],
+    ) -> int:
+        """Delete rows that the transaction has locked in ascending order, and return their number.
+
+        Rows for which the session holds objects are deleted through the session, in any order.
+        """
+        removed = await remove(transaction, self._model, namespace, ids)
+        if removed == len(ids):
+            return removed
+        values = {"namespace": namespace, "ids": ids}
+        return removed + (await connection.execute(self._writes.delete, values)).rowcount
 
     @operation("update_metadata", retry=Retry.IF_ROLLED_BACK)
     async def update_metadata(
@@ -208,10 +238,46 @@ class Writing(PgVectorStoreBase[Model]):
         transaction = check_session(session)
         embedded, kept_chunks = check_document(document_id, chunks)
         batch = self._check_batch(embedded)
-        unembedded = batch_without_embeddings(kept_chunks, self._config.dimensions)
-        names = self._user_columns.names_in(batch) if batch.chunks else ()
-        values = {"namespace": namespace, "document_id": document_id}
-        ids = sorted(chunk.id for chunk in (*batch.chunks, *unembedded.chunks))
+        document = _Document(
+            document_id,
+            namespace,
+            batch,
+            batch_without_embeddings(kept_chunks, self._config.dimensions),
+            self._user_columns.names_in(batch) if batch.chunks else (),
+        )
+        ids_to_lock: Sequence[str] = ()
+        while True:
+            try:
+                return await self._sync_document(document, transaction, ids_to_lock)
+            except _RowsInUseError as error:
+                _logger.info("repeating sync_document: other transactions hold rows to be locked")
+                ids_to_lock = error.ids
+
+    async def _sync_document(
+        self,
+        document: _Document,
+        transaction: CallerTransaction | None,
+        ids_to_lock: Sequence[str],
+    ) -> SyncResult:
+        """Replace a document's stored chunks, or lock and write nothing.
+
+        Two transactions cannot deadlock if each waits only for rows whose ids are greater than the
+        ids of all rows that it holds. Therefore the chunks are written in ascending order of id,
+        and the remaining rows are locked afterwards, without waiting. If another transaction holds
+        some of them, everything is rolled back and repeated with `ids_to_lock`.
+
+        Args:
+            document: The new state.
+            transaction: The caller's transaction.
+            ids_to_lock: Ids of other rows, which are locked together with the writes, in ascending
+                order of all ids. This takes a statement for each interval between them.
+
+        Raises:
+            _RowsInUseError: Other transactions hold rows that are not in `ids_to_lock`. If rows in
+                `ids_to_lock` cannot be locked, a policy of the application forbids their update.
+        """
+        namespace, batch, unembedded = document.namespace, document.batch, document.unembedded
+        values = {"namespace": namespace, "document_id": document.id}
         async with self._executor.transaction(
             "sync_document", transaction, namespace, savepoint=transaction is not None
         ) as connection:
@@ -224,42 +290,86 @@ class Writing(PgVectorStoreBase[Model]):
                     f"{locked.isolation.upper()}",
                     field="session",
                 )
-            # Below, some rows are written and others are deleted afterwards. Lock all of them now
-            # in the order of their ids; otherwise two writers could deadlock.
-            await connection.execute(self._writes.lock_rows, {**values, "ids": ids})
-            written = await self._update_without_embeddings(connection, unembedded, values)
-            upsert = self._writes.counting_upsert(names, has_citus=self._executor.has_citus)
-            for part in split_batch(batch) if batch.chunks else ():
-                parameters = rows.parameters(part, self._config.column_type)
-                parameters |= {"namespace": namespace}
-                parameters |= self._user_columns.parameters(names, part)
-                written += len((await connection.execute(upsert, parameters)).all())
-            obsolete = (
-                await connection.scalars(self._writes.ids_of_document, {**values, "ids": ids})
-            ).all()
+            written = 0
+            upsert = self._writes.counting_upsert(
+                document.names, has_citus=self._executor.has_citus
+            )
+            for step in ascending_steps(batch, ids_to_lock):
+                if isinstance(step, Batch):
+                    parameters = rows.parameters(step, self._config.column_type)
+                    parameters |= {"namespace": namespace}
+                    parameters |= self._user_columns.parameters(document.names, step)
+                    written += len((await connection.execute(upsert, parameters)).all())
+                else:
+                    in_step = {"namespace": namespace, "ids": step}
+                    await connection.execute(self._writes.ids, in_step)
+            written_ids = [chunk.id for chunk in batch.chunks]
+            kept_ids = [chunk.id for chunk in unembedded.chunks]
+            others, in_use = await self._lock_other_rows(connection, values, written_ids, kept_ids)
+            if not in_use <= set(ids_to_lock):
+                raise _RowsInUseError([*in_use, *others])
+            if unembedded.chunks:
+                reject_unembedded(
+                    unembedded.chunks,
+                    {id: (row.content_hash, row.embedding_model) for id, row in others.items()},
+                    self._embedding_model,
+                )
+                written += await self._update_without_embeddings(connection, unembedded, values)
             # Delete last: an error would roll back the rows, but not the session's objects.
-            await remove(transaction, self._model, namespace, obsolete)
-            await connection.execute(self._writes.delete, {"namespace": namespace, "ids": obsolete})
+            obsolete = sorted(others.keys() - set(kept_ids))
+            await self._delete_locked(connection, transaction, namespace, obsolete)
+            ids = written_ids + kept_ids
             await refresh(transaction, self._model, namespace, ids)
         return SyncResult(written=written, removed=len(obsolete), unchanged=len(ids) - written)
+
+    async def _lock_other_rows(
+        self,
+        connection: AsyncConnection,
+        values: dict[str, Any],
+        written_ids: list[str],
+        kept_ids: list[str],
+    ) -> tuple[dict[str, Row[Any]], set[str]]:
+        """Lock the rows of a document that are not written, without waiting.
+
+        The simple statements of this method get generic plans. One statement for all rows, with
+        both lists of ids, was planned at each call, which took 1.6 ms instead of 0.4 ms.
+
+        Args:
+            connection: Connection in the transaction that has written the chunks.
+            values: Namespace and id of the document.
+            written_ids: Ids of the chunks that were written.
+            kept_ids: Ids of the chunks to keep. They may belong to another document.
+
+        Returns:
+            A pair: content hashes and embedding models of the locked rows by id, and the ids of
+            rows that were not locked, because other transactions hold them or have just added them.
+        """
+        namespace = values["namespace"]
+        of_document = {**values, "ids": written_ids}
+        locked = {
+            row.id: row
+            for row in await connection.execute(self._writes.lock_rows_of_document, of_document)
+        }
+        skipped: set[str] = set()
+        if elsewhere := [id for id in kept_ids if id not in locked]:
+            by_id = {"namespace": namespace, "ids": elsewhere}
+            for row in await connection.execute(self._writes.lock_rows, by_id):
+                locked[row.id] = row
+            stored = await connection.execute(self._reads.hashes, by_id)
+            skipped = {row.id for row in stored} - locked.keys()
+        # Only a statement after the locks sees all that their former holders have committed.
+        stored_ids = await connection.scalars(self._writes.ids_of_document, of_document)
+        skipped |= set(stored_ids) - locked.keys()
+        return locked, skipped
 
     async def _update_without_embeddings(
         self, connection: AsyncConnection, batch: Batch, values: dict[str, Any]
     ) -> int:
         """Update the rows of chunks without an embedding, and return the number of changed rows."""
-        if not batch.chunks:
-            return 0
-        ids = {"namespace": values["namespace"], "ids": [chunk.id for chunk in batch.chunks]}
-        stored = (await connection.execute(self._reads.hashes_locked, ids)).all()
-        reject_unembedded(
-            batch.chunks,
-            {row.id: (row.content_hash, row.embedding_model) for row in stored},
-            self._embedding_model,
-        )
         parameters = {
             "cenote_namespace": values["namespace"],
             "cenote_document": values["document_id"],
-            "cenote_ids": ids["ids"],
+            "cenote_ids": [chunk.id for chunk in batch.chunks],
             "cenote_content": [chunk.content for chunk in batch.chunks],
             "cenote_position": [chunk.position for chunk in batch.chunks],
             "cenote_metadata": batch.metadata_texts,
@@ -267,3 +377,33 @@ class Writing(PgVectorStoreBase[Model]):
         }
         updated = await connection.execute(self._writes.update_without_embeddings, parameters)
         return updated.rowcount
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """The new state of a document.
+
+    Attributes:
+        id: Id of the document.
+        namespace: Its tenant.
+        batch: Chunks with an embedding.
+        unembedded: Chunks whose embeddings are stored.
+        names: User columns for which the chunks of `batch` have values.
+    """
+
+    id: str
+    namespace: str
+    batch: Batch
+    unembedded: Batch
+    names: tuple[str, ...]
+
+
+class _RowsInUseError(Exception):
+    """Other transactions hold rows that `sync_document` must lock.
+
+    Attributes:
+        ids: Ids of all rows to be locked that are not written.
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids

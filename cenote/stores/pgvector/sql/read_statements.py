@@ -46,7 +46,6 @@ class ReadStatements:
         self.hashes = select(columns.id, columns.content_hash, columns.embedding_model).where(
             in_namespace, by_id
         )
-        self.hashes_locked = self.hashes.order_by(columns.id).with_for_update()
         self.count = cached_by_shape(self._build_count)
         self.namespaces = (
             select(columns.namespace, func.count().label("chunks"))

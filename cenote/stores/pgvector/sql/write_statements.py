@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -23,7 +24,6 @@ from sqlalchemy import (
     delete,
     func,
     literal_column,
-    or_,
     select,
     tuple_,
     update,
@@ -55,19 +55,27 @@ class WriteStatements:
         self._user_columns = user_columns
         self._upserts: dict[tuple[tuple[str, ...], bool], Insert] = {}
         self._counting_upserts: dict[tuple[tuple[str, ...], bool], ReturningInsert[Any]] = {}
-        columns = table.c
-        by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
-        of_document = columns.document_id == bindparam("document_id", type_=Text)
+        by_id = self._by_id()
         self.delete = self._build_delete(by_id)
         self.delete_namespace = self._build_delete()
         self.delete_matching = cached_by_shape(self._build_delete_matching)
         self.ids_matching = cached_by_shape(self._build_ids_matching)
-        self.ids_of_document = select(self._locked(of_document, ~by_id).c.id)
-        """Select and lock the ids of a document's chunks, except the chunks of the parameter ids.
+        self.ids = select(self._locked(by_id).c.id)
+        """Select and lock the ids of the parameter ids that exist, in ascending order."""
+        self.ids_of_namespace = select(self._locked().c.id)
+        """Select and lock all ids of a namespace, in ascending order."""
+        of_document = (table.c.document_id == bindparam("document_id", type_=Text), ~by_id)
+        self.ids_of_document = select(table.c.id).where(
+            table.c.namespace == bindparam("namespace", type_=Text), *of_document
+        )
+        """Select the ids of a document, except the parameter ids."""
+        self.lock_rows_of_document = self._build_lock_rows(*of_document)
+        """Lock a document's rows, except the rows of the parameter ids, without waiting.
+
+        The statement skips rows that other transactions hold.
         """
-        self.lock_rows = select(func.count()).select_from(self._locked(or_(of_document, by_id)))
-        """Lock a document's chunks, and the chunks of the parameter ids, in ascending order of id.
-        """
+        self.lock_rows = self._build_lock_rows(by_id)
+        """Lock the rows of the parameter ids without waiting; see `lock_rows_of_document`."""
         self.update_metadata = self._build_update_metadata()
         self.update_without_embeddings = self._build_update_without_embeddings()
         self.lock_document = select(
@@ -179,6 +187,10 @@ class WriteStatements:
     def _build_ids_matching(self, filter: Conditions) -> Select[Any]:
         return select(self._locked(*filter.sql(self._table.c, parameter)).c.id)
 
+    def _build_lock_rows(self, *conditions: ColumnElement[bool]) -> Select[Any]:
+        names = ("id", "content_hash", "embedding_model")
+        return select(*self._locked(*conditions, columns=names, skip_locked=True).c)
+
     def _build_update_metadata(self) -> Update:
         """Build the update of metadata by id, which merges or replaces.
 
@@ -234,17 +246,32 @@ class WriteStatements:
             )
         )
 
-    def _locked(self, *conditions: ColumnElement[bool], namespace: str = "namespace") -> CTE:
-        """Select and lock ids in ascending order.
+    def _by_id(self) -> ColumnElement[bool]:
+        return self._table.c.id == any_(bindparam("ids", type_=ARRAY(Text)))
+
+    def _locked(
+        self,
+        *conditions: ColumnElement[bool],
+        namespace: str = "namespace",
+        columns: Sequence[str] = ("id",),
+        skip_locked: bool = False,
+    ) -> CTE:
+        """Select and lock rows in ascending order of id.
 
         An upsert locks its rows in the same order, so two writers cannot deadlock.
+
+        Args:
+            conditions: Conditions of the rows.
+            namespace: Name of the parameter for the namespace.
+            columns: Columns to select.
+            skip_locked: Skip rows that other transactions hold, instead of waiting for them.
         """
-        columns = self._table.c
+        table = self._table
         return (
-            select(columns.id)
-            .where(columns.namespace == bindparam(namespace, type_=Text), *conditions)
-            .order_by(columns.id)
-            .with_for_update()
+            select(*(table.c[name] for name in columns))
+            .where(table.c.namespace == bindparam(namespace, type_=Text), *conditions)
+            .order_by(table.c.id)
+            .with_for_update(skip_locked=skip_locked)
             .cte("locked")
         )
 
