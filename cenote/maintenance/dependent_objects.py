@@ -33,6 +33,8 @@ from cenote.postgres.pg_catalog import (
     pg_inherits,
     pg_namespace,
     pg_policy,
+    pg_publication,
+    pg_publication_namespace,
     pg_publication_rel,
     pg_rewrite,
     pg_sequence,
@@ -180,8 +182,8 @@ def check_nothing_is_lost(connection: Connection, live: LiveTable, new_name: str
     """Check that a rewrite loses nothing, and that the name of the new table is free.
 
     Raises:
-        MigrationError: The table has something that its copy would not have, or a table with the
-            new name exists.
+        MigrationError: The table has something that its copy would not have, or is published with
+            all tables; or a table with the new name exists.
     """
     row = connection.execute(_losses(live)).one()
     lost = [name.replace("_", " ") for name, present in row._mapping.items() if present]
@@ -190,9 +192,27 @@ def check_nothing_is_lost(connection: Connection, live: LiveTable, new_name: str
             f"table {live.name!r} has {', '.join(lost)}, which rewriting it would lose; drop them "
             "first and create them again afterwards"
         )
+    if connection.scalar(_is_published_with_others(live)):
+        raise MigrationError(
+            f"table {live.name!r} is in a publication of all tables or of all tables in its "
+            "schema, which would also publish the copy that a rewrite makes; subscribers have no "
+            "table for it and would stop. Drop the publication and its subscriptions first, and "
+            "create them again afterwards"
+        )
     new = qualified(new_name, live.schema)
     if connection.scalar(select(func.to_regclass(new))) is not None:
         raise MigrationError(f"table {new} exists, but the rewrite needs its name; rename it first")
+
+
+def _is_published_with_others(live: LiveTable) -> Executable:
+    """Select one boolean: true if a publication contains the table without naming it."""
+    own_schema = select(pg_class.c.relnamespace).where(pg_class.c.oid == live.oid)
+    return select(
+        or_(
+            exists().where(pg_publication.c.puballtables),
+            exists().where(pg_publication_namespace.c.pnnspid.in_(own_schema)),
+        )
+    )
 
 
 def _losses(live: LiveTable) -> Executable:

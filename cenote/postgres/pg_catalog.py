@@ -95,6 +95,8 @@ pg_policy = table(
     column("polqual"),
     column("polwithcheck"),
 )
+pg_publication = table("pg_publication", column("puballtables", Boolean))
+pg_publication_namespace = table("pg_publication_namespace", column("pnnspid"))
 pg_publication_rel = table("pg_publication_rel", column("prrelid"))
 pg_rewrite = table("pg_rewrite", column("oid"), column("ev_class"))
 pg_sequence = table("pg_sequence", column("seqrelid"))

@@ -155,6 +155,8 @@ async def test_tables_with_objects_that_would_be_lost_are_rejected(
         ("COMMENT ON TABLE cenote_chunks_p03 IS 'mine'", "comments on"),
         ("ALTER TABLE cenote_chunks DETACH PARTITION cenote_chunks_p03", "ATTACH PARTITION"),
         ("CREATE TABLE cenote_chunks_new ()", "needs its name"),
+        ("CREATE PUBLICATION p FOR ALL TABLES", "subscribers have no table"),
+        ("CREATE PUBLICATION p FOR TABLES IN SCHEMA public", "subscribers have no table"),
     ],
 )
 async def test_partitions_with_objects_that_would_be_lost_are_rejected(
