@@ -16,9 +16,14 @@ APPLICATION_MIGRATIONS = (
 """Hint for the table of a user model, which the application's own migrations create and change."""
 
 
-def upgrade_command(given: Mapping[str, Any]) -> str:
-    """Return the command that creates or upgrades the table."""
-    dimensions = "" if "dimensions" in given else "-x dimensions=... "
+def upgrade_command(given: Mapping[str, Any], *, has_table: bool = False) -> str:
+    """Return the command that creates or upgrades the table.
+
+    Args:
+        given: Explicit settings.
+        has_table: True if there is a chunk table, from which the command takes its dimensions.
+    """
+    dimensions = "" if has_table or "dimensions" in given else "-x dimensions=... "
     return f"cenote migrate {dimensions}{arguments_for(given)}upgrade head"
 
 

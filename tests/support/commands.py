@@ -15,8 +15,8 @@ from sqlalchemy.engine import make_url
 
 REPOSITORY = Path(__file__).parents[2]
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["cenote.cli", "sqlalchemy.dialects.postgresql.asyncpg", "asyncpg"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["cenote.cli", "sqlalchemy.dialects.postgresql.asyncpg", "asyncpg"])
 
 
 def run(*command: str, cwd: str | Path = REPOSITORY, **environ: str) -> CompletedProcess[str]:
@@ -57,15 +57,23 @@ def run_module(
     environment = {**clean_environment(), **environ}
     with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
         arguments = (command, str(cwd), environment, [out.name, err.name])
-        process = _FORKS.Process(target=_run_in_fork, args=arguments)
+        process = FORKS.Process(target=run_in_fork, args=arguments)
         process.start()
         process.join()
         return CompletedProcess(command, process.exitcode or 0, out.read(), err.read())
 
 
-def _run_in_fork(
+def run_in_fork(
     command: list[str], cwd: str, environment: dict[str, str], streams: list[str]
 ) -> None:
+    """Run a module in a forked process.
+
+    Args:
+        command: Name of the module, and its arguments.
+        cwd: Current folder.
+        environment: All environment variables.
+        streams: Names of the files for stdout and stderr.
+    """
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

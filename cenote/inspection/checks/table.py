@@ -117,7 +117,8 @@ def revision_finding(
     if recorded == head:
         return None
     kind: FindingKind = "revision_behind"
-    actual, hint = f"it is at revision {recorded}", "run " + upgrade_command(given)
+    actual = f"it is at revision {recorded}"
+    hint = "run " + upgrade_command(given, has_table=True)
     if recorded is None:
         kind, actual = "revision_missing", "no revision is recorded"
         hint += (
