@@ -7,6 +7,7 @@ builds it last. Otherwise it inserts into the live index.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -29,6 +30,8 @@ from cenote.models import EmbeddedChunk
 from cenote.progress import LoadProgress, Report, send_report
 from cenote.validation.arguments import is_iterable
 from cenote.validation.batches import UPSERT_BYTES, UPSERT_ROWS
+
+_logger = logging.getLogger(__name__)
 
 Stream: TypeAlias = Iterable[EmbeddedChunk] | AsyncIterable[EmbeddedChunk]
 
@@ -116,14 +119,19 @@ class Build:
 
     @contextmanager
     def noting_missing_index(self) -> Iterator[None]:
-        """Add a note to an error of the block: the index may be missing, and how to build it."""
+        """Note and log that an error of the block may leave the index missing, and how to build it.
+
+        Nobody reads the notes of a cancelled task's error, so there is a log record, too.
+        """
         try:
             yield
         except BaseException as error:
-            error.add_note(
+            note = (
                 f"the ANN index of table {self.config.table_name!r} may be missing now; the next "
                 "bulk load into the table builds it, or cenote reindex"
             )
+            error.add_note(note)
+            _logger.warning("a bulk load was interrupted: %s", note)
             raise
 
 
