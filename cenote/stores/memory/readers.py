@@ -17,7 +17,7 @@ class Readers:
     the event loop for 50,000 vectors of 384 dimensions, so writes wait for the threads instead.
     Threads that are asked for while a write waits start after the write.
 
-    Everything but the threads runs in the event loop, so no locks are needed.
+    Everything runs in the event loop, except that a thread removes itself when it ends.
     """
 
     def __init__(self) -> None:
@@ -60,4 +60,6 @@ class Readers:
 
 
 async def _wait(futures: Collection[Future[None]]) -> None:
-    await asyncio.wait([asyncio.wrap_future(future) for future in futures])
+    # A thread that ends meanwhile removes its future from the set.
+    if current := [*futures]:
+        await asyncio.wait([asyncio.wrap_future(future) for future in current])
