@@ -58,29 +58,27 @@ class LikePattern:
         pattern: The pattern. A backslash must be followed by a character.
     """
 
-    __slots__ = ("_last", "_length", "_pieces")
+    __slots__ = ("_first", "_last", "_length", "_others")
 
     def __init__(self, pattern: str) -> None:
         pieces = list(_split(pattern))
         self._length = sum(piece.length for piece in pieces)
         self._last = pieces.pop() if len(pieces) > 1 else None
+        self._first = pieces[0]
         # An empty piece between two % matches anywhere.
-        self._pieces = pieces[:1] + [piece for piece in pieces[1:] if piece.length]
+        self._others = [piece for piece in pieces[1:] if piece.length]
 
     def matches(self, text: str) -> bool:
         """Return whether the pattern matches a whole text."""
-        first, *others = self._pieces
-        if self._last is None:
-            return len(text) == first.length and first.matches_at(text, 0)
-        end = len(text) - self._last.length
-        if (
-            len(text) < self._length
-            or not first.matches_at(text, 0)
-            or not self._last.matches_at(text, end)
-        ):
+        if len(text) < self._length or not self._first.matches_at(text, 0):
             return False
-        position = first.length
-        for piece in others:
+        if self._last is None:
+            return len(text) == self._length
+        end = len(text) - self._last.length
+        if not self._last.matches_at(text, end):
+            return False
+        position = self._first.length
+        for piece in self._others:
             found = piece.find(text, position, end)
             if found < 0:
                 return False

@@ -366,7 +366,9 @@ class VectorStore(Protocol):
             namespace, limit, filter, min_score: As for :meth:`search`, applied to each vector.
 
         Returns:
-            The result of :meth:`search` for each vector, in the order of `query_vectors`.
+            The result of :meth:`search` for each vector, in the order of `query_vectors`. All
+            results are in memory at once. Keep their number, n times `limit`, below 100,000: with
+            500,000, Python's garbage collector stops the process for a second or more.
 
         Raises:
             DimensionMismatchError, InvalidInputError, VectorStoreError: as for :meth:`search`.
