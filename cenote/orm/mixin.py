@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from difflib import get_close_matches
 from functools import partial
@@ -32,12 +35,15 @@ from sqlalchemy.orm import (
     MappedAsDataclass,
     MappedColumn,
     Mapper,
+    declared_attr,
+    deferred,
     mapped_column,
+    registry,
 )
 from sqlalchemy.sql.elements import Grouping
 
 from cenote import config as defaults
-from cenote.config import SchemaConfig, check_text_search, languages
+from cenote.config import SchemaConfig, check_text_search
 from cenote.errors import ConfigurationError
 from cenote.filters.operands import json_number, json_string
 from cenote.postgres.ddl import create_hash_partition, partition_name, store_inline
@@ -81,6 +87,9 @@ PARTITIONS = "cenote_partitions"
 
 LANGUAGES = "cenote_languages"
 """Key in a chunk table's `Table.info` for the text search configurations."""
+
+_MAX_NAME_BYTES = 63
+"""Maximum number of bytes of a name in Postgres."""
 
 ROW_SECURITY = "cenote_row_security"
 """Key in a chunk table's `Table.info` for row-level security: True if it is enabled."""
@@ -139,8 +148,13 @@ class ChunkMixin:
     type must stay the same. Bases with `MappedAsDataclass` are supported: the chunk's columns are
     keyword-only in their ``__init__``.
 
-    The mixin must be the first base. The class takes the following arguments in addition to those
-    of its base.
+    The mixin comes before the declarative base; after it, the mixin works too, except in a
+    dataclass. A class of `SQLModel` cannot be a chunk model: define the model on a base with
+    ``metadata = SQLModel.metadata``.
+
+    The class takes the following arguments in addition to those of its base. A mixin or an abstract
+    class can take some of them for all models that are based on it; the nearest class in the order
+    of inheritance wins.
 
     Args:
         dimensions: Number of dimensions of every vector. A model without it can be queried, but
@@ -150,7 +164,7 @@ class ChunkMixin:
 
     Raises:
         ConfigurationError: A setting is invalid, the name of the table is not an identifier of at
-            most 38 bytes, or a column of the chunk has another type.
+            most 38 bytes, a column of the chunk has another type, or the class is a `SQLModel`.
 
     Attributes:
         namespace: Tenant; together with `id` the primary key. The key columns and `document_id`
@@ -179,6 +193,8 @@ class ChunkMixin:
         content_tsv: Mapped[str]
 
     _cenote_settings: Any = MappingProxyType({})
+    _cenote_arguments: Any = MappingProxyType({})
+    _cenote_columns: Any = frozenset()
 
     def __init_subclass__(
         cls,
@@ -213,11 +229,17 @@ class ChunkMixin:
                     f"class {cls.__name__}: unknown class argument {name}; did you mean {similar}?",
                     setting=name,
                 )
-        # Subclasses inherit the settings of an abstract class.
-        cls._cenote_settings = cls._cenote_settings | {
+        _reject_pydantic(cls)
+        check_text_search(text_search)
+        cls._cenote_arguments = {
             name: value for name, value in arguments.items() if value is not None
         }
-        if not cls.__dict__.get("__abstract__", False) and not hasattr(cls, "__mapper__"):
+        cls._cenote_settings = _merge_arguments(cls)
+        if "__mapper__" in vars(cls):
+            # The declarative base comes before ChunkMixin among the bases, and has mapped the class
+            # before the arguments were known.
+            _complete_mapped_class(cls)
+        elif _will_be_mapped(cls):
             _add_columns(cls)
         super().__init_subclass__(**base_arguments)
 
@@ -253,41 +275,109 @@ class ChunkMixin:
         return 1 - cls.distance_to(vector)
 
 
+def _merge_arguments(cls: type[ChunkMixin]) -> dict[str, Any]:
+    """Return the arguments of a class and of its bases: the nearest class in the MRO wins."""
+    settings: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        settings |= vars(base).get("_cenote_arguments", {})
+    return settings
+
+
+def _will_be_mapped(cls: type[ChunkMixin]) -> bool:
+    """Return whether SQLAlchemy is about to map a class to a table of its own.
+
+    An abstract class and a mixin are not mapped, and a subclass of a mapped class shares its table.
+    A class without a declarative base is mapped by a decorator if it names a table.
+    """
+    names = vars(cls)
+    if names.get("__abstract__", False) or hasattr(cls, "__mapper__"):
+        return False
+    has_base = isinstance(getattr(cls, "registry", None), registry)
+    return has_base or isinstance(names.get("__tablename__"), str)
+
+
 def _add_columns(cls: type[ChunkMixin]) -> None:
-    """Set the chunk's columns on the class itself: dataclasses ignore those of a plain mixin."""
+    """Set the chunk's columns on the class itself: dataclasses ignore those of a plain mixin.
+
+    Columns that the class or a mixin defines stay. Columns that this function has set on a base
+    are replaced, because that base may have other arguments.
+    """
     classes = cls.__mro__[: cls.__mro__.index(ChunkMixin)]
     defined = {
-        name for base in classes for name in (*vars(base), *vars(base).get("__annotations__", {}))
+        name
+        for base in classes
+        for name in (*vars(base), *vars(base).get("__annotations__", {}))
+        if name not in vars(base).get("_cenote_columns", ())
     }
     missing = [name for name in _COLUMNS if name not in defined]
+    cls._cenote_columns = frozenset(missing)
     cls.__annotations__ = {name: _COLUMNS[name][0] for name in missing} | vars(cls).get(
         "__annotations__", {}
     )
-    is_dataclass = issubclass(cls, MappedAsDataclass)
-    settings = cls._cenote_settings
     for name in missing:
-        options: dict[str, Any] = {"sort_order": list(_COLUMNS).index(name) - len(_COLUMNS)}
-        if is_dataclass:
-            options |= {"kw_only": True, **_DATACLASS_OPTIONS.get(name, {})}
-        arguments = (
-            [embedding_type(settings.get("column_type", "vector"), settings.get("dimensions"))]
-            if name == "embedding"
-            else []
-        )
-        setattr(cls, name, _COLUMNS[name][1](*arguments, **options))
-    text_search = settings.get("text_search")
-    check_text_search(text_search)
-    configurations = languages(text_search)
-    if configurations and TEXT_COLUMN not in defined:
-        options = {"init": False, "repr": False, "compare": False} if is_dataclass else {}
-        column = mapped_column(
-            TSVECTOR, generated(configurations), nullable=False, deferred=True, **options
-        )
-        cls.__annotations__[TEXT_COLUMN] = Mapped[str]
-        setattr(cls, TEXT_COLUMN, column)
+        setattr(cls, name, _mapped_column(name, cls))
+
+
+def _mapped_column(name: str, cls: type[ChunkMixin]) -> MappedColumn[Any]:
+    """Return a column of the chunk for a class that is about to be mapped."""
+    options: dict[str, Any] = {
+        "sort_order": list(_COLUMNS).index(name) - len(_COLUMNS),
+        "nullable": False,
+    }
+    if issubclass(cls, MappedAsDataclass):
+        options |= {"kw_only": True, **_DATACLASS_OPTIONS.get(name, {})}
+    types = [_embedding_type(cls._cenote_settings)] if name == "embedding" else []
+    return _COLUMNS[name][1](*types, **options)
+
+
+def _embedding_type(settings: Mapping[str, Any]) -> Any:
+    return embedding_type(settings.get("column_type", "vector"), settings.get("dimensions"))
+
+
+def _declare_columns() -> None:
+    """Give `ChunkMixin` its columns, for classes on which `_add_columns` cannot set them.
+
+    SQLAlchemy evaluates these attributes while it maps a class. That is the only moment for a class
+    whose declarative base comes before the mixin, and for one that a decorator maps and a mixin
+    names.
+    """
+    for name in _COLUMNS:
+
+        def declare(cls: type[ChunkMixin], name: str = name) -> MappedColumn[Any]:
+            if issubclass(cls, MappedAsDataclass):
+                raise ConfigurationError(
+                    f"class {cls.__name__}: in a dataclass, ChunkMixin must come before the "
+                    f"declarative base: class {cls.__name__}(ChunkMixin, Base, dimensions=384)",
+                    setting="model",
+                )
+            return _mapped_column(name, cls)
+
+        declare.__name__ = name
+        declare.__doc__ = None
+        setattr(ChunkMixin, name, declared_attr(declare))
+
+
+_declare_columns()
+
+
+def _complete_mapped_class(cls: type[ChunkMixin]) -> None:
+    """Apply the arguments of a class to the table that SQLAlchemy has mapped already."""
+    mapper = cls.__mapper__  # type: ignore[attr-defined]
+    if mapper.inherits is None and isinstance(mapper.local_table, Table):
+        column = mapper.local_table.columns.get("embedding")
+        if column is not None and isinstance(column.type, VectorType | HalfvecType):
+            column.type = _embedding_type(cls._cenote_settings)
+    _complete_table(mapper, cls)
 
 
 @event.listens_for(ChunkMixin, "after_mapper_constructed", propagate=True)
+def _complete_new_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
+    _reject_pydantic(cls)
+    # Without arguments of its own, the class is still being created: see __init_subclass__.
+    if "_cenote_arguments" in vars(cls):
+        _complete_table(mapper, cls)
+
+
 def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
     """Check the columns of a new model's table, name its key, and add indexes and partitions."""
     table = mapper.local_table
@@ -297,6 +387,10 @@ def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
         **{"dimensions": 1, **cls._cenote_settings}, table_name=table.name, schema=table.schema
     )
     _check_columns(table, config)
+    if config.languages and TEXT_COLUMN not in table.columns:
+        text_column = Column(TEXT_COLUMN, TSVECTOR, generated(config.languages), nullable=False)
+        table.append_column(text_column)
+        mapper.add_property(TEXT_COLUMN, deferred(text_column))
     table.primary_key.name = "pk_" + table.name
     table.info[LANGUAGES] = config.languages
     _add_indexes(table, config)
@@ -310,6 +404,18 @@ def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
     if config.row_security:
         table.info[ROW_SECURITY] = True
         event.listen(table, "after_create", _enable_row_security)
+
+
+def _reject_pydantic(cls: type[Any]) -> None:
+    """Raise an error for SQLModel's classes: pydantic cannot validate the types of the columns."""
+    if any(base.__module__.partition(".")[0] == "pydantic" for base in type(cls).__mro__):
+        raise ConfigurationError(
+            f"class {cls.__name__}: a chunk model cannot be a SQLModel class. Define it on a "
+            "SQLAlchemy base that shares SQLModel's tables: class Base(DeclarativeBase): "
+            f"metadata = SQLModel.metadata, then class {cls.__name__}(ChunkMixin, Base, "
+            "dimensions=384). docs/application.md shows it in the section SQLModel",
+            setting="model",
+        )
 
 
 def _check_columns(table: Table, config: SchemaConfig) -> None:
@@ -377,7 +483,7 @@ def metadata_index(
     """Create an index for a metadata key that filters often compare.
 
     It serves ``<``, ``<=``, ``>``, ``>=`` and ``between``. Equality does not need it: the index of
-    the whole metadata serves equality.
+    the whole metadata serves equality. The name of the index has a digest of table, keys and kind.
 
     Args:
         table: Table of a user model, to which the index is added so that autogenerate finds it; or
@@ -393,8 +499,21 @@ def metadata_index(
     for key in path:
         value = value.op("->", return_type=JSONB())(literal(key, Text))
     compared = json_number(value) if kind == "number" else json_string(value)
-    name = "_".join(("ix", table.name, *path))[:63]
-    return Index(name, table.c.namespace, Grouping(compared))
+    return Index(
+        _metadata_index_name(table.name, path, kind), table.c.namespace, Grouping(compared)
+    )
+
+
+def _metadata_index_name(table_name: str, path: tuple[str, ...], kind: str) -> str:
+    """Return a name that no index of another table, key or kind has.
+
+    The digest distinguishes what the words before it do not: ``("author", "name")`` from
+    ``("author_name",)``, and long keys from each other. Postgres cuts a name after 63 bytes.
+    """
+    identity = json.dumps([table_name, *path, kind])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
+    words = re.sub(r"\W", "_", "_".join(("ix", table_name, *path, kind))).encode()
+    return words[: _MAX_NAME_BYTES - 11].decode(errors="ignore") + "_" + digest
 
 
 def _reject_missing_dimensions(table: Table, connection: Connection, **_: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -26,7 +27,10 @@ from sqlalchemy.orm import (
     Mapped,
     MappedAsDataclass,
     aliased,
+    declarative_base,
+    declared_attr,
     mapped_column,
+    registry,
     relationship,
 )
 from support.library import Document, Passage, passage
@@ -41,6 +45,7 @@ from cenote import (
     VectorStoreError,
 )
 from cenote.orm.factory import chunk_model, chunk_table
+from cenote.postgres.vector import embedding_type
 from cenote.testing import embedded
 
 
@@ -154,6 +159,220 @@ def test_subclasses_inherit_from_abstract_classes() -> None:
     assert sql.count("PARTITION OF short") == sql.count("PARTITION OF long") == 2
     assert issubclass(Short, Sourced)
     assert issubclass(Long, Sourced)
+
+
+def test_mixins_between_the_mixin_and_the_model() -> None:
+    """Class arguments may be given at any level; models of one mixin do not share them."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Common(ChunkMixin, partitions=2):
+        language: Mapped[str]
+
+    class Half(ChunkMixin, column_type="halfvec", hnsw_m=8):
+        pass
+
+    class Abstract(Common, Base, dimensions=5):
+        __abstract__ = True
+        page: Mapped[int]
+
+    class First(Common, Base, dimensions=3):
+        __tablename__ = "first"
+
+    class Second(
+        Common,
+        Base,
+        dimensions=4,
+        column_type="halfvec",
+        partitions=0,
+        text_search="spanish",
+        row_security=True,
+    ):
+        __tablename__ = "second"
+
+    class Third(Half, Common, Base, dimensions=6):
+        __tablename__ = "third"
+
+    class Fourth(Abstract):
+        __tablename__ = "fourth"
+
+    class Fifth(Abstract, dimensions=7, hnsw_ef_construction=100):
+        __tablename__ = "fifth"
+
+    expected: list[tuple[Any, dict[str, Any]]] = [
+        (First, {"dimensions": 3, "partitions": 2}),
+        (
+            Second,
+            {
+                "dimensions": 4,
+                "column_type": "halfvec",
+                "partitions": 0,
+                "text_search": "spanish",
+                "row_security": True,
+            },
+        ),
+        (Third, {"dimensions": 6, "column_type": "halfvec", "partitions": 2, "hnsw_m": 8}),
+        (Fourth, {"dimensions": 5, "partitions": 2}),
+        (Fifth, {"dimensions": 7, "partitions": 2, "hnsw_ef_construction": 100}),
+    ]
+    for model, settings in expected:
+        assert_settings(model, **settings)
+        assert "language" in model.__table__.columns
+    sql = ddl(Base)
+    assert sql.count("PARTITION OF") == 8
+    assert "content_tsv" in Second.__table__.columns
+    assert "content_tsv" not in First.__table__.columns
+    assert "ENABLE ROW LEVEL SECURITY" in sql
+
+
+def assert_settings(model: Any, **settings: Any) -> None:
+    """Check the settings of a model, and that its table has them."""
+    config = SchemaConfig(table_name=model.__table__.name, **settings)
+    assert PgVectorStore(_engine(), model=model).config == config
+    expected = embedding_type(config.column_type, config.dimensions)
+    assert repr(model.__table__.columns.embedding.type) == repr(expected)
+    assert repr(model.embedding.type) == repr(expected)
+    indexes = {index.name: index for index in model.__table__.indexes}
+    ann = indexes[f"ix_{config.table_name}_embedding"].dialect_kwargs
+    assert ann["postgresql_ops"] == {"embedding": f"{config.column_type}_cosine_ops"}
+    assert ann["postgresql_with"]["m"] == config.hnsw_m
+    assert len(indexes) == (4 if config.text_search else 3)
+
+
+def test_the_declarative_base_may_come_first() -> None:
+    """SQLAlchemy then maps the class before the mixin knows its arguments."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Common(ChunkMixin, dimensions=8):
+        language: Mapped[str]
+
+    class First(Base, ChunkMixin, dimensions=3, column_type="halfvec", text_search="english"):
+        __tablename__ = "first"
+        page: Mapped[int]
+
+    class Second(Base, Common, partitions=0):
+        __tablename__ = "second"
+
+    class Abstract(Base, Common, dimensions=4):
+        __abstract__ = True
+
+    class Third(Abstract):
+        __tablename__ = "third"
+
+    class Fourth(Abstract, hnsw_m=5):
+        __tablename__ = "fourth"
+
+    assert_settings(First, dimensions=3, column_type="halfvec", text_search="english")
+    assert_settings(Second, dimensions=8, partitions=0)
+    assert_settings(Third, dimensions=4)
+    assert_settings(Fourth, dimensions=4, hnsw_m=5)
+    assert First.__table__.columns.keys()[:3] == ["namespace", "id", "document_id"]
+    sql = ddl(Base)
+    assert sql.count("PARTITION OF") == 3 * 16
+    assert "VECTOR(8)" in sql
+    assert "HALFVEC(3)" in sql
+
+
+def test_models_without_a_base_class() -> None:
+    """Decorators map classes with the mixin, also if a mixin names the table."""
+    mapper_registry = registry()
+
+    class Named(ChunkMixin):
+        @declared_attr.directive
+        def __tablename__(cls) -> str:  # noqa: N805
+            name: str = cls.__name__.lower()  # type: ignore[attr-defined]
+            return name
+
+    @mapper_registry.mapped
+    class First(ChunkMixin, dimensions=3, text_search="english"):
+        __tablename__ = "first"
+
+    @mapper_registry.mapped
+    class Second(Named, dimensions=4, column_type="halfvec", text_search="english"):
+        pass
+
+    @mapper_registry.mapped_as_dataclass
+    class Third(ChunkMixin, dimensions=5):
+        __tablename__ = "third"
+        page: Mapped[int]
+
+    class Fourth(Named, declarative_base(), dimensions=6):  # type: ignore[misc]
+        pass
+
+    assert_settings(First, dimensions=3, text_search="english")
+    assert_settings(Second, dimensions=4, column_type="halfvec", text_search="english")
+    assert_settings(Third, dimensions=5)
+    assert_settings(Fourth, dimensions=6)
+    assert {"namespace", "embedding", "page"} <= signature(Third).parameters.keys()
+
+
+def test_mixins_may_redefine_columns() -> None:
+    """A column of any mixin replaces the chunk's, wherever the class arguments are."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Indexed(ChunkMixin):
+        document_id: Mapped[str] = mapped_column(Text(collation="C"), index=True)
+
+    class Commented(ChunkMixin, dimensions=3):
+        content: Mapped[str] = mapped_column(Text, comment="a piece of a document")
+
+    class Note(Indexed, Commented, Base):
+        __tablename__ = "notes"
+
+    class Memo(Base, Commented, Indexed):
+        __tablename__ = "memos"
+
+    for model in (Note, Memo):
+        columns: Any = model.__table__.columns
+        assert columns.document_id.index
+        assert columns.content.comment == "a piece of a document"
+        assert columns.embedding.type.dim == 3
+
+
+def test_sqlmodel_classes_are_rejected() -> None:
+    """The error names the recipe: a base that shares SQLModel's metadata."""
+    sqlmodel = pytest.importorskip("sqlmodel")
+    common: Any = type("Common", (ChunkMixin,), {}, dimensions=3)
+    base: Any = type("PassageBase", (sqlmodel.SQLModel,), {})
+    for bases in (
+        (ChunkMixin, sqlmodel.SQLModel),
+        (sqlmodel.SQLModel, ChunkMixin),
+        (common, sqlmodel.SQLModel),
+        (base, common),
+    ):
+        for arguments in ({}, {"dimensions": 3}, {"table": True}, {"table": True, "dimensions": 3}):
+            with pytest.raises(ConfigurationError, match=r"metadata = SQLModel\.metadata"):
+                type(sqlmodel.SQLModel)("Passage", bases, {"__module__": __name__}, **arguments)
+
+
+def test_a_base_that_shares_sqlmodels_metadata() -> None:
+    """Foreign keys and relationships work between a chunk model and a SQLModel class."""
+    sqlmodel = pytest.importorskip("sqlmodel")
+
+    class Document(sqlmodel.SQLModel, table=True):  # type: ignore[misc,call-arg,name-defined]
+        __tablename__ = "sqlmodel_documents"
+        id: int = sqlmodel.Field(primary_key=True)
+
+    class Base(DeclarativeBase):
+        metadata = sqlmodel.SQLModel.metadata
+        registry = sqlmodel.SQLModel._sa_registry
+
+    class Excerpt(ChunkMixin, Base, dimensions=3):
+        __tablename__ = "sqlmodel_excerpts"
+        doc_id: Mapped[int] = mapped_column(ForeignKey("sqlmodel_documents.id"))
+        document: Mapped["Document"] = relationship()  # noqa: UP037
+
+    table: Any = Excerpt.__table__
+    (foreign_key,) = table.foreign_keys
+    assert foreign_key.column.table.name == "sqlmodel_documents"
+    assert inspect(Excerpt).relationships.document.mapper.class_ is Document
+    for name in ("sqlmodel_excerpts", "sqlmodel_documents"):
+        sqlmodel.SQLModel.metadata.remove(sqlmodel.SQLModel.metadata.tables[name])
 
 
 def test_single_table_inheritance() -> None:
@@ -311,6 +530,29 @@ class Quote(ChunkMixin, DataBase, dimensions=4, partitions=2):
     )
     author: Mapped[Author | None] = relationship(back_populates="quotes", default=None)
     lang: Mapped[str] = mapped_column(default="en")
+
+
+def test_dataclass_mixins() -> None:
+    """Arguments of mixins apply to dataclasses, too; the base cannot come first there."""
+
+    class Mixin(ChunkMixin, MappedAsDataclass, column_type="halfvec"):
+        language: Mapped[str] = mapped_column(default="en")
+
+    class Short(Mixin, DataBase, dimensions=3):
+        __tablename__ = "short_quotes"
+        page: Mapped[int] = mapped_column(default=1)
+
+    class Long(Mixin, DataBase, dimensions=4):
+        __tablename__ = "long_quotes"
+
+    assert_settings(Short, dimensions=3, column_type="halfvec")
+    assert_settings(Long, dimensions=4, column_type="halfvec")
+    for model in (Short, Long):
+        assert {"namespace", "embedding", "language"} <= signature(model).parameters.keys()
+    with pytest.raises(ConfigurationError, match="ChunkMixin must come before the declarative"):
+
+        class Late(DataBase, ChunkMixin, dimensions=3):
+            __tablename__ = "late_quotes"
 
 
 async def test_a_dataclass_base(empty_engine: AsyncEngine) -> None:
