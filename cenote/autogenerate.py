@@ -6,8 +6,8 @@
 
     context.configure(connection=connection, target_metadata=Base.metadata, **hooks())
 
-If an env.py has its own ``include_object``, ``render_item`` or ``compare_type``, let it call the
-function of that name here, and pass ``**(hooks() | {"include_object": include_object})``.
+Pass your own arguments to `hooks`, which merges them, for example
+``hooks(include_object=mine, compare_type=True)``.
 """
 
 from cenote.migrate.autogenerate import compare_type, hooks, include_object, render_item

@@ -19,8 +19,10 @@ from sqlalchemy import (
     Executable,
     Row,
     ScalarSelect,
+    Text,
     and_,
     case,
+    cast,
     exists,
     func,
     literal,
@@ -32,8 +34,8 @@ from sqlalchemy import (
 
 from cenote.inspection.citus import CITUS_METADATA, shard_count
 from cenote.inspection.recall_comment import MeasuredRecall, parse_comment
-from cenote.orm.mixin import OPERATOR_CLASS, ann_index_name
-from cenote.postgres.ddl import qualified
+from cenote.orm.mixin import CHUNK_COLUMNS, OPERATOR_CLASS, ann_index_name
+from cenote.postgres.ddl import partition_name, qualified
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
 from cenote.postgres.full_text import languages_of
 from cenote.postgres.pg_catalog import (
@@ -52,6 +54,9 @@ from cenote.postgres.pg_catalog import (
 )
 from cenote.postgres.row_security import PERMITS, RESTRICTION, RESTRICTS
 
+MAX_PARTITIONS = 1024
+"""Maximum number of partitions that cenote creates."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveIndex:
@@ -64,6 +69,8 @@ class LiveIndex:
         method: Access method: ``"hnsw"``, ``"btree"``, ...
         columns: Indexed columns or expressions, in order.
         operator_classes: Operator class of each column.
+        definitions: Columns or expressions as ``CREATE INDEX`` writes them: with the operator
+            class and the order, if they are not the defaults, and with an expression's collation.
         options: Options of ``WITH``.
         valid: False if a concurrent build did not finish, or a partition lacks its part.
         primary: True for the index of the primary key.
@@ -76,6 +83,7 @@ class LiveIndex:
     method: str
     columns: tuple[str, ...]
     operator_classes: tuple[str, ...]
+    definitions: tuple[str, ...]
     options: Mapping[str, str]
     valid: bool
     primary: bool
@@ -95,6 +103,8 @@ class LiveTable:
         dimensions: Dimensions of the embedding column; None if it takes vectors of any length.
         partitioned: True for a partitioned table, even if it has lost its partitions.
         bounds: Modulus and remainder of each partition, by its name; empty for a plain table.
+        detached: Names of tables that have the default name of a partition, and are not attached.
+            Only read if a partition is missing.
         text_search: Text search configurations of the full text column, in the form of
             `SchemaConfig.text_search`. None if there is no such column, or if cenote did not
             create it.
@@ -123,6 +133,7 @@ class LiveTable:
     dimensions: int | None
     partitioned: bool
     bounds: Mapping[str, tuple[int, int]]
+    detached: tuple[str, ...]
     text_search: str | None
     configurations: Mapping[str, str]
     row_security: bool
@@ -143,8 +154,22 @@ class LiveTable:
     @property
     def complete(self) -> bool:
         """True if the table is plain, or its partitions take every namespace."""
-        shares = sum(Fraction(1, modulus) for modulus, _ in self.bounds.values())
-        return shares == (1 if self.partitioned else 0)
+        return _covers_all(self.bounds, partitioned=self.partitioned)
+
+    @property
+    def missing_partitions(self) -> tuple[tuple[int, int], ...]:
+        """Modulus and remainder of each partition that is missing.
+
+        Empty if the table has no partitions, or others than hash partitions.
+        """
+        modulus = max((modulus for modulus, _ in self.bounds.values()), default=0)
+        if not 0 < modulus <= MAX_PARTITIONS:
+            return ()
+        return tuple(
+            (modulus, remainder)
+            for remainder in range(modulus)
+            if not any(remainder % m == r for m, r in self.bounds.values())
+        )
 
     @property
     def embedding(self) -> str:
@@ -197,6 +222,11 @@ class LiveTable:
         """The measured ``ef_search`` that the comment on `search_index` records."""
         index = self.search_index
         return None if index is None else parse_comment(index.comment)
+
+    @property
+    def users_columns(self) -> frozenset[str]:
+        """Columns that are not cenote's."""
+        return frozenset(self.columns) - CHUNK_COLUMNS - {TEXT_COLUMN}
 
     def index(self, name: str) -> LiveIndex | None:
         """Return the index of this name on the table itself, not on a partition."""
@@ -318,12 +348,41 @@ def schemas_with(connection: Connection, name: str) -> list[str]:
     return [*connection.scalars(query)]
 
 
+def chunk_table_settings(connection: Connection) -> list[dict[str, str | None]]:
+    """Return `table_name` and `schema` of the chunk tables of the database, sorted by name.
+
+    `schema` is None if the table is found without it.
+    """
+    query = (
+        select(
+            pg_class.c.relname.label("table_name"),
+            case(
+                (func.pg_table_is_visible(pg_class.c.oid), None), else_=pg_namespace.c.nspname
+            ).label("schema"),
+        )
+        .join(pg_namespace, pg_namespace.c.oid == pg_class.c.relnamespace)
+        .join(pg_attribute, pg_attribute.c.attrelid == pg_class.c.oid)
+        .where(
+            pg_class.c.relkind.in_(["r", "p"]),
+            not_(pg_class.c.relispartition),
+            cast(pg_attribute.c.attname, Text).in_(CHUNK_COLUMNS),
+            pg_attribute.c.attisdropped.is_(False),
+        )
+        .group_by(pg_class.c.oid, pg_class.c.relname, pg_namespace.c.nspname)
+        .having(func.count() == len(CHUNK_COLUMNS))
+        .order_by(pg_class.c.relname, pg_namespace.c.nspname)
+    )
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
 def read_table(connection: Connection, name: str, schema: str | None) -> LiveTable | None:
     """Return the live table of this name, or None if nothing has this name."""
     shape = connection.execute(shape_query(name, schema)).one_or_none()
     if shape is None:
         return None
-    bounds = connection.execute(_partitions_query(shape.oid)).all()
+    partitions = connection.execute(_partitions_query(shape.oid)).all()
+    bounds = {row.relname: _bound(row.bound) for row in partitions}
+    complete = _covers_all(bounds, partitioned=shape.partitioned)
     indexes = tuple(_live_index(row) for row in connection.execute(_indexes_query(shape.oid)))
     security = connection.execute(_security_query(shape.oid)).all()
     has_row_security = {row.relname: row.has_row_security for row in security}
@@ -337,7 +396,8 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         dimensions=shape.dimensions,
         partitioned=shape.partitioned,
         text_search=languages_of(shape.generates_words),
-        bounds={row.relname: _bound(row.bound) for row in bounds},
+        bounds=bounds,
+        detached=() if complete else (*connection.scalars(_detached_query(shape)),),
         configurations=configurations_of(connection.execute(CONFIGURATIONS).all()),
         row_security=row_security,
         unsecured=tuple(
@@ -367,11 +427,17 @@ def _live_index(row: Row[Any]) -> LiveIndex:
         method=row.amname,
         columns=tuple(row.columns),
         operator_classes=tuple(row.operator_classes),
+        definitions=tuple(row.definitions),
         options=dict(option.split("=", 1) for option in row.reloptions or ()),
         valid=row.indisvalid,
         primary=row.indisprimary,
         comment=row.comment,
     )
+
+
+def _covers_all(bounds: Mapping[str, tuple[int, int]], *, partitioned: bool) -> bool:
+    shares = sum(Fraction(1, modulus) for modulus, _ in bounds.values())
+    return shares == (1 if partitioned else 0)
 
 
 def _bound(sql: str | None) -> tuple[int, int]:
@@ -464,18 +530,53 @@ def _partitions_query(oid: int) -> Executable:
     )
 
 
+def _detached_query(shape: Row[Any]) -> Executable:
+    names = [partition_name(shape.name, number) for number in range(MAX_PARTITIONS)]
+    return (
+        select(pg_class.c.relname)
+        .join(pg_namespace, pg_namespace.c.oid == pg_class.c.relnamespace)
+        .where(
+            pg_namespace.c.nspname == shape.schema,
+            cast(pg_class.c.relname, Text).in_(names),
+            pg_class.c.relkind == "r",
+            not_(pg_class.c.relispartition),
+        )
+        .order_by(pg_class.c.relname)
+    )
+
+
 def _indexes_query(oid: int) -> Executable:
     owner = pg_class.alias("owner")
     position = func.generate_series(1, pg_index.c.indnkeyatts).table_valued("n").render_derived()
-    columns = select(func.pg_get_indexdef(pg_index.c.indexrelid, position.c.n, True))
-    operator_classes = select(pg_opclass.c.opcname).where(
-        pg_opclass.c.oid == pg_index.c.indclass[position.c.n - 1]
+    column = func.pg_get_indexdef(pg_index.c.indexrelid, position.c.n, True)
+    operator_class = pg_opclass.c.opcname
+    is_expression = pg_index.c.indkey[position.c.n - 1] == 0
+    has_collation = and_(is_expression, pg_collation.c.collname != "default")
+    collation = func.concat(" COLLATE ", func.quote_ident(pg_collation.c.collname))
+    order = pg_index.c.indoption[position.c.n - 1]  # bit 0: descending; bit 1: nulls first
+    definition = func.concat(
+        column,
+        case((has_collation, collation), else_=""),
+        case((pg_opclass.c.opcdefault, ""), else_=func.concat(" ", operator_class)),
+        case(
+            {1: " DESC NULLS LAST", 2: " NULLS FIRST", 3: " DESC"},
+            value=order,
+            else_="",
+        ),
     )
     column_arrays = [
         func.array(
-            query.select_from(position).order_by(position.c.n).correlate(pg_index).scalar_subquery()
+            select(selected)
+            .select_from(position)
+            .join(pg_opclass, pg_opclass.c.oid == pg_index.c.indclass[position.c.n - 1])
+            .outerjoin(
+                pg_collation, pg_collation.c.oid == pg_index.c.indcollation[position.c.n - 1]
+            )
+            .order_by(position.c.n)
+            .correlate(pg_index)
+            .scalar_subquery()
         )
-        for query in (columns, operator_classes)
+        for selected in (column, operator_class, definition)
     ]
     partitions = select(pg_inherits.c.inhrelid).where(pg_inherits.c.inhparent == oid)
     return (
@@ -490,6 +591,7 @@ def _indexes_query(oid: int) -> Executable:
             pg_index.c.indisprimary,
             column_arrays[0].label("columns"),
             column_arrays[1].label("operator_classes"),
+            column_arrays[2].label("definitions"),
         )
         .select_from(pg_index)
         .join(pg_class, pg_class.c.oid == pg_index.c.indexrelid)

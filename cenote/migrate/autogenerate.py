@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
 from alembic.autogenerate.api import AutogenContext
-from alembic.autogenerate.render import renderers
 from alembic.operations import ops
 from alembic.runtime.plugins import Plugin
 from alembic.util import DispatchPriority, PriorityDispatchResult, warn
 from pgvector.sqlalchemy import HALFVEC, VECTOR
-from sqlalchemy import Column, ForeignKeyConstraint, Index, Integer, Table
+from sqlalchemy import (
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    Table,
+    literal_column,
+)
 
 from cenote.config import SchemaConfig
 from cenote.inspection.checks.findings import subject_of
 from cenote.inspection.checks.indexes import index_differences
 from cenote.inspection.checks.table import text_search_finding
-from cenote.inspection.live_table import LiveIndex, LiveTable, read_table
-from cenote.migrate.versions import UnconfiguredRevisionError
-from cenote.orm.mixin import (
-    CHUNK_COLUMNS,
-    KEY,
-    LANGUAGES,
-    PARTITIONS,
-    ROW_SECURITY,
-    missing_dimensions_message,
+from cenote.inspection.index_definitions import equal_indexes, needs_the_server
+from cenote.inspection.live_table import LiveIndex, LiveTable, embedding_sql, read_table
+from cenote.migrate.autogenerate_operations import (
+    AlterEmbeddingOp,
+    CreateChunkTableOp,
+    EnsureExtensionOp,
 )
+from cenote.migrate.versions import UnconfiguredRevisionError
+from cenote.orm.mixin import CHUNK_COLUMNS, KEY, LANGUAGES, missing_dimensions_message
 
 __all__ = ["compare_type", "hooks", "include_object", "render_item"]
 
@@ -36,19 +42,62 @@ PLUGIN = "cenote.chunk_tables"
 """Name of cenote's comparators among Alembic's plugins."""
 
 
-def hooks() -> dict[str, Any]:
+def hooks(**options: Any) -> dict[str, Any]:
     """Return arguments for ``context.configure``: the functions below, and comparators.
 
     The comparators handle what Alembic ignores: the extension and the partitions that a new chunk
-    table needs, and the method, operator classes and ``WITH`` options of indexes.
+    table needs, the method, operator classes and ``WITH`` options of indexes, and the order of
+    changes to a column and its indexes. The server compares expressions of indexes.
+
+    Args:
+        **options: Your own arguments for ``context.configure``, which are merged with cenote's.
+            An object is included if your ``include_object`` includes it too. Your ``render_item``
+            comes first. Your ``compare_type`` decides where cenote's does not: True compares types
+            as Alembic does, which is the default, and False compares none. Your
+            ``autogenerate_plugins`` stay. All other arguments are returned as they are.
     """
     _register()
-    return {
-        "include_object": include_object,
-        "render_item": render_item,
-        "compare_type": compare_type,
-        "autogenerate_plugins": ["alembic.autogenerate.*", PLUGIN],
+    plugins = options.get("autogenerate_plugins", ["alembic.autogenerate.*"])
+    return options | {
+        "include_object": _merge_include_object(options.get("include_object")),
+        "render_item": _merge_render_item(options.get("render_item")),
+        "compare_type": _merge_compare_type(options.get("compare_type")),
+        "autogenerate_plugins": [*(name for name in plugins if name != PLUGIN), PLUGIN],
     }
+
+
+def _merge_include_object(users: Callable[..., bool] | None) -> Callable[..., bool]:
+    if users is None:
+        return include_object
+    return lambda *arguments: include_object(*arguments) and users(*arguments)
+
+
+def _merge_render_item(
+    users: Callable[..., str | Literal[False]] | None,
+) -> Callable[..., str | Literal[False]]:
+    if users is None:
+        return render_item
+
+    def render(*arguments: Any) -> str | Literal[False]:
+        rendered = users(*arguments)
+        return render_item(*arguments) if rendered is False else rendered
+
+    return render
+
+
+def _merge_compare_type(
+    users: Callable[..., bool | None] | bool | None,
+) -> Callable[..., bool | None] | Literal[False]:
+    if users is False:
+        return False
+    if users is None or users is True:
+        return compare_type
+
+    def compare(*arguments: Any) -> bool | None:
+        differs = compare_type(*arguments)
+        return users(*arguments) if differs is None else differs
+
+    return compare
 
 
 def include_object(obj: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
@@ -83,16 +132,31 @@ def render_item(kind: str, obj: Any, autogen_context: AutogenContext) -> str | L
 def compare_type(
     context: Any, inspected: Any, column: Any, inspected_type: Any, column_type: Any
 ) -> bool | None:
-    """Ignore the INTEGER `position` column of legacy tables. Alembic compares all other types."""
-    if column.name == "position" and _is_chunk_table(column.table):
+    """Ignore two differences of chunk tables. Alembic compares all other types.
+
+    The differences are the INTEGER `position` column of legacy tables, and the dimensions of a
+    model that does not state them.
+
+    Raises:
+        ConfigurationError: The type of the embedding differs, and the model has no dimensions.
+    """
+    if not _is_chunk_table(column.table):
+        return None
+    if column.name == "position":
         return False if isinstance(inspected_type, Integer) else None
-    return None
+    if column.name != "embedding" or getattr(column_type, "dim", 0) is not None:
+        return None
+    if _column_type(inspected_type) == _column_type(column_type):
+        return False
+    raise UnconfiguredRevisionError(
+        missing_dimensions_message(str(column.table.name)), setting="dimensions"
+    )
 
 
 def setup(plugin: Plugin) -> None:
     """Add cenote's comparators after Alembic's own. Alembic calls this function."""
     plugin.add_autogenerate_comparator(
-        _compare_indexes,
+        _compare_table,
         "table",
         PLUGIN,
         qualifier="postgresql",
@@ -112,56 +176,6 @@ def _register() -> None:
     Plugin.setup_plugin_from_module(sys.modules[__name__], PLUGIN)
 
 
-class EnsureExtensionOp(ops.MigrateOperation):
-    """Create the extension if it is missing. The downgrade keeps the extension."""
-
-    def __init__(self, *, down: bool = False) -> None:
-        self.down = down
-
-    def reverse(self) -> EnsureExtensionOp:
-        return EnsureExtensionOp(down=not self.down)
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        return ("ensure_extension",)
-
-
-@renderers.dispatch_for(EnsureExtensionOp)
-def _render_extension(autogen_context: AutogenContext, operation: EnsureExtensionOp) -> list[str]:
-    if operation.down:
-        return []
-    autogen_context.imports.add("from cenote.operations import ensure_extension")
-    return ["ensure_extension()"]
-
-
-class CreateChunkTableOp(ops.CreateTableOp):
-    """Create a chunk table, set its storage, and create its partitions and policies."""
-
-    partitions: int
-    secured: bool
-
-    @classmethod
-    def of(cls, operation: ops.CreateTableOp) -> CreateChunkTableOp:
-        """Return the operation that replaces Alembic's."""
-        replacement = cls.__new__(cls)
-        replacement.__dict__.update(operation.__dict__)
-        settings = (LANGUAGES, PARTITIONS, ROW_SECURITY)
-        replacement.info = {
-            key: value for key, value in operation.info.items() if key not in settings
-        }
-        replacement.partitions = operation.info.get(PARTITIONS, 0)
-        replacement.secured = operation.info.get(ROW_SECURITY, False)
-        (embedding,) = [
-            item
-            for item in operation.columns
-            if isinstance(item, Column) and item.name == "embedding"
-        ]
-        if getattr(embedding.type, "dim", None) is None:
-            raise UnconfiguredRevisionError(
-                missing_dimensions_message(str(operation.table_name)), setting="dimensions"
-            )
-        return replacement
-
-
 def _replace_creations(
     autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
 ) -> PriorityDispatchResult:
@@ -176,23 +190,7 @@ def _replace_creations(
     return PriorityDispatchResult.CONTINUE
 
 
-@renderers.dispatch_for(CreateChunkTableOp)
-def _render_creation(autogen_context: AutogenContext, operation: CreateChunkTableOp) -> list[str]:
-    create_table = renderers.dispatch(ops.CreateTableOp)(autogen_context, operation)
-    schema = "" if operation.schema is None else f", schema={str(operation.schema)!r}"
-    name = str(operation.table_name)
-    autogen_context.imports.add("from cenote.operations import store_inline")
-    lines = [create_table, f"store_inline({name!r}{schema})"]
-    if operation.partitions:
-        autogen_context.imports.add("from cenote.operations import create_partitions")
-        lines.append(f"create_partitions({name!r}, {operation.partitions}{schema})")
-    if operation.secured:
-        autogen_context.imports.add("from cenote.operations import secure_rows")
-        lines.append(f"secure_rows({name!r}, {operation.partitions}{schema})")
-    return lines
-
-
-def _compare_indexes(
+def _compare_table(
     autogen_context: AutogenContext,
     modify_ops: ops.ModifyTableOps,
     schema: str | None,
@@ -206,15 +204,110 @@ def _compare_indexes(
     live = read_table(autogen_context.connection, name, schema)
     assert live is not None
     _warn_of_languages(live, table)
+    _compare_indexes(autogen_context, modify_ops, live, live_table, table)
+    _alter_embedding(modify_ops)
+    return PriorityDispatchResult.CONTINUE
+
+
+def _compare_indexes(
+    autogen_context: AutogenContext,
+    modify_ops: ops.ModifyTableOps,
+    live: LiveTable,
+    live_table: Table,
+    table: Table,
+) -> None:
+    """Correct Alembic's comparison of the indexes that are in the model and in the database."""
+    assert autogen_context.connection is not None
+    reflected = {str(index.name): index for index in live_table.indexes}
+    compared = [
+        index
+        for index in sorted(table.indexes, key=lambda index: str(index.name))
+        if (other := reflected.get(str(index.name))) is not None
+        and autogen_context.run_object_filters(index, index.name, "index", False, other)
+    ]
+    for_the_server = [
+        index
+        for index in compared
+        if needs_the_server(index) or needs_the_server(reflected[str(index.name)])
+    ]
+    are_equal = equal_indexes(autogen_context.connection, live, for_the_server)
     dropped = {op.index_name for op in modify_ops.ops if isinstance(op, ops.DropIndexOp)}
-    for index in sorted(table.indexes, key=lambda index: str(index.name)):
-        actual = live.index(str(index.name))
-        if actual is None or index.name in dropped:
+    for index in compared:
+        index_name = str(index.name)
+        actual = live.index(index_name)
+        if actual is None:
             continue
-        if any(index_differences(actual, index)):
+        if index in for_the_server:
+            if index_name not in are_equal:
+                warn(
+                    f"index {index_name} cannot be compared: the role or the transaction may not "
+                    "create temporary tables"
+                )
+            elif are_equal[index_name]:
+                modify_ops.ops[:] = [
+                    op for op in modify_ops.ops if getattr(op, "index_name", None) != index_name
+                ]
+            elif index_name not in dropped:
+                modify_ops.ops.append(ops.DropIndexOp.from_index(reflected[index_name]))
+                modify_ops.ops.append(ops.CreateIndexOp.from_index(index))
+        elif index_name not in dropped and any(index_differences(actual, index)):
             modify_ops.ops.append(ops.DropIndexOp.from_index(_reflected(actual, live_table)))
             modify_ops.ops.append(ops.CreateIndexOp.from_index(index))
-    return PriorityDispatchResult.CONTINUE
+    for place, operation in enumerate(modify_ops.ops):
+        if isinstance(operation, ops.DropIndexOp):
+            index_name = str(operation.index_name)
+            actual = live.index(index_name)
+            if actual is not None and needs_the_server(reflected[index_name]):
+                faithful = _reflected_expressions(actual, reflected[index_name], live_table)
+                modify_ops.ops[place] = ops.DropIndexOp.from_index(faithful)
+
+
+def _alter_embedding(modify_ops: ops.ModifyTableOps) -> None:
+    """Warn if the type of the embedding changes, and change types while no index is in the way.
+
+    An operator class fits one type, so an index has to be dropped before the type of its column
+    changes, and created afterwards.
+    """
+    altered = [
+        (place, op)
+        for place, op in enumerate(modify_ops.ops)
+        if isinstance(op, ops.AlterColumnOp) and op.modify_type is not None
+    ]
+    for place, operation in altered:
+        if operation.column_name == "embedding":
+            replacement = AlterEmbeddingOp.of(operation)
+            modify_ops.ops[place] = replacement
+            _warn_of_embedding(replacement)
+    if altered:
+        modify_ops.ops.sort(
+            key=lambda op: (not isinstance(op, ops.DropIndexOp), isinstance(op, ops.CreateIndexOp))
+        )
+
+
+def _warn_of_embedding(operation: AlterEmbeddingOp) -> None:
+    """Warn that rows have to be embedded again, or that the change locks the table."""
+    actual, expected = (
+        embedding_sql(_column_type(type_), getattr(type_, "dim", None))
+        for type_ in (operation.existing_type, operation.modify_type)
+    )
+    before, after = operation.dimensions
+    consequence = (
+        "the revision fails on a table with rows, which have to be embedded again"
+        if before != after
+        else "the revision rewrites the table and builds its ANN index again, and locks the table "
+        "until that ends"
+    )
+    warn(
+        f"{subject_of(str(operation.table_name), operation.schema)}: the embedding column is "
+        f"{actual}, expected {expected}; {consequence}. To fill a second table while the first is "
+        'in use, see docs/schema.md, "Another embedding model, without downtime"'
+    )
+
+
+def _column_type(type_: Any) -> str | None:
+    if isinstance(type_, HALFVEC):
+        return "halfvec"
+    return "vector" if isinstance(type_, VECTOR) else None
 
 
 def _warn_of_languages(live: LiveTable, table: Table) -> None:
@@ -251,5 +344,27 @@ def _reflected(index: LiveIndex, table: Table) -> Index:
         postgresql_using=index.method,
         postgresql_ops=dict(zip(index.columns, index.operator_classes, strict=True)),
         postgresql_with=dict(index.options),
+        _table=table,
+    )
+
+
+def _reflected_expressions(index: LiveIndex, reflected: Index, table: Table) -> Index:
+    """Return a live index with expressions as an `Index`, for Alembic to create in the downgrade.
+
+    SQLAlchemy's reflection loses the collation, the operator class and the order of an expression.
+    """
+    options = {
+        name: value
+        for name, value in reflected.dialect_kwargs.items()
+        if name != "postgresql_ops" and value
+    }
+    return Index(
+        index.name,
+        *(
+            table.c[definition] if definition in table.c else literal_column(definition)
+            for definition in index.definitions
+        ),
+        unique=reflected.unique,
+        **options | {"postgresql_using": index.method, "postgresql_with": dict(index.options)},
         _table=table,
     )

@@ -120,6 +120,21 @@ def create_table_like(
     return DDLTemplate(create, table=table_of(name, schema), like=table_of(like, schema))
 
 
+def create_temporary_table_like(name: str, like: str, schema: str | None) -> DDLTemplate:
+    """Return ``CREATE TEMPORARY TABLE ... (LIKE ...)``: the columns alone, without rows.
+
+    Args:
+        name: New table, in the schema ``pg_temp``.
+        like: Table whose columns are copied.
+        schema: Schema of that table.
+    """
+    return DDLTemplate(
+        "CREATE TEMPORARY TABLE {table} (LIKE {like})",
+        table=table_of(name, "pg_temp"),
+        like=table_of(like, schema),
+    )
+
+
 def create_hash_partition(
     table_name: str, schema: str | None, modulus: int, remainder: int
 ) -> DDLTemplate:
@@ -189,6 +204,28 @@ def add_constraint(table_name: str, schema: str | None, name: str, definition: s
         table=table_of(table_name, schema),
         name=name,
         definition=RawSQL(definition),
+    )
+
+
+def replace_primary_key(
+    table_name: str, schema: str | None, old: str | None, new: str, columns: str
+) -> DDLTemplate:
+    """Return ``ALTER TABLE ... DROP CONSTRAINT ..., ADD CONSTRAINT ... PRIMARY KEY (...)``.
+
+    Args:
+        table_name: Table that gets the key.
+        schema: Schema of the table.
+        old: Name of the present key, None if there is no key.
+        new: Name of the new key.
+        columns: Columns of the new key, as SQL.
+    """
+    drop = "" if old is None else "DROP CONSTRAINT {old}, "
+    return DDLTemplate(
+        "ALTER TABLE {table} " + drop + "ADD CONSTRAINT {new} PRIMARY KEY ({columns})",
+        table=table_of(table_name, schema),
+        old=old or "",
+        new=new,
+        columns=RawSQL(columns),
     )
 
 

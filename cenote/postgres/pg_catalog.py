@@ -38,6 +38,7 @@ pg_class = table(
     column("reltuples", REAL),
     column("reloptions"),
     column("relpartbound"),
+    column("relispartition", Boolean),
 )
 pg_collation = table("pg_collation", column("oid"), column("collname"))
 pg_constraint = table(
@@ -61,12 +62,18 @@ pg_index = table(
     "pg_index",
     column("indexrelid"),
     column("indrelid"),
+    column("indnatts"),
     column("indnkeyatts"),
     column("indkey", ARRAY(Integer)),
     column("indisprimary"),
     column("indisclustered"),
     column("indisvalid"),
     column("indclass", ARRAY(Integer)),
+    column("indcollation", ARRAY(Integer)),
+    column("indoption", ARRAY(Integer)),
+    column("indisunique"),
+    column("indnullsnotdistinct"),
+    column("indpred"),
 )
 pg_inherits = table(
     "pg_inherits",
@@ -84,7 +91,7 @@ pg_locks = table(
     column("granted"),
 )
 pg_namespace = table("pg_namespace", column("oid"), column("nspname"))
-pg_opclass = table("pg_opclass", column("oid"), column("opcname"))
+pg_opclass = table("pg_opclass", column("oid"), column("opcname"), column("opcdefault", Boolean))
 pg_policy = table(
     "pg_policy",
     column("polname"),

@@ -134,6 +134,7 @@ def test_priority_of_sources() -> None:
         column_type="halfvec",
         dimensions=7,
         partitioned=True,
+        detached=(),
         bounds={"a": (2, 0), "b": (2, 1)},
         columns={},
         key=("namespace", "id"),
