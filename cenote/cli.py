@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -33,11 +34,12 @@ from cenote.maintenance.recall_output import check_picture, draw, table_of_repor
 from cenote.maintenance.reindexing import reindex, reindex_plan
 from cenote.maintenance.repartitioning import repartition
 from cenote.maintenance.row_security import set_row_security
-from cenote.migrate.api import run_checks
+from cenote.migrate.api import note_on_owner, run_checks
 from cenote.migrate.connection import own_connection
 from cenote.migrate.environment import database_url, ini_section, readable
 from cenote.migrate.host_revision import write_host_revision
 from cenote.migrate.versions import script_location
+from cenote.orm.factory import config_from_model
 from cenote.postgres.dsn import create_engine
 from cenote.progress import progress_bar
 from cenote.stores import PgVectorStore
@@ -174,6 +176,11 @@ def _parser() -> argparse.ArgumentParser:
         "check", parents=[common], help="compare the database with the settings"
     )
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
+    check.add_argument(
+        "--model",
+        metavar="MODULE:CLASS",
+        help="chunk model of your application, which has the settings: app.models:Passage",
+    )
     check.set_defaults(run=_check)
 
     rebuild = commands.add_parser(
@@ -327,8 +334,14 @@ def _with_engine(
 
 def _check(options: argparse.Namespace) -> int:
     async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
+        has_model = options.model is not None
+        if has_model:
+            given = _settings_of_model(options.model, given)
         async with own_connection(engine, _READING) as connection:
-            findings = await connection.run_sync(run_checks, given)
+            findings = await connection.run_sync(run_checks, given, has_model)
+            note = None if has_model else await connection.run_sync(note_on_owner, given)
+        if note is not None:
+            print(f"cenote: {note}", file=sys.stderr)
         if options.json:
             print(json.dumps([finding.as_dict() for finding in findings], indent=2))
         for finding in () if options.json else findings:
@@ -338,6 +351,46 @@ def _check(options: argparse.Namespace) -> int:
         return EXIT_FINDINGS if findings else 0
 
     return _with_engine(options, work)
+
+
+def _settings_of_model(path: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a model, after checking that the other settings agree with them."""
+    arguments = {name: value for name, value in given.items() if name != "database_url"}
+    return settings.explicit_settings(config_from_model(_import_model(path), arguments))
+
+
+def _import_model(path: str) -> Any:
+    """Import a model by the name of its module, a colon, and the name of the class.
+
+    The current folder is on the path, as for ``python -m``. The text of an error of the module is
+    left out, because it may contain a password.
+    """
+    module_name, colon, class_name = path.partition(":")
+    if not colon or not module_name or not class_name:
+        raise ConfigurationError(
+            f"--model must be a module and a class, such as app.models:Passage, not {path!r}",
+            setting="model",
+        )
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        value: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"--model: there is no module {error.name!r}; run the command where `python -c "
+            f"'import {module_name}'` works",
+            setting="model",
+        ) from error
+    except Exception as error:
+        raise ConfigurationError(
+            f"--model: importing {module_name} raised {type(error).__name__}", setting="model"
+        ) from error
+    for name in class_name.split("."):
+        if not hasattr(value, name):
+            raise ConfigurationError(
+                f"--model: module {module_name!r} has no class {class_name!r}", setting="model"
+            )
+        value = getattr(value, name)
+    return value
 
 
 def _reindex(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -32,6 +33,11 @@ def migration_hint(config: SchemaConfig, *, user_model: bool) -> str:
     if user_model:
         return APPLICATION_MIGRATIONS
     return "await store.apply_migrations(), or " + upgrade_command(explicit_settings(config))
+
+
+def check_model_command(given: Mapping[str, Any]) -> str:
+    """Return the command that checks the table of a user model."""
+    return f"cenote check {arguments_for(given)}--model app.models:Passage"
 
 
 def reindex_command(config: SchemaConfig) -> str:
@@ -67,7 +73,7 @@ def _names(config: SchemaConfig) -> dict[str, Any]:
 def arguments_for(given: Mapping[str, Any]) -> str:
     """Return the settings that differ from their defaults, as arguments of a command line."""
     return "".join(
-        f"-x {field.name}={given[field.name]} "
+        f"-x {shlex.quote(f'{field.name}={given[field.name]}')} "
         for field in fields(SchemaConfig)
         if given.get(field.name, field.default) != field.default
     )

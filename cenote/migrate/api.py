@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import alembic.command
@@ -15,16 +14,24 @@ from cenote.config import SchemaConfig
 from cenote.inspection import settings
 from cenote.inspection.checks.findings import Finding, subject_of
 from cenote.inspection.checks.table import (
+    embedding_finding,
     extension_finding,
     findings,
+    legacy_finding,
     revision_finding,
     shard_findings,
     table_finding,
+    unrecorded_finding,
 )
 from cenote.inspection.citus import read_shards
-from cenote.inspection.hints import APPLICATION_MIGRATIONS
-from cenote.inspection.live_table import read_table, schemas_with
-from cenote.migrate.connection import own_connection
+from cenote.inspection.live_table import (
+    LiveTable,
+    chunk_table_settings,
+    read_table,
+    schemas_with,
+)
+from cenote.migrate.connection import own_connection, translated
+from cenote.migrate.ownership import Owner, has_application_history, read_owner
 from cenote.migrate.versions import (
     head_revision,
     known_revisions,
@@ -64,7 +71,10 @@ async def current(database: AsyncEngine | AsyncConnection, config: SchemaConfig)
     Raises:
         MigrationError: The database raised an error.
     """
-    async with own_connection(database, "the revision cannot be read") as connection:
+    config = translated(database, config)
+    async with own_connection(
+        database, "the revision cannot be read", reads_only=True
+    ) as connection:
         return await connection.run_sync(recorded_revision, config.table_name, config.schema)
 
 
@@ -78,8 +88,12 @@ async def check(
     also compares the number of partitions, if it is configured, and checks that the partitions
     cover every namespace. Only the catalogue and the version table are read.
 
+    If no version table of cenote exists for the table, the table belongs to the application, and
+    no revision is expected.
+
     Args:
-        database: Engine, or connection without an open transaction.
+        database: Engine, or connection without an open transaction. A ``schema_translate_map`` of
+            its options translates the schema.
         config: Expected settings.
         user_model: True if the table belongs to a user model, which the application's migrations
             create instead of cenote's revisions.
@@ -87,7 +101,8 @@ async def check(
     Raises:
         MigrationError: The database raised an error.
     """
-    async with own_connection(database, "the schema cannot be read") as connection:
+    config = translated(database, config)
+    async with own_connection(database, "the schema cannot be read", reads_only=True) as connection:
         return await connection.run_sync(run_checks, settings.explicit_settings(config), user_model)
 
 
@@ -117,21 +132,67 @@ def run_checks(
     subject = subject_of(name, schema_name)
     installed = connection.execute(EXTENSION_QUERY).one_or_none()
     live = read_table(connection, name, schema_name)
+    owner = read_owner(connection, name, schema_name, live)
+    if owner == "application" and live is not None and not user_model:
+        # The parameters of the application's model are not known, so the live ones are expected.
+        given = {**live.parameters, **given}
     config = settings.resolve(given, live)
     recorded = recorded_revision(connection, name, schema_name)
-    found = [extension_finding(None if installed is None else installed.extversion)]
+    found = [extension_finding(None if installed is None else installed.extversion, given)]
     if live is None or live.column_type is None or config is None:
-        elsewhere = schemas_with(connection, name) if live is None else []
-        missing = table_finding(subject, live, recorded, given, elsewhere)
         found.append(
-            replace(missing, hint="run " + APPLICATION_MIGRATIONS) if user_model else missing
+            table_finding(
+                subject,
+                live,
+                recorded,
+                given,
+                schemas_with(connection, name) if live is None else (),
+                () if user_model or recorded else chunk_table_settings(connection),
+                user_model=user_model,
+                has_application=has_application_history(connection, name),
+            )
         )
-    else:
-        if not user_model:
-            known, head = known_revisions(), head_revision()
-            found.append(revision_finding(subject, recorded, known, head, given))
-        found += findings(live, config)
-        if live.shards is not None:
-            shards = read_shards(connection, live.name, live.schema)
-            found += shard_findings(shards, config)
+        return [finding for finding in found if finding is not None]
+    if owner == "legacy" and not user_model:
+        # The upgrade mends all other differences, and expects to find them.
+        dimensions = embedding_finding(subject, live.column_type, live.dimensions, config)
+        found += [legacy_finding(subject, head_revision(), given), dimensions]
+        return [finding for finding in found if finding is not None]
+    if not user_model:
+        found.append(_revision_finding(connection, owner, recorded, live, given))
+    is_applications = user_model or owner == "application"
+    found += findings(live, config, is_applications=is_applications)
+    if live.shards is not None:
+        shards = read_shards(connection, live.name, live.schema)
+        found += shard_findings(shards, config)
     return [finding for finding in found if finding is not None]
+
+
+def _revision_finding(
+    connection: Connection,
+    owner: Owner,
+    recorded: str | None,
+    live: LiveTable,
+    given: Mapping[str, Any],
+) -> Finding | None:
+    """Return the finding for the recorded revision. An application's table needs none."""
+    subject = subject_of(*settings.table_name_and_schema(given))
+    head = head_revision()
+    if recorded is not None:
+        return revision_finding(subject, recorded, known_revisions(), head, given)
+    if owner == "unrecorded":
+        has_application = has_application_history(connection, live.name)
+        return unrecorded_finding(subject, live, head, given, has_application=has_application)
+    return None
+
+
+def note_on_owner(connection: Connection, given: Mapping[str, Any]) -> str | None:
+    """Return a note if the table is the application's, whose model the settings do not state."""
+    name, schema_name = settings.table_name_and_schema(given)
+    live = read_table(connection, name, schema_name)
+    if live is None or read_owner(connection, name, schema_name, live) != "application":
+        return None
+    return (
+        f"{subject_of(name, schema_name)} belongs to your application, because no revision of "
+        "cenote is recorded for it. To compare it with your model, pass --model app.models:Passage"
+    )

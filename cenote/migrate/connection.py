@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from alembic.util import CommandError
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from cenote.config import SchemaConfig
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
 from cenote.postgres.driver_errors import (
     database_errors,
@@ -23,16 +25,42 @@ from cenote.postgres.dsn import safe_url
 from cenote.postgres.event_loops import check_event_loop, check_event_loop_of
 
 
-@asynccontextmanager
-async def own_connection(
-    database: AsyncEngine | AsyncConnection, action: str = "the migration failed"
-) -> AsyncIterator[AsyncConnection]:
-    """Provide a READ COMMITTED connection for schema changes.
+def translated(database: AsyncEngine | AsyncConnection, config: SchemaConfig) -> SchemaConfig:
+    """Return the configuration with the schema that a ``schema_translate_map`` translates it to.
 
     Args:
-        database: Engine, or connection without an open transaction, whose isolation level is
-            restored at the end.
+        database: Engine or connection whose options may have a map.
+        config: Settings of the table.
+    """
+    schema_map = _schema_map(database)
+    return replace(config, schema=schema_map.get(config.schema, config.schema))
+
+
+def _schema_map(database: AsyncEngine | AsyncConnection) -> Mapping[str | None, str | None]:
+    options: Mapping[str, Any] = {}
+    if isinstance(database, AsyncEngine):
+        options = database.get_execution_options()
+    elif isinstance(database, AsyncConnection) and database.sync_connection is not None:
+        options = database.sync_connection.get_execution_options()
+    schema_map: Mapping[str | None, str | None] = options.get("schema_translate_map") or {}
+    return schema_map
+
+
+@asynccontextmanager
+async def own_connection(
+    database: AsyncEngine | AsyncConnection,
+    action: str = "the migration failed",
+    *,
+    reads_only: bool = False,
+) -> AsyncIterator[AsyncConnection]:
+    """Provide a READ COMMITTED connection for schema changes, without a ``schema_translate_map``.
+
+    Args:
+        database: Engine, or connection without an open transaction, whose isolation level and map
+            are restored at the end.
         action: Start of the message if the database raises an error.
+        reads_only: True if the schema is only read. The caller then has to translate the names;
+            see `translated`. To change the schema, no map is accepted.
 
     Raises:
         ConfigurationError: `database` cannot be used for schema changes.
@@ -45,10 +73,11 @@ async def own_connection(
             setting="engine",
         )
     engine = database if isinstance(database, AsyncEngine) else database.engine
-    if engine.get_execution_options().get("schema_translate_map"):
+    schema_map = _schema_map(database)
+    if schema_map and not reads_only:
         raise ConfigurationError(
-            "an engine with a schema_translate_map cannot be migrated; set schema in "
-            "SchemaConfig instead",
+            "the schema cannot be changed through a schema_translate_map: pass an engine without "
+            "it, and set `schema` in SchemaConfig",
             setting="schema",
         )
     with own_errors(action, engine.url):
@@ -62,7 +91,9 @@ async def own_connection(
                         "the driver rejects the connection string's arguments", setting="dsn"
                     ) from error
                 check_event_loop_of(connection.engine, await connection.get_raw_connection())
-                yield await connection.execution_options(isolation_level="READ COMMITTED")
+                yield await connection.execution_options(
+                    isolation_level="READ COMMITTED", schema_translate_map={}
+                )
             return
         if database.in_transaction():
             raise MigrationError(
@@ -70,13 +101,15 @@ async def own_connection(
                 "engine"
             )
         level = _isolation_level(database)
-        await database.execution_options(isolation_level="READ COMMITTED")
+        await database.execution_options(isolation_level="READ COMMITTED", schema_translate_map={})
         try:
             yield database
         finally:
             if not database.closed and not database.invalidated:
                 await database.rollback()
-                await database.execution_options(isolation_level=level)
+                await database.execution_options(
+                    isolation_level=level, schema_translate_map=schema_map
+                )
 
 
 def _isolation_level(connection: AsyncConnection) -> Any:

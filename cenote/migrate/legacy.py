@@ -26,8 +26,8 @@ from cenote.inspection.live_table import LiveTable, read_table
 from cenote.migrate.versions import RefusedRevisionError
 from cenote.postgres.ddl import qualified
 
-_TABLE = "cenote_chunks"
-_VERSION_TABLE = "cenote_schema_migrations"
+TABLE = "cenote_chunks"
+VERSION_TABLE = "cenote_schema_migrations"
 _FILES = ("001_init.sql", "002_namespace_id_pk.sql", "003_chunk_iteration_index.sql")
 
 _COLUMNS = {
@@ -70,13 +70,14 @@ def upgrade_legacy_table(config: SchemaConfig) -> bool:
 
 def _version(connection: Connection, live: LiveTable) -> int:
     """Return the number of legacy migration files that were run. They run in one order only."""
-    recorded = table(_VERSION_TABLE, column("version"), schema=live.schema)
-    exists = connection.scalar(select(func.to_regclass(qualified(_VERSION_TABLE, live.schema))))
-    if live.name != _TABLE or exists is None:
+    recorded = table(VERSION_TABLE, column("version"), schema=live.schema)
+    exists = connection.scalar(select(func.to_regclass(qualified(VERSION_TABLE, live.schema))))
+    if live.name != TABLE or exists is None:
         raise RefusedRevisionError(
             f"table {live.name!r} exists already and was not created by these revisions; "
-            "choose another table_name, rename the table, or, if cenote check finds nothing but a "
-            "missing revision, run cenote migrate stamp head"
+            "choose another table_name, or rename the table. If your application's migrations "
+            "created it, leave it to them. If cenote's revisions created it and only their record "
+            "is lost, run cenote migrate stamp head"
         )
     run = set(connection.scalars(select(recorded.c.version)))
     for version in range(1, len(_FILES) + 1):
@@ -84,7 +85,7 @@ def _version(connection: Connection, live: LiveTable) -> int:
             return version
     unknown = ", ".join(sorted(run - set(_FILES))) or "a version out of order"
     raise RefusedRevisionError(
-        f"table {live.name!r} cannot be upgraded: its {_VERSION_TABLE} lists {unknown}; only "
+        f"table {live.name!r} cannot be upgraded: its {VERSION_TABLE} lists {unknown}; only "
         f"{', '.join(_FILES)}, in this order, can be upgraded"
     )
 

@@ -45,6 +45,7 @@ SKIPPED_BLOCKS = {
     ("schema.md", "cenote host-revision"): (
         "tests/schema/test_application_history.py runs it in an application with a history"
     ),
+    ("schema.md", "cenote check --model"): "tests/schema/test_checks.py checks a model",
     ("schema.md", "import asyncio"): "test_change_of_the_embedding_model_without_downtime runs it",
     ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy import select"): (
         "tests/maintenance/test_row_security.py runs it as the application's role"

@@ -10,9 +10,10 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support.commands import cenote, output_of
-from support.database import scalar, tables
+from support.database import execute, scalar, tables
 
-from cenote import ConfigurationError, SchemaConfig, schema
+from cenote import ConfigurationError, PgVectorStore, SchemaConfig, schema
+from cenote.maintenance import reindex
 
 
 async def test_settings_in_any_position(empty_engine: AsyncEngine, empty_dsn: str) -> None:
@@ -129,14 +130,28 @@ async def test_settings_that_contradict_the_table(engine: AsyncEngine, dsn: str)
     assert await schema.current(engine, SchemaConfig(dimensions=4)) == "cenote_0004"
 
 
-async def test_a_schema_translate_map_is_rejected(engine: AsyncEngine) -> None:
-    """With a translated schema, cenote would create one table and check another."""
+async def test_a_schema_translate_map(engine: AsyncEngine) -> None:
+    """Checks read the schema that the map translates to; changes through a map are rejected."""
+    await schema.upgrade(engine, SchemaConfig(dimensions=4, schema="tenant", partitions=2))
     translated = create_async_engine(
-        engine.url, execution_options={"schema_translate_map": {None: "tenant"}}
+        engine.url, execution_options={"schema_translate_map": {None: "tenant", "x": None}}
     )
-    for call in (schema.upgrade, schema.check, schema.current):
-        with pytest.raises(ConfigurationError, match="schema_translate_map"):
-            await call(translated, SchemaConfig(dimensions=4))
+    config = SchemaConfig(dimensions=4)
+    store = PgVectorStore(translated, 4, partitions=2)
+    assert await store.check_schema() == []
+    assert await schema.current(translated, config) == "cenote_0004"
+    assert await schema.check(translated, SchemaConfig(dimensions=4, schema="x")) == []
+    await execute(engine, "DROP INDEX tenant.ix_cenote_chunks_embedding")
+    (finding,) = await store.check_schema()
+    assert "cenote reindex -x schema=tenant" in finding.hint
+    async with engine.connect() as connection:
+        await connection.execution_options(schema_translate_map={None: "tenant"})
+        assert await schema.check(connection, config) == [finding]
+        options = connection.sync_connection.get_execution_options()  # type: ignore[union-attr]
+        assert options["schema_translate_map"] == {None: "tenant"}
+    for call in (schema.upgrade, reindex):
+        with pytest.raises(ConfigurationError, match="changed through a schema_translate_map"):
+            await call(translated, config)
     await translated.dispose()
 
 

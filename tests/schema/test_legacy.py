@@ -37,7 +37,11 @@ async def test_tables_of_each_version_are_upgraded(
     url = {"CENOTE_DATABASE_URL": empty_dsn}
     result = cenote("check", **url)
     assert result.returncode == 1
-    assert "upgrade head, which also upgrades a legacy table" in result.stdout
+    # Hints for other differences would get in the way of the upgrade, which mends them.
+    assert result.stdout == (
+        "table cenote_chunks: it is a legacy table, expected cenote_0004; run cenote migrate "
+        "upgrade head\n"
+    )
     output_of(cenote("migrate", "upgrade", "head", **url))  # the dimensions come from the table
     assert [await scalar(engine, query) for query in (CHECKSUM, PLACES, HNSW)] == before
     assert output_of(cenote("check", **url)) == "no differences found\n"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from sqlalchemy import Index
-from sqlalchemy.schema import CreateIndex
+from sqlalchemy.schema import CreateIndex, DropIndex
 
 from cenote.config import SchemaConfig
 from cenote.inspection.checks.findings import Finding, ddl_sql
@@ -93,14 +93,27 @@ def _differing_index_findings(
     if not actual.valid:
         yield _invalid_index_finding(actual, None, config)
     for kind, state, expected in index_differences(actual, index):
-        drop_first = "" if _is_ann(index) else "drop it and "
+        hint = "run " + _creation_command(index, config)
+        if kind == "hnsw_parameters":
+            settings = _differing_settings(actual, index)
+            hint = f"set {settings} if that is what you want, or {hint}"
+        elif not _is_ann(index):
+            hint = f"run {ddl_sql(DropIndex(index))}; {_creation_command(index, config)}"
         yield Finding(
             kind=kind,
             subject=f"index {actual.name}",
             actual=state,
             expected=expected,
-            hint=f"{drop_first}run {_creation_command(index, config)}",
+            hint=hint,
         )
+
+
+def _differing_settings(actual: LiveIndex, index: Index) -> str:
+    """Return the settings that the live index was built with, where the model has others."""
+    options = index.dialect_kwargs.get("postgresql_with") or {}
+    return " and ".join(
+        f"hnsw_{name}={value}" for name, value in _other_options(actual.options, options).items()
+    )
 
 
 def index_differences(
@@ -153,7 +166,9 @@ def _invalid_index_finding(
         subject=f"index {actual.name}",
         actual=f"it is invalid (on {actual.table}): its build was interrupted",
         expected="a valid index",
-        hint="run " + reindex_command(config) if rebuild else "drop it and create it again",
+        hint="run " + reindex_command(config)
+        if rebuild
+        else "drop it, and create it again if it is needed",
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Column, PrimaryKeyConstraint
+from sqlalchemy import Column
 from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.schema import DropConstraint, ExecutableDDLElement
 
 from cenote.config import SchemaConfig, languages
 from cenote.errors import MigrationError
@@ -15,6 +15,7 @@ from cenote.inspection.checks.findings import Finding, FindingKind, ddl_sql, sub
 from cenote.inspection.checks.indexes import NEW, OLD, index_findings
 from cenote.inspection.citus import Shard
 from cenote.inspection.hints import (
+    APPLICATION_MIGRATIONS,
     arguments_for,
     distribute_command,
     reindex_command,
@@ -26,7 +27,14 @@ from cenote.inspection.hints import (
 from cenote.inspection.live_table import LiveTable, embedding_sql
 from cenote.orm.factory import chunk_table
 from cenote.orm.mixin import KEY, ann_index_name
-from cenote.postgres.ddl import add_constraint, attach_partition, qualified, table_of
+from cenote.postgres.ddl import (
+    attach_partition,
+    create_extension,
+    create_hash_partition,
+    partition_name,
+    qualified,
+    replace_primary_key,
+)
 from cenote.postgres.extension import OLDEST_PGVECTOR, parse_version
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
 
@@ -40,22 +48,40 @@ _SMALL_SHARD = 2**30
 """Maximum size in bytes of a shard that is not worth moving."""
 
 
-def findings(live: LiveTable, config: SchemaConfig) -> list[Finding]:
-    """Return the differences between a live chunk table and a configuration, most severe first."""
+def findings(
+    live: LiveTable, config: SchemaConfig, *, is_applications: bool = False
+) -> list[Finding]:
+    """Return the differences between a live chunk table and a configuration, most severe first.
+
+    Args:
+        live: Live table.
+        config: Expected settings.
+        is_applications: True if the migrations of the application create and change the table.
+    """
     subject = subject_of(config.table_name, config.schema)
     found = [
         embedding_finding(subject, live.column_type, live.dimensions, config),
         _columns_finding(subject, live, config),
         _key_finding(subject, live, config),
         partitions_finding(subject, live, config),
-        text_search_finding(subject, live.text_search, config, live.configurations),
+        _full_text_finding(subject, live, config, is_applications=is_applications),
         row_security_finding(subject, live, config),
         distribution_finding(subject, live, config),
     ]
     return [finding for finding in found if finding is not None] + [*index_findings(live, config)]
 
 
-def extension_finding(version: str | None) -> Finding | None:
+def _full_text_finding(
+    subject: str, live: LiveTable, config: SchemaConfig, *, is_applications: bool
+) -> Finding | None:
+    finding = text_search_finding(subject, live.text_search, config, live.configurations)
+    if finding is not None and is_applications and live.text_search is None:
+        # The application's next revision adds the column, and would find it there.
+        return replace(finding, hint="run " + APPLICATION_MIGRATIONS)
+    return finding
+
+
+def extension_finding(version: str | None, given: Mapping[str, Any]) -> Finding | None:
     """Check that the vector extension is installed and recent enough."""
     if version is not None and parse_version(version) >= OLDEST_PGVECTOR:
         return None
@@ -64,7 +90,8 @@ def extension_finding(version: str | None) -> Finding | None:
         subject="extension vector",
         actual="it is missing" if version is None else f"it is {version}",
         expected=".".join(str(part) for part in OLDEST_PGVECTOR) + " or newer",
-        hint="run CREATE EXTENSION vector, or cenote migrate, which creates it"
+        hint="run "
+        + ddl_sql(create_extension(given.get("extension_schema"))).replace(" IF NOT EXISTS", "")
         if version is None
         else "install it on the server, then run ALTER EXTENSION vector UPDATE",
     )
@@ -76,6 +103,10 @@ def table_finding(
     recorded: str | None,
     given: Mapping[str, Any],
     elsewhere: Sequence[str] = (),
+    others: Sequence[Mapping[str, str | None]] = (),
+    *,
+    user_model: bool = False,
+    has_application: bool = False,
 ) -> Finding:
     """Return the finding for a missing table, or for one that is not a chunk table.
 
@@ -85,52 +116,116 @@ def table_finding(
         recorded: Revision that the database records for the table.
         given: Explicit settings.
         elsewhere: Other schemas that have a table of this name.
+        others: Settings `table_name` and `schema` of other chunk tables.
+        user_model: True if the table belongs to a user model.
+        has_application: True if the database has an Alembic history that is not cenote's.
     """
     if live is not None:
         return Finding(
             kind="not_a_chunk_table",
             subject=subject,
             actual="it has no column embedding of a fixed length",
-            expected="a table created by cenote's revisions",
-            hint="choose another table_name, or rename the existing table",
+            expected="a chunk table",
+            hint="choose another table name, or rename the existing table",
         )
-    if recorded is not None:
-        stamp = f"cenote migrate {arguments_for(given)}stamp base"
-        actual, hint = f"it is missing, and recorded as {recorded}", f"run {stamp}, then "
+    actual = "it is missing"
+    if user_model:
+        hint = "run " + APPLICATION_MIGRATIONS
     else:
-        actual, hint = "it is missing", "run "
-        if elsewhere:
-            hint = f"pass -x schema={elsewhere[0]} if that is the table, or run "
+        hint = "run " + upgrade_command(given)
+        if recorded is not None:
+            actual += f", and recorded as {recorded}"
+            hint = f"run cenote migrate {arguments_for(given)}stamp base, then " + hint[4:]
+        elif has_application:
+            hint = (
+                "if a model of your application has this table, run "
+                f"{APPLICATION_MIGRATIONS}; otherwise {hint}"
+            )
+    if elsewhere:
+        table = (
+            f'set __table_args__ = {{"schema": "{elsewhere[0]}"}}'
+            if user_model
+            else f"pass -x schema={elsewhere[0]}"
+        )
+        hint = f"{table} if that is the table; otherwise {hint}"
+    elif others:
+        arguments = " or ".join(
+            f"-x table_name={other['table_name']}"
+            + (f" -x schema={other['schema']}" if other["schema"] else "")
+            for other in others[:3]
+        )
+        hint = f"pass {arguments} if that is the table; otherwise {hint}"
     return Finding(
-        kind="table_missing",
-        subject=subject,
-        actual=actual,
-        expected="a table created by cenote's revisions",
-        hint=hint + upgrade_command(given),
+        kind="table_missing", subject=subject, actual=actual, expected="a chunk table", hint=hint
     )
 
 
 def revision_finding(
-    subject: str, recorded: str | None, known: Container[str], head: str, given: Mapping[str, Any]
+    subject: str, recorded: str, known: Container[str], head: str, given: Mapping[str, Any]
 ) -> Finding | None:
     """Check that the recorded revision is the newest known one."""
     if recorded == head:
         return None
-    kind: FindingKind = "revision_behind"
-    actual = f"it is at revision {recorded}"
-    hint = "run " + upgrade_command(given, has_table=True)
-    if recorded is None:
-        kind, actual = "revision_missing", "no revision is recorded"
-        hint += (
-            ", which also upgrades a legacy table; if cenote's revisions created the table, run "
+    if recorded in known:
+        kind: FindingKind = "revision_behind"
+        hint = (
+            f"run {upgrade_command(given, has_table=True)}; or, if a revision of your application "
+            f"has created the table, cenote host-revision {arguments_for(given)}--from {recorded}"
         )
-        hint += f"cenote migrate {arguments_for(given)}stamp {head}"
-    elif recorded not in known:
-        kind, hint = (
-            "revision_ahead",
-            "install the version of cenote that created it, or a newer one",
+    else:
+        kind = "revision_ahead"
+        hint = "install the version of cenote that created it, or a newer one"
+    return Finding(
+        kind=kind,
+        subject=subject,
+        actual=f"it is at revision {recorded}",
+        expected=head,
+        hint=hint,
+    )
+
+
+def legacy_finding(subject: str, head: str, given: Mapping[str, Any]) -> Finding:
+    """Return the finding for a legacy table that was not upgraded yet."""
+    return Finding(
+        kind="revision_missing",
+        subject=subject,
+        actual="it is a legacy table",
+        expected=head,
+        hint="run " + upgrade_command(given, has_table=True),
+    )
+
+
+def unrecorded_finding(
+    subject: str, live: LiveTable, head: str, given: Mapping[str, Any], *, has_application: bool
+) -> Finding:
+    """Return the finding for an empty version table.
+
+    Either the record is lost, or the revisions were downgraded, which leaves the version table, and
+    the application created the table afterwards. To record a revision of cenote would then give the
+    table two owners, and ``cenote migrate downgrade base`` would drop it.
+
+    Args:
+        subject: Name of the table in findings.
+        live: Live table.
+        head: Newest revision.
+        given: Explicit settings.
+        has_application: True if the database has an Alembic history that is not cenote's.
+    """
+    if has_application or live.users_columns:
+        hint = (
+            f"if your application's migrations create the table, drop the empty table "
+            f"{live.name}_alembic_version; otherwise restore its row from a backup"
         )
-    return Finding(kind=kind, subject=subject, actual=actual, expected=head, hint=hint)
+    else:
+        names = {name: given[name] for name in ("table_name", "schema") if name in given}
+        hint = f"run cenote migrate {arguments_for(names)}stamp {head}"
+    return Finding(
+        kind="revision_missing",
+        subject=subject,
+        actual=f"no revision is recorded in {live.name}_alembic_version",
+        expected=head,
+        hint=hint,
+    )
 
 
 def embedding_finding(
@@ -157,9 +252,7 @@ def partitions_finding(subject: str, live: LiveTable, config: SchemaConfig) -> F
             subject=subject,
             actual=f"its {number} partitions do not cover every namespace",
             expected="all partitions of one modulus",
-            hint="run " + "; ".join(_attach_statements(live))
-            if live.bounds
-            else "attach its partitions",
+            hint=_attach_hint(live),
         )
     if config.partitions in (None, number):
         return None
@@ -200,15 +293,18 @@ def row_security_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
     if wanted is live.row_security and not (wanted and live.unsecured):
         return None
     actual = "it has no row-level security from cenote"
+    hint = "run " + row_security_command(config, on=wanted)
     if live.row_security:
         missing = ", ".join(live.unsecured)
         actual = "it has row-level security" + (f", but not {missing}" if missing else "")
+    if not wanted:  # the command would take away what keeps the tenants apart
+        hint = "set row_security=on, or, if nothing relies on it any more, " + hint
     return Finding(
         kind="row_security",
         subject=subject,
         actual=actual,
         expected="row-level security on the table and every partition" if wanted else "none",
-        hint="run " + row_security_command(config, on=wanted),
+        hint=hint,
     )
 
 
@@ -322,12 +418,26 @@ def check_can_secure(live: LiveTable) -> None:
         )
 
 
-def _attach_statements(live: LiveTable) -> Iterator[str]:
-    """Yield the statements that attach missing partitions under their original names."""
-    modulus = max(modulus for modulus, _ in live.bounds.values())
-    attached = {remainder for _, remainder in live.bounds.values()}
-    for remainder in sorted(set(range(modulus)) - attached):
-        yield ddl_sql(attach_partition(live.name, live.schema, modulus, remainder))
+def _attach_hint(live: LiveTable) -> str:
+    """Return the statements that attach missing partitions, or create those that are gone."""
+    attach, create, gone = [], [], []
+    for modulus, remainder in live.missing_partitions:
+        name = partition_name(live.name, remainder)
+        arguments = (live.name, live.schema, modulus, remainder)
+        if name in live.detached:
+            attach.append(ddl_sql(attach_partition(*arguments)))
+        else:
+            gone.append(name)
+            create.append(ddl_sql(create_hash_partition(*arguments)))
+    hints = []
+    if attach:
+        hints.append("run " + "; ".join(attach))
+    if gone:
+        hints.append(
+            f"{', '.join(gone)} is missing with its rows: restore it from a backup and attach it, "
+            f"or, to go on with an empty one, run {'; '.join(create)}"
+        )
+    return ". ".join(hints) or "attach its partitions"
 
 
 def _columns_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
@@ -362,19 +472,14 @@ def _column_sql(column: Column[Any]) -> str:
 def _key_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:
     if live.key == KEY:
         return None
-    name, schema = config.table_name, config.schema
+    # One statement, so that a duplicate key leaves the present constraint in place.
+    name = config.table_name
     columns = ", ".join(KEY)
-    hint: list[ExecutableDDLElement] = [
-        add_constraint(name, schema, "pk_" + name, "PRIMARY KEY (" + columns + ")")
-    ]
-    if live.key_name is not None:
-        old = PrimaryKeyConstraint(name=live.key_name)
-        table_of(name, schema).append_constraint(old)
-        hint.insert(0, DropConstraint(old))
+    statement = replace_primary_key(name, config.schema, live.key_name, "pk_" + name, columns)
     return Finding(
         kind="key",
         subject=subject,
         actual=f"its primary key is ({', '.join(live.key)})" if live.key else "it has no key",
         expected=f"({columns})",
-        hint="run " + "; ".join(ddl_sql(statement) for statement in hint),
+        hint="run " + ddl_sql(statement),
     )
