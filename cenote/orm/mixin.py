@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -408,7 +409,8 @@ def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
 
 def _reject_pydantic(cls: type[Any]) -> None:
     """Raise an error for SQLModel's classes: pydantic cannot validate the types of the columns."""
-    if any(base.__module__.partition(".")[0] == "pydantic" for base in type(cls).__mro__):
+    metaclasses = inspect.getmro(type(cls))
+    if any(base.__module__.partition(".")[0] == "pydantic" for base in metaclasses):
         raise ConfigurationError(
             f"class {cls.__name__}: a chunk model cannot be a SQLModel class. Define it on a "
             "SQLAlchemy base that shares SQLModel's tables: class Base(DeclarativeBase): "
