@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cenote.config import SchemaConfig
 from cenote.errors import CenoteError, ConfigurationError, MigrationError
+from cenote.postgres.connection_parameters import unsupported_argument
 from cenote.postgres.driver_errors import (
     database_errors,
     describe,
@@ -86,10 +87,14 @@ async def own_connection(
             async with AsyncExitStack() as stack:
                 try:
                     connection = await stack.enter_async_context(database.connect())
+                except ConfigurationError:
+                    raise
                 except ValueError as error:
                     raise ConfigurationError(
                         "the driver rejects the connection string's arguments", setting="dsn"
                     ) from error
+                except TypeError as error:
+                    raise unsupported_argument(error) or error from None
                 check_event_loop_of(connection.engine, await connection.get_raw_connection())
                 yield await connection.execution_options(
                     isolation_level="READ COMMITTED", schema_translate_map={}

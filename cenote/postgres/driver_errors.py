@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from functools import cache
@@ -25,7 +26,8 @@ def is_transient(error: BaseException) -> bool:
     """Return whether a retry may succeed after an error while connecting.
 
     A retry may succeed if the server did not run yet, was starting up, had no free connections or
-    did not answer in time, or if its name could not be resolved temporarily. A retry cannot help if
+    did not answer in time, if its name could not be resolved temporarily, or if no host had the
+    role in ``target_session_attrs``, as during a failover. A retry cannot help if
     the password, the database or the certificate is wrong.
     """
     if isinstance(error, socket.gaierror):
@@ -39,7 +41,8 @@ def is_transient(error: BaseException) -> bool:
         OSError  # connection refused, reset or timed out; no socket file yet
         | asyncpg.CannotConnectNowError
         | asyncpg.TooManyConnectionsError
-        | asyncpg.ConnectionDoesNotExistError,
+        | asyncpg.ConnectionDoesNotExistError
+        | asyncpg.TargetServerAttributeNotMatched,
     )
 
 
@@ -55,7 +58,9 @@ def is_lost(error: BaseException) -> bool:
             return True
         error = driver_error(error)
     state = getattr(error, "sqlstate", None) or ""
-    return isinstance(error, OSError) or state.startswith(("08", "28", "3D", "57P", "53300"))
+    if isinstance(error, OSError) or state.startswith(("08", "28", "3D", "57P", "53300")):
+        return True
+    return type(error).__name__ == "TargetServerAttributeNotMatched"  # has no SQLSTATE
 
 
 def driver_error(error: BaseException) -> BaseException:
@@ -70,14 +75,38 @@ def describe(error: BaseException) -> str:
     """Return an error's type and SQLSTATE, and its text if the text cannot quote stored values.
 
     The text of an error about connecting or about resources (SQLSTATE class 53) is included. It
-    says, for example, for which file the disk is full.
+    says, for example, for which file the disk is full. For a violated constraint, its name and its
+    columns are included.
     """
     state = getattr(error, "sqlstate", None) or ""
     name = type(error).__name__ + (f" ({state})" if state else "")
     text = str(error) if is_lost(error) else ""
     if not text and state.startswith("53"):
         text = str(error.args[0]) if error.args else ""  # without the server's hints
+    if not text and state.startswith("23"):
+        text = _constraint(error)
     return f"{name}: {text}" if text else name
+
+
+def _constraint(error: BaseException) -> str:
+    """Return the name and the columns of a violated constraint, without values."""
+    constraint = getattr(error, "constraint_name", None)
+    columns, _ = violated_key(error)
+    column = getattr(error, "column_name", None)
+    names = ", ".join(columns) or column
+    text = f"constraint {constraint!r}" if constraint else ""
+    if names:
+        text += f"{' on ' if text else ''}column{'s' if ', ' in names else ''} {names}"
+    return text
+
+
+def violated_key(error: BaseException) -> tuple[list[str], str]:
+    """Return the columns in the detail of a violated constraint, and the text of their values.
+
+    The detail is, in the server's language: ``Key (a, b)=(1, 2) is not present in table "t".``
+    """
+    match = re.search(r"\((.+?)\)=\((.*)\)", str(getattr(error, "detail", None) or ""), re.DOTALL)
+    return (match[1].split(", "), match[2]) if match else ([], "")
 
 
 _SAFE_CLASSES = ("0A", "2B", "40", "42", "53", "55", "57", "58")

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cenote.errors import ConfigurationError
+from cenote.postgres.connection_parameters import ConnectionParameters
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
+_DEFAULT_PORT = "5432"
 
-_DRIVER_ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "ssl": ("ssl", lambda value: {"true": True, "false": False}.get(value, value)),
-    "connect_timeout": ("timeout", float),
-    "command_timeout": ("command_timeout", float),
-    "statement_cache_size": ("statement_cache_size", int),
-    "max_cached_statement_lifetime": ("max_cached_statement_lifetime", int),
-    "max_cacheable_statement_size": ("max_cacheable_statement_size", int),
-    "prepared_statement_cache_size": ("prepared_statement_cache_size", int),
-}
-"""Query arguments of a connection string that asyncpg and the dialect accept as keywords, with
-their keywords and converters."""
+_DSN = re.compile(
+    r"(?P<start>[^:]+://(?>(?:[^:/]*(?::[^@]*)?@)?))(?P<hosts>[^/?]*,[^/?]*)(?P<rest>.*)", re.DOTALL
+)
+"""Connection string with several hosts. User and password are those that SQLAlchemy finds."""
+
+_HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<name>[^:\[\]]+))(?::(?P<port>\d+))?")
+
+_PARTS = {"user": "username", "password": "password", "dbname": "database", "database": "database"}
+"""Parameters that replace a part of the URL, with the part's name."""
 
 
 CITUS_SETTINGS = {"citus.override_table_visibility": "off"}
@@ -40,11 +41,11 @@ def create_engine(
 ) -> AsyncEngine:
     """Create an engine for a connection string.
 
-    SQLAlchemy parses the string. Its query may contain arguments of libpq (``sslmode``,
-    ``sslrootcert``, ``connect_timeout``, ``target_session_attrs``, ...), of asyncpg (``ssl``,
-    ``command_timeout``, ``statement_cache_size``, ...), the dialect's
-    ``prepared_statement_cache_size``, and server settings such as ``application_name``. For several
-    hosts, write ``?host=a:5432&host=b:5432``.
+    Its query may contain parameters of libpq (``sslmode``, ``connect_timeout``,
+    ``target_session_attrs``, ``keepalives_idle``, ...), of asyncpg (``command_timeout``,
+    ``statement_cache_size``, ...), the dialect's ``prepared_statement_cache_size``, and server
+    settings such as ``search_path``. Several hosts are tried in their order:
+    ``postgresql://a:5432,b:5432/database``.
 
     Each connection starts with ``jit=off``, because JIT costs more than it saves on short queries
     over many partitions. With PgBouncer, add it to ``ignore_startup_parameters``.
@@ -62,22 +63,30 @@ def create_engine(
     """
     url = _read_dsn(dsn)
     address = {name: value for name, value in url.query.items() if name in ("host", "port")}
-    arguments, rest = _driver_arguments(url)
+    query = {
+        name: value if isinstance(value, str) else value[-1]
+        for name, value in url.query.items()
+        if name not in address
+    }
+    parameters = ConnectionParameters.read(query)
+    in_string = parameters.in_string
+    settings = {"jit": "off", **(CITUS_SETTINGS if distributed else {})}
     try:
         return create_async_engine(
             url.set(drivername="postgresql+asyncpg", query=address),
             connect_args={
                 "timeout": timeout,
-                "server_settings": {"jit": "off", **(CITUS_SETTINGS if distributed else {})},
-                # asyncpg accepts libpq's arguments only as a string.
-                "dsn": "postgresql://?" + urlencode(rest) if rest else None,
-                **arguments,
+                "server_settings": settings | parameters.settings,
+                # asyncpg reads some parameters of libpq only from a string.
+                "dsn": "postgresql://?" + urlencode(in_string) if in_string else None,
+                "async_creator_fn": parameters.connect,
+                **parameters.driver,
             },
             pool_size=pool_size,
             max_overflow=0,
             hide_parameters=True,
         )
-    except (ArgumentError, ValueError):  # several hosts, or text that cannot be encoded
+    except (ArgumentError, ValueError):  # a port that is no number, text that cannot be encoded
         raise unreadable_dsn() from None
 
 
@@ -87,8 +96,15 @@ def safe_dsn(dsn: str) -> str:
 
 
 def safe_url(url: URL) -> str:
-    """Return a URL without password and query, for messages."""
-    return url.set(query={}).render_as_string(hide_password=True)
+    """Return a URL without password and query, except several hosts, for messages."""
+    safe = url.set(query={}).render_as_string(hide_password=True)
+    hosts, ports = url.query.get("host", ""), url.query.get("port", "")
+    if isinstance(hosts, str) and isinstance(ports, str) and "," in hosts:
+        addresses = zip(hosts.split(","), ports.split(","), strict=False)
+        safe += "?host=" + ",".join(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses
+        )
+    return safe
 
 
 def _read_dsn(dsn: str) -> URL:
@@ -103,37 +119,88 @@ def _read_dsn(dsn: str) -> URL:
             "postgresql+asyncpg://",
             setting="dsn",
         )
+    start, hosts = _without_hosts(dsn)
     try:
-        url = make_url(dsn)
+        url = make_url(start)
     except (ArgumentError, ValueError):
         raise unreadable_dsn() from None
     if url.host is not None and not set(url.host).isdisjoint("@#?/ "):
         # The host contains a part of the password, which must not appear in a message.
         raise unreadable_dsn()
-    return url
+    parts: dict[str, Any] = {}
+    for name, part in _PARTS.items():
+        if name in url.query:
+            value = url.query[name]
+            parts[part] = value if isinstance(value, str) else value[-1]
+    return _with_hosts(url.set(**parts).difference_update_query(_PARTS), hosts)
 
 
-def _driver_arguments(url: URL) -> tuple[dict[str, Any], dict[str, str]]:
-    """Split a URL's query into keyword arguments of the driver and dialect, and all others."""
-    arguments: dict[str, Any] = {}
-    rest: dict[str, str] = {}
-    for name, value in url.query.items():
-        if name in _DRIVER_ARGUMENTS:
-            driver_name, kind = _DRIVER_ARGUMENTS[name]
-            try:
-                arguments[driver_name] = kind(value)
-            except (TypeError, ValueError):
-                raise ConfigurationError(
-                    f"the connection string's {name} must be a number", setting="dsn"
-                ) from None
-        elif name not in ("host", "port"):
-            rest[name] = value if isinstance(value, str) else value[-1]
-    return arguments, rest
+def _without_hosts(dsn: str) -> tuple[str, list[str] | None]:
+    """Return a connection string without its hosts, and the hosts; None if it has only one.
+
+    SQLAlchemy cannot read several hosts before the database.
+    """
+    match = _DSN.fullmatch(dsn)
+    if match is None:
+        return dsn, None
+    if not set(match["hosts"]).isdisjoint("@# "):  # a part of the password
+        raise unreadable_dsn()
+    return match["start"] + match["rest"], [unquote(host) for host in match["hosts"].split(",")]
+
+
+def _with_hosts(url: URL, hosts: list[str] | None) -> URL:
+    """Return a URL whose query contains several hosts and as many ports, separated by commas."""
+    query = dict(url.query)
+    given_hosts = _items(query.pop("host", ())) or hosts or []
+    given_ports = _items(query.pop("port", ()))
+    if not (given_hosts or url.host):
+        given_hosts = _items(query.get("hostaddr", ()))
+    addresses = [_address(host) for host in given_hosts]
+    ports = [port for _, port in addresses]
+    if given_ports and any(ports):
+        raise _hosts_error("gives the port of a host twice")
+    if given_ports and not addresses:
+        if len(given_ports) > 1:
+            raise _hosts_error("has several ports, but not several hosts")
+        query["port"] = given_ports[0]
+    elif given_ports:
+        ports = given_ports * len(addresses) if len(given_ports) == 1 else given_ports
+    if len(ports) != len(addresses):
+        raise _hosts_error(f"has {len(addresses)} hosts, but {len(ports)} ports")
+    if any(port and not port.isdecimal() for port in ports):
+        raise _hosts_error("has a port that is not a number")
+    if len(addresses) > 1:
+        query["host"] = ",".join(name for name, _ in addresses)
+        query["port"] = ",".join(port or _DEFAULT_PORT for port in ports)
+    elif addresses:
+        query["host"] = addresses[0][0]
+        if ports[0]:
+            query["port"] = ports[0]
+    return url.set(query=query)
+
+
+def _items(value: str | Sequence[str]) -> list[str]:
+    """Return the values of a parameter that is repeated, or contains commas."""
+    return value.split(",") if isinstance(value, str) else list(value)
+
+
+def _address(host: str) -> tuple[str, str]:
+    """Return the name and the port of a host; an empty port if it has none."""
+    if host.startswith("/") or (host.count(":") > 1 and not host.startswith("[")):
+        return host, ""  # a folder, or an IPv6 address
+    match = _HOST.fullmatch(host)
+    if match is None:
+        raise _hosts_error("has a host that cannot be read: write a:5432,b:5432 or [::1]:5432")
+    return match["ipv6"] or match["name"], match["port"] or ""
+
+
+def _hosts_error(problem: str) -> ConfigurationError:
+    return ConfigurationError(f"the connection string {problem}", setting="dsn")
 
 
 def unreadable_dsn() -> ConfigurationError:
     return ConfigurationError(
         "the connection string cannot be read; percent-encode everything in user and password "
-        "except letters and digits",
+        "except letters and digits, and write the port as a number",
         setting="dsn",
     )

@@ -91,7 +91,7 @@ async def open_pool(
         backoff_seconds: First wait. It doubles each time, up to 30 s, minus a random part.
 
     Raises:
-        ConfigurationError: The driver cannot read the connection string.
+        ConfigurationError: The driver or the server rejects a parameter of the connection string.
         StoreConnectionError: An error is not transient, or the last retry failed too.
     """
     check_event_loop(engine)
@@ -101,6 +101,8 @@ async def open_pool(
                 for _ in range(size):
                     await stack.enter_async_context(engine.connect())
             return
+        except ConfigurationError:
+            raise
         except Exception as error:
             cause = driver_error(error)
             if isinstance(cause, ValueError):  # raised by the driver for an argument in the string

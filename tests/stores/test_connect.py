@@ -96,7 +96,7 @@ async def test_invalid_arguments(dsn: str, arguments: dict[str, Any]) -> None:
         "u:s3cret@h/d",
         "postgresql://u:s3cret@h:port/d",
         "postgresql://u:x@s3cret@h/d",
-        "postgresql://u:s3cret@h1:1,h2:2/d",
+        "postgresql://u:s3cret@h1:1,h2:x/d",
         "postgresql://u:s3cret@h/d?statement_cache_size=x",
         None,
         7,
