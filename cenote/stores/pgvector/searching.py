@@ -331,7 +331,8 @@ class Searching(PgVectorStoreBase[Model]):
         you add, by ``.where()`` or by an inner join without a matching row, removes rows from these
         `limit` chunks.** Put conditions that must apply before the limit into `filter` or `where`.
         `where` may refer to the chunk's columns, and to other tables in ``exists(...)`` or
-        ``Passage.document.has(...)``.
+        ``Passage.document.has(...)``. ``.options(with_loader_criteria(Passage, ...))`` applies
+        before the limit, too.
 
         The rows are in the order of :meth:`search`; call ``.order_by(None)`` before you choose
         another order. The settings of the scan end with the statement. The statement holds its

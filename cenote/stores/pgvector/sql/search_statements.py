@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ from cenote.config import SchemaConfig
 from cenote.errors import ConfigurationError
 from cenote.filters.compiler import Bind, Conditions
 from cenote.postgres.vector import WireVector, embedding_type
+from cenote.stores.pgvector.sql.loader_criteria import LoaderCriteria, loader_criteria
 from cenote.stores.pgvector.sql.partition_search import PartitionSearch, Scope, Strategy
 from cenote.stores.pgvector.sql.rows import CHUNK_FIELDS
 from cenote.stores.pgvector.sql.statement_cache import cached_by_shape, parameter, value
@@ -61,9 +62,16 @@ class _CompiledSelect(TextualSelect):
     """SQL that was compiled in advance.
 
     To SQLAlchemy, it derives from no table, because a caller may join any table to it.
+
+    Attributes:
+        model: Chunk model.
+        build: Function that builds the statement from parameters and additional conditions, to
+            compile it anew if the caller's statement has loader criteria for the model.
     """
 
     inherit_cache = True
+    model: type[Any]
+    build: Callable[..., Select[Any]]
 
     def is_derived_from(self, fromclause: Any) -> bool:
         return False
@@ -77,7 +85,15 @@ def _compile_select(element: _CompiledSelect, compiler: Any, **kw: Any) -> str:
             "statement; pass the store an engine with execution_options(schema_translate_map=...)",
             setting="schema",
         )
-    sql: str = compiler.visit_textual_select(element, **kw)
+    criteria = loader_criteria(element.model, compiler)
+    if criteria:
+        parameters = element.element._bindparams  # type: ignore[attr-defined]
+        # Without a condition, the compiled SQL has no parameter "custom", which is always true.
+        always = literal(True)
+        statement = element.build(lambda name, _: parameters.get(name, always), *criteria)
+        sql: str = compiler.process(statement, **kw)
+    else:
+        sql = compiler.visit_textual_select(element, **kw)
     return sql
 
 
@@ -389,8 +405,10 @@ class SearchStatements:
             template, names = self._template(filter, fetch, limit)
             template = template.bindparams(**{name: values[name] for name in names})
             found = _CompiledSelect(template, list(_COMPILED_COLUMNS))
+            found.model = self._model
+            found.build = partial(self._nearest_ids, filter, fetch, limit)
         else:
-            conditions = () if where is None else (where,)
+            conditions = [LoaderCriteria(self._model), *([] if where is None else [where])]
             found = self._nearest_ids(filter, fetch, limit, partial(value, values), *conditions)
         hits = materialized(found)
         model = self._model

@@ -12,8 +12,15 @@ from sqlalchemy.sql.elements import Grouping
 from cenote.errors import InvalidInputError
 
 
-def check_condition(where: Any, table: Table) -> ColumnElement[bool] | None:
+def check_condition(
+    where: Any, table: Table, *, field: str = "where"
+) -> ColumnElement[bool] | None:
     """Return the caller's condition. It may refer only to the chunk's own row.
+
+    Args:
+        where: The condition; None for none.
+        table: Chunk table.
+        field: Name of the argument, for messages.
 
     Raises:
         InvalidInputError: `where` is not a SQL condition, or adds other tables to FROM.
@@ -25,17 +32,17 @@ def check_condition(where: Any, table: Table) -> ColumnElement[bool] | None:
         # Raised here, and not where SQLAlchemy's error is caught, because that error quotes the
         # condition, and would become the context of ours.
         raise InvalidInputError(
-            f"where must be one SQL condition (combine several with and_), not an object of type "
+            f"{field} must be one SQL condition (combine several with and_), not an object of type "
             f"{type(where).__name__}",
-            field="where",
+            field=field,
         )
     condition, sources = parsed
     others = [_describe(source) for source in sources if source is not table]
     if others:
         raise InvalidInputError(
-            f"where adds {', '.join(others)} to the query: refer to tables other than "
+            f"{field} adds {', '.join(others)} to the query: refer to tables other than "
             f"{table.name!r} in exists(...) or Model.relationship.has(...)",
-            field="where",
+            field=field,
         )
     return condition
 
