@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from cenote.validation.arguments import MAX_QUERY_VECTORS, as_list, safe_repr
 
 _FLOAT32 = np.finfo(np.float32)
 _OUT_OF_RANGE = "is too small or too large: its squared norm leaves the range of a 32-bit float"
+_BEYOND_32_BITS = "contains NaN, an infinity or a number beyond 32 bits"
 _HALF_MAX = float(np.finfo(np.float16).max)
 _CLEARLY_VALID = (1e-30, 1e30)
 """Squared norms, computed in 32 bits, of vectors that are finite, not zero and surely in range."""
@@ -120,7 +123,10 @@ def _all_clearly_valid(matrix: Float32Array) -> bool:
 def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[Any]:
     try:
         row = np.asarray(vector)
-    except Exception:  # an object's own conversion may raise anything
+    except (
+        Exception
+    ):  # nested lists of different lengths; an object's conversion may raise anything
+        _check_elements(vector, chunk_id)
         raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
     if type(row) is not type(vector) and np.ma.is_masked(vector):
         raise _vector_error(chunk_id, "has masked elements; fill them first")
@@ -134,11 +140,44 @@ def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[An
             chunk_id=chunk_id,
         )
     if row.ndim != 1 or row.dtype.kind not in "fiu":
-        what = type(vector).__name__
-        if row.ndim > 1:
-            what = f"of shape {row.shape}"
-        raise _vector_error(chunk_id, f"must be a flat sequence of numbers, not {what}")
+        if row.ndim == 1 or not row.dtype.hasobject:
+            _check_elements(vector if row.dtype.kind in "USbcM" else row, chunk_id)
+        what = f"of shape {row.shape}" if row.ndim > 1 else type(vector).__name__
+        if row.ndim != 1 or row.dtype.kind != "O":
+            raise _vector_error(chunk_id, f"must be a flat sequence of numbers, not {what}")
+        row = _from_objects(row, chunk_id)
+    elif type(vector) in (list, tuple) and ((row == 0) | (row == 1)).any():
+        _check_elements(vector, chunk_id)  # numpy converts a bool among numbers to 0 or 1
     return row
+
+
+def _check_elements(vector: Any, chunk_id: str | None) -> None:
+    """Check that the elements of a sequence are numbers.
+
+    Raises:
+        InvalidInputError: An element is not a number. The error contains its position and type.
+    """
+    if not isinstance(vector, list | tuple | np.ndarray):
+        return
+    if isinstance(vector, np.ndarray) and vector.ndim != 1:
+        return
+    for position, element in enumerate(vector):
+        if isinstance(element, bool | np.bool_) or not isinstance(element, Real | Decimal):
+            raise _vector_error(
+                chunk_id,
+                f"must consist of numbers, but the element at position {position} is of type "
+                f"{type(element).__name__}",
+            )
+
+
+def _from_objects(row: NDArray[Any], chunk_id: str | None) -> NDArray[Any]:
+    """Convert numbers that numpy holds as objects, such as Decimals and large integers."""
+    try:
+        return row.astype(np.float64)
+    except OverflowError:
+        raise _vector_error(chunk_id, _BEYOND_32_BITS) from None
+    except (TypeError, ValueError):  # a signalling NaN of Decimal
+        raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
 
 
 def _broken_rules(
@@ -146,7 +185,7 @@ def _broken_rules(
 ) -> Iterator[tuple[NDArray[np.bool_], str]]:
     """Yield, for each rule, the rows that break it and the message."""
     infinite = np.logical_not(np.isfinite(matrix).all(axis=1))
-    yield infinite, "contains NaN, an infinity or a number beyond 32 bits"
+    yield infinite, _BEYOND_32_BITS
     yield _out_of_range(matrix), _OUT_OF_RANGE
     if column_type == "halfvec":
         half = matrix.astype(np.float16)
