@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from datetime import date, timedelta
 from decimal import Decimal
@@ -9,10 +10,10 @@ from typing import Any
 
 import pytest
 from asyncpg import BitString
-from sqlalchemy import ForeignKey, func, text
+from sqlalchemy import ForeignKey, UniqueConstraint, func, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, undefer
-from support.database import scalar
+from support.database import execute, scalar
 from support.library import Document, Mood, Passage, passage
 
 from cenote import (
@@ -153,20 +154,73 @@ async def test_values_of_the_wrong_length_are_rejected(store: PgVectorStore[Pass
     """Values are neither cut nor padded to the length of their column."""
     await store.upsert([embedded("b", columns={"flags": BitString("101")})], "t")
     assert await scalar(store.engine, "SELECT flags::text FROM passages") == "101"
-    for columns, state in (({"short": "too long"}, "22001"), ({"flags": BitString("1")}, "22026")):
-        with pytest.raises(VectorStoreError) as error:
+    for columns, problem in (
+        ({"short": "too long"}, "the column short accepts at most 5 characters"),
+        ({"flags": BitString("1")}, "Postgres does not accept its value for flags"),
+    ):
+        with pytest.raises(InvalidInputError, match="chunk 'a': " + problem):
             await store.upsert([embedded("a", columns=columns)], "t")
-        assert error.value.sqlstate == state
 
 
-@pytest.mark.parametrize("value", ["no number", 2**40])
-async def test_values_of_another_type_are_rejected(
-    store: PgVectorStore[Passage], value: Any
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        (
+            "page",
+            "no number",
+            "the column page of type INTEGER does not accept its value of type str",
+        ),
+        ("page", 2**40, "the column page accepts integers of 32 bits"),
+        ("token", 1.5, "the column token"),
+        ("changed_at", "2020", "the column changed_at of type TIMESTAMP .* of type str"),
+        ("page", -(2**31) - 1, "the column page accepts integers of 32 bits"),
+        ("took", "1 hour", "the column took of type INTERVAL .* of type str"),
+        ("raw", "text", "the column raw .*str"),
+        ("language", 7, "the column language .* of type int"),
+        ("language", "a\x00b", "the column language does not accept the character NUL"),
+        ("mood", "sad", "the column mood"),
+        ("short", "123456", "the column short accepts at most 5 characters"),
+        ("renamed", b"", "the column renamed .* of type bytes"),
+        ("price", Decimal("999999.995"), "the column price accepts at most 6 digits"),
+        ("stock", [1, 2, 3], "the column stock|for stock"),
+        ("days", ["no day"], "for days"),
+        ("moods", ["no mood"], "the column moods|for moods"),
+        ("grid", [[1], [2, 3]], "for grid"),
+    ],
+)
+@pytest.mark.parametrize("in_session", [False, True])
+async def test_values_that_a_column_does_not_accept(
+    store: PgVectorStore[Passage], column: str, value: Any, problem: str, in_session: bool
 ) -> None:
-    """The driver or the server rejects the value; the message does not quote it."""
-    with pytest.raises(VectorStoreError) as error:
-        await store.upsert([embedded("a", columns={"page": value})], "t")
-    assert str(value) not in str(error.value)
+    """The error names the chunk and the column; it never quotes the value; nothing is written."""
+    chunk = embedded("bad", columns={column: value})
+    async with AsyncSession(store.engine) as session:
+        with pytest.raises(InvalidInputError, match=problem) as error:
+            await store.upsert([chunk], "t", session=session if in_session else None)
+    assert (error.value.field, error.value.chunk_id) == ("columns", "bad")
+    assert "chunk 'bad'" in str(error.value)
+    quoted = str(error.value) + repr(error.value.__cause__) + repr(error.value.__context__)
+    assert repr(value) not in quoted
+    assert await stored(store, "t") == []
+
+
+async def test_a_wrong_value_in_a_batch(store: PgVectorStore[Passage]) -> None:
+    """The error names the chunk with the wrong value, also in a synchronised document."""
+    pages: list[Any] = [*range(700), "one", *range(700)]
+    batch = [
+        embedded(f"c{n}", document_id="d", columns={"page": page, "price": 1})
+        for n, page in enumerate(pages)
+    ]
+    for call in (store.upsert(batch, "t"), store.sync_document("d", batch, "t")):
+        with pytest.raises(InvalidInputError, match="chunk 'c700': the column page") as error:
+            await call
+        assert error.value.chunk_id == "c700"
+    batch = [
+        embedded(f"d{n}", columns={"days": days})
+        for n, days in enumerate([[date(2020, 1, 1)], ["x"]])
+    ]
+    with pytest.raises(InvalidInputError, match="the value of a chunk for days; to find the chunk"):
+        await store.upsert(batch, "t")
     assert await stored(store, "t") == []
 
 
@@ -183,6 +237,9 @@ class File(ChunkMixin, StrictBase, dimensions=4, partitions=2):
     __tablename__ = "files"
     folder_id: Mapped[int] = mapped_column(ForeignKey("folders.id"), index=True)
     path: Mapped[str] = mapped_column("file_path")
+    place: Mapped[int | None]
+
+    __table_args__ = (UniqueConstraint("namespace", "place", name="one_per_place"),)
 
 
 async def test_required_columns(empty_engine: AsyncEngine) -> None:
@@ -197,8 +254,48 @@ async def test_required_columns(empty_engine: AsyncEngine) -> None:
         await connection.execute(text("INSERT INTO folders VALUES (1)"))
     await store.upsert([embedded("a", columns={"folder_id": 1, "path": "x"})], "t")
     assert await found(store, V, "t", where=File.path == "x") == ["a"]
-    with pytest.raises(VectorStoreError, match="a foreign key rejects the change"):
-        await store.upsert([embedded("b", columns={"folder_id": 2, "path": "x"})], "t")
+    batch = [embedded(i, columns={"folder_id": n, "path": "x"}) for i, n in (("b", 1), ("c", 2))]
+    with pytest.raises(VectorStoreError, match="a foreign key rejects the change") as error:
+        await store.upsert(batch, "t")
+    assert "failed for chunk 'c': " in str(error.value)
+    assert "constraint 'files_folder_id_fkey' on column folder_id" in str(error.value)
+    values = {"folder_id": 1, "path": "x", "place": 1}
+    with pytest.raises(VectorStoreError, match="'one_per_place' of the model") as error:
+        await store.upsert([embedded(id, columns=values) for id in "de"], "t")
+    assert "on columns namespace, place" in str(error.value)
+
+
+async def test_violated_constraints(
+    store: PgVectorStore[Passage], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error names the constraint, its columns and the chunk, never a value."""
+    await execute(
+        store.engine,
+        "ALTER TABLE passages ADD CONSTRAINT positive CHECK (page > 0)",
+        "ALTER TABLE passages ADD CONSTRAINT once UNIQUE (namespace, language, page)",
+    )
+    secret, other = "s3cret", uuid.uuid4()
+    good: dict[str, Any] = {"page": 1, "language": "de", "doc_id": None}
+    for bad, state, named in (
+        ({"page": -5}, "23514", "constraint 'positive'"),
+        ({"language": secret}, "23505", "_key' on columns namespace, language, page"),
+        ({"doc_id": other}, "23503", "constraint 'passages_doc_id_fkey' on column doc_id"),
+    ):
+        first = {**good, "language": bad.get("language", "de")}
+        batch = [
+            embedded("good", columns=first),
+            embedded("bad", columns=first | {"page": 2} | bad),
+        ]
+        if state == "23505":
+            batch = [embedded("good", columns=first), embedded("bad", columns=first)]
+        with pytest.raises(VectorStoreError) as error:
+            await store.upsert(batch, "t")
+        assert named in str(error.value)
+        assert error.value.sqlstate == state
+        chunk = "'good'|'bad'" if state == "23505" else "'bad'"
+        assert re.search(f"failed for chunk ({chunk}): ", str(error.value))
+        assert not {secret, str(other), "-5"} & set(re.split(r"[^\w-]+", str(error.value)))
+    assert secret not in caplog.text
 
 
 async def test_columns_without_a_user_model(engine: AsyncEngine) -> None:

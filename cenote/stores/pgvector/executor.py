@@ -12,6 +12,7 @@ from sqlalchemy import (
     Row,
     Select,
     Text,
+    UniqueConstraint,
     bindparam,
     cast,
     exists,
@@ -38,7 +39,15 @@ from cenote.inspection.hints import (
     migration_hint,
     row_security_command,
 )
-from cenote.postgres.driver_errors import database_errors, describe, driver_error, is_lost, redact
+from cenote.postgres.connection_parameters import unsupported_argument
+from cenote.postgres.driver_errors import (
+    database_errors,
+    describe,
+    driver_error,
+    is_lost,
+    redact,
+    violated_key,
+)
 from cenote.postgres.event_loops import (
     check_event_loop,
     event_loop_error,
@@ -51,6 +60,7 @@ from cenote.postgres.pg_catalog import pg_class
 from cenote.postgres.row_security import NAME
 from cenote.responsive import Pauses
 from cenote.stores.pgvector.direct import DirectConnections
+from cenote.validation.arguments import safe_repr
 
 Session: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
 """Type of ``session=``: a session or connection in the caller's transaction."""
@@ -391,6 +401,42 @@ class StatementExecutor:
                     "namespace at a time; use a role with BYPASSRLS"
                 )
 
+    def translated(
+        self, operation: str, error: Exception, *, chunk_id: str | None = None
+    ) -> VectorStoreError:
+        """Return cenote's error for an error of SQLAlchemy or the driver, which is redacted.
+
+        Args:
+            operation: Name of the operation.
+            error: The error.
+            chunk_id: Chunk that caused the error, if that is known.
+        """
+        cause = driver_error(error)
+        state = getattr(cause, "sqlstate", None)
+        subject = "" if chunk_id is None else f" for chunk {safe_repr(chunk_id)}"
+        message = (
+            f"{operation} on table {self.table.fullname!r} failed{subject}: "
+            + describe(cause)
+            + self._declared_constraint(cause)
+            + error_hint(state, self._config, user_model=self._has_user_model)
+        )
+        kind = StoreConnectionError if is_lost(error) else VectorStoreError
+        redact(error)
+        return kind(message, sqlstate=state)
+
+    def _declared_constraint(self, cause: BaseException) -> str:
+        """Return the name of a violated unique constraint in the model.
+
+        Postgres reports the index of the partition, whose name the application has not chosen.
+        """
+        columns = set(violated_key(cause)[0])
+        unique = [c for c in self.table.constraints if isinstance(c, UniqueConstraint)]
+        for declared in (*unique, *(index for index in self.table.indexes if index.unique)):
+            names = {column.name for column in declared.columns}
+            if declared.name is not None and names == columns:
+                return f" ({declared.name!r} of the model)"
+        return ""
+
     @contextmanager
     def _translate_errors(self, operation: str) -> Iterator[None]:
         """Translate errors of SQLAlchemy and the driver to errors of cenote.
@@ -407,16 +453,12 @@ class StatementExecutor:
                 "function, or nest the filter less"
             ) from None
         except database_errors() as error:
-            cause = driver_error(error)
-            state = getattr(cause, "sqlstate", None)
-            message = (
-                f"{operation} on table {self.table.fullname!r} failed: "
-                + describe(cause)
-                + error_hint(state, self._config, user_model=self._has_user_model)
-            )
-            kind = StoreConnectionError if is_lost(error) else VectorStoreError
-            redact(error)
-            raise kind(message, sqlstate=state) from cause
+            raise self.translated(operation, error) from driver_error(error)
+        except TypeError as error:
+            configuration_error = unsupported_argument(error)
+            if configuration_error is None:
+                raise
+            raise configuration_error from error
         except RuntimeError as error:
             if not is_event_loop_error(error):
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from cenote.stores.pgvector.executor import CallerTransaction, Session, check_se
 from cenote.stores.pgvector.retry import Retry, operation
 from cenote.stores.pgvector.session_sync import holds_any, refresh, remove
 from cenote.stores.pgvector.sql import rows
+from cenote.stores.pgvector.write_errors import naming_the_chunk
 from cenote.telemetry import record
 from cenote.validation.arguments import check_boolean, check_document_id, check_ids, check_namespace
 from cenote.validation.batches import (
@@ -79,10 +81,23 @@ class Writing(PgVectorStoreBase[Model]):
             for part, user_parameters in zip(parts, user_values, strict=True):
                 parameters = rows.parameters(part, self._config.column_type)
                 parameters |= {"namespace": namespace, **user_parameters}
-                await connection.execute(statement, parameters)
+                with self._naming_the_chunk("upsert", part, names, parameters):
+                    await connection.execute(statement, parameters)
             ids = [chunk.id for chunk in batch.chunks]
             await refresh(transaction, self._model, namespace, ids)
         return len(batch.chunks)
+
+    def _naming_the_chunk(
+        self, operation: str, batch: Batch, names: Sequence[str], parameters: dict[str, Any]
+    ) -> AbstractContextManager[None]:
+        return naming_the_chunk(
+            operation,
+            self._executor,
+            parameters["namespace"],
+            batch,
+            list(self._user_columns.written(names)),
+            parameters,
+        )
 
     @operation("delete", retry=Retry.ALWAYS, batch="chunk_ids")
     async def delete(
@@ -299,7 +314,8 @@ class Writing(PgVectorStoreBase[Model]):
                     parameters = rows.parameters(step, self._config.column_type)
                     parameters |= {"namespace": namespace}
                     parameters |= self._user_columns.parameters(document.names, step)
-                    written += len((await connection.execute(upsert, parameters)).all())
+                    with self._naming_the_chunk("sync_document", step, document.names, parameters):
+                        written += len((await connection.execute(upsert, parameters)).all())
                 else:
                     in_step = {"namespace": namespace, "ids": step}
                     await connection.execute(self._writes.ids, in_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,22 @@ _COMPARABLE = (
 )
 """Types whose values are compared directly. Values of other types are compared as text, because the
 types may have no equality."""
+
+
+_CHECKED_BY_DRIVER = (
+    types.String,
+    types.Integer,
+    types.Numeric,
+    types.Float,
+    types.Boolean,
+    types.Date,
+    types.DateTime,
+    types.Time,
+    types.Interval,
+    types.Uuid,
+    types.LargeBinary,
+)
+"""Types whose values the server does not reject, because they are checked before they are sent."""
 
 
 class _ListOf(UserDefinedType[Any]):
@@ -116,7 +133,7 @@ class UserColumn:
         """Type of the list of values that an upsert binds, one per row."""
         if self._as_text or isinstance(self._kind, types.String):
             return _ListOf("TEXT")
-        spec = str(self.column.type.compile(dialect=self.dialect))
+        spec = self.type_name
         # A cast to a type with a length would cut or pad values that an INSERT rejects.
         return _ListOf("VARBIT" if spec.startswith("BIT") else spec)
 
@@ -144,7 +161,56 @@ class UserColumn:
             return _array_text(value) if is_list else str(value)
         if is_list:  # unnest() would flatten the list
             raise _UnsuitableError("accepts single values, not lists")
+        self._check_limits(value)
         return value
+
+    def _check_limits(self, value: Any) -> None:
+        """Check the limits of types that the server checks without naming the column or the row."""
+        kind = self._kind
+        if isinstance(value, str):
+            length = getattr(kind, "length", None)
+            if "\x00" in value:
+                raise _UnsuitableError("does not accept the character NUL")
+            if isinstance(kind, types.Enum) and kind.native_enum:
+                if value not in kind.enums:
+                    raise _UnsuitableError("accepts only the values of its enum")
+            elif length is not None and len(value.rstrip(" ")) > length:  # Postgres cuts off spaces
+                raise _UnsuitableError(f"accepts at most {length} characters")
+        elif isinstance(value, int) and isinstance(kind, types.Integer):
+            bits = 15 if isinstance(kind, types.SmallInteger) else 31
+            bits = 63 if isinstance(kind, types.BigInteger) else bits
+            if not -(2**bits) <= value < 2**bits:
+                raise _UnsuitableError(f"accepts integers of {bits + 1} bits")
+        elif isinstance(kind, types.Numeric) and kind.precision is not None:
+            if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+                return
+            number, scale = Decimal(value), kind.scale or 0
+            largest = Decimal(10) ** (kind.precision - scale) - Decimal(5) / 10 ** (scale + 1)
+            if not number.is_nan() and abs(number) >= largest and not isinstance(kind, types.Float):
+                raise _UnsuitableError(
+                    f"accepts at most {kind.precision - scale} digits before the decimal point"
+                )
+
+    @property
+    def is_checked_by_server(self) -> bool:
+        """True if the server may reject a value that the driver has sent."""
+        return self._as_text or not isinstance(self._kind, _CHECKED_BY_DRIVER)
+
+    def first_of_other_type(self, values: Sequence[Any]) -> int:
+        """Return the index of the first value that is not of the Python type, or else 0."""
+        try:
+            expected = self._kind.python_type
+        except NotImplementedError:  # the type does not tell
+            expected = type(None)
+        for index, value in enumerate(values):
+            if value is not None and not isinstance(value, expected):
+                return index
+        return 0
+
+    @property
+    def type_name(self) -> str:
+        """SQL name of the column's type, for messages."""
+        return str(self.column.type.compile(dialect=self.dialect))
 
     @property
     def _kind(self) -> TypeEngine[Any]:
@@ -202,7 +268,7 @@ class UserColumns:
         for chunk, columns in zip(batch.chunks, batch.columns, strict=True):
             problem = self._problem(columns, names)
             if problem is not None:
-                raise _error(chunk.id, problem)
+                raise column_error(chunk.id, problem)
         return tuple(sorted(names))
 
     def _problem(self, columns: Mapping[str, Any], names: Any) -> str | None:
@@ -281,15 +347,18 @@ def _list_value(user_column: UserColumn, chunk_id: str, columns: Mapping[str, An
         assert user_column.python_default is not None
         return user_column.processed(user_column.python_default(None))
     except _UnsuitableError as error:
-        raise _error(chunk_id, f"the column {user_column.name} {error}") from None
+        raise column_error(chunk_id, f"the column {user_column.name} {error}") from None
     except Exception as error:  # raised by the type, or by the application's default function
         problem = (
             f"the column {user_column.name} does not accept its value ({type(error).__name__})"
         )
-        raise _error(chunk_id, problem) from None  # the message of `error` may quote the value
+        raise column_error(
+            chunk_id, problem
+        ) from None  # the message of `error` may quote the value
 
 
-def _error(chunk_id: str, problem: str) -> InvalidInputError:
+def column_error(chunk_id: str, problem: str) -> InvalidInputError:
+    """Return an error about the value of a chunk's column."""
     return InvalidInputError(
         f"chunk {safe_repr(chunk_id)}: {problem}", field="columns", chunk_id=chunk_id
     )

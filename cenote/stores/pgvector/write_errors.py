@@ -1,0 +1,139 @@
+"""Name the chunk and the column that caused an error of the driver or the server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+from cenote.errors import InvalidInputError
+from cenote.postgres.driver_errors import driver_error, redact, violated_key
+from cenote.stores.pgvector.executor import StatementExecutor
+from cenote.stores.pgvector.sql.user_columns import UserColumn, column_error
+from cenote.validation.batches import Batch
+
+_ABOUT_CONTENTS = ("22003", "22021", "22P05")
+"""SQLSTATEs that a position of more than 32 bits in a legacy table, or a character that the
+database's encoding lacks, may cause."""
+
+
+@contextmanager
+def naming_the_chunk(
+    operation: str,
+    executor: StatementExecutor,
+    namespace: str,
+    batch: Batch,
+    columns: Sequence[UserColumn],
+    parameters: Mapping[str, Any],
+) -> Iterator[None]:
+    """Turn errors about one chunk of an upsert into errors that name it; other errors pass.
+
+    Args:
+        operation: Name of the operation, for messages.
+        executor: Executor of the store, which translates errors.
+        namespace: Namespace of the chunks.
+        batch: The chunks.
+        columns: User columns that the statement writes.
+        parameters: Parameters of the statement.
+
+    Raises:
+        InvalidInputError: The driver cannot send the value of a user column, or the server rejects
+            it, and there is only one chunk and one column that it can be.
+        VectorStoreError: A chunk violates a constraint.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        cause = driver_error(error)
+        state = getattr(cause, "sqlstate", None) or ""
+        invalid = _unsendable(error, cause, batch, columns, parameters)
+        if invalid is None and state.startswith("22") and state not in _ABOUT_CONTENTS:
+            invalid = _rejected(batch, columns)
+        if invalid is not None:
+            invalid.sqlstate = state or None
+            redact(error)
+            raise invalid from cause
+        chunk_id = _violating_chunk(cause, namespace, batch, columns)
+        if chunk_id is None:
+            raise
+        raise executor.translated(operation, error, chunk_id=chunk_id) from cause
+
+
+def _unsendable(
+    error: DBAPIError,
+    cause: BaseException,
+    batch: Batch,
+    columns: Sequence[UserColumn],
+    parameters: Mapping[str, Any],
+) -> InvalidInputError | None:
+    """Return an error about the value that asyncpg cannot encode; None for other errors.
+
+    asyncpg's message contains the number of the parameter, which is a list of one value per chunk,
+    and, for most types, the index in the list.
+    """
+    text = str(cause)
+    number = re.search(r"invalid input for query argument \$(\d+)", text)
+    indexes = re.findall(r"\(invalid array element at index (\d+): ", text)
+    if number is None or not isinstance(error.params, Sequence):
+        return None
+    values = error.params[int(number[1]) - 1]
+    for column in columns:
+        if parameters[column.name + "_list"] is values:
+            index = int(indexes[-1]) if indexes else column.first_of_other_type(values)
+            return _value_error(column, batch.chunks[index].id, values[index])
+    return None
+
+
+def _rejected(batch: Batch, columns: Sequence[UserColumn]) -> InvalidInputError | None:
+    """Return an error about a value that the server rejects, with the columns that it may be in."""
+    candidates = [
+        column.name
+        for column in columns
+        if column.is_checked_by_server
+        and any(values.get(column.name) is not None for values in batch.columns)
+    ]
+    if not candidates:
+        return None
+    names = " or ".join(candidates)
+    if len(batch.chunks) == 1:
+        chunk_id = batch.chunks[0].id
+        return column_error(chunk_id, f"Postgres does not accept its value for {names}")
+    return InvalidInputError(
+        f"Postgres does not accept the value of a chunk for {names}; to find the chunk, upsert "
+        "smaller batches",
+        field="columns",
+    )
+
+
+def _value_error(column: UserColumn, chunk_id: str, value: Any) -> InvalidInputError:
+    return column_error(
+        chunk_id,
+        f"the column {column.name} of type {column.type_name} does not accept its value of type "
+        f"{type(value).__name__}",
+    )
+
+
+def _violating_chunk(
+    cause: BaseException, namespace: str, batch: Batch, columns: Sequence[UserColumn]
+) -> str | None:
+    """Return the id of the chunk that violates a constraint, if the error's detail shows it."""
+    detail = str(getattr(cause, "detail", None) or "")
+    by_name = {column.column.name: column.name for column in columns}
+    names, key = violated_key(cause)
+    for chunk, values in zip(batch.chunks, batch.columns, strict=True):
+        row = {
+            "namespace": namespace,
+            "id": chunk.id,
+            "document_id": chunk.document_id,
+            "position": chunk.position,
+            **{name: values.get(attribute) for name, attribute in by_name.items()},
+        }
+        if names and set(names) <= row.keys():
+            if ", ".join(str(row[name]) for name in names) == key:
+                return chunk.id
+        elif f"({namespace}, {chunk.id}, " in detail:  # the row that violates a check
+            return chunk.id
+    return None
