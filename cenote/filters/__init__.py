@@ -15,6 +15,7 @@ what each predicate means, in Python and in SQL.
 from cenote.filters.language import (
     MAX_DEPTH,
     MAX_PREDICATES,
+    MAX_VALUE_BYTES,
     Field,
     Filter,
     FilterLike,
@@ -23,4 +24,14 @@ from cenote.filters.language import (
     meta,
 )
 
-__all__ = ["MAX_DEPTH", "MAX_PREDICATES", "Field", "Filter", "FilterLike", "Meta", "field", "meta"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_PREDICATES",
+    "MAX_VALUE_BYTES",
+    "Field",
+    "Filter",
+    "FilterLike",
+    "Meta",
+    "field",
+    "meta",
+]

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, and_, false, func, not_, or_, true
+from sqlalchemy import ColumnElement
 from sqlalchemy.types import TypeEngine
 
-from cenote.filters.checks import constant_value, predicates
+from cenote.filters.checks import as_filter, constant_value, is_long, predicates
+from cenote.filters.condition import FilterCondition, Piece, PredicateTemplate
 from cenote.filters.language import And, Filter, Leaf, Not, Or
-from cenote.filters.operands import NextParameter, Row
+from cenote.filters.operands import Row
+from cenote.filters.predicates import Predicate
+from cenote.responsive import run_in_thread
+
+MAX_KEPT_PARAMETERS = 24
+"""Maximum number of parameters of a filter whose statements are kept: in the store's cache, as
+prepared statements of the driver and the server, and in SQLAlchemy's cache.
+
+A kept statement takes up to 0.6 MB in the client and 0.7 MB on each connection's server process.
+A filter of 1,000 predicates took 5 to 39 MB in the client, and up to 25 MB on the server.
+"""
+
+MAX_KEPT_BYTES = 16 * 1024
+"""Maximum bytes of the values in a kept statement that contains its values."""
 
 # -- the meaning in Python -------------------------------------------------------------------------
 
@@ -43,6 +58,7 @@ class Conditions:
     def __init__(self, filter: Filter | None) -> None:
         self._filter = filter
         self._shape = _shape(filter)
+        self._last_sql: tuple[Any, Bind, list[ColumnElement[bool]]] | None = None
 
     def __bool__(self) -> bool:
         return self._filter is not None
@@ -53,17 +69,37 @@ class Conditions:
         return self._shape
 
     @cached_property
+    def weight(self) -> int:
+        """Number of parameters. A predicate without parameters counts as one."""
+        return sum(max(1, len(values)) for values in self._values)
+
+    @cached_property
+    def _values(self) -> list[list[Any]]:
+        """The values to bind, by predicate."""
+        return [predicate.values for predicate in predicates(self._filter)]
+
+    @property
+    def is_kept(self) -> bool:
+        """True if statements with this filter are kept for the next call."""
+        return self.weight <= MAX_KEPT_PARAMETERS
+
+    @property
+    def is_kept_with_values(self) -> bool:
+        """True if statements that contain the values of this filter are kept."""
+        sizes = (predicate.size for predicate in predicates(self._filter))
+        return self.is_kept and sum(sizes) <= MAX_KEPT_BYTES
+
+    @cached_property
     def parameters(self) -> dict[str, Any]:
         """The values to bind, by parameter name."""
-        values = [value for predicate in predicates(self._filter) for value in predicate.values]
-        return {_name(number): value for number, value in enumerate(values)}
+        return {_name(number): value for number, value in enumerate(chain(*self._values))}
 
     @property
     def never_holds(self) -> bool:
         """True if no chunk can match, for example because of ``meta("x").in_([])``."""
         return self._filter is not None and constant_value(self._filter) is False
 
-    @property
+    @cached_property
     def fingerprint(self) -> int:
         """Hash of the filter and its values, the same for equal filters of one process."""
         return hash((self._shape, repr(self.parameters)))
@@ -78,16 +114,38 @@ class Conditions:
         Raises:
             InvalidInputError: the table lacks a column that the filter names.
         """
-        number = -1
+        if self._filter is None:
+            return []
+        # A search contains the condition up to three times.
+        if self._last_sql is None or self._last_sql[0] is not columns or self._last_sql[1] != bind:
+            builder = _ConditionBuilder(columns, bind)
+            builder.add(self._filter)
+            self._last_sql = columns, bind, [builder.condition(self._shape)]
+        return self._last_sql[2]
 
-        def next_parameter(type_: TypeEngine[Any]) -> ColumnElement[Any]:
-            nonlocal number
-            number += 1
-            return bind(_name(number), type_)
 
-        whole = self._filter
-        parts = whole.parts if isinstance(whole, And) else (whole,)
-        return [_sql(part, columns, next_parameter) for part in parts if part is not None]
+async def conditions_of(
+    given: Any, check: Callable[[Any], Filter | None] = as_filter
+) -> Conditions:
+    """Check and compile a filter; in a thread if its values are long.
+
+    Args:
+        given: The filter.
+        check: `as_filter` or `narrowing_filter`.
+
+    Raises:
+        InvalidInputError: `given` is not a valid filter.
+    """
+    if not is_long(given):
+        return Conditions(check(given))
+    return await run_in_thread(_convert, given, check)
+
+
+def _convert(given: Any, check: Callable[[Any], Filter | None]) -> Conditions:
+    conditions = Conditions(check(given))
+    # These properties are kept, so they are computed here and not on the event loop.
+    _ = conditions.parameters, conditions.fingerprint
+    return conditions
 
 
 def _name(number: int) -> str:
@@ -105,14 +163,56 @@ def _shape(filter: Filter | None) -> Hashable:
     return None
 
 
-def _sql(filter: Filter, columns: Any, next_parameter: NextParameter) -> ColumnElement[bool]:
-    match filter:
-        case Leaf(predicate):
-            return predicate.sql(columns, next_parameter)
-        case And(parts):
-            return and_(true(), *(_sql(part, columns, next_parameter) for part in parts))
-        case Or(parts):
-            return or_(false(), *(_sql(part, columns, next_parameter) for part in parts))
-        case Not(part):  # elsewhere, a condition that is NULL has the effect of one that is false
-            return not_(func.coalesce(_sql(part, columns, next_parameter), false()))
-    raise TypeError(type(filter).__name__)
+class _ConditionBuilder:
+    """Composes the SQL of a filter."""
+
+    def __init__(self, columns: Any, bind: Bind) -> None:
+        self._columns = columns
+        self._bind = bind
+        self._numbers: dict[Hashable, int] = {}
+        self._templates: list[PredicateTemplate] = []
+        self._pieces: list[Piece] = []
+        self._parameters: list[ColumnElement[Any]] = []
+
+    def condition(self, shape: Hashable) -> FilterCondition:
+        templates = [template.sql for template in self._templates]
+        return FilterCondition(self._pieces, templates, self._parameters, shape)
+
+    def add(self, filter: Filter) -> None:
+        """Append the SQL of a filter."""
+        match filter:
+            case Leaf(predicate):
+                self._add_predicate(predicate)
+            case And(parts):
+                self._add_parts(parts, " AND ", "true")
+            case Or(parts):
+                self._add_parts(parts, " OR ", "false")
+            case Not(part):  # elsewhere, NULL has the effect of false
+                self._pieces.append("(NOT coalesce(")
+                self.add(part)
+                self._pieces.append(", false))")
+
+    def _add_parts(self, parts: tuple[Filter, ...], operator: str, if_empty: str) -> None:
+        if not parts:
+            self._pieces.append(if_empty)
+            return
+        before = "("
+        for part in parts:
+            self._pieces.append(before)
+            self.add(part)
+            before = operator
+        self._pieces.append(")")
+
+    def _add_predicate(self, predicate: Predicate) -> None:
+        number = self._numbers.get(predicate.shape)
+        if number is None:
+            number = self._numbers[predicate.shape] = len(self._templates)
+            template = PredicateTemplate()
+            template.sql = predicate.sql(self._columns, template.next_parameter)
+            self._templates.append(template)
+        types = self._templates[number].types
+        first = len(self._parameters)
+        self._parameters += [
+            self._bind(_name(first + position), type_) for position, type_ in enumerate(types)
+        ]
+        self._pieces += ["(", (number, len(types)), ")"]

@@ -44,7 +44,13 @@ from sqlalchemy.types import TypeEngine
 
 from cenote.errors import InvalidInputError
 from cenote.validation.arguments import is_integer, is_number
-from cenote.validation.json import NotJSONError, canonical_json, json_text, unstorable
+from cenote.validation.json import (
+    NotJSONError,
+    approximate_bytes,
+    canonical_json,
+    json_text,
+    unstorable,
+)
 
 Columns: TypeAlias = Any
 """The columns of a chunk table, by name: ``table.c``."""
@@ -134,6 +140,11 @@ class MetadataOperand:
         """Cache key of the SQL."""
         return len(self.path)
 
+    @property
+    def size(self) -> int:
+        """Number of bytes of the keys."""
+        return sum(map(approximate_bytes, self.path))
+
     def checked(self, value: Any) -> Any:
         """Return a value to compare with, in canonical form.
 
@@ -146,6 +157,11 @@ class MetadataOperand:
         except NotJSONError as error:
             raise InvalidInputError(f"the value of {self} {error}", field="filter") from None
         return canonical
+
+    def checked_list(self, values: list[Any]) -> list[Any]:
+        """Return values to compare with, in canonical form; see :meth:`checked`."""
+        wanted: list[Any] = self.checked(values)
+        return wanted
 
     def orders(self, value: Any) -> bool:
         """Return whether values can be ordered relative to `value`."""
@@ -205,6 +221,11 @@ class ColumnOperand:
         return self.name
 
     @property
+    def size(self) -> int:
+        """Number of bytes of the keys: a name of a column is part of the SQL."""
+        return 0
+
+    @property
     def ordered_kinds(self) -> str:
         """The types that order comparisons accept, for error messages."""
         kind = _KINDS.get(self.name)
@@ -229,6 +250,10 @@ class ColumnOperand:
         if isinstance(value, datetime) and self.name in _KINDS and value.tzinfo is None:
             raise InvalidInputError(f"{self} requires a datetime with a time zone", field="filter")
         return value
+
+    def checked_list(self, values: list[Any]) -> list[Any]:
+        """Return values to compare with; see :meth:`checked`."""
+        return [self.checked(value) for value in values]
 
     def orders(self, value: Any) -> bool:
         """Return whether values can be ordered relative to `value`."""

@@ -22,7 +22,7 @@ Keys and values are bound as parameters.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from sqlalchemy import (
     ARRAY,
     ColumnElement,
     Numeric,
+    TableValuedAlias,
     Text,
     any_,
     case,
@@ -62,7 +63,7 @@ from cenote.filters.operands import (
     parameter_type,
 )
 from cenote.validation.arguments import is_number
-from cenote.validation.json import json_text
+from cenote.validation.json import approximate_bytes, json_text
 
 # -- predicates ------------------------------------------------------------------------------------
 
@@ -83,6 +84,11 @@ class Predicate(Protocol):
     @property
     def values(self) -> list[Any]:
         """The values to bind, in the order of the SQL's parameters."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Approximate bytes of the keys and values; see `approximate_bytes`."""
         ...
 
     def holds(self, row: Row) -> bool:
@@ -126,6 +132,10 @@ class Match:
         values = [json_text(self.wanted)]
         return [*values, json_text(self._containers)] if self._containers else values
 
+    @cached_property
+    def size(self) -> int:
+        return self.operand.size + approximate_bytes(self.wanted)
+
     def holds(self, row: Row) -> bool:
         metadata = row.metadata
         return all(
@@ -142,7 +152,7 @@ class Match:
         return contained & ~exists().select_from(wanted).where(same.is_not(true()))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Equals:
     """The value equals the wanted one. None means JSON null in metadata, and NULL in a column."""
 
@@ -168,6 +178,10 @@ class Equals:
             return [smallest]
         return [smallest, *self.operand.path, json_text(self.wanted)]
 
+    @cached_property
+    def size(self) -> int:
+        return self.operand.size + approximate_bytes(self.wanted)
+
     def holds(self, row: Row) -> bool:
         value = self.operand.value_in(row)
         if isinstance(self.operand, ColumnOperand):  # a NULL column is MISSING
@@ -187,7 +201,7 @@ class Equals:
         return contained & value.is_not_distinct_from(jsonb(next_parameter))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class IsOneOf:
     """The value equals any of many wanted values.
 
@@ -196,6 +210,18 @@ class IsOneOf:
 
     operand: Operand
     wanted: list[Any] = field(repr=False)
+
+    @cached_property
+    def tokens(self) -> frozenset[Hashable]:
+        """Tokens of the wanted values in the metadata; see :func:`json_token`."""
+        return frozenset(map(json_token, self.wanted))
+
+    @cached_property
+    def _column_values(self) -> Collection[Any]:
+        try:
+            return frozenset(self.wanted)
+        except TypeError:  # values of user columns may have types without a hash
+            return self.wanted
 
     @property
     def shape(self) -> Hashable:
@@ -207,12 +233,18 @@ class IsOneOf:
             return [self.wanted]
         return [*self.operand.path, json_text(self.wanted)]
 
+    @cached_property
+    def size(self) -> int:
+        return self.operand.size + approximate_bytes(self.wanted)
+
     def holds(self, row: Row) -> bool:
         value = self.operand.value_in(row)
         if isinstance(self.operand, ColumnOperand):
-            return value in self.wanted
-        token = json_token(value)
-        return value is not MISSING and any(json_token(item) == token for item in self.wanted)
+            try:
+                return value in self._column_values
+            except TypeError:
+                return value in self.wanted
+        return value is not MISSING and json_token(value) in self.tokens
 
     def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
         if isinstance(self.operand, ColumnOperand):
@@ -253,6 +285,10 @@ class Ordered:
             return [self.wanted]
         wanted = self.wanted if self._compares_strings else json_text(self.wanted)
         return [*self.operand.path, wanted]
+
+    @property
+    def size(self) -> int:
+        return self.operand.size + approximate_bytes(self.wanted)
 
     def holds(self, row: Row) -> bool:
         value = self.operand.value_in(row)
@@ -314,6 +350,10 @@ class Like(_StringPredicate):
     def values(self) -> list[Any]:
         return self._values(self.pattern)
 
+    @property
+    def size(self) -> int:
+        return self.operand.size + approximate_bytes(self.pattern)
+
     def holds(self, row: Row) -> bool:
         value = self.operand.value_in(row)
         if not isinstance(value, str):
@@ -347,6 +387,10 @@ class StartsWith(_StringPredicate):
     def values(self) -> list[Any]:
         return self._values(self.prefix)
 
+    @property
+    def size(self) -> int:
+        return self.operand.size + approximate_bytes(self.prefix)
+
     def holds(self, row: Row) -> bool:
         value = self.operand.value_in(row)
         return isinstance(value, str) and value.startswith(self.prefix)
@@ -355,7 +399,7 @@ class StartsWith(_StringPredicate):
         return self._string_sql(columns, next_parameter, func.starts_with)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Contains:
     """The value is a list that has an element equal to the wanted one.
 
@@ -381,6 +425,10 @@ class Contains:
             return [smallest]
         return [smallest, *self.operand.path, json_text(self.wanted)]
 
+    @cached_property
+    def size(self) -> int:
+        return self.operand.size + approximate_bytes(self.wanted)
+
     def holds(self, row: Row) -> bool:
         value = self.operand.value_in(row)
         token = json_token(self.wanted)
@@ -391,11 +439,53 @@ class Contains:
         if not self._is_container:
             return contained
         value = self.operand.sql(columns, next_parameter)
-        empty = cast(literal_column("'[]'"), JSONB)
-        values = case((has_json_type(value, "array"), value), else_=empty)
-        element = func.jsonb_array_elements(values).table_valued("value")
+        element = _elements(value)
         same = element.c.value == jsonb(next_parameter)
         return contained & exists().select_from(element).where(same)
+
+
+@dataclass(frozen=True)
+class ContainsAny:
+    """The value is a list that has an element equal to any of many wanted values.
+
+    For a few values, one `Contains` each is faster, because `Contains` uses the GIN index.
+    """
+
+    operand: MetadataOperand
+    wanted: list[Any] = field(repr=False)
+
+    @cached_property
+    def _tokens(self) -> frozenset[Hashable]:
+        return frozenset(map(json_token, self.wanted))
+
+    @property
+    def shape(self) -> Hashable:
+        return ("contains any", self.operand.shape)
+
+    @property
+    def values(self) -> list[Any]:
+        return [*self.operand.path, json_text(self.wanted)]
+
+    @cached_property
+    def size(self) -> int:
+        return self.operand.size + approximate_bytes(self.wanted)
+
+    def holds(self, row: Row) -> bool:
+        value = self.operand.value_in(row)
+        return isinstance(value, list) and not self._tokens.isdisjoint(map(json_token, value))
+
+    def sql(self, columns: Columns, next_parameter: NextParameter) -> ColumnElement[bool]:
+        element = _elements(self.operand.sql(columns, next_parameter))
+        wanted = select(func.jsonb_array_elements(jsonb(next_parameter))).scalar_subquery()
+        same = element.c.value == any_(func.array(wanted))
+        return exists().select_from(element).where(same)
+
+
+def _elements(value: ColumnElement[Any]) -> TableValuedAlias:
+    """Return the elements of a jsonb list, in the column ``value``; none for other values."""
+    empty = cast(literal_column("'[]'"), JSONB)
+    values = case((has_json_type(value, "array"), value), else_=empty)
+    return func.jsonb_array_elements(values).table_valued("value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +501,10 @@ class Exists:
     @property
     def values(self) -> list[Any]:
         return [*self.operand.path]
+
+    @property
+    def size(self) -> int:
+        return self.operand.size
 
     def holds(self, row: Row) -> bool:
         return self.operand.value_in(row) is not MISSING

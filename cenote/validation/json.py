@@ -38,6 +38,22 @@ def longer_than(text: str, most_bytes: int) -> bool:
 # -- JSON ------------------------------------------------------------------------------------------
 
 
+def approximate_bytes(value: Any) -> int:
+    """Return the approximate size of a value as JSON.
+
+    Texts count with their bytes of UTF-8, and each item of a list or an object with 16 bytes more.
+    """
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode())
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(16 + len(key) + approximate_bytes(item) for key, item in value.items())
+    if isinstance(value, list):
+        return sum([16 + approximate_bytes(item) for item in value])
+    return 8
+
+
 def _encoder() -> Callable[[Any], str]:
     """Return a function that prints a JSON value without reference cycles.
 
@@ -120,7 +136,11 @@ _PLAIN = frozenset((str, int, bool, type(None)))
 
 
 def _canonical(value: Any, depth: int) -> Any:
-    if type(value) in _UNCHANGED:  # the common case: matching is slow
+    if type(value) in _UNCHANGED:  # the common cases: matching is slow
+        return value
+    if type(value) is str:
+        if reason := unstorable(value):
+            raise NotJSONError(reason)
         return value
     match value:
         case str():

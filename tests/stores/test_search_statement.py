@@ -16,20 +16,32 @@ from sqlalchemy import (
     select,
     text,
     union_all,
+    update,
 )
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, aliased, contains_eager, selectinload
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    aliased,
+    contains_eager,
+    mapped_column,
+    selectinload,
+)
 from sqlalchemy.schema import CreateSchema
 from support.database import execute
 from support.library import Base, Document, Passage, passage
 from support.plans import explain
 
 from cenote import (
+    ChunkMixin,
     ChunkRow,
     ConfigurationError,
     DimensionMismatchError,
     InvalidInputError,
     PgVectorStore,
+    field,
+    meta,
 )
 from cenote.testing import embedded, found
 
@@ -171,6 +183,73 @@ async def test_the_statement_runs_on_psycopg(
                 statement = store.search_statement(V, namespace, limit, where=where)
                 assert [row.Passage.id for row in session.execute(statement)] == expected
     engine.dispose()
+
+
+class OddBase(DeclarativeBase):
+    """Base of a model with unusual names."""
+
+
+class Odd(ChunkMixin, OddBase, dimensions=4, partitions=2):
+    """A chunk model whose columns have unusual names."""
+
+    __tablename__ = "odd_chunks"
+
+    share: Mapped[int | None] = mapped_column("100%")
+    bound: Mapped[int | None] = mapped_column("a :x")
+    twice: Mapped[int | None] = mapped_column(":x:y :: %%")
+    quoted: Mapped[int | None] = mapped_column('\\:z\\ "q"')
+
+
+async def test_names_with_percent_signs_and_colons(empty_engine: AsyncEngine) -> None:
+    """A filter may name any column, on asyncpg and on psycopg; so may its keys."""
+    async with empty_engine.begin() as connection:
+        await connection.execute(text("CREATE EXTENSION vector"))
+        await connection.run_sync(OddBase.metadata.create_all)
+    store = PgVectorStore(empty_engine, model=Odd)
+    values = {"share": 1, "bound": 2, "twice": 3, "quoted": 4}
+    metadata = {"%s :k": "%s :v"}
+    await store.upsert([embedded("a", V), embedded("b", V, metadata=metadata)], "t")
+    async with AsyncSession(empty_engine) as session, session.begin():
+        await session.execute(update(Odd).where(Odd.id == "b").values(values))
+    psycopg = create_engine(empty_engine.url.set(drivername="postgresql+psycopg"))
+    names = [column.name for column in Odd.__table__.columns]
+    unusual = [name for name in names if ":" in name or "%" in name]
+    assert len(unusual) == 4
+    filters: list[Any] = [~field(name).is_null() & (field(name) > 0) for name in unusual]
+    filters += [meta("%s :k") >= "%s :v", {"%s :k": "%s :v"}]
+    for filter in filters:
+        assert await found(store, V, "t", filter=filter) == ["b"]
+        for where in (None, Odd.id != "c"):
+            statement = store.search_statement(V, "t", filter=filter, where=where)
+            async with AsyncSession(empty_engine) as session:
+                rows = (await session.execute(statement)).all()
+            with Session(psycopg) as sync_session:
+                sync_rows = sync_session.execute(statement).all()
+            assert [row.Odd.id for row in (*rows, *sync_rows)] == ["b", "b"]
+    psycopg.dispose()
+
+
+async def test_long_filters_of_statements(
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
+) -> None:
+    """A filter has at most 50 keys and values. SQLAlchemy does not keep statements of many."""
+    for number, is_kept in ((24, True), (25, False), (50, False)):
+        filter = meta("missing").in_([*range(20)])
+        for value in range(number - 20):
+            filter |= meta("missing") == value
+        statement = store.search_statement(V, "t", 3, ~filter)
+        assert (statement._generate_cache_key() is not None) == is_kept
+        within = select(statement.subquery())
+        assert (within._generate_cache_key() is not None) == is_kept
+        async with AsyncSession(library) as session:
+            rows = (await session.execute(statement)).all()
+        assert [row.Passage.id for row in rows] == await found(store, V, "t", 3, ~filter)
+    long_value = store.search_statement(V, "t", 3, meta("missing") == "x" * 20_000)
+    assert long_value._generate_cache_key() is None
+    with pytest.raises(InvalidInputError, match="at most 50 keys and values") as error:
+        store.search_statement(V, "t", 3, filter | (meta("a") == 1))
+    assert error.value.field == "filter"
+    assert len(await store.search(V, "t", 3, ~(filter | (meta("a") == 1)))) == 3
 
 
 async def test_schema_translate_map(library: AsyncEngine, documents: list[Document]) -> None:

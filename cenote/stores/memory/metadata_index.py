@@ -7,7 +7,7 @@ stored chunks. Only predicates on columns check every row.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cenote.filters.language import And, Filter, Leaf, Not, Or
-from cenote.filters.operands import ColumnOperand, Row, json_token
-from cenote.filters.predicates import Match, Predicate
+from cenote.filters.operands import ColumnOperand, MetadataOperand, Row, json_token
+from cenote.filters.predicates import Equals, IsOneOf, Match, Predicate
 
 Rows: TypeAlias = NDArray[np.intp]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -122,6 +122,11 @@ class PostingIndex:
             yield self._matching(predicate, len(present))
         elif isinstance(predicate.operand, ColumnOperand):
             yield [number for number, row in enumerate(rows) if row and predicate.holds(row)]
+        elif (tokens := _wanted_tokens(predicate)) is not None:
+            entries = self._keys.get(predicate.operand.path[0], {})
+            for token in tokens:
+                if token in entries:
+                    yield entries[token].as_array()
         else:
             for entry in self._keys.get(predicate.operand.path[0], {}).values():
                 if predicate.holds(entry):
@@ -141,3 +146,16 @@ class PostingIndex:
             mask[other] = True
             rows = rows[mask[rows]]
         return rows
+
+
+def _wanted_tokens(predicate: Predicate) -> Collection[Hashable] | None:
+    """Return the tokens of a key's wanted values; None if every value must be checked."""
+    operand = predicate.operand
+    if not isinstance(operand, MetadataOperand) or len(operand.path) != 1:
+        return None
+    match predicate:
+        case Equals():
+            return [json_token(predicate.wanted)]
+        case IsOneOf():
+            return predicate.tokens
+    return None

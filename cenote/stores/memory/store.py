@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Self
 
 from cenote.config import check_text_search, languages
-from cenote.filters.checks import as_filter, narrowing_filter
+from cenote.filters.checks import as_filter, checked_filter, narrowing_filter
 from cenote.filters.language import Filter, FilterLike, field
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
@@ -152,7 +152,7 @@ class InMemoryVectorStore(VectorStore):
         check_boolean(exact, field="exact")
         check_ef_search(ef_search)
         query = check_query_vector(query_vector, self._dimensions, self._column_type)
-        condition = as_filter(filter)
+        condition = await checked_filter(filter)
         check_min_score(min_score)
         check_per_document(per_document)
         record(path="exact")
@@ -188,7 +188,7 @@ class InMemoryVectorStore(VectorStore):
         check_ef_search(ef_search)
         check_min_score(min_score)
         queries = await check_query_vectors(query_vectors, self._dimensions, self._column_type)
-        condition = as_filter(filter)
+        condition = await checked_filter(filter)
         stored = self._chunks_in(namespace)
         seconds = len(queries) * stored.search_seconds(limit, condition)
         with stop_at_exit() as stop:
@@ -233,7 +233,7 @@ class InMemoryVectorStore(VectorStore):
 
         The word index of a namespace is rebuilt by the first search after a change.
         """
-        condition = self._check_text_search(text, namespace, limit, filter)
+        condition = await self._check_text_search(text, namespace, limit, filter)
         stored = self._chunks_in(namespace)
         return await stored.readers.run(
             stored.text_search_seconds(limit, condition),
@@ -244,7 +244,7 @@ class InMemoryVectorStore(VectorStore):
             self._languages,
         )
 
-    def _check_text_search(
+    async def _check_text_search(
         self, text: str, namespace: str, limit: int, filter: FilterLike
     ) -> Filter | None:
         """Check the arguments of a full-text search and return its filter."""
@@ -252,7 +252,7 @@ class InMemoryVectorStore(VectorStore):
         check_text(text, field="text")
         check_namespace(namespace)
         check_limit(limit)
-        return as_filter(filter)
+        return await checked_filter(filter)
 
     @reported("search_hybrid")
     async def search_hybrid(
@@ -269,7 +269,7 @@ class InMemoryVectorStore(VectorStore):
     ) -> list[RetrievalResult]:
         check_fusion(vector_weight, text_weight, depth)
         query = check_query_vector(query_vector, self._dimensions, self._column_type)
-        condition = self._check_text_search(text, namespace, limit, filter)
+        condition = await self._check_text_search(text, namespace, limit, filter)
         depth = max(depth, limit)
         stored = self._chunks_in(namespace)
 
@@ -339,7 +339,8 @@ class InMemoryVectorStore(VectorStore):
     @reported("delete_matching")
     async def delete_matching(self, filter: Filter | Mapping[str, Any], namespace: str) -> int:
         check_namespace(namespace)
-        return await self._delete_matching(narrowing_filter(filter), namespace)
+        matching = await checked_filter(filter, narrowing_filter)
+        return await self._delete_matching(matching, namespace)
 
     async def _delete_matching(self, filter: Filter | None, namespace: str) -> int:
         stored = await self._writable(namespace)
@@ -393,7 +394,7 @@ class InMemoryVectorStore(VectorStore):
     @reported("count")
     async def count(self, namespace: str, filter: FilterLike = None) -> int:
         check_namespace(namespace)
-        condition = as_filter(filter)
+        condition = await checked_filter(filter)
         stored = self._chunks_in(namespace)
         return await stored.readers.run(stored.read_seconds(0, condition), stored.count, condition)
 
@@ -420,7 +421,7 @@ class InMemoryVectorStore(VectorStore):
     ) -> list[Chunk]:
         check_namespace(namespace)
         check_limit(limit)
-        condition = as_filter(filter)
+        condition = await checked_filter(filter)
         if after is not None:
             check_text(after, field="after")
         return await self._page(self._chunks_in(namespace), after, condition, limit)

@@ -70,7 +70,7 @@ class DirectConnections:
         check_event_loop(self._engine)
         # SQLAlchemy's pool, which is synchronous, waits for the driver in a greenlet.
         rows: Sequence[Sequence[Any]] | None = await greenlet_spawn(
-            self._fetch, query.sql, query.arguments(parameters)
+            self._fetch, query, query.arguments(parameters)
         )
         await self._let_others_borrow()
         return rows
@@ -85,7 +85,7 @@ class DirectConnections:
         if isinstance(pool, QueuePool) and pool.checkedin() <= 1:
             await asyncio.sleep(0)
 
-    def _fetch(self, sql: str, arguments: list[Any]) -> Any:
+    def _fetch(self, query: CompiledQuery, arguments: list[Any]) -> Any:
         connection = self._connect()
         try:
             if not self._saw_connection:  # even if it is prepared: the first operation prepares it
@@ -96,7 +96,10 @@ class DirectConnections:
             if not is_prepared(connection):
                 await_only(prepare_driver(connection, self._engine, migrations=self._migrations))
             driver: Any = connection.driver_connection
-            return await_only(driver.fetch(sql, *arguments))
+            if query.kept:
+                return await_only(driver.fetch(query.sql, *arguments))
+            # The driver closes this prepared statement on the server when it is collected.
+            return await_only(await_only(driver.prepare(query.sql)).fetch(*arguments))
         except Exception as error:
             self._invalidate_pool_if_lost(connection, error)
             raise

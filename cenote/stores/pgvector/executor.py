@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
+    Executable,
     Row,
     Select,
     Text,
@@ -60,6 +61,7 @@ from cenote.postgres.pg_catalog import pg_class
 from cenote.postgres.row_security import NAME
 from cenote.responsive import Pauses
 from cenote.stores.pgvector.direct import DirectConnections
+from cenote.stores.pgvector.sql.statement_cache import compile_options, is_kept
 from cenote.validation.arguments import safe_repr
 
 Session: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
@@ -138,6 +140,8 @@ class StatementExecutor:
             parameters: Its parameters by name.
             sets_tenant: True if the statement itself sets the tenant of row-level security.
         """
+        if not is_kept(statement):
+            await asyncio.sleep(0)  # it was just built; to compile it takes as long again
         if self._runs_directly(session, statement, sets_tenant=sets_tenant):
             rows = await self._fetch_directly(operation, statement, parameters)
             if rows is not None:
@@ -160,7 +164,7 @@ class StatementExecutor:
         async with self.statement(
             operation, session, namespace, sets_tenant=sets_tenant
         ) as connection:
-            result = await connection.execute(statement, parameters)
+            result = await run_statement(connection, statement, parameters)
             return await fetch_all(result)
 
     async def _fetch_directly(
@@ -478,6 +482,28 @@ async def fetch_all(result: Any) -> list[Any]:
         rows += block
         await pauses()
     return rows
+
+
+async def run_statement(
+    connection: AsyncConnection, statement: Executable, parameters: Mapping[str, Any]
+) -> Any:
+    """Execute a statement that `StatementCache` has built, and return its result.
+
+    If it must not be kept, neither SQLAlchemy, nor the driver, nor the server keeps it. The adapter
+    of SQLAlchemy for asyncpg keeps the last 100 statements on each connection, of any length, and
+    has no option for one statement.
+    """
+    options = compile_options(statement)
+    if is_kept(statement):
+        return await connection.execute(statement, parameters, execution_options=options)
+    await asyncio.sleep(0)  # it was just built; to compile it takes as long again
+    adapter: Any = (await connection.get_raw_connection()).dbapi_connection
+    cache = adapter._prepared_statement_cache
+    adapter._prepared_statement_cache = None
+    try:
+        return await connection.execute(statement, parameters, execution_options=options)
+    finally:
+        adapter._prepared_statement_cache = cache
 
 
 _SNAPSHOT_LEVELS = ("repeatable_read", "serializable")

@@ -185,7 +185,9 @@ class PartitionSearches:
         text = (partition, strategy, to_find, request.per_document, request.conditions.shape)
         if partition == self._table.name:
             partition, scope = None, "plain"
-        elif partition not in self._readable or not self._keeps(text):
+        elif partition not in self._readable or (
+            request.conditions.is_kept and not self._keeps(text)
+        ):
             partition, scope = None, "partitioned"
         return self._searches.partition_search(
             partition,

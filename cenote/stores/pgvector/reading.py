@@ -9,7 +9,7 @@ import numpy as np
 from sqlalchemy import ColumnElement
 
 from cenote.filters.checks import as_filter
-from cenote.filters.compiler import Conditions
+from cenote.filters.compiler import Conditions, conditions_of
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk
 from cenote.responsive import Pauses
@@ -106,7 +106,7 @@ class Reading(PgVectorStoreBase[Model]):
         """
         check_namespace(namespace)
         transaction = check_session(session)
-        conditions = Conditions(as_filter(filter))
+        conditions = await conditions_of(filter)
         if self._never_holds(conditions):
             return 0
         statement = self._reads.count(conditions)
@@ -168,7 +168,7 @@ class Reading(PgVectorStoreBase[Model]):
         check_namespace(namespace)
         check_limit(limit)
         transaction = check_session(session)
-        conditions = Conditions(as_filter(filter))
+        conditions = await conditions_of(filter)
         values = {"namespace": namespace, "page_size": limit}
         if after is not None:
             check_text(after, field="after")

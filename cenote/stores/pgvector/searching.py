@@ -7,8 +7,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select
 
+from cenote.errors import InvalidInputError
 from cenote.filters.checks import as_filter
-from cenote.filters.compiler import Conditions
+from cenote.filters.compiler import Conditions, conditions_of
 from cenote.filters.language import FilterLike
 from cenote.models import RetrievalResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
@@ -16,7 +17,7 @@ from cenote.postgres.vector import to_wire, to_wire_one
 from cenote.ranking.fusion import DEPTH, at_least, diverse
 from cenote.responsive import Pauses
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
-from cenote.stores.pgvector.executor import Session, check_session, fetch_all
+from cenote.stores.pgvector.executor import Session, check_session, fetch_all, run_statement
 from cenote.stores.pgvector.retry import Retry, operation
 from cenote.stores.pgvector.sql import rows
 from cenote.stores.pgvector.sql.where import check_condition
@@ -35,6 +36,13 @@ from cenote.validation.arguments import (
     check_text,
 )
 from cenote.validation.vectors import check_query_vector, check_query_vectors
+
+MAX_STATEMENT_PARAMETERS = 50
+"""Maximum number of keys and values in a filter of `search_statement`.
+
+The driver of the application keeps the statement prepared on its connections. The server takes 6 to
+17 kB for each key and value, so up to 0.9 MB.
+"""
 
 _BLOCK_ROWS = 50
 """Number of rows of `search_many` that are converted at a time."""
@@ -66,9 +74,10 @@ class Searching(PgVectorStoreBase[Model]):
             ef_search: Replaces the store's `hnsw_ef_search`, or the measured one, for this call.
             session: Transaction to join; see `PgVectorStore`.
         """
-        query, conditions, condition = self._check_search(
-            query_vector, namespace, limit, filter, where, exact, ef_search
+        query, condition = self._check_search(
+            query_vector, namespace, limit, where, exact, ef_search
         )
+        conditions = await conditions_of(filter)
         check_min_score(min_score)
         check_per_document(per_document)
         transaction = check_session(session)
@@ -131,7 +140,7 @@ class Searching(PgVectorStoreBase[Model]):
         queries = await check_query_vectors(
             query_vectors, self._config.dimensions, self._config.column_type
         )
-        conditions = Conditions(as_filter(filter))
+        conditions = await conditions_of(filter)
         transaction = check_session(session)
         results: list[list[RetrievalResult]] = [[] for _ in queries]
         asked = [number for number, query in enumerate(queries) if query.any()]
@@ -206,7 +215,7 @@ class Searching(PgVectorStoreBase[Model]):
         Args:
             where, session: See :meth:`search`.
         """
-        values, conditions, condition = self._check_text_search(
+        values, conditions, condition = await self._check_text_search(
             text, namespace, limit, filter, where
         )
         transaction = check_session(session)
@@ -214,7 +223,7 @@ class Searching(PgVectorStoreBase[Model]):
             return []
         statement, bound = self._searches.text_search(conditions, condition, values)
         async with self._executor.statement("search_text", transaction, namespace) as connection:
-            found = await fetch_all(await connection.execute(statement, bound))
+            found = await fetch_all(await run_statement(connection, statement, bound))
         return await rows.results_from(found, "text")
 
     @operation("search_hybrid", retry=Retry.ALWAYS)
@@ -241,7 +250,7 @@ class Searching(PgVectorStoreBase[Model]):
         check_fusion(vector_weight, text_weight, depth)
         check_ef_search(ef_search)
         query = check_query_vector(query_vector, self._config.dimensions, self._config.column_type)
-        values, conditions, condition = self._check_text_search(
+        values, conditions, condition = await self._check_text_search(
             text, namespace, limit, filter, where
         )
         transaction = check_session(session)
@@ -262,7 +271,7 @@ class Searching(PgVectorStoreBase[Model]):
         }
         statement, bound = self._searches.hybrid_search(conditions, depth, condition, values)
         async with self._executor.statement("search_hybrid", transaction, namespace) as connection:
-            found = await fetch_all(await connection.execute(statement, bound))
+            found = await fetch_all(await run_statement(connection, statement, bound))
         return await rows.results_from(found, "hybrid")
 
     @operation("search_namespaces", retry=Retry.NEVER)
@@ -281,7 +290,7 @@ class Searching(PgVectorStoreBase[Model]):
         """
         return await super().search_namespaces(query_vector, namespaces, limit, filter, **options)
 
-    def _check_text_search(
+    async def _check_text_search(
         self, text: str, namespace: str, limit: int, filter: Any, where: Any
     ) -> tuple[dict[str, Any], Conditions, ColumnElement[bool] | None]:
         """Check the arguments of a search by words.
@@ -293,7 +302,7 @@ class Searching(PgVectorStoreBase[Model]):
         check_text(text, field="text")
         check_namespace(namespace)
         check_limit(limit)
-        conditions = Conditions(as_filter(filter))
+        conditions = await conditions_of(filter)
         values = {
             "namespace": namespace,
             "text": text[:QUERY_CHARACTERS],
@@ -352,9 +361,17 @@ class Searching(PgVectorStoreBase[Model]):
         Raises:
             InvalidInputError: An argument is invalid.
         """
-        query, conditions, condition = self._check_search(
-            query_vector, namespace, limit, filter, where, exact, ef_search
+        query, condition = self._check_search(
+            query_vector, namespace, limit, where, exact, ef_search
         )
+        conditions = Conditions(as_filter(filter))
+        if conditions.weight > MAX_STATEMENT_PARAMETERS:
+            raise InvalidInputError(
+                f"search_statement accepts at most {MAX_STATEMENT_PARAMETERS} keys and values in a "
+                "filter, because connections of the application keep the statement; use search(), "
+                "or put a condition into where=",
+                field="filter",
+            )
         statement: Select[Model, float] = self._searches.composable_search(
             query, namespace, limit, conditions, exact=exact, ef_search=ef_search, where=condition
         )
@@ -365,23 +382,18 @@ class Searching(PgVectorStoreBase[Model]):
         query_vector: Vector,
         namespace: str,
         limit: int,
-        filter: Any,
         where: Any,
         exact: bool,
         ef_search: int | None,
-    ) -> tuple[Float32Array, Conditions, ColumnElement[bool] | None]:
-        """Check the arguments of a search.
+    ) -> tuple[Float32Array, ColumnElement[bool] | None]:
+        """Check the arguments of a search, except the filter.
 
         Returns:
-            The query vector, the filter, and the SQL condition.
+            The query vector and the SQL condition.
         """
         check_namespace(namespace)
         check_limit(limit)
         check_boolean(exact, field="exact")
         check_ef_search(ef_search)
         query = check_query_vector(query_vector, self._config.dimensions, self._config.column_type)
-        return (
-            query,
-            Conditions(as_filter(filter)),
-            check_condition(where, self._executor.table),
-        )
+        return query, check_condition(where, self._executor.table)

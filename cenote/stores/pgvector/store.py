@@ -39,6 +39,7 @@ from cenote.stores.pgvector.reading import Reading
 from cenote.stores.pgvector.searching import Searching
 from cenote.stores.pgvector.sql.read_statements import ReadStatements
 from cenote.stores.pgvector.sql.search_statements import SearchStatements
+from cenote.stores.pgvector.sql.statement_cache import StatementCache
 from cenote.stores.pgvector.sql.user_columns import UserColumns
 from cenote.stores.pgvector.sql.write_statements import WriteStatements
 from cenote.telemetry import NamespaceInTelemetry, Telemetry
@@ -200,10 +201,15 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         check_operation_timeout(operation_timeout)
         self._operation_timeout = operation_timeout
         table = self._model.__table__
-        self._reads = ReadStatements(table)
-        self._writes = WriteStatements(table, self._config.column_type, self._user_columns)
+        cache = StatementCache()
+        self._reads = ReadStatements(table, cache)
+        self._writes = WriteStatements(table, self._config.column_type, self._user_columns, cache)
         self._searches = SearchStatements(
-            self._model, self._config, hnsw_ef_search, schemas_translated=self._translates_schemas
+            self._model,
+            self._config,
+            hnsw_ef_search,
+            cache,
+            schemas_translated=self._translates_schemas,
         )
         self._executor = self._build_executor()
         self._partition_searches = self._build_partition_searches()

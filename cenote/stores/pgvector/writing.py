@@ -13,11 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cenote.errors import InvalidInputError
 from cenote.filters.checks import as_filter, narrowing_filter
-from cenote.filters.compiler import Conditions
+from cenote.filters.compiler import Conditions, conditions_of
 from cenote.filters.language import Filter, field
 from cenote.models import Chunk, EmbeddedChunk, SyncResult
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
-from cenote.stores.pgvector.executor import CallerTransaction, Session, check_session
+from cenote.stores.pgvector.executor import CallerTransaction, Session, check_session, run_statement
 from cenote.stores.pgvector.retry import Retry, operation
 from cenote.stores.pgvector.session_sync import holds_any, refresh, remove
 from cenote.stores.pgvector.sql import rows
@@ -164,7 +164,7 @@ class Writing(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`.
         """
         check_namespace(namespace)
-        matching = Conditions(narrowing_filter(filter))
+        matching = await conditions_of(filter, narrowing_filter)
         return await self._delete_matching("delete_matching", matching, namespace, session)
 
     async def _delete_matching(
@@ -177,8 +177,10 @@ class Writing(PgVectorStoreBase[Model]):
         async with self._executor.statement(operation, transaction, namespace) as connection:
             if not holds_any(transaction, self._model, namespace):
                 statement = self._writes.delete_matching(matching)
-                return (await connection.execute(statement, values)).rowcount
-            found = (await connection.scalars(self._writes.ids_matching(matching), values)).all()
+                deleted = await run_statement(connection, statement, values)
+                return int(deleted.rowcount)
+            locked = self._writes.ids_matching(matching)
+            found = (await run_statement(connection, locked, values)).scalars().all()
             return await self._delete_locked(connection, transaction, namespace, found)
 
     async def _delete_locked(

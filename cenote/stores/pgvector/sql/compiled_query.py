@@ -8,6 +8,8 @@ from typing import Any
 from sqlalchemy import Dialect, Select
 from sqlalchemy.types import TypeEngine
 
+from cenote.stores.pgvector.sql.statement_cache import is_kept
+
 _FLOAT8 = 701
 """Type of computed numbers: oid of ``float8`` in Postgres's pg_type.dat. SQLAlchemy's type for
 numbers converts by it; other types ignore it."""
@@ -25,9 +27,10 @@ class CompiledQuery:
         direct: True if the driver's values are the statement's results. False if SQLAlchemy has to
             convert results, for example because the application's model decrypts a column, or has
             to expand parameters at each execution.
+        kept: True if the driver and the server may keep the statement prepared.
     """
 
-    __slots__ = ("_arguments", "direct", "sql")
+    __slots__ = ("_arguments", "direct", "kept", "sql")
 
     def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
         compiled: Any = statement.compile(dialect=dialect)
@@ -39,6 +42,7 @@ class CompiledQuery:
         ]
         expands = compiled.post_compile_params or compiled.literal_execute_params
         columns = statement.selected_columns
+        self.kept = is_kept(statement)
         self.direct = not expands and not any(_converts(c.type, dialect) for c in columns)
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:

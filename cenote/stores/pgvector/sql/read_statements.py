@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from cenote.filters.compiler import Bind, Conditions
 from cenote.stores.pgvector.sql.rows import CHUNK_FIELDS
-from cenote.stores.pgvector.sql.statement_cache import cached_by_shape, parameter, value
+from cenote.stores.pgvector.sql.statement_cache import StatementCache, parameter, value
 from cenote.stores.pgvector.sql.vector_search import as_text
 
 
@@ -32,11 +32,13 @@ class ReadStatements:
 
     Args:
         table: Chunk table.
+        cache: Cache of the store for its statements.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, cache: StatementCache) -> None:
         self._table = table
-        self.page = cached_by_shape(partial(self._build_page, bind=parameter))
+        self._cache = cache
+        self.page = cache.by_shape(partial(self._build_page, bind=parameter))
         """Select the first chunks of a namespace, or the chunks that follow an id."""
         columns = table.c
         by_id = columns.id == any_(bindparam("ids", type_=ARRAY(Text)))
@@ -46,7 +48,7 @@ class ReadStatements:
         self.hashes = select(columns.id, columns.content_hash, columns.embedding_model).where(
             in_namespace, by_id
         )
-        self.count = cached_by_shape(self._build_count)
+        self.count = cache.by_shape(self._build_count)
         self.namespaces = (
             select(columns.namespace, func.count().label("chunks"))
             .group_by(columns.namespace)
@@ -125,7 +127,8 @@ class ReadStatements:
         The statement contains all values. If it had named parameters, parameters of the condition
         could have the same names.
         """
-        return self._build_page(filter, where, first=first, bind=partial(value, values))
+        statement = self._build_page(filter, where, first=first, bind=partial(value, values))
+        return self._cache.with_values(statement, filter)
 
     def _build_page(
         self, filter: Conditions, *where: ColumnElement[bool], first: bool, bind: Bind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,16 +10,12 @@ import numpy as np
 from sqlalchemy import (
     REAL,
     BigInteger,
-    BindParameter,
     Column,
     ColumnElement,
-    Double,
     MetaData,
     Select,
     Table,
     Text,
-    TextClause,
-    TextualSelect,
     bindparam,
     cast,
     column,
@@ -27,21 +23,17 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
-    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, OID
-from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.types import TypeEngine
 
 from cenote.config import SchemaConfig
-from cenote.errors import ConfigurationError
 from cenote.filters.compiler import Bind, Conditions
 from cenote.postgres.vector import WireVector, embedding_type
-from cenote.stores.pgvector.sql.loader_criteria import LoaderCriteria, loader_criteria
+from cenote.stores.pgvector.sql.compiled_select import SelectTemplate, not_cached
+from cenote.stores.pgvector.sql.loader_criteria import LoaderCriteria
 from cenote.stores.pgvector.sql.partition_search import PartitionSearch, Scope, Strategy
 from cenote.stores.pgvector.sql.rows import CHUNK_FIELDS
-from cenote.stores.pgvector.sql.statement_cache import cached_by_shape, parameter, value
+from cenote.stores.pgvector.sql.statement_cache import StatementCache, parameter, value
 from cenote.stores.pgvector.sql.text_search import TextSearch
 from cenote.stores.pgvector.sql.vector_search import (
     DEFAULT_EF_SEARCH,
@@ -55,50 +47,6 @@ from cenote.stores.pgvector.sql.vector_search_many import SearchMany
 from cenote.types import ColumnType, Float32Array
 from cenote.validation.arguments import MAX_EF_SEARCH, check_integer_setting
 
-_dialect = PGDialect()  # type: ignore[no-untyped-call]
-
-
-class _CompiledSelect(TextualSelect):
-    """SQL that was compiled in advance.
-
-    To SQLAlchemy, it derives from no table, because a caller may join any table to it.
-
-    Attributes:
-        model: Chunk model.
-        build: Function that builds the statement from parameters and additional conditions, to
-            compile it anew if the caller's statement has loader criteria for the model.
-    """
-
-    inherit_cache = True
-    model: type[Any]
-    build: Callable[..., Select[Any]]
-
-    def is_derived_from(self, fromclause: Any) -> bool:
-        return False
-
-
-@compiles(_CompiledSelect)
-def _compile_select(element: _CompiledSelect, compiler: Any, **kw: Any) -> str:
-    if getattr(compiler, "schema_translate_map", None):
-        raise ConfigurationError(
-            "a schema_translate_map of a session or a connection does not apply to a search "
-            "statement; pass the store an engine with execution_options(schema_translate_map=...)",
-            setting="schema",
-        )
-    criteria = loader_criteria(element.model, compiler)
-    if criteria:
-        parameters = element.element._bindparams  # type: ignore[attr-defined]
-        # Without a condition, the compiled SQL has no parameter "custom", which is always true.
-        always = literal(True)
-        statement = element.build(lambda name, _: parameters.get(name, always), *criteria)
-        sql: str = compiler.process(statement, **kw)
-    else:
-        sql = compiler.visit_textual_select(element, **kw)
-    return sql
-
-
-_COMPILED_COLUMNS = (column("id", Text), column("distance", Double), column("score", Double))
-
 
 class SearchStatements:
     """Statements that search one chunk table.
@@ -107,6 +55,7 @@ class SearchStatements:
         model: Chunk model.
         config: Expected configuration of its table.
         ef_search: Minimum of ``hnsw.ef_search``; None for the measured or default one.
+        cache: Cache of the store for its statements.
         schemas_translated: True if the engine has a ``schema_translate_map``, which does not apply
             to SQL that is compiled in advance.
 
@@ -123,6 +72,7 @@ class SearchStatements:
         model: type[Any],
         config: SchemaConfig,
         ef_search: int | None,
+        cache: StatementCache,
         *,
         schemas_translated: bool,
     ) -> None:
@@ -139,12 +89,13 @@ class SearchStatements:
         self._schemas_translated = schemas_translated
         self._sets_tenant = bool(config.row_security)
         self._partitions: dict[str, Table] = {}
-        self._template = cached_by_shape(self._build_template)
-        self._partition_search = cached_by_shape(self._build_partition_search)
-        self._search = cached_by_shape(partial(self._build_search, bind=parameter))
-        self._search_many = cached_by_shape(self._build_search_many)
-        self._text_search = cached_by_shape(partial(self._build_text_search, bind=parameter))
-        self._hybrid_search = cached_by_shape(partial(self._build_hybrid_search, bind=parameter))
+        self._cache = cache
+        self._template = cache.by_shape(self._build_template)
+        self._partition_search = cache.by_shape(self._build_partition_search)
+        self._search = cache.by_shape(partial(self._build_search, bind=parameter))
+        self._search_many = cache.by_shape(self._build_search_many)
+        self._text_search = cache.by_shape(partial(self._build_text_search, bind=parameter))
+        self._hybrid_search = cache.by_shape(partial(self._build_hybrid_search, bind=parameter))
 
     @property
     def ef_search(self) -> int:
@@ -275,9 +226,10 @@ class SearchStatements:
         """
         several = per_document is not None
         fetch = None if exact else rows_to_fetch(limit, per_document=several)
-        return self._build_search(
+        statement = self._build_search(
             filter, fetch, where, per_document=per_document, bind=partial(value, values)
         )
+        return self._cache.with_values(statement, filter)
 
     def text_search(
         self, filter: Conditions, where: ColumnElement[bool] | None, values: Mapping[str, Any]
@@ -290,7 +242,8 @@ class SearchStatements:
         """
         if where is None:
             return self._text_search(filter), values
-        return self._build_text_search(filter, where, bind=partial(value, values)), {}
+        statement = self._build_text_search(filter, where, bind=partial(value, values))
+        return self._cache.with_values(statement, filter), {}
 
     def _build_text_search(
         self, filter: Conditions, *where: ColumnElement[bool], bind: Bind
@@ -308,7 +261,8 @@ class SearchStatements:
         fetch = rows_to_fetch(depth)
         if where is None:
             return self._hybrid_search(filter, fetch), values
-        return self._build_hybrid_search(filter, fetch, where, bind=partial(value, values)), {}
+        statement = self._build_hybrid_search(filter, fetch, where, bind=partial(value, values))
+        return self._cache.with_values(statement, filter), {}
 
     def _build_hybrid_search(
         self, filter: Conditions, fetch: int, *where: ColumnElement[bool], bind: Bind
@@ -317,12 +271,13 @@ class SearchStatements:
             table=self._table,
             columns=[self._table.c.id],
             query=bind("query", WireVector(self._column_type)),
-            bind=lambda name, type_: bind("depth" if name == "limit" else name, type_),
+            bind=bind,
             filter=filter,
             where=where,
             fetch=fetch,
             row_bytes=self._row_bytes,
             named=False,
+            limit_name="depth",
         )
         return self._by_words(filter, where, bind).fused_with(search)
 
@@ -402,11 +357,9 @@ class SearchStatements:
         values |= {"namespace": namespace, "query": query.tolist()}
         found: Any
         if where is None and not self._schemas_translated:
-            template, names = self._template(filter, fetch, limit)
-            template = template.bindparams(**{name: values[name] for name in names})
-            found = _CompiledSelect(template, list(_COMPILED_COLUMNS))
-            found.model = self._model
-            found.build = partial(self._nearest_ids, filter, fetch, limit)
+            template: SelectTemplate = self._template(filter, fetch, limit)
+            build = partial(self._nearest_ids, filter, fetch, limit)
+            found = template.with_values(values, self._model, build)
         else:
             conditions = [LoaderCriteria(self._model), *([] if where is None else [where])]
             found = self._nearest_ids(filter, fetch, limit, partial(value, values), *conditions)
@@ -419,31 +372,18 @@ class SearchStatements:
             .where(model.namespace == literal(namespace, Text()), model.id == hits.c.id)
             .order_by(hits.c.distance, model.id)
         )
+        if not filter.is_kept_with_values:
+            statement = statement.where(not_cached())
         if np.any(query):
             return statement
         # false() would replace the other conditions, and leave a cartesian product.
         return statement.where(literal_column("1") == literal_column("0"))
 
-    def _build_template(
-        self, filter: Conditions, fetch: int | None, limit: int
-    ) -> tuple[TextClause, list[str]]:
-        """Compile the search for the nearest ids, for reuse.
-
-        To compile it for every search would take as long as the search. The parameters have unique
-        names, which cannot collide with the names of the caller's parameters.
-
-        Returns:
-            The SQL, and the names of its parameters.
-        """
-        binds: dict[str, BindParameter[Any]] = {}
-
-        def slot(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-            binds[name] = bindparam(name, None, type_, unique=True)
-            return literal_column(":" + name, type_)
-
-        statement = self._nearest_ids(filter, fetch, limit, slot)
-        sql = statement.compile(dialect=_dialect, compile_kwargs={"literal_binds": True})
-        return text(str(sql)).bindparams(*binds.values()), list(binds)
+    def _build_template(self, filter: Conditions, fetch: int | None, limit: int) -> SelectTemplate:
+        """Compile the search for the nearest ids, for reuse."""
+        template = SelectTemplate()
+        template.compile(self._nearest_ids(filter, fetch, limit, template.marker))
+        return template
 
     def _nearest_ids(
         self,

@@ -159,6 +159,7 @@ class Search:
             must include document_id.
         row_bytes: Approximate size of a row in bytes.
         named: True if the CTEs have names. A name must not appear twice in a statement.
+        limit_name: Name of the parameter limit.
     """
 
     table: Table
@@ -171,6 +172,7 @@ class Search:
     row_bytes: int
     per_document: int | None = None
     named: bool = True
+    limit_name: str = "limit"
 
     def statement(self) -> Select[Any]:
         """Select the columns, ``distance``, ``by_ann`` and ``score`` of the nearest chunks."""
@@ -422,7 +424,7 @@ class Search:
         return [hits.c[_NAMESPACE] == self.bind("namespace", Text())]
 
     def _limit(self) -> ColumnElement[Any]:
-        return self.bind("limit", BigInteger())
+        return self.bind(self.limit_name, BigInteger())
 
     def _cte(self, statement: Any, name: str) -> CTE:
         return materialized(statement, self._name(name))

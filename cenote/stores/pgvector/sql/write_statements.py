@@ -35,7 +35,7 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from cenote.filters.compiler import Conditions
 from cenote.postgres.vector import WireVector
-from cenote.stores.pgvector.sql.statement_cache import cached_by_shape, parameter
+from cenote.stores.pgvector.sql.statement_cache import StatementCache, parameter
 from cenote.stores.pgvector.sql.user_columns import UserColumns
 from cenote.types import ColumnType
 
@@ -47,9 +47,16 @@ class WriteStatements:
         table: Chunk table.
         column_type: Type of its embedding column.
         user_columns: Columns that the user model adds.
+        cache: Cache of the store for its statements.
     """
 
-    def __init__(self, table: Table, column_type: ColumnType, user_columns: UserColumns) -> None:
+    def __init__(
+        self,
+        table: Table,
+        column_type: ColumnType,
+        user_columns: UserColumns,
+        cache: StatementCache,
+    ) -> None:
         self._table = table
         self._column_type: ColumnType = column_type
         self._user_columns = user_columns
@@ -58,8 +65,8 @@ class WriteStatements:
         by_id = self._by_id()
         self.delete = self._build_delete(by_id)
         self.delete_namespace = self._build_delete()
-        self.delete_matching = cached_by_shape(self._build_delete_matching)
-        self.ids_matching = cached_by_shape(self._build_ids_matching)
+        self.delete_matching = cache.by_shape(self._build_delete_matching)
+        self.ids_matching = cache.by_shape(self._build_ids_matching)
         self.ids = select(self._locked(by_id).c.id)
         """Select and lock the ids of the parameter ids that exist, in ascending order."""
         self.ids_of_namespace = select(self._locked().c.id)
