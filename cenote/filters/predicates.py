@@ -132,8 +132,12 @@ class Match:
         values = [json_text(self.wanted)]
         return [*values, json_text(self._containers)] if self._containers else values
 
-    @cached_property
+    @property
     def size(self) -> int:
+        return self._size
+
+    @cached_property
+    def _size(self) -> int:
         return self.operand.size + approximate_bytes(self.wanted)
 
     def holds(self, row: Row) -> bool:
@@ -178,8 +182,12 @@ class Equals:
             return [smallest]
         return [smallest, *self.operand.path, json_text(self.wanted)]
 
-    @cached_property
+    @property
     def size(self) -> int:
+        return self._size
+
+    @cached_property
+    def _size(self) -> int:
         return self.operand.size + approximate_bytes(self.wanted)
 
     def holds(self, row: Row) -> bool:
@@ -233,8 +241,12 @@ class IsOneOf:
             return [self.wanted]
         return [*self.operand.path, json_text(self.wanted)]
 
-    @cached_property
+    @property
     def size(self) -> int:
+        return self._size
+
+    @cached_property
+    def _size(self) -> int:
         return self.operand.size + approximate_bytes(self.wanted)
 
     def holds(self, row: Row) -> bool:
@@ -425,8 +437,12 @@ class Contains:
             return [smallest]
         return [smallest, *self.operand.path, json_text(self.wanted)]
 
-    @cached_property
+    @property
     def size(self) -> int:
+        return self._size
+
+    @cached_property
+    def _size(self) -> int:
         return self.operand.size + approximate_bytes(self.wanted)
 
     def holds(self, row: Row) -> bool:
@@ -466,8 +482,12 @@ class ContainsAny:
     def values(self) -> list[Any]:
         return [*self.operand.path, json_text(self.wanted)]
 
-    @cached_property
+    @property
     def size(self) -> int:
+        return self._size
+
+    @cached_property
+    def _size(self) -> int:
         return self.operand.size + approximate_bytes(self.wanted)
 
     def holds(self, row: Row) -> bool:
