@@ -1,4 +1,4 @@
-"""Detect connections that belong to another event loop."""
+"""Detect connections that belong to another event loop, and cancellations that get lost."""
 
 from __future__ import annotations
 
@@ -75,3 +75,27 @@ _LOOP_ERRORS = ("different loop", "different event loop", "Event loop is closed"
 def is_event_loop_error(error: RuntimeError) -> bool:
     """Return whether asyncio's error is about another event loop, or about a closed one."""
     return any(words in str(error) for words in _LOOP_ERRORS)
+
+
+def cancellations() -> int:
+    """Return the number of cancellations that the current task has been asked for."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def raise_lost_cancellation(before: int) -> None:
+    """Raise a cancellation that has been lost while a connection was borrowed from the pool.
+
+    On Python 3.11, SQLAlchemy's pool loses a cancellation that arrives together with a connection:
+    its `asyncio.wait_for` returns the connection instead (Python's issue 86296). SQLAlchemy 2.0.56
+    and newer avoid it.
+
+    Args:
+        before: Result of `cancellations` before the connection was borrowed. A task that cleans up
+            after its own cancellation starts with 1.
+
+    Raises:
+        CancelledError: The task has been cancelled since.
+    """
+    if cancellations() > before:
+        raise asyncio.CancelledError

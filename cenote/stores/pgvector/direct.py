@@ -18,7 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from cenote.postgres.driver_errors import is_lost
-from cenote.postgres.event_loops import check_event_loop
+from cenote.postgres.event_loops import (
+    cancellations,
+    check_event_loop,
+    raise_lost_cancellation,
+)
 from cenote.postgres.extension import is_prepared, prepare_driver
 from cenote.stores.pgvector.sql.compiled_query import CompiledQuery
 
@@ -70,7 +74,7 @@ class DirectConnections:
         check_event_loop(self._engine)
         # SQLAlchemy's pool, which is synchronous, waits for the driver in a greenlet.
         rows: Sequence[Sequence[Any]] | None = await greenlet_spawn(
-            self._fetch, query, query.arguments(parameters)
+            self._fetch, query, query.arguments(parameters), cancellations()
         )
         await self._let_others_borrow()
         return rows
@@ -85,9 +89,10 @@ class DirectConnections:
         if isinstance(pool, QueuePool) and pool.checkedin() <= 1:
             await asyncio.sleep(0)
 
-    def _fetch(self, query: CompiledQuery, arguments: list[Any]) -> Any:
+    def _fetch(self, query: CompiledQuery, arguments: list[Any], cancellations_before: int) -> Any:
         connection = self._connect()
         try:
+            raise_lost_cancellation(cancellations_before)
             if not self._saw_connection:  # even if it is prepared: the first operation prepares it
                 self._supported = not _customizes_prepared_statements(connection)
                 self._saw_connection = True

@@ -50,10 +50,12 @@ from cenote.postgres.driver_errors import (
     violated_key,
 )
 from cenote.postgres.event_loops import (
+    cancellations,
     check_event_loop,
     event_loop_error,
     forget_loop,
     is_event_loop_error,
+    raise_lost_cancellation,
 )
 from cenote.postgres.extension import prepare
 from cenote.postgres.full_text import languages_of
@@ -273,7 +275,9 @@ class StatementExecutor:
         with self._translate_errors(operation):
             if session is None:
                 check_event_loop(self._autocommit)
+                before = cancellations()
                 async with connect() as connection:
+                    raise_lost_cancellation(before)
                     await self._prepare(connection)
                     if self._has_row_security and namespace is not None:
                         await connection.execute(_SET_TENANT, {"namespace": namespace})
