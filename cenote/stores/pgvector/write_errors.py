@@ -77,9 +77,10 @@ def _unsendable(
     text = str(cause)
     number = re.search(r"invalid input for query argument \$(\d+)", text)
     indexes = re.findall(r"\(invalid array element at index (\d+): ", text)
-    if number is None or not isinstance(error.params, Sequence):
+    sent: Any = error.params
+    if number is None or not isinstance(sent, Sequence):
         return None
-    values = error.params[int(number[1]) - 1]
+    values = sent[int(number[1]) - 1]
     for column in columns:
         if parameters[column.name + "_list"] is values:
             index = int(indexes[-1]) if indexes else column.first_of_other_type(values)
