@@ -3,7 +3,7 @@
 # make test       run the tests, on CENOTE_TEST_DATABASE_URL, a container or an embedded Postgres
 # make browser    test the sample application in a headless browser (installs it on Debian)
 # make pgbouncer  test the store behind PgBouncer (installs it on Debian)
-# make attack     attack tenants, caches, contents and writes for ten times as long
+# make attack     attack tenants, memory, the event loop and writes for ten times as long, and print a table
 # make torture    run the fault, load and fuzz tests for twenty times as long
 # make check   formatting, lint, import order, types
 # make build      build the wheel and the sdist in dist/
@@ -36,7 +36,7 @@ test: $(VENV)/dev-installed
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 attack: $(VENV)/dev-installed
-	CENOTE_TORTURE=10 $(BIN)/python -m pytest $(PARALLEL) tests/attack $(ARGS)
+	CENOTE_TORTURE=10 $(BIN)/python -m pytest $(PARALLEL) tests/attack tests/faults/test_killed_changes.py tests/faults/test_interrupted_loads.py tests/stores/test_filter_cost.py tests/stores/test_stalls.py tests/fuzz/test_fuzz_full_text.py $(ARGS)
 
 torture: $(VENV)/dev-installed
 	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/faults/test_faults.py tests/faults/test_load.py tests/faults/test_interrupted_loads.py tests/faults/test_killed_changes.py tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_adapters.py tests/fuzz/test_fuzz_full_text.py tests/stores/test_filter_cost.py $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sized
+from operator import length_hint
 from typing import Any
 
 from cenote.filters.language import (
@@ -110,7 +111,7 @@ def is_long(given: Any) -> bool:
                 items += _parts_of(item)
                 length += 1
             case Sized():
-                length += len(item)
+                length += length_hint(item)  # an array without dimensions has no length
     return length > _LONG
 
 

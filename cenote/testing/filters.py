@@ -6,6 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from cenote.filters.language import field, meta
 
 FILTERED: dict[str, dict[str, Any]] = {
@@ -116,6 +118,7 @@ BAD_FILTERS: list[Callable[[], Any]] = [
     lambda: {"a": {"$gt": [1]}},
     lambda: {"a": {"$gt": True}},
     lambda: {"a": {"$in": "abc"}},
+    lambda: {"a": np.array(1.0)},  # it has no length
     lambda: {"a": {"$between": [1]}},
     lambda: {"a": {"$exists": 1}},
     lambda: {"a": {"$all": []}},

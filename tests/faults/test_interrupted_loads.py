@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import NullPool, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from support.attacks import Recorded
 from support.commands import REPOSITORY, cenote, clean_environment, output_of
 from support.database import execute, scalar, tables
 from support.kills import How, run_and_kill, statements_of
@@ -30,7 +31,7 @@ from cenote.testing import embedded, found, stored
 
 HOW: tuple[How, ...] = ("process", "backend")
 
-TORTURE = int(os.environ.get("CENOTE_TORTURE", "1"))
+EVERY_STATEMENT = int(os.environ.get("CENOTE_TORTURE", "1")) >= 20
 
 QUERY = [1.0, 0.5, 0.25, 0.125]
 OTHER = "other"
@@ -185,7 +186,11 @@ INTERRUPTIONS: list[Callable[[Tenants, str], Awaitable[None]]] = [
 @pytest.mark.parametrize("interrupt", INTERRUPTIONS)
 @pytest.mark.parametrize("remedy", ["reindex", "another load"])
 async def test_deletions_stay(
-    tenants: Tenants, dsn: str, interrupt: Callable[[Tenants, str], Awaitable[None]], remedy: str
+    tenants: Tenants,
+    dsn: str,
+    interrupt: Callable[[Tenants, str], Awaitable[None]],
+    remedy: str,
+    attacked: Recorded,
 ) -> None:
     """Deletions during and after the load reach all rows; the remedy brings none of them back."""
     await interrupt(tenants, dsn)
@@ -203,6 +208,8 @@ async def test_deletions_stay(
     await store.delete_namespace("n")
     assert await store.list_namespaces() == {}
     assert await scalar(store.engine, "SELECT count(*) FROM cenote_chunks") == 0
+    name = interrupt.__name__.strip("_")
+    attacked(f"bulk load {name}, then {remedy}", 1, "what was deleted stays deleted")
 
 
 @pytest.mark.parametrize("interrupt", INTERRUPTIONS)
@@ -241,7 +248,7 @@ async def test_an_interrupted_load_says_what_is_missing(
 
 
 async def test_a_load_killed_at_each_statement(
-    engine: AsyncEngine, tenants: Tenants, dsn: str
+    engine: AsyncEngine, tenants: Tenants, dsn: str, attacked: Recorded
 ) -> None:
     """Whole batches are stored, deletions reach them, and the hint of `cenote check` repairs all.
 
@@ -251,7 +258,7 @@ async def test_a_load_killed_at_each_statement(
     store = tenants.store
     statements = statements_of([], dsn, module="support.loading")
     assert await store.count("n") == LOADED
-    step = 1 if TORTURE > 1 else len(statements) // 10
+    step = 1 if EVERY_STATEMENT else len(statements) // 10
     outcomes = []
     for at, how in zip(range(0, len(statements), step), cycle(HOW), strict=False):
         await execute(engine, "TRUNCATE cenote_chunks")
@@ -273,3 +280,4 @@ async def test_a_load_killed_at_each_statement(
     assert 0 in counts
     assert counts != {0}
     assert {bool(findings) for _, findings in outcomes} == {False, True}
+    attacked("bulk load killed", len(outcomes), "whole batches; what was deleted stays deleted")

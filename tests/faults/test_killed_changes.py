@@ -22,6 +22,7 @@ import pytest
 from sqlalchemy import NullPool
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from support.attacks import Recorded
 from support.commands import cenote, output_of
 from support.database import execute, objects, scalar, tables
 from support.kills import How, is_concurrent, run_and_kill, statements_of, writes_of
@@ -31,7 +32,7 @@ from cenote import SchemaConfig, schema
 
 HOW: tuple[How, ...] = ("process", "backend")
 
-TORTURE = int(os.environ.get("CENOTE_TORTURE", "1"))
+EVERY_STATEMENT = int(os.environ.get("CENOTE_TORTURE", "1")) >= 20
 
 CONFIG = SchemaConfig(dimensions=4)
 
@@ -221,7 +222,9 @@ def repair(dsn: str, settings: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-async def test_killed_at_each_statement(databases: Databases, name: str) -> None:
+async def test_killed_at_each_statement(
+    databases: Databases, name: str, attacked: Recorded
+) -> None:
     """The state is the one before or the one after, or `cenote check` leads to the one after.
 
     The command and its server process are killed in turn: by ``make torture`` at each statement,
@@ -233,7 +236,7 @@ async def test_killed_at_each_statement(databases: Databases, name: str) -> None
     statements = statements_of(change.command, databases.dsn)
     after = await databases.state()
     assert after != before
-    numbers = range(len(statements)) if TORTURE > 1 else writes_of(statements)
+    numbers = range(len(statements)) if EVERY_STATEMENT else writes_of(statements)
     outcomes: Counter[str] = Counter()
     state = after
     for at, how in zip(numbers, cycle(HOW), strict=False):
@@ -260,6 +263,8 @@ async def test_killed_at_each_statement(databases: Databases, name: str) -> None
         run_and_kill(change.command, databases.dsn, writes_of(statements)[0], "process")
     output_of(cenote(*change.command, CENOTE_DATABASE_URL=databases.dsn))
     assert await databases.state() == after
+    states = ", ".join(f"{state}: {count}" for state, count in outcomes.items())
+    attacked(f"{name} killed", outcomes.total(), f"no row lost; state {states}")
 
 
 @pytest.mark.parametrize("waits", [1, 2, 3])

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from support.attacks import Recorded
 from support.database import scalar
 from support.filters import random_filter
 from support.stalls import longest_stall
@@ -131,7 +132,9 @@ async def _stall(read: Method, store: Any, filter: Any) -> float:
     return stall
 
 
-async def test_longest_filters(store: PgVectorStore, memory: InMemoryVectorStore) -> None:
+async def test_longest_filters(
+    store: PgVectorStore, memory: InMemoryVectorStore, attacked: Recorded
+) -> None:
     """The longest filters stall the event loop for less than 50 ms, in either store."""
     stalls: dict[tuple[str, str], float] = {}
     for target, reads in ((store, POSTGRES_READS), (memory, READS)):
@@ -139,7 +142,7 @@ async def test_longest_filters(store: PgVectorStore, memory: InMemoryVectorStore
             await read(target, meta("k1") == 1)
             of_filters = [await _stall(read, target, filter) for filter in _longest_filters(name)]
             stalls[type(target).__name__, name] = max(of_filters)
-    _check_stalls(stalls)
+    attacked("longest filters", len(stalls), _check_stalls(stalls))
 
 
 LONG_VALUES: dict[str, Callable[[], Any]] = {
@@ -152,7 +155,9 @@ LONG_VALUES: dict[str, Callable[[], Any]] = {
 }
 
 
-async def test_longest_values(store: PgVectorStore, memory: InMemoryVectorStore) -> None:
+async def test_longest_values(
+    store: PgVectorStore, memory: InMemoryVectorStore, attacked: Recorded
+) -> None:
     """The longest values stall the event loop for less than 50 ms, in either store."""
     stalls: dict[tuple[str, str], float] = {}
     for values, make in LONG_VALUES.items():
@@ -161,13 +166,15 @@ async def test_longest_values(store: PgVectorStore, memory: InMemoryVectorStore)
             for name in ("count", "search", "search_hybrid"):
                 stall = await _stall(READS[name], target, filter)
                 stalls[type(target).__name__, f"{name} {values}"] = stall
-    _check_stalls(stalls)
+    attacked("filters with the longest values", len(stalls), _check_stalls(stalls))
 
 
-def _check_stalls(stalls: dict[tuple[str, str], float]) -> None:
+def _check_stalls(stalls: dict[tuple[str, str], float]) -> str:
     lines = [f"{' '.join(key)}: {1000 * stall:.0f} ms" for key, stall in stalls.items()]
     print(*lines, sep="\n")
-    assert max(stalls.values()) < MOST_SECONDS, lines
+    longest = max(stalls.values())
+    assert longest < MOST_SECONDS, lines
+    return f"the longest stall of the event loop is {1000 * longest:.0f} ms"
 
 
 # -- memory
@@ -184,7 +191,7 @@ def _client_memory() -> int:
     return int(psutil.Process().memory_full_info().uss)
 
 
-async def test_memory_of_shapes(store: PgVectorStore) -> None:
+async def test_memory_of_shapes(store: PgVectorStore, attacked: Recorded) -> None:
     """2,000 shapes of every length keep less than 64 MB in the client and on the server.
 
     The longest filters keep nothing: neither a statement nor a prepared statement.
@@ -194,11 +201,12 @@ async def test_memory_of_shapes(store: PgVectorStore) -> None:
     await _use_shapes(store, range(100, 100 + SHAPES))
     grown_client = (_client_memory() - client) / MEGABYTE
     grown_backend = (await _backend_memory(store) - backend) / MEGABYTE
-    print(f"{SHAPES} shapes: client {grown_client:.0f} MB, server {grown_backend:.0f} MB")
     assert grown_client < 64
     assert grown_backend < 64
     longest = "SELECT max(length(statement)) FROM pg_prepared_statements"
     assert await scalar(store.engine, longest) < 30_000
+    growth = f"client {grown_client:.0f} MB, server process {grown_backend:.0f} MB"
+    attacked("filters of new shapes", SHAPES, f"memory kept: {growth}")
 
 
 async def _use_shapes(store: PgVectorStore, seeds: range) -> None:
@@ -213,8 +221,9 @@ async def _use_shapes(store: PgVectorStore, seeds: range) -> None:
             await POSTGRES_READS[name](store, filter)
 
 
-async def test_memory_of_the_longest_filters(store: PgVectorStore) -> None:
+async def test_memory_of_the_longest_filters(store: PgVectorStore, attacked: Recorded) -> None:
     """One of the longest filters keeps less than 1 MB in the client and on the server."""
+    most = 0
     for name, read in POSTGRES_READS.items():
         *first, last = _longest_filters(name)
         for filter in first:
@@ -224,3 +233,6 @@ async def test_memory_of_the_longest_filters(store: PgVectorStore) -> None:
         kept = _client_memory() - client, await _backend_memory(store) - backend
         print(f"{name}: client {kept[0] / 1024:.0f} kB, server {kept[1] / 1024:.0f} kB")
         assert max(kept) < MEGABYTE, name
+        most = max(most, *kept)
+    result = f"at most {most // 1024} kB kept by one, in the client or on the server"
+    attacked("longest filters, memory", len(POSTGRES_READS), result)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.attacks import Recorded
 from support.stalls import longest_stall
 
 from cenote import EmbeddedChunk, InMemoryVectorStore, PgVectorStore, VectorStore
@@ -78,28 +79,34 @@ IN_MEMORY: dict[str, Operation] = {
 }
 
 
-async def long_stalls(
-    store: VectorStore, operations: dict[str, Operation], longest: float
-) -> dict[str, float]:
-    """Return the longest stalls of the operations that stall too long, by name."""
-    stalls = {name: await longest_stall(call(store)) for name, call in operations.items()}
-    return {name: round(seconds, 3) for name, seconds in stalls.items() if seconds > longest}
+async def longest_stalls(store: VectorStore, operations: dict[str, Operation]) -> dict[str, float]:
+    """Return the longest stall of each operation in seconds, by name."""
+    return {name: await longest_stall(call(store)) for name, call in operations.items()}
 
 
-async def test_postgres_lets_other_tasks_run(engine: AsyncEngine) -> None:
+def check_stalls(stalls: dict[str, float], store: str) -> str:
+    """Check that no stall is too long, and return a line for the table of attacks."""
+    limit = LONGEST_STALL[store]
+    assert {name: round(stall, 3) for name, stall in stalls.items() if stall > limit} == {}
+    return f"the longest stall of the event loop is {1000 * max(stalls.values()):.0f} ms"
+
+
+async def test_postgres_lets_other_tasks_run(engine: AsyncEngine, attacked: Recorded) -> None:
     """Large results, many vectors and diverse searches do not stall the loop."""
     store = PgVectorStore(engine, DIMENSIONS, table_name="stalls")
     await store.apply_migrations()
     await store.bulk_load(chunks(), "n")
     await store.search_many(queries(1), "n", 2000, exact=True)  # compiles the statement: 40 ms
-    assert await long_stalls(store, SEARCHES, LONGEST_STALL["Postgres"]) == {}
+    stalls = await longest_stalls(store, SEARCHES)
+    attacked("long operations (Postgres)", len(stalls), check_stalls(stalls, "Postgres"))
 
 
-async def test_memory_lets_other_tasks_run() -> None:
+async def test_memory_lets_other_tasks_run(attacked: Recorded) -> None:
     """Long reads of the in-memory store do not stall the loop."""
     store = InMemoryVectorStore(DIMENSIONS, text_search="english")
     await store.upsert(chunks(), "n")
-    assert await long_stalls(store, IN_MEMORY, LONGEST_STALL["memory"]) == {}
+    stalls = await longest_stalls(store, IN_MEMORY)
+    attacked("long operations (in memory)", len(stalls), check_stalls(stalls, "memory"))
 
 
 # -- threads of the in-memory store ----------------------------------------------------------------
