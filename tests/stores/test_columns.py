@@ -10,9 +10,24 @@ from typing import Any
 
 import pytest
 from asyncpg import BitString
-from sqlalchemy import ForeignKey, UniqueConstraint, func, text
+from sqlalchemy import (
+    BigInteger,
+    Dialect,
+    ForeignKey,
+    Integer,
+    Interval,
+    LargeBinary,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, undefer
+from sqlalchemy.types import TypeEngine
 from support.database import execute, scalar
 from support.library import Document, Mood, Passage, passage
 
@@ -263,6 +278,55 @@ async def test_required_columns(empty_engine: AsyncEngine) -> None:
     with pytest.raises(VectorStoreError, match="'one_per_place' of the model") as error:
         await store.upsert([embedded(id, columns=values) for id in "de"], "t")
     assert "on columns namespace, place" in str(error.value)
+
+
+class PortableBase(DeclarativeBase):
+    pass
+
+
+class Guid(TypeDecorator[uuid.UUID]):
+    """A UUID in Postgres and 16 bytes elsewhere, like Advanced Alchemy's GUID."""
+
+    impl = LargeBinary(16)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        uuids = dialect.name == "postgresql"
+        return dialect.type_descriptor(postgresql.UUID() if uuids else LargeBinary(16))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else str(value)
+
+
+class Sheet(ChunkMixin, PortableBase, dimensions=4, partitions=2):
+    """A model whose columns have other types in Postgres than in other databases."""
+
+    __tablename__ = "sheets"
+    guid: Mapped[uuid.UUID | None] = mapped_column(Guid)
+    code: Mapped[str | None] = mapped_column(String(3).with_variant(String(30), "postgresql"))
+    size: Mapped[int | None] = mapped_column(Integer().with_variant(BigInteger(), "postgresql"))
+    took: Mapped[timedelta | None] = mapped_column(Interval().with_variant(Text(), "sqlite"))
+
+
+async def test_columns_with_another_type_in_postgres(empty_engine: AsyncEngine) -> None:
+    """The limits of a value are those of the type in Postgres, for decorators and variants."""
+    store = PgVectorStore(empty_engine, model=Sheet)
+    async with empty_engine.begin() as connection:
+        await connection.execute(text("CREATE EXTENSION vector"))
+        await connection.run_sync(PortableBase.metadata.create_all)
+    values = {"guid": uuid.uuid4(), "code": "x" * 30, "size": 2**40, "took": timedelta(hours=1)}
+    await store.upsert([embedded(id, columns=values) for id in "ab"], "t")
+    version = "SELECT xmin::text FROM sheets WHERE id = 'a'"
+    first = await scalar(store.engine, version)
+    await store.upsert([embedded("a", columns=values)], "t")
+    assert await scalar(store.engine, version) == first
+    async with AsyncSession(empty_engine) as session:
+        row = await session.get_one(Sheet, ("t", "b"))
+        assert {name: getattr(row, name) for name in values} == values
+    for name, value in {"code": "x" * 31, "size": 2**63, "guid": "none"}.items():
+        batch = [embedded("a", columns=values), embedded("b", columns=values | {name: value})]
+        with pytest.raises(InvalidInputError, match=f"chunk 'b': the column {name}"):
+            await store.upsert(batch, "t")
 
 
 async def test_violated_constraints(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import event, func, select
+from sqlalchemy import event, func, inspect, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import selectinload, undefer
 from support.database import execute, scalar
@@ -52,6 +52,21 @@ async def test_an_upsert_refreshes_loaded_objects(
     assert rows[1].embedding.tolist() == [0, 1, 0, 0]
     assert stranger.content == "some text"
     await session.rollback()
+
+
+async def test_objects_in_a_session_of_sqlmodel(
+    library: AsyncEngine, store: PgVectorStore[Passage]
+) -> None:
+    """Refreshes and deletions raise no warning, although SQLModel deprecates `execute`."""
+    sqlmodel = pytest.importorskip("sqlmodel.ext.asyncio.session")
+    async with sqlmodel.AsyncSession(library) as session:
+        await store.upsert([embedded("a"), embedded("b")], "t", session=session)
+        row = await session.get_one(Passage, ("t", "a"))
+        await store.upsert([embedded("a", content="new")], "t", session=session)
+        assert row.content == "new"
+        await store.delete(["a"], "t", session=session)
+        assert inspect(row).deleted
+        assert await store.count("t", session=session) == 1
 
 
 async def test_loaded_relationships_stay_loaded(

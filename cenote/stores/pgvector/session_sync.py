@@ -36,7 +36,8 @@ async def refresh(
     ids_held = literal(list(held), ARRAY(Text))
     query = select(*(column.label(name) for name, column in columns.items()))
     query = query.where(table.c.namespace == namespace, table.c.id == any_(ids_held))
-    for found in (await session.execute(query)).mappings():
+    # Not session.execute(): SQLModel's session warns that it is deprecated.
+    for found in (await AsyncSession.execute(session, query)).mappings():
         _set(held[found["id"]], found)
 
 
@@ -92,7 +93,8 @@ async def remove(
         some_ids = model.id.in_(held[start : start + _MAX_IDS])
         statement = delete(model).where(model.namespace == namespace, some_ids)
         assert isinstance(session, AsyncSession)
-        await session.execute(statement, execution_options={"synchronize_session": "fetch"})
+        options = {"synchronize_session": "fetch"}
+        await AsyncSession.execute(session, statement, execution_options=options)
     return len(held)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -20,7 +21,7 @@ from sqlalchemy import (
     literal,
     types,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import INTERVAL, JSONB
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from cenote.errors import InvalidInputError
@@ -36,7 +37,7 @@ _COMPARABLE = (
     types.Date,
     types.DateTime,
     types.Time,
-    types.Interval,
+    INTERVAL,
     types.Uuid,
     types.LargeBinary,
     JSONB,
@@ -56,7 +57,7 @@ _CHECKED_BY_DRIVER = (
     types.Date,
     types.DateTime,
     types.Time,
-    types.Interval,
+    INTERVAL,
     types.Uuid,
     types.LargeBinary,
 )
@@ -176,6 +177,8 @@ class UserColumn:
                     raise _UnsuitableError("accepts only the values of its enum")
             elif length is not None and len(value.rstrip(" ")) > length:  # Postgres cuts off spaces
                 raise _UnsuitableError(f"accepts at most {length} characters")
+            elif isinstance(kind, types.Uuid):
+                uuid.UUID(value)
         elif isinstance(value, int) and isinstance(kind, types.Integer):
             bits = 15 if isinstance(kind, types.SmallInteger) else 31
             bits = 63 if isinstance(kind, types.BigInteger) else bits
@@ -214,8 +217,12 @@ class UserColumn:
 
     @property
     def _kind(self) -> TypeEngine[Any]:
-        """Type of the column without its type decorators."""
-        kind = self.column.type
+        """Type of the column in Postgres, without its type decorators.
+
+        A decorator or a variant may have another type elsewhere: Advanced Alchemy's GUID is a
+        BINARY(16) that becomes a UUID in Postgres.
+        """
+        kind = self.column.type.dialect_impl(self.dialect)
         while isinstance(kind, TypeDecorator):
             kind = kind.impl_instance
         return kind
