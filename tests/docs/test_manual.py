@@ -39,6 +39,12 @@ SETUP = {
 }
 """Commands to run before a page whose blocks assume an existing schema."""
 
+OTHER_TESTS = {
+    "application.md": "test_the_application_page_runs",
+    "frameworks.md": "tests/docs/test_frameworks.py",
+}
+"""Pages that are not run by `test_pages_run`, and their tests."""
+
 SKIPPED_BLOCKS = {
     ("index.md", 'pip install ".[embedded]"'): "tests/unit/test_package.py installs the wheel",
     ("index.md", "# server.py"): "waits for a key; test_the_example_server runs it",
@@ -84,7 +90,7 @@ def created_roles(server_dsn: str) -> Iterator[list[str]]:
         asyncio.run(drop())
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "application.md"])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in OTHER_TESTS])
 def test_pages_run(
     page: str,
     created_roles: list[str],
