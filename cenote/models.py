@@ -73,8 +73,8 @@ class EmbeddedChunk:
             normalised.
         embedding_model: Name of the model that computed the embedding.
         columns: Values for user columns, by attribute name, in a store with a user model
-            (``PgVectorStore(engine, model=...)``); see `PgVectorStore.upsert`.
-            `InMemoryVectorStore` has no table: it accepts any column for use in filters.
+            (``PgVectorStore(engine, model=...)``, ``InMemoryVectorStore(model=...)``); see
+            `PgVectorStore.upsert`. `InMemoryVectorStore` without a model accepts any name.
     """
 
     chunk: Chunk

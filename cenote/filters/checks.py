@@ -124,6 +124,18 @@ def predicates(filter: Filter | None) -> Iterator[Predicate]:
             yield from predicates(part)
 
 
+def map_predicates(filter: Filter, convert: Callable[[Predicate], Filter]) -> Filter:
+    """Return a filter in which every predicate is replaced by a filter."""
+    match filter:
+        case Leaf(predicate):
+            return convert(predicate)
+        case And(parts) | Or(parts):
+            return type(filter)(tuple(map_predicates(part, convert) for part in parts))
+        case Not(part):
+            return Not(map_predicates(part, convert))
+    raise TypeError(type(filter).__name__)
+
+
 def constant_value(filter: Filter) -> bool | None:
     """Return True if a filter matches every chunk whatever the chunks contain, False if it matches
     none, and None if it depends on the chunk."""

@@ -265,12 +265,13 @@ def field(name: str) -> Field:
 
     Args:
         name: ``"id"``, ``"document_id"``, ``"content"``, ``"position"``, ``"content_hash"``,
-            ``"embedding_model"``, ``"created_at"``, or a column of the user model. The in-memory
-            store has no table: it finds a user column by its key in `EmbeddedChunk.columns`.
+            ``"embedding_model"``, ``"created_at"``, or a column of the user model, by the name of
+            the attribute or of the column. An `InMemoryVectorStore` without a model finds a user
+            column by its key in `EmbeddedChunk.columns`.
 
     Raises:
-        InvalidInputError: `name` is not a string. The existence of the column is checked when
-            a store uses the filter.
+        InvalidInputError: `name` is not a string. A store that uses the filter checks whether the
+            column exists and accepts the values.
     """
     check_text(name, field="filter")
     return Field(ColumnOperand(name))

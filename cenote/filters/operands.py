@@ -26,10 +26,13 @@ from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import (
+    CHAR,
+    REAL,
     TEXT,
     VARCHAR,
     Column,
     ColumnElement,
+    Enum,
     Numeric,
     String,
     Text,
@@ -40,7 +43,8 @@ from sqlalchemy import (
     literal_column,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from cenote.errors import InvalidInputError
 from cenote.validation.arguments import is_integer, is_number
@@ -58,8 +62,13 @@ Columns: TypeAlias = Any
 NextParameter: TypeAlias = Callable[[TypeEngine[Any]], ColumnElement[Any]]
 """Function that creates the parameter for the next of a predicate's `values`, given its type."""
 
+_DIALECT: Any = PGDialect()  # type: ignore[no-untyped-call]
+
 MISSING = object()
 """Marker for a value that does not exist."""
+
+UNKNOWN = object()
+"""Marker for a value that only the database can compute."""
 
 
 class Row(Protocol):
@@ -226,6 +235,11 @@ class ColumnOperand:
         return 0
 
     @property
+    def is_of_chunk(self) -> bool:
+        """True for a column that every chunk has, and not only the user model."""
+        return self.name in _KINDS
+
+    @property
     def ordered_kinds(self) -> str:
         """The types that order comparisons accept, for error messages."""
         kind = _KINDS.get(self.name)
@@ -260,8 +274,18 @@ class ColumnOperand:
         return value is not None
 
     def value_in(self, row: Row) -> Any:
-        """Return the row's value, or `MISSING` for NULL."""
+        """Return the row's value, or `MISSING` for NULL.
+
+        Raises:
+            InvalidInputError: Only the database can compute the value.
+        """
         value = row.fields.get(self.name)
+        if value is UNKNOWN:
+            raise InvalidInputError(
+                f"{self}: the in-memory store cannot compute the value that the database gives "
+                "this column; pass a value in `columns`, or test this filter with Postgres",
+                field="filter",
+            )
         return MISSING if value is None else value
 
     def sql(self, columns: Columns) -> Column[Any]:
@@ -286,9 +310,15 @@ class ColumnOperand:
         Raises:
             InvalidInputError: the column does not hold text.
         """
-        if not isinstance(column.type, String):
+        if not _is_text(column.type):
             raise InvalidInputError(f"{self} is not a text column", field="filter")
-        return collate(column, "C")
+        # The text of a CHAR column has no spaces at the end; LIKE would compare them.
+        text = cast(column, Text) if isinstance(_kind(column.type), CHAR) else column
+        return collate(text, "C")
+
+    def ordered(self, column: Column[Any]) -> ColumnElement[Any]:
+        """Return the column as order comparisons use it: text under the "C" collation."""
+        return collate(column, "C") if _is_text(column.type) else column
 
 
 Operand: TypeAlias = MetadataOperand | ColumnOperand
@@ -322,10 +352,33 @@ def metadata_contains(
     return metadata.op("@>", is_comparison=True)(jsonb(next_parameter))
 
 
+def _kind(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return a type without its type decorators and variants."""
+    return type_._unwrapped_dialect_impl(_DIALECT)
+
+
+def _is_text(type_: TypeEngine[Any]) -> bool:
+    """Return whether a column holds text. The type may be decorated; native enums are no text."""
+    kind = _kind(type_)
+    return isinstance(kind, String) and not (isinstance(kind, Enum) and kind.native_enum)
+
+
+class _Real(UserDefinedType[float]):
+    """Parameter of 32 bits. SQLAlchemy casts a parameter of type REAL to 64 bits."""
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def get_col_spec(self, **kw: Any) -> str:
+        return "REAL"
+
+
 def parameter_type(column: Column[Any]) -> TypeEngine[Any]:
     """Return the type of a parameter that is compared with a column.
 
     A type for text has no collation, so that the column's collation applies.
     """
     type_: TypeEngine[Any] = column.type
+    if isinstance(type_, REAL):
+        return _Real()
     return Text() if type(type_) in (String, Text, VARCHAR, TEXT) else type_

@@ -316,8 +316,7 @@ class Ordered:
         compare: Callable[[Any, Any], ColumnElement[bool]] = _ORDERS[self.operator]
         if isinstance(self.operand, ColumnOperand):
             column = self.operand.sql(columns)
-            compared = self.operand.text(column) if self._compares_strings else column
-            return compare(compared, next_parameter(parameter_type(column)))
+            return compare(self.operand.ordered(column), next_parameter(parameter_type(column)))
         value = self.operand.sql(columns, next_parameter)
         if self._compares_strings:
             return compare(json_string(value), next_parameter(Text()))

@@ -307,9 +307,11 @@ def check_neighbours(before: int, after: int) -> None:
     check_integer_argument(after, field="after", least=0, most=_MAX_INT32)
 
 
-def check_dimensions(dimensions: int) -> None:
-    """Check that a number of dimensions is an integer that pgvector can store."""
+def check_dimensions(dimensions: int | None) -> int:
+    """Return a number of dimensions, if it is an integer that pgvector can store."""
     check_integer_setting(dimensions, setting="dimensions", least=1, most=MAX_DIMENSIONS)
+    assert dimensions is not None
+    return dimensions
 
 
 def check_column_type(column_type: ColumnType) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from support.database import APP_ROLE, execute
 
-from cenote import InMemoryVectorStore, PgVectorStore, VectorStore, VectorStoreError
+from cenote import ChunkMixin, InMemoryVectorStore, PgVectorStore, VectorStore, VectorStoreError
 from cenote.orm.factory import chunk_table
 from cenote.testing import MakeStore, VectorStoreContract
 
@@ -20,6 +21,27 @@ class TestInMemory(VectorStoreContract):
     def make_store(self) -> MakeStore:
         async def make(dimensions: int, **options: Any) -> InMemoryVectorStore:
             return InMemoryVectorStore(dimensions, **options)
+
+        return make
+
+
+class TestInMemoryModel(VectorStoreContract):
+    """A store with a user model that has columns of its own."""
+
+    @pytest.fixture
+    def make_store(self) -> MakeStore:
+        async def make(dimensions: int, **options: Any) -> InMemoryVectorStore:
+            class Base(DeclarativeBase):
+                pass
+
+            text_search = options.pop("text_search", None)
+
+            class Passage(ChunkMixin, Base, dimensions=dimensions, text_search=text_search):
+                __tablename__ = "passages"
+                lang: Mapped[str] = mapped_column(server_default="en")
+                page: Mapped[int | None] = mapped_column(onupdate=1)
+
+            return InMemoryVectorStore(model=Passage, **options)
 
         return make
 

@@ -25,6 +25,7 @@ from cenote.ranking.bm25 import WordIndex, stems
 from cenote.ranking.fusion import at_least
 from cenote.stores.memory.metadata_index import Mask, Posting, PostingIndex
 from cenote.stores.memory.readers import Readers
+from cenote.stores.memory.user_values import Values, WrittenValues
 from cenote.types import Float32Array
 from cenote.validation.batches import Batch
 from cenote.validation.json import json_text
@@ -138,8 +139,13 @@ class Namespace:
 
     # -- writing
 
-    def upsert(self, batch: Batch) -> int:
-        """Write a batch and return how many chunks are new or differ from the stored ones."""
+    def upsert(self, batch: Batch, values: WrittenValues) -> int:
+        """Write a batch and return how many chunks are new or differ from the stored ones.
+
+        Args:
+            batch: The chunks.
+            values: Values of their user columns.
+        """
         self._reserve(sum(chunk.id not in self._numbers for chunk in batch.chunks))
         numbers = [self._number(chunk.id) for chunk in batch.chunks]
         units, norms = _unit_vectors(batch.embeddings)
@@ -150,29 +156,50 @@ class Namespace:
         self._searchable[numbers] = norms > 0
         now = datetime.now(UTC)
         written = 0
-        for number, same_vector, chunk, metadata, text, model, columns in zip(
+        for number, same_vector, chunk, metadata, text, model, given, defaults in zip(
             numbers,
             same_vectors,
             batch.chunks,
             batch.metadata,
             batch.metadata_texts,
             batch.models,
-            batch.columns,
+            values.given,
+            values.defaults,
             strict=True,
         ):
-            row = _Row(chunk, text, model, now, dict(columns))
-            written += self._put(number, row, metadata, same_vector=bool(same_vector))
+            columns = {**defaults, **given} if self._rows[number] is None else given
+            row = _Row(chunk, text, model, now, columns)
+            written += self._put(
+                number, row, metadata, values.on_update, same_vector=bool(same_vector)
+            )
         self._present[numbers] = True
         return written
 
-    def _put(self, number: int, row: _Row, metadata: dict[str, Any], *, same_vector: bool) -> bool:
-        """Store a row under its number and return whether it differs from the old row."""
+    def _put(
+        self,
+        number: int,
+        row: _Row,
+        metadata: dict[str, Any],
+        on_update: Values,
+        *,
+        same_vector: bool,
+    ) -> bool:
+        """Store a row under its number and return whether it differs from the old row.
+
+        Args:
+            number: Number of the row.
+            row: The row.
+            metadata: Its metadata.
+            on_update: Values of user columns for a row that differs from the old row.
+            same_vector: True if the old row has the same embedding.
+        """
         old = self._rows[number]
         if old is not None:
             row.created_at = old.created_at
             row.columns = {**old.columns, **row.columns}
             if same_vector and row.same(old):
                 return False
+            row.columns = {**row.columns, **on_update}
             row.words = old.words if row.same_words(old) else None
             self._index.remove(number, old.postings)
             self._characters -= old.characters
@@ -183,19 +210,32 @@ class Namespace:
         self._rows[number] = row
         return True
 
-    def update_without_embeddings(self, batch: Batch) -> int:
-        """Update stored chunks, keep their embeddings, and return the number of changed chunks."""
+    def update_without_embeddings(self, batch: Batch, on_update: Values) -> int:
+        """Update stored chunks, keep their embeddings, and return the number of changed chunks.
+
+        Args:
+            batch: The chunks.
+            on_update: Values of user columns for chunks that change.
+        """
         written = 0
         for chunk, metadata, text in zip(
             batch.chunks, batch.metadata, batch.metadata_texts, strict=True
         ):
             number = self._numbers[chunk.id]
             row = _Row(chunk, text, self._row(number).embedding_model, datetime.now(UTC), {})
-            written += self._put(number, row, metadata, same_vector=True)
+            written += self._put(number, row, metadata, on_update, same_vector=True)
         return written
 
-    def update_metadata(self, new: Mapping[str, tuple[dict[str, Any], str]], *, merge: bool) -> int:
-        """Change the metadata of stored chunks and return the number of changed chunks."""
+    def update_metadata(
+        self, new: Mapping[str, tuple[dict[str, Any], str]], on_update: Values, *, merge: bool
+    ) -> int:
+        """Change the metadata of stored chunks and return the number of changed chunks.
+
+        Args:
+            new: Metadata and its JSON text, by chunk id.
+            on_update: Values of user columns for chunks that change.
+            merge: Keep the keys that are not given.
+        """
         changed = 0
         for chunk_id, (metadata, _) in new.items():
             if (number := self._numbers.get(chunk_id)) is not None:
@@ -203,7 +243,7 @@ class Namespace:
                 if merge:
                     metadata = {**row.metadata, **metadata}
                 row = replace(row, metadata_text=json_text(metadata))
-                changed += self._put(number, row, metadata, same_vector=True)
+                changed += self._put(number, row, metadata, on_update, same_vector=True)
         return changed
 
     def delete(self, ids: list[str]) -> None:

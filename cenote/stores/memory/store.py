@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Self
@@ -11,6 +11,8 @@ from cenote.config import check_text_search, languages
 from cenote.filters.checks import as_filter, checked_filter, narrowing_filter
 from cenote.filters.language import Filter, FilterLike, field
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
+from cenote.orm.factory import config_from_model
+from cenote.orm.mixin import ChunkMixin
 from cenote.postgres.full_text import QUERY_CHARACTERS
 from cenote.progress import Report
 from cenote.ranking.bm25 import stems
@@ -18,6 +20,7 @@ from cenote.ranking.fusion import DEPTH, at_least, diverse, fused
 from cenote.responsive import stop_at_exit
 from cenote.stores import bulk_load
 from cenote.stores.memory.namespace import Namespace
+from cenote.stores.memory.user_values import ModelValues, UserValues, WrittenValues
 from cenote.stores.protocol import VectorStore
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, record, reported
 from cenote.types import ColumnType, Float32Array, Vector
@@ -64,7 +67,13 @@ class InMemoryVectorStore(VectorStore):
     that is expected to take more than 10 ms runs in a thread. Writes to its namespace wait for it.
 
     Args:
-        dimensions: Number of dimensions of every vector.
+        dimensions: Number of dimensions of every vector; omit it with `model`.
+        model: Your chunk model. The store takes the dimensions, the column type and the languages
+            from it, and treats the model's columns as Postgres does: it checks and converts their
+            values, sets defaults, and raises an error for a name that the model lacks. It does not
+            enforce unique constraints, foreign keys and checks. A filter on a column whose value
+            only the database can compute raises an error. Without a model, the store keeps
+            `EmbeddedChunk.columns` as they are.
         column_type: ``"halfvec"`` rounds vectors to 16 bits, as a table of that type does.
         embedding_model: Reject chunks with the embedding of another model.
         text_search: One or more languages of the full-text search, as for `PgVectorStore`. Words
@@ -72,28 +81,39 @@ class InMemoryVectorStore(VectorStore):
         namespaces_in_telemetry: ``"hashed"`` or ``"plain"``; see `cenote.telemetry`.
 
     Raises:
-        ConfigurationError: `dimensions` is not a positive integer, or the column type or a language
-            is unknown.
+        ConfigurationError: `dimensions` is not a positive integer, the column type or a language
+            is unknown, or `model` is not a chunk model, or has other settings.
     """
 
     def __init__(
         self,
-        dimensions: int,
+        dimensions: int | None = None,
         *,
+        model: type[ChunkMixin] | None = None,
         column_type: ColumnType = "vector",
         embedding_model: str | None = None,
         text_search: str | None = None,
         namespaces_in_telemetry: NamespaceInTelemetry = "hashed",
     ) -> None:
         check_text_search(text_search)
-        self._languages = languages(text_search)
-        for language in self._languages:
+        for language in languages(text_search):
             stems(language)
-        check_dimensions(dimensions)
+        self._user_values = UserValues()
+        if model is not None:
+            settings = {
+                "dimensions": dimensions,
+                "column_type": column_type,
+                "text_search": text_search,
+            }
+            config = config_from_model(model, settings)
+            dimensions, column_type = config.dimensions, config.column_type
+            text_search = config.text_search
+            self._user_values = ModelValues(model)
         check_column_type(column_type)
         check_embedding_model(embedding_model)
-        self._dimensions = dimensions
+        self._dimensions = check_dimensions(dimensions)
         self._column_type: ColumnType = column_type
+        self._languages = languages(text_search)
         self._embedding_model = embedding_model
         self._telemetry = Telemetry("memory", namespaces_in_telemetry)
         self._namespaces: dict[str, Namespace] = {}
@@ -124,8 +144,10 @@ class InMemoryVectorStore(VectorStore):
             embedded_chunks, self._dimensions, self._column_type, self._embedding_model
         )
         if batch.chunks:
+            values = self._user_values.check(batch)
             await self._writable(namespace)
-            self._namespaces.setdefault(namespace, Namespace(self._dimensions)).upsert(batch)
+            stored = self._namespaces.setdefault(namespace, Namespace(self._dimensions))
+            stored.upsert(batch, values)
         record(rows=len(batch.chunks))
 
     @reported("search")
@@ -152,7 +174,7 @@ class InMemoryVectorStore(VectorStore):
         check_boolean(exact, field="exact")
         check_ef_search(ef_search)
         query = check_query_vector(query_vector, self._dimensions, self._column_type)
-        condition = await checked_filter(filter)
+        condition = await self._checked_filter(filter)
         check_min_score(min_score)
         check_per_document(per_document)
         record(path="exact")
@@ -188,7 +210,7 @@ class InMemoryVectorStore(VectorStore):
         check_ef_search(ef_search)
         check_min_score(min_score)
         queries = await check_query_vectors(query_vectors, self._dimensions, self._column_type)
-        condition = await checked_filter(filter)
+        condition = await self._checked_filter(filter)
         stored = self._chunks_in(namespace)
         seconds = len(queries) * stored.search_seconds(limit, condition)
         with stop_at_exit() as stop:
@@ -252,7 +274,7 @@ class InMemoryVectorStore(VectorStore):
         check_text(text, field="text")
         check_namespace(namespace)
         check_limit(limit)
-        return await checked_filter(filter)
+        return await self._checked_filter(filter)
 
     @reported("search_hybrid")
     async def search_hybrid(
@@ -339,7 +361,7 @@ class InMemoryVectorStore(VectorStore):
     @reported("delete_matching")
     async def delete_matching(self, filter: Filter | Mapping[str, Any], namespace: str) -> int:
         check_namespace(namespace)
-        matching = await checked_filter(filter, narrowing_filter)
+        matching = await self._checked_filter(filter, narrowing_filter)
         return await self._delete_matching(matching, namespace)
 
     async def _delete_matching(self, filter: Filter | None, namespace: str) -> int:
@@ -355,7 +377,9 @@ class InMemoryVectorStore(VectorStore):
         check_namespace(namespace)
         check_boolean(merge, field="merge")
         new = check_metadata_by_id(metadata)
-        return (await self._writable(namespace)).update_metadata(new, merge=merge)
+        on_update = self._user_values.on_update()
+        stored = await self._writable(namespace)
+        return stored.update_metadata(new, on_update, merge=merge)
 
     @reported("sync_document")
     async def sync_document(
@@ -365,6 +389,8 @@ class InMemoryVectorStore(VectorStore):
         embedded, kept_chunks = check_document(document_id, chunks)
         batch = check_batch(embedded, self._dimensions, self._column_type, self._embedding_model)
         unembedded = batch_without_embeddings(kept_chunks, self._dimensions)
+        values = self._user_values.check(batch) if batch.chunks else WrittenValues([], [])
+        on_update = self._user_values.on_update()
         await self._writable(namespace)
         stored = self._namespaces.setdefault(namespace, Namespace(self._dimensions))
         reject_unembedded(unembedded.chunks, stored.hashes(), self._embedding_model)
@@ -372,7 +398,8 @@ class InMemoryVectorStore(VectorStore):
         before = stored.matching(as_filter(field("document_id") == document_id))
         obsolete = [chunk.id for chunk in before if chunk.id not in ids]
         stored.delete(obsolete)
-        written = stored.update_without_embeddings(unembedded) + stored.upsert(batch)
+        written = stored.update_without_embeddings(unembedded, on_update)
+        written += stored.upsert(batch, values)
         return SyncResult(written=written, removed=len(obsolete), unchanged=len(ids) - written)
 
     @reported("get")
@@ -394,7 +421,7 @@ class InMemoryVectorStore(VectorStore):
     @reported("count")
     async def count(self, namespace: str, filter: FilterLike = None) -> int:
         check_namespace(namespace)
-        condition = await checked_filter(filter)
+        condition = await self._checked_filter(filter)
         stored = self._chunks_in(namespace)
         return await stored.readers.run(stored.read_seconds(0, condition), stored.count, condition)
 
@@ -421,7 +448,7 @@ class InMemoryVectorStore(VectorStore):
     ) -> list[Chunk]:
         check_namespace(namespace)
         check_limit(limit)
-        condition = await checked_filter(filter)
+        condition = await self._checked_filter(filter)
         if after is not None:
             check_text(after, field="after")
         return await self._page(self._chunks_in(namespace), after, condition, limit)
@@ -444,6 +471,16 @@ class InMemoryVectorStore(VectorStore):
         document.sort(key=lambda chunk: (chunk.position, chunk.id))
         place = [chunk.id for chunk in document].index(chunk_id)
         return document[max(place - before, 0) : place + after + 1]
+
+    async def _checked_filter(
+        self, given: FilterLike, check: Callable[[Any], Filter | None] = as_filter
+    ) -> Filter | None:
+        """Check a filter and its user columns; in a thread if its values are long."""
+
+        def resolve(filter: Any) -> Filter | None:
+            return self._user_values.resolved(check(filter))
+
+        return await checked_filter(given, resolve)
 
     def _chunks_in(self, namespace: str) -> Namespace:
         """Return the chunks of a namespace, which may be empty."""
@@ -468,7 +505,7 @@ class InMemoryVectorStore(VectorStore):
 
     def get_all_chunks(self, namespace: str, filter: FilterLike = None) -> AsyncIterator[Chunk]:
         check_namespace(namespace)
-        return self._chunks(namespace, as_filter(filter))
+        return self._chunks(namespace, self._user_values.resolved(as_filter(filter)))
 
     async def _chunks(self, namespace: str, filter: Filter | None) -> AsyncIterator[Chunk]:
         after: str | None = None

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import TypeVar
 
 from cenote.config import SchemaConfig
-from cenote.filters.compiler import Conditions
+from cenote.filters.checks import as_filter
+from cenote.filters.compiler import Conditions, conditions_of
+from cenote.filters.language import Filter, FilterLike
 from cenote.models import EmbeddedChunk
 from cenote.orm.mixin import ChunkMixin, ChunkRow
+from cenote.orm.user_columns import UserColumns
 from cenote.stores.pgvector.executor import CallerTransaction, StatementExecutor
 from cenote.stores.pgvector.partition_searches import PartitionSearches
 from cenote.stores.pgvector.sql.read_statements import ReadStatements
 from cenote.stores.pgvector.sql.search_statements import SearchStatements
 from cenote.stores.pgvector.sql.statement_cache import parameter
-from cenote.stores.pgvector.sql.user_columns import UserColumns
 from cenote.stores.pgvector.sql.write_statements import WriteStatements
 from cenote.stores.protocol import VectorStore
 from cenote.telemetry import Telemetry
@@ -59,6 +63,18 @@ class PgVectorStoreBase(VectorStore, Generic[Model]):
         if not self._executor.table_checked:
             async with self._executor.statement(operation, session, None):
                 pass
+
+    def _checked_filter(
+        self, given: FilterLike, check: Callable[[Any], Filter | None] = as_filter
+    ) -> Filter | None:
+        """Check a filter, and the user columns that it names; see `UserColumns.resolved`."""
+        return self._user_columns.resolved(check(given))
+
+    async def _conditions_of(
+        self, given: FilterLike, check: Callable[[Any], Filter | None] = as_filter
+    ) -> Conditions:
+        """Check and compile a filter; in a thread if its values are long."""
+        return await conditions_of(given, partial(self._checked_filter, check=check))
 
     def _never_holds(self, conditions: Conditions) -> bool:
         """Return whether a filter matches no chunk, so that no statement is needed.

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ColumnElement
 
-from cenote.filters.checks import as_filter
-from cenote.filters.compiler import Conditions, conditions_of
+from cenote.filters.compiler import Conditions
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk
 from cenote.responsive import Pauses
@@ -106,7 +105,7 @@ class Reading(PgVectorStoreBase[Model]):
         """
         check_namespace(namespace)
         transaction = check_session(session)
-        conditions = await conditions_of(filter)
+        conditions = await self._conditions_of(filter)
         if self._never_holds(conditions):
             return 0
         statement = self._reads.count(conditions)
@@ -168,7 +167,7 @@ class Reading(PgVectorStoreBase[Model]):
         check_namespace(namespace)
         check_limit(limit)
         transaction = check_session(session)
-        conditions = await conditions_of(filter)
+        conditions = await self._conditions_of(filter)
         values = {"namespace": namespace, "page_size": limit}
         if after is not None:
             check_text(after, field="after")
@@ -220,7 +219,7 @@ class Reading(PgVectorStoreBase[Model]):
                 suspended.
         """
         check_namespace(namespace)
-        conditions = Conditions(as_filter(filter))
+        conditions = Conditions(self._checked_filter(filter))
         self._reads.page(conditions, first=True)  # raises an error if a column does not exist
         condition = check_condition(where, self._executor.table)
         return self._chunks(namespace, conditions, condition, check_session(session))

@@ -8,8 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select
 
 from cenote.errors import InvalidInputError
-from cenote.filters.checks import as_filter
-from cenote.filters.compiler import Conditions, conditions_of
+from cenote.filters.compiler import Conditions
 from cenote.filters.language import FilterLike
 from cenote.models import RetrievalResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
@@ -77,7 +76,7 @@ class Searching(PgVectorStoreBase[Model]):
         query, condition = self._check_search(
             query_vector, namespace, limit, where, exact, ef_search
         )
-        conditions = await conditions_of(filter)
+        conditions = await self._conditions_of(filter)
         check_min_score(min_score)
         check_per_document(per_document)
         transaction = check_session(session)
@@ -140,7 +139,7 @@ class Searching(PgVectorStoreBase[Model]):
         queries = await check_query_vectors(
             query_vectors, self._config.dimensions, self._config.column_type
         )
-        conditions = await conditions_of(filter)
+        conditions = await self._conditions_of(filter)
         transaction = check_session(session)
         results: list[list[RetrievalResult]] = [[] for _ in queries]
         asked = [number for number, query in enumerate(queries) if query.any()]
@@ -302,7 +301,7 @@ class Searching(PgVectorStoreBase[Model]):
         check_text(text, field="text")
         check_namespace(namespace)
         check_limit(limit)
-        conditions = await conditions_of(filter)
+        conditions = await self._conditions_of(filter)
         values = {
             "namespace": namespace,
             "text": text[:QUERY_CHARACTERS],
@@ -364,7 +363,7 @@ class Searching(PgVectorStoreBase[Model]):
         query, condition = self._check_search(
             query_vector, namespace, limit, where, exact, ef_search
         )
-        conditions = Conditions(as_filter(filter))
+        conditions = Conditions(self._checked_filter(filter))
         if conditions.weight > MAX_STATEMENT_PARAMETERS:
             raise InvalidInputError(
                 f"search_statement accepts at most {MAX_STATEMENT_PARAMETERS} keys and values in a "

@@ -26,6 +26,7 @@ from cenote.inspection.citus import is_distributed
 from cenote.inspection.hints import APPLICATION_MIGRATIONS
 from cenote.orm.factory import config_from_model, model_for_config
 from cenote.orm.mixin import ChunkRow
+from cenote.orm.user_columns import UserColumns
 from cenote.postgres.driver_errors import database_errors
 from cenote.postgres.dsn import CITUS_SETTINGS, create_engine
 from cenote.postgres.event_loops import belongs_to_other_loop
@@ -40,7 +41,6 @@ from cenote.stores.pgvector.searching import Searching
 from cenote.stores.pgvector.sql.read_statements import ReadStatements
 from cenote.stores.pgvector.sql.search_statements import SearchStatements
 from cenote.stores.pgvector.sql.statement_cache import StatementCache
-from cenote.stores.pgvector.sql.user_columns import UserColumns
 from cenote.stores.pgvector.sql.write_statements import WriteStatements
 from cenote.telemetry import NamespaceInTelemetry, Telemetry
 from cenote.types import ColumnType

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from cenote.errors import InvalidInputError
+from cenote.orm.user_columns import UserColumn, column_error, value_error
 from cenote.postgres.driver_errors import driver_error, redact, violated_key
 from cenote.stores.pgvector.executor import StatementExecutor
-from cenote.stores.pgvector.sql.user_columns import UserColumn, column_error
 from cenote.validation.batches import Batch
 
 _ABOUT_CONTENTS = ("22003", "22021", "22P05")
@@ -84,7 +84,7 @@ def _unsendable(
     for column in columns:
         if parameters[column.name + "_list"] is values:
             index = int(indexes[-1]) if indexes else column.first_of_other_type(values)
-            return _value_error(column, batch.chunks[index].id, values[index])
+            return value_error(column, batch.chunks[index].id, values[index])
     return None
 
 
@@ -106,14 +106,6 @@ def _rejected(batch: Batch, columns: Sequence[UserColumn]) -> InvalidInputError 
         f"Postgres does not accept the value of a chunk for {names}; to find the chunk, upsert "
         "smaller batches",
         field="columns",
-    )
-
-
-def _value_error(column: UserColumn, chunk_id: str, value: Any) -> InvalidInputError:
-    return column_error(
-        chunk_id,
-        f"the column {column.name} of type {column.type_name} does not accept its value of type "
-        f"{type(value).__name__}",
     )
 
 

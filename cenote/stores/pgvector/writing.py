@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cenote.errors import InvalidInputError
 from cenote.filters.checks import as_filter, narrowing_filter
-from cenote.filters.compiler import Conditions, conditions_of
+from cenote.filters.compiler import Conditions
 from cenote.filters.language import Filter, field
 from cenote.models import Chunk, EmbeddedChunk, SyncResult
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
@@ -164,7 +164,7 @@ class Writing(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`.
         """
         check_namespace(namespace)
-        matching = await conditions_of(filter, narrowing_filter)
+        matching = await self._conditions_of(filter, narrowing_filter)
         return await self._delete_matching("delete_matching", matching, namespace, session)
 
     async def _delete_matching(

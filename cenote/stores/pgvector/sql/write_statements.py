@@ -34,9 +34,9 @@ from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from cenote.filters.compiler import Conditions
+from cenote.orm.user_columns import UserColumns
 from cenote.postgres.vector import WireVector
 from cenote.stores.pgvector.sql.statement_cache import StatementCache, parameter
-from cenote.stores.pgvector.sql.user_columns import UserColumns
 from cenote.types import ColumnType
 
 

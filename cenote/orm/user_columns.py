@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,14 @@ from sqlalchemy import (
     types,
 )
 from sqlalchemy.dialects.postgresql import INTERVAL, JSONB
-from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from cenote.errors import InvalidInputError
+from cenote.filters.checks import map_predicates
+from cenote.filters.language import MAX_PREDICATES, Filter, Leaf, Or
+from cenote.filters.operands import UNKNOWN, ColumnOperand, parameter_type
+from cenote.filters.predicates import Equals, IsOneOf, Like, Ordered, Predicate, StartsWith
+from cenote.orm.column_values import UnsuitableValueError, ValueType
 from cenote.orm.mixin import CHUNK_COLUMNS
 from cenote.validation.arguments import safe_repr
 from cenote.validation.batches import Batch
@@ -80,11 +85,7 @@ class _ListOf(UserDefinedType[Any]):
         return self.element + "[]"
 
 
-class _UnsuitableError(Exception):
-    """A column does not accept a value. The message says which values the column accepts."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class UserColumn:
     """A column of the user model, as an upsert writes it.
 
@@ -92,11 +93,19 @@ class UserColumn:
         name: Name of the mapped attribute.
         column: The column.
         dialect: Dialect of the engine.
+        value_type: Type of the column.
     """
 
     name: str
     column: Column[Any]
     dialect: Dialect
+    value_type: ValueType
+
+    @property
+    def is_writable(self) -> bool:
+        """True if an INSERT may pass a value."""
+        identity = self.column.identity
+        return self.column.computed is None and not (identity is not None and identity.always)
 
     # -- defaults
 
@@ -134,7 +143,7 @@ class UserColumn:
         """Type of the list of values that an upsert binds, one per row."""
         if self._as_text or isinstance(self._kind, types.String):
             return _ListOf("TEXT")
-        spec = self.type_name
+        spec = self.value_type.name
         # A cast to a type with a length would cut or pad values that an INSERT rejects.
         return _ListOf("VARBIT" if spec.startswith("BIT") else spec)
 
@@ -151,48 +160,87 @@ class UserColumn:
         Raises:
             Exception: The type does not accept the value; it may raise any error.
         """
-        if isinstance(value, ColumnElement):
-            raise _UnsuitableError("accepts values, not SQL expressions")
-        process = self.column.type.dialect_impl(self.dialect).bind_processor(self.dialect)
-        value = process(value) if process is not None else value
+        value = self._bound(value)
         if value is None:
             return None
         is_list = isinstance(value, list | tuple | np.ndarray)
         if self._as_text:
+            self.value_type.check_limits(value)
             return _array_text(value) if is_list else str(value)
         if is_list:  # unnest() would flatten the list
-            raise _UnsuitableError("accepts single values, not lists")
-        self._check_limits(value)
+            raise UnsuitableValueError("accepts single values, not lists")
+        self.value_type.check_limits(value)
         return value
 
-    def _check_limits(self, value: Any) -> None:
-        """Check the limits of types that the server checks without naming the column or the row."""
-        kind = self._kind
-        if isinstance(value, str):
-            length = getattr(kind, "length", None)
-            if "\x00" in value:
-                raise _UnsuitableError("does not accept the character NUL")
-            if isinstance(kind, types.Enum) and kind.native_enum:
-                if value not in kind.enums:
-                    raise _UnsuitableError("accepts only the values of its enum")
-            elif length is not None and len(value.rstrip(" ")) > length:  # Postgres cuts off spaces
-                raise _UnsuitableError(f"accepts at most {length} characters")
-            elif isinstance(kind, types.Uuid):
-                uuid.UUID(value)
-        elif isinstance(value, int) and isinstance(kind, types.Integer):
-            bits = 15 if isinstance(kind, types.SmallInteger) else 31
-            bits = 63 if isinstance(kind, types.BigInteger) else bits
-            if not -(2**bits) <= value < 2**bits:
-                raise _UnsuitableError(f"accepts integers of {bits + 1} bits")
-        elif isinstance(kind, types.Numeric) and kind.precision is not None:
-            if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-                return
-            number, scale = Decimal(value), kind.scale or 0
-            largest = Decimal(10) ** (kind.precision - scale) - Decimal(5) / 10 ** (scale + 1)
-            if not number.is_nan() and abs(number) >= largest and not isinstance(kind, types.Float):
-                raise _UnsuitableError(
-                    f"accepts at most {kind.precision - scale} digits before the decimal point"
-                )
+    def _bound(self, value: Any) -> Any:
+        """Return a value as SQLAlchemy passes it to the driver."""
+        if isinstance(value, ColumnElement):
+            raise UnsuitableValueError("accepts values, not SQL expressions")
+        return value if self._bind_processor is None else self._bind_processor(value)
+
+    @cached_property
+    def _bind_processor(self) -> Callable[[Any], Any] | None:
+        return self.column.type.dialect_impl(self.dialect).bind_processor(self.dialect)
+
+    def stored(self, value: Any) -> Hashable:
+        """Return a value to be written, as :meth:`wanted` returns the values of filters.
+
+        Raises:
+            Exception: The type does not accept the value; it may raise any error.
+        """
+        bound = self._bound(value)
+        if bound is None:
+            return None
+        if self._converts_in_sql:
+            return UNKNOWN
+        if isinstance(bound, list | tuple | np.ndarray) and not self._as_text:
+            raise UnsuitableValueError("accepts single values, not lists")
+        return self.value_type.stored(bound)
+
+    def wanted(self, operand: ColumnOperand, value: Any) -> Any:
+        """Return a filter's value, in a form that compares in Python as in Postgres.
+
+        Raises:
+            InvalidInputError: The column does not accept the value, or has no equality.
+        """
+        if not self.value_type.has_equality:
+            raise InvalidInputError(
+                f"{operand}: values of type {self.value_type.name} do not compare; use JSONB, or "
+                "filter by metadata",
+                field="filter",
+            )
+        try:
+            bound = self._bound(value)
+            if self._converts_in_sql:
+                return bound
+            return self.value_type.comparable(bound, check_length=self._cuts_parameters)
+        except UnsuitableValueError as error:
+            problem = f"the column {error}"
+        except Exception:  # raised by the type; the message may quote the value
+            problem = (
+                f"the column of type {self.value_type.name} does not accept a value of type "
+                f"{type(value).__name__}"
+            )
+        raise InvalidInputError(f"{operand}: {problem}", field="filter")
+
+    @cached_property
+    def _cuts_parameters(self) -> bool:
+        """True if the cast of a parameter to the column's type cuts it to the type's length."""
+        return not isinstance(parameter_type(self.column), Text)
+
+    @property
+    def binds_lists(self) -> bool:
+        """True if a parameter can be a list of values to compare with.
+
+        SQLAlchemy's ARRAY would process a value that is itself a list element by element.
+        """
+        return not (self._as_text or isinstance(self._kind, types.JSON | VECTOR | HALFVEC))
+
+    @cached_property
+    def _converts_in_sql(self) -> bool:
+        """True if the type converts values by a SQL function, which Python cannot evaluate."""
+        bound = self.column.type.bind_expression(bindparam("value"))
+        return bound is not None and not isinstance(self._kind, VECTOR | HALFVEC)
 
     @property
     def is_checked_by_server(self) -> bool:
@@ -211,23 +259,12 @@ class UserColumn:
         return 0
 
     @property
-    def type_name(self) -> str:
-        """SQL name of the column's type, for messages."""
-        return str(self.column.type.compile(dialect=self.dialect))
-
-    @property
     def _kind(self) -> TypeEngine[Any]:
-        """Type of the column in Postgres, without its type decorators.
-
-        A decorator or a variant may have another type elsewhere: Advanced Alchemy's GUID is a
-        BINARY(16) that becomes a UUID in Postgres.
-        """
-        kind = self.column.type.dialect_impl(self.dialect)
-        while isinstance(kind, TypeDecorator):
-            kind = kind.impl_instance
+        """Type of the column in Postgres, without its type decorators and variants."""
+        kind: TypeEngine[Any] = self.value_type.kind
         return kind
 
-    @property
+    @cached_property
     def _as_text(self) -> bool:
         """True if values are sent as text.
 
@@ -252,17 +289,31 @@ class UserColumns:
 
     def __init__(self, model: type[Any], dialect: Dialect) -> None:
         mapper = inspect(model)
-        table = mapper.local_table
-        self._columns = {
-            attribute.key: UserColumn(attribute.key, column, dialect)
+        self._table = table = mapper.local_table
+        names = {
+            column: attribute.key
             for attribute in mapper.column_attrs
             for column in attribute.columns
-            if isinstance(column, Column)
-            and column.table is table
-            and column.name not in CHUNK_COLUMNS
-            and column.computed is None
-            and not (column.identity is not None and column.identity.always)
+            if isinstance(column, Column) and column.table is table
         }
+        user_columns = [
+            UserColumn(
+                names.get(column, column.key), column, dialect, ValueType(column.type, dialect)
+            )
+            for column in table.columns
+            if column.name not in CHUNK_COLUMNS
+        ]
+        self._columns = {
+            user_column.name: user_column
+            for user_column in user_columns
+            if user_column.column in names and user_column.is_writable
+        }
+        self._by_field = {user_column.name: user_column for user_column in user_columns}
+        self._by_field |= {user_column.column.key: user_column for user_column in user_columns}
+
+    def __iter__(self) -> Iterator[UserColumn]:
+        """Iterate over all columns, also those that an upsert cannot write."""
+        return iter(dict.fromkeys(self._by_field.values()))
 
     def names_in(self, batch: Batch) -> tuple[str, ...]:
         """Return the names of the columns for which a batch passes values.
@@ -296,6 +347,61 @@ class UserColumns:
             )
         return None
 
+    def resolved(self, filter: Filter | None, *, convert: bool = False) -> Filter | None:
+        """Check a filter's user columns and their values, and return it with the columns' keys.
+
+        Args:
+            filter: Filter, which may name a user column by its attribute or by its key.
+            convert: Replace the values by values that compare in Python as in Postgres.
+
+        Raises:
+            InvalidInputError: The table lacks a column, or a column does not accept a value.
+        """
+
+        def resolve(predicate: Predicate) -> Filter:
+            return self._resolved(predicate, convert=convert)
+
+        return None if filter is None else map_predicates(filter, resolve)
+
+    def _resolved(self, predicate: Predicate, *, convert: bool) -> Filter:
+        operand = predicate.operand
+        if not isinstance(operand, ColumnOperand) or operand.is_of_chunk:
+            return Leaf(predicate)
+        user_column = self._by_field.get(operand.name)
+        if user_column is None:
+            operand.sql(self._table.columns)  # raises the error that lists the columns
+            raise AssertionError(operand.name)
+        column = ColumnOperand(user_column.column.key)
+        match predicate:
+            case Equals(wanted=None):
+                return Leaf(Equals(column, None))
+            case Equals(wanted=wanted):
+                value = user_column.wanted(operand, wanted)
+                return Leaf(Equals(column, value if convert else wanted))
+            case IsOneOf(wanted=wanted):
+                values = [user_column.wanted(operand, value) for value in wanted]
+                values = values if convert else wanted
+                if user_column.binds_lists:
+                    return Leaf(IsOneOf(column, values))
+                if len(values) > MAX_PREDICATES:
+                    raise InvalidInputError(
+                        f"{operand} in_ accepts at most {MAX_PREDICATES} values of type "
+                        f"{user_column.value_type.name}",
+                        field="filter",
+                    )
+                return Or(tuple(Leaf(Equals(column, value)) for value in values))
+            case Ordered(operator=operator, wanted=wanted):
+                value = user_column.wanted(operand, wanted)
+                if isinstance(user_column._kind, types.JSON):
+                    raise InvalidInputError(
+                        f"{operand} {operator}: JSON values have no order", field="filter"
+                    )
+                return Leaf(Ordered(column, operator, value if convert else wanted))
+            case Like() | StartsWith():
+                operand.text(user_column.column)  # raises an error if the column holds no text
+                return Leaf(replace(predicate, operand=column))
+        raise TypeError(type(predicate).__name__)
+
     def written(self, names: Sequence[str]) -> Iterator[UserColumn]:
         """Yield the columns for which an upsert with values for `names` binds lists."""
         for name, user_column in self._columns.items():
@@ -317,11 +423,28 @@ class UserColumns:
         }
         return parameters | self.on_update_parameters(names)
 
+    def stored(self, names: Sequence[str], batch: Batch) -> list[dict[str, Any]]:
+        """Return the values of each chunk that :meth:`parameters` would bind, by column key.
+
+        They compare in Python as in Postgres.
+
+        Raises:
+            InvalidInputError: A column does not accept a value.
+        """
+        written = list(self.written(names))
+        return [
+            {
+                user_column.column.key: _stored_value(user_column, chunk.id, columns)
+                for user_column in written
+            }
+            for chunk, columns in zip(batch.chunks, batch.columns, strict=True)
+        ]
+
     def on_update_parameters(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the parameters of :meth:`on_update`."""
         return {
             user_column.name + "_on_update": user_column.python_onupdate(None)
-            for user_column in self._updated_columns(names)
+            for user_column in self.updated(names)
             if user_column.python_onupdate is not None
         }
 
@@ -334,11 +457,11 @@ class UserColumns:
             names: Columns to leave out, because the caller passes values for them.
         """
         return {
-            user_column.column.key: user_column.on_update
-            for user_column in self._updated_columns(names)
+            user_column.column.key: user_column.on_update for user_column in self.updated(names)
         }
 
-    def _updated_columns(self, names: Sequence[str]) -> list[UserColumn]:
+    def updated(self, names: Sequence[str]) -> list[UserColumn]:
+        """Return the columns with an ``onupdate``, except `names`."""
         return [
             user_column
             for name, user_column in self._columns.items()
@@ -347,13 +470,35 @@ class UserColumns:
 
 
 def _list_value(user_column: UserColumn, chunk_id: str, columns: Mapping[str, Any]) -> Any:
-    """Return a chunk's value for a column: from the caller, or else from the column's default."""
+    """Return a chunk's value for a column, in the form that :attr:`list_type` accepts."""
+    with _naming_the_chunk(user_column, chunk_id):
+        return user_column.processed(_value(user_column, columns))
+
+
+def _stored_value(user_column: UserColumn, chunk_id: str, columns: Mapping[str, Any]) -> Hashable:
+    """Return a chunk's value for a column, in the form that filters compare."""
+    with _naming_the_chunk(user_column, chunk_id):
+        value = _value(user_column, columns)
+        user_column.processed(value)  # raises the errors that it raises for Postgres
     try:
-        if user_column.name in columns:
-            return user_column.processed(columns[user_column.name])
-        assert user_column.python_default is not None
-        return user_column.processed(user_column.python_default(None))
-    except _UnsuitableError as error:
+        return user_column.stored(value)
+    except Exception:  # where the driver or the server would raise an error
+        raise value_error(user_column, chunk_id, value) from None
+
+
+def _value(user_column: UserColumn, columns: Mapping[str, Any]) -> Any:
+    """Return a value from the caller, or else from the column's default."""
+    if user_column.name in columns:
+        return columns[user_column.name]
+    assert user_column.python_default is not None
+    return user_column.python_default(None)
+
+
+@contextmanager
+def _naming_the_chunk(user_column: UserColumn, chunk_id: str) -> Iterator[None]:
+    try:
+        yield
+    except UnsuitableValueError as error:
         raise column_error(chunk_id, f"the column {user_column.name} {error}") from None
     except Exception as error:  # raised by the type, or by the application's default function
         problem = (
@@ -368,6 +513,15 @@ def column_error(chunk_id: str, problem: str) -> InvalidInputError:
     """Return an error about the value of a chunk's column."""
     return InvalidInputError(
         f"chunk {safe_repr(chunk_id)}: {problem}", field="columns", chunk_id=chunk_id
+    )
+
+
+def value_error(user_column: UserColumn, chunk_id: str, value: Any) -> InvalidInputError:
+    """Return an error about a value that the driver or the server does not accept."""
+    return column_error(
+        chunk_id,
+        f"the column {user_column.name} of type {user_column.value_type.name} does not accept its "
+        f"value of type {type(value).__name__}",
     )
 
 
