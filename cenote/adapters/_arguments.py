@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,3 +92,8 @@ def document_id(metadata: Any, key: str, chunk_id: Any) -> Any:
         except ValueError:  # more digits than Python converts
             return value
     return value
+
+
+def substring_pattern(value: Any) -> Any:
+    """Return a LIKE pattern for texts that contain a text. Returns other values unchanged."""
+    return "%" + re.sub(r"[\\%_]", r"\\\g<0>", value) + "%" if isinstance(value, str) else value

@@ -19,11 +19,12 @@ from cenote.adapters._arguments import (
     reject_unknown,
 )
 from cenote.adapters._sync import LoopThread
+from cenote.adapters.metadata import json_filter, json_metadata
 from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.stores import VectorStore
-from cenote.validation.arguments import MAX_LIMIT, as_list, check_integer_argument
+from cenote.validation.arguments import MAX_LIMIT, as_list, check_integer_argument, safe_repr
 
 __all__ = ["CenoteVectorStore"]
 
@@ -39,6 +40,9 @@ class CenoteVectorStore(LangChainVectorStore):
 
     A document's id is the chunk's id; documents without an id get a random one. Scores are cosine
     similarities, -1 to 1. Filters are cenote filters: dicts or expressions.
+
+    Metadata and dicts as filters may contain dates, UUIDs and other objects of document loaders;
+    see `cenote.adapters.metadata`. Searches return their JSON.
 
     Args:
         store: Store that holds the documents.
@@ -119,10 +123,11 @@ class CenoteVectorStore(LangChainVectorStore):
         """
         _reject_unknown_options(kwargs)
         documents = list_of(documents, Document, field="documents")
+        chunks = self._chunks(documents, ids)
         vectors = self._embedding.embed_documents(_contents(documents))
-        chunks = self._chunks(documents, ids, vectors)
-        self._thread.run(self._thread.store.upsert(chunks, self._namespace))
-        return [chunk.chunk.id for chunk in chunks]
+        embedded_chunks = self._embedded(chunks, vectors)
+        self._thread.run(self._thread.store.upsert(embedded_chunks, self._namespace))
+        return [chunk.id for chunk in chunks]
 
     async def aadd_documents(
         self, documents: list[Document], *, ids: Sequence[str | None] | None = None, **kwargs: Any
@@ -137,10 +142,11 @@ class CenoteVectorStore(LangChainVectorStore):
         """
         _reject_unknown_options(kwargs)
         documents = list_of(documents, Document, field="documents")
+        chunks = self._chunks(documents, ids)
         vectors = await self._embedding.aembed_documents(_contents(documents))
-        chunks = self._chunks(documents, ids, vectors)
-        await self._store.upsert(chunks, self._namespace)
-        return [chunk.chunk.id for chunk in chunks]
+        embedded_chunks = self._embedded(chunks, vectors)
+        await self._store.upsert(embedded_chunks, self._namespace)
+        return [chunk.id for chunk in chunks]
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
         """Delete documents; see :meth:`adelete`."""
@@ -164,7 +170,7 @@ class CenoteVectorStore(LangChainVectorStore):
     ) -> bool:
         reject_unknown(kwargs, "delete")
         if ids is None:
-            await store.delete_matching(filter, self._namespace)
+            await store.delete_matching(json_filter(filter), self._namespace)
         elif filter is not None:
             raise InvalidInputError("delete() accepts ids or a filter, not both", field="filter")
         else:
@@ -233,14 +239,18 @@ class CenoteVectorStore(LangChainVectorStore):
     def _search(
         self, vector: list[float], k: int, filter: FilterLike, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        store = self._thread.store
-        results = self._thread.run(store.search(vector, self._namespace, k, filter, **kwargs))
+        search = self._thread.store.search
+        results = self._thread.run(
+            search(vector, self._namespace, k, json_filter(filter), **kwargs)
+        )
         return _with_scores(results)
 
     async def _asearch(
         self, vector: list[float], k: int, filter: FilterLike, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        results = await self._store.search(vector, self._namespace, k, filter, **kwargs)
+        results = await self._store.search(
+            vector, self._namespace, k, json_filter(filter), **kwargs
+        )
         return _with_scores(results)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
@@ -323,7 +333,7 @@ class CenoteVectorStore(LangChainVectorStore):
             vector,
             self._namespace,
             k,
-            filter,
+            json_filter(filter),
             diversity=1 - lambda_mult,
             candidates=max(fetch_k, k),
             **kwargs,
@@ -369,31 +379,42 @@ class CenoteVectorStore(LangChainVectorStore):
         return vector_store
 
     def _chunks(
-        self,
-        documents: Sequence[Document],
-        ids: Sequence[str | None] | None,
-        vectors: Sequence[list[float]],
-    ) -> list[EmbeddedChunk]:
-        count = len(documents)
+        self, documents: Sequence[Document], ids: Sequence[str | None] | None
+    ) -> list[Chunk]:
+        """Convert documents to chunks, before they are embedded: embedding may cost money."""
         given_ids = (
             [document.id for document in documents]
             if ids is None
-            else list_of_length(ids, count, field="ids")
+            else list_of_length(ids, len(documents), field="ids")
         )
-        vectors = list_of_length(vectors, count, field="embedding")
         return [
-            self._chunk(document, _id_or_new(given_id), vector)
-            for document, given_id, vector in zip(documents, given_ids, vectors, strict=True)
+            self._chunk(document, given_id, position)
+            for position, (document, given_id) in enumerate(zip(documents, given_ids, strict=True))
         ]
 
-    def _chunk(self, document: Document, chunk_id: str, vector: list[float]) -> EmbeddedChunk:
-        chunk = Chunk(
-            id=chunk_id,
-            document_id=document_id(document.metadata, self._document_id_key, chunk_id),
-            content=document.page_content,
-            metadata=document.metadata,
+    def _chunk(self, document: Document, given_id: Any, position: int) -> Chunk:
+        chunk_id = _id_or_new(given_id)
+        given = chunk_id is given_id
+        metadata = json_metadata(
+            document.metadata,
+            f"document {safe_repr(chunk_id)}" if given else f"documents[{position}]",
+            chunk_id if given else None,
         )
-        return EmbeddedChunk(chunk=chunk, embedding=vector, embedding_model=self._embedding_model)
+        return Chunk(
+            id=chunk_id,
+            document_id=document_id(metadata, self._document_id_key, chunk_id),
+            content=document.page_content,
+            metadata=metadata,
+        )
+
+    def _embedded(
+        self, chunks: Sequence[Chunk], vectors: Sequence[list[float]]
+    ) -> list[EmbeddedChunk]:
+        vectors = list_of_length(vectors, len(chunks), field="embedding")
+        return [
+            EmbeddedChunk(chunk=chunk, embedding=vector, embedding_model=self._embedding_model)
+            for chunk, vector in zip(chunks, vectors, strict=True)
+        ]
 
 
 def _reject_unknown_options(options: dict[str, Any]) -> None:

@@ -182,6 +182,110 @@ def test_random_filters_match_as_in_haystack(stores: Any, filter_trees: Any, top
         runner.run(compare(store))
 
 
+LISTED: dict[str, tuple[Any, str | None]] = {
+    "1": (["red", "blue"], "Cats purr."),
+    "2": (["blue"], "Dogs bark 100%."),
+    "3": ([], "dogs_and_cats"),
+    "4": ("reddish", ""),
+    "5": ("RED", None),
+    "6": ([1, True, None, ["red"], {"a": 1}], "a\\b"),
+    "7": (None, "ÄRGER"),
+    "8": ({"red": 1}, "red"),
+}
+"""Values of ``meta.a`` and contents of documents, by id. One more document has neither."""
+
+EXTENSIONS: list[tuple[str, str, Any, str]] = [
+    ("meta.a", "like", "red%", "4"),
+    ("meta.a", "like", "r_dd%h", "4"),
+    ("meta.a", "like", "red", ""),
+    ("meta.a", "ilike", "r%D%", "45"),
+    ("content", "like", "%cats%", "3"),
+    ("content", "ilike", "%cats%", "13"),
+    ("content", "ilike", "ärger", ""),
+    ("content", "like", "%100\\%%", "2"),
+    ("content", "like", "a\\\\b", "6"),
+    ("content", "like", "", "4"),
+    ("content", "like", "%", "1234678"),
+    ("content", "contains", "", "1234678"),
+    ("content", "contains", "cats", "3"),
+    ("content", "contains", "%", "2"),
+    ("content", "contains", "_", "3"),
+    ("content", "contains", "\\", "6"),
+    ("id", "like", "_", "12345678"),
+    ("id", "contains", "one", "none"),
+    ("meta.a", "contains", "red", "14"),
+    ("meta.a", "contains", "blue", "12"),
+    ("meta.a", "contains", 1, "6"),
+    ("meta.a", "contains", 1.0, "6"),
+    ("meta.a", "contains", True, "6"),
+    ("meta.a", "contains", False, ""),
+    ("meta.a", "contains", None, "6"),
+    ("meta.a", "contains", ["red"], "6"),
+    ("meta.a", "contains", ("red",), "6"),
+    ("meta.a", "contains", {"a": 1}, "6"),
+    ("meta.a", "array_contains", ["blue"], "12"),
+    ("meta.a", "array_contains", ["blue", "red"], "1"),
+    ("meta.a", "array_contains", ("blue", "red"), "1"),
+    ("meta.a", "array_contains", ["blue", "green"], ""),
+    ("meta.a", "array_overlaps", ["red", "green"], "1"),
+    ("meta.a", "array_overlaps", ["red", "blue", 1], "126"),
+    ("meta.a", "array_overlaps", ["red", *map(str, range(2000))], "1"),
+    ("meta.a", "array_overlaps", [], ""),
+    ("meta.b", "array_overlaps", ["red"], ""),
+    ("meta.none", "contains", "red", ""),
+    ("a", "like", "red%", "4"),
+    (f"meta.{RESERVED}", "contains", "no_content", ""),
+    (f"meta.{RESERVED}", "like", "%", ""),
+]
+"""Comparisons that Haystack itself does not have, and the ids of the documents that match."""
+
+
+def test_operators_of_other_integrations(stores: Any) -> None:
+    """``like``, ``contains`` and the array operators match alike in every method.
+
+    Their negations match all other documents, also those without the key. In a filter with dates,
+    which Python decides, they have the same meaning.
+    """
+    runner, stores = stores
+    documents = [
+        Document(id=id, content=content, meta={"a": value, "day": "2024-02-29"})
+        for id, (value, content) in LISTED.items()
+    ]
+    documents.append(Document(id="none", content=None, meta={"day": "2024-02-29"}))
+    everything = {document.id for document in documents}
+    same_day = {"field": "meta.day", "operator": "<", "value": "2024-03-01T00:00:00+01:00"}
+
+    async def find(stored: Documents, filters: dict[str, Any]) -> set[str]:
+        found = {document.id for document in await stored.read(filters)}
+        assert await stored.count(filters) == len(found)
+        return found
+
+    async def compare(store: Any) -> None:
+        stored = Documents(store, uuid.uuid4().hex, "model")
+        await stored.write(documents, DuplicatePolicy.FAIL)
+        for name, operator, value, ids in EXTENSIONS:
+            comparison = {"field": name, "operator": operator, "value": value}
+            expected = {"none"} if ids == "none" else set(ids)
+            negations = [{"operator": "NOT", "conditions": [comparison]}]
+            if not operator.startswith("array"):
+                negations.append({**comparison, "operator": f"not {operator}"})
+            for filters, matching in [
+                (comparison, expected),
+                *((negation, everything - expected) for negation in negations),
+            ]:
+                assert await find(stored, filters) == matching, filters
+                dated = {"operator": "AND", "conditions": [same_day, filters]}
+                assert not translate(dated).exact
+                assert await find(stored, dated) == matching, dated
+        deleted = await stored.delete_matching(
+            {"field": "meta.a", "operator": "not contains", "value": "blue"}
+        )
+        assert deleted == len(documents) - 2
+
+    for store in stores:
+        runner.run(compare(store))
+
+
 def test_filters_with_dates_find_documents_beyond_the_largest_limit(
     stores: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +329,19 @@ def test_filters_with_dates_find_documents_beyond_the_largest_limit(
         ({"field": "meta.a", "operator": "==", "value": "secret\x00"}, "NUL"),
         ({"field": "meta.a", "operator": "<", "value": float("nan")}, "NaN"),
         ({"field": "meta.a", "operator": "in", "value": "ab"}, "list"),
-        ({"field": "meta.a", "operator": "like", "value": "ab"}, "not in"),
+        ({"field": "meta.a", "operator": "matches", "value": "ab"}, "not in, like"),
+        ({"field": "meta.a", "operator": "not like", "value": 5}, "not like requires a text"),
+        ({"field": "meta.a", "operator": "like", "value": "secret\\"}, "single backslash"),
+        ({"field": "meta._haystack", "operator": "ilike", "value": None}, "text, not NoneType"),
+        ({"field": "content", "operator": "contains", "value": 5}, "requires a text, not int"),
+        ({"field": "content", "operator": "array_contains", "value": ["a"]}, "meta.<key>"),
+        ({"field": "meta.a", "operator": "array_overlaps", "value": "secret"}, "list, not str"),
+        ({"field": "meta.a", "operator": "array_contains", "value": []}, "at least one"),
+        (
+            {"field": "meta.a", "operator": "array_contains", "value": [1, {2}]},
+            r"'\[1\]' is of type",
+        ),
+        ({"field": "meta.a", "operator": "in", "value": ["a", b"secret"]}, r"'\[1\]' is of type b"),
         ({"field": 7, "operator": "==", "value": "ab"}, "int"),
         ({"operator": "XOR", "conditions": []}, "AND, OR, NOT"),
         ({"operator": "AND", "conditions": {}}, "list"),

@@ -160,8 +160,8 @@ NAN = float("nan")
         (TextNode(id_="bad", text="SECRET"), "embedding", "embed it first"),
         (node("bad", "SECRET", _node_content="SECRET"), "metadata", "'_node_content'"),
         (node("bad", "SECRET", a=Opaque()), "metadata", "not JSON"),
-        (node("bad", "SECRET", a={"SECRET": [NAN]}), "metadata", "not JSON"),
-        (node("bad", "SECRET", a={(1, 2): 3}), "metadata", "not JSON"),
+        (node("bad", "SECRET", a={"b": ["SECRET", NAN]}), "metadata", "key 'a.b[1]' is NaN"),
+        (node("bad", "SECRET", a={(1, 2): 3}), "metadata", "key 'a' has a key of type tuple"),
         (node("bad", "SECRET\x00"), "content", "NUL"),
         (node("bad", "SECRET", a="\ud800"), "metadata", "surrogate"),
         (

@@ -16,6 +16,7 @@ from haystack.errors import FilterError
 
 from cenote.adapters._arguments import document_id
 from cenote.adapters.haystack.filters import NO_CONTENT, RESERVED, is_empty, translate
+from cenote.adapters.metadata import json_metadata
 from cenote.errors import InvalidInputError
 from cenote.filters.language import field
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
@@ -49,10 +50,12 @@ def embedded_chunk(document: Document, dimensions: int, embedding_model: str) ->
     """Convert a document to the chunk that is stored.
 
     Raises:
-        InvalidInputError: The meta is not a dict or contains the reserved key, or the blob or the
-            sparse embedding is not of Haystack's class.
+        InvalidInputError: The meta is not a dict, contains the reserved key or a value without a
+            JSON form, or the blob or the sparse embedding is not of Haystack's class.
     """
     _check_meta(document.meta, document.id)
+    item = f"document {safe_repr(document.id)}"
+    meta = json_metadata(document.meta, item, document.id)
     extra: dict[str, Any] = {}
     if document.content is None:
         extra[NO_CONTENT] = True
@@ -67,11 +70,12 @@ def embedded_chunk(document: Document, dimensions: int, embedding_model: str) ->
         if not isinstance(sparse, SparseEmbedding):
             raise _invalid_part(document, "sparse_embedding", "a SparseEmbedding")
         extra["sparse_embedding"] = {"indices": sparse.indices, "values": sparse.values}
+    extra = json_metadata(extra, item, document.id)
     chunk = Chunk(
         id=document.id,
-        document_id=document_id(document.meta, _SOURCE, document.id),
+        document_id=document_id(meta, _SOURCE, document.id),
         content="" if document.content is None else document.content,
-        metadata=document.meta | {RESERVED: extra} if extra else document.meta,
+        metadata=meta | {RESERVED: extra} if extra else meta,
     )
     vector = [0.0] * dimensions if document.embedding is None else document.embedding
     return EmbeddedChunk(chunk=chunk, embedding=vector, embedding_model=embedding_model)
@@ -236,6 +240,7 @@ class Documents:
 
     async def update(self, filters: dict[str, Any], meta: dict[str, Any]) -> int:
         _check_meta(meta)
+        meta = json_metadata(meta, "the new meta")
         updated = 0
         async for page in self._pages(_not_empty(filters)):
             changes = {chunk.id: meta for chunk in page}

@@ -1,9 +1,27 @@
-"""Translation of Haystack filters to cenote filters.
+r"""Translation of Haystack filters to cenote filters.
 
 Haystack compares values in Python: ``True`` equals ``1``, and texts that are dates compare as dates
 in any format and time zone. Cenote filters can express the first rule but not the second. A filter
 with dates is therefore translated to a *wide* filter, which finds every document that may match.
 `document_matches_filter` of the installed Haystack then decides about each document.
+
+Values in filters may be of the types that `cenote.adapters.metadata` converts. In addition to
+Haystack's operators, filters may use these, whose names come from Haystack's integrations for
+pgvector, Chroma and Weaviate:
+
+==============================  ==================================================================
+``like``, ``not like``          The text matches a pattern: ``%`` stands for any text, ``_`` for one
+                                character, and ``\`` escapes the character that follows.
+``ilike``, ``not ilike``        The same, ignoring the case of A to Z.
+``contains``, ``not contains``  The list has an element equal to the value, or the text contains
+                                the value.
+``array_contains``              The list has all of the values, which must not be empty.
+``array_overlaps``              The list has any of the values; never matches without values.
+==============================  ==================================================================
+
+All apply to meta keys; ``like``, ``ilike`` and ``contains`` also to ``content`` and ``id``.
+Elements of lists compare as JSON: ``1`` equals ``1.0`` but not ``True``, and dates compare as
+texts. The operators with ``not`` also match documents without the key, as ``!=`` and ``not in`` do.
 """
 
 from __future__ import annotations
@@ -14,14 +32,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
 from itertools import count, islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from haystack.dataclasses import Document
 from haystack.errors import FilterError
 from haystack.utils.filters import document_matches_filter
 
+from cenote.adapters._arguments import substring_pattern
+from cenote.adapters.metadata import NoJSONFormError, json_form
 from cenote.errors import InvalidInputError
 from cenote.filters.checks import as_filter
+from cenote.filters.compiler import holds
 from cenote.filters.language import (
     MAX_DEPTH,
     MAX_PARTS,
@@ -53,6 +74,11 @@ _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
 }
 _COMPARISONS = ("==", "!=", *_ORDERS, "in", "not in")
+_EXTENSIONS = (
+    *("like", "not like", "ilike", "not ilike", "contains", "not contains"),
+    *("array_contains", "array_overlaps"),
+)
+"""Operators that Haystack itself does not have."""
 _LOGIC = ("AND", "OR", "NOT")
 _DOCUMENT_FIELDS = {document_field.name for document_field in fields(Document)}
 _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d(?:$|[Tt ])")
@@ -63,23 +89,24 @@ _MAX_DATE_LENGTH = 1000
 """Maximum number of characters of a date. dateutil takes a minute to reject a megabyte of text."""
 
 
+Matcher: TypeAlias = Callable[[Document], bool]
+"""Function that returns True if a document matches."""
+
+
 @dataclass(frozen=True)
 class TranslatedFilter:
     """Translation of a Haystack filter.
 
     Attributes:
         filter: Filter for the store.
-        exact: True if `filter` has the same meaning. If False, :meth:`matches` decides about each
+        exact: True if `filter` has the same meaning. If False, `matches` decides about each
             document that the store finds.
+        matches: Function that returns True if Haystack matches a document.
     """
 
     filter: Filter | None
     exact: bool
-    _tree: Mapping[str, Any] | None
-
-    def matches(self, document: Document) -> bool:
-        """Return True if Haystack matches a document."""
-        return self._tree is None or _matches(self._tree, document)
+    matches: Matcher
 
 
 def translate(filters: Mapping[str, Any] | None) -> TranslatedFilter:
@@ -93,13 +120,13 @@ def translate(filters: Mapping[str, Any] | None) -> TranslatedFilter:
             The error names the field or the operator.
     """
     if is_empty(filters):
-        return TranslatedFilter(None, True, None)
+        return TranslatedFilter(None, True, lambda _: True)
     translation = _Translation()
     try:
-        translated = as_filter(translation.translate(filters, wide=True, depth=0))
+        translated, matches = translation.translate(filters, wide=True, depth=0)
+        return TranslatedFilter(as_filter(translated), translation.exact, matches)
     except InvalidInputError as error:
         raise FilterError(str(error)) from error
-    return TranslatedFilter(translated, translation.exact, filters)
 
 
 def is_empty(filters: Any) -> bool:
@@ -107,25 +134,38 @@ def is_empty(filters: Any) -> bool:
     return filters is None or (isinstance(filters, Mapping) and not filters)
 
 
-def _matches(tree: Mapping[str, Any], document: Document) -> bool:
-    if "field" in tree:
-        if tree["operator"] in _ORDERS and _too_long_for_date(tree["field"], document):
+def _matcher(comparison: dict[str, Any]) -> Matcher:
+    """Return a function that decides about a document as Haystack does."""
+    name, symbol = comparison["field"], comparison["operator"]
+    if _Operand.of(name).key is None:  # Haystack 2 raises an error for these fields
+        comparison = {**comparison, "field": "meta.none"}
+
+    def matches(document: Document) -> bool:
+        if symbol in _ORDERS and _too_long_for_date(name, document):
             return False
-        if _Operand.of(tree["field"]).key is None:  # Haystack 2 raises an error for these fields
+        if comparison["field"] != name:
             document = Document(id=document.id)
-            tree = {**tree, "field": "meta.none"}
         try:
-            return document_matches_filter(dict(tree), document)
+            return document_matches_filter(comparison, document)
         except (FilterError, TypeError, OverflowError):
             return False  # because of the document's value: the filter itself is valid
-    parts = (_matches(condition, document) for condition in tree["conditions"])
-    match tree["operator"]:
-        case "AND":
-            return all(parts)
-        case "OR":
-            return any(parts)
-        case _:
-            return not all(parts)
+
+    return matches
+
+
+@dataclass(frozen=True)
+class _DocumentRow:
+    """A document as cenote's predicates read it."""
+
+    document: Document
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self.document.meta
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        return {"id": self.document.id, "content": self.document.content}
 
 
 def _too_long_for_date(name: str, document: Document) -> bool:
@@ -182,11 +222,11 @@ class _Translation:
         self.exact = True
         self._part_numbers = count()
 
-    def translate(self, tree: Any, *, wide: bool, depth: int) -> Filter:
-        """Translate a tree to a filter that matches at least the same documents.
+    def translate(self, tree: Any, *, wide: bool, depth: int) -> tuple[Filter, Matcher]:
+        """Translate a tree to a filter that matches at least the same documents, and to a function.
 
         If `wide` is False, the filter matches at most the same documents instead. A negation needs
-        this for its operands.
+        this for its operands. The function decides about a document exactly.
         """
         if not isinstance(tree, Mapping):
             raise FilterError(f"a filter must be a dict, not {type(tree).__name__}")
@@ -200,37 +240,51 @@ class _Translation:
         if not isinstance(tree["conditions"], list | tuple):
             raise FilterError("'conditions' must be a list of filters")
         negated = tree["operator"] == "NOT"
-        parts = tuple(
+        translated = [
             self.translate(condition, wide=wide is not negated, depth=depth + 1)
             for condition in tree["conditions"]
-        )
+        ]
+        parts = tuple(part for part, _ in translated)
+        matchers = [matches for _, matches in translated]
         if negated:
-            return Not(And(parts))
-        return And(parts) if tree["operator"] == "AND" else Or(parts)
+            return Not(And(parts)), lambda document: not _all_match(matchers, document)
+        if tree["operator"] == "AND":
+            return And(parts), lambda document: _all_match(matchers, document)
+        return Or(parts), lambda document: any(matches(document) for matches in matchers)
 
-    def _comparison(self, condition: Mapping[str, Any], wide: bool) -> Filter:
-        _check_keys(condition, ("operator", "value"), _COMPARISONS)
-        name, symbol, value = condition["field"], condition["operator"], condition["value"]
+    def _comparison(self, condition: Mapping[str, Any], wide: bool) -> tuple[Filter, Matcher]:
+        _check_keys(condition, ("operator", "value"), (*_COMPARISONS, *_EXTENSIONS))
+        name, symbol = condition["field"], condition["operator"]
         if not isinstance(name, str):
             raise FilterError(f"'field' must be a string, not {type(name).__name__}")
         operand = _Operand.of(name)
-        if symbol in ("in", "not in") and not isinstance(value, list):
-            raise FilterError(
-                f"{safe_repr(name)} {symbol} requires a list, not {type(value).__name__}"
-            )
         try:
-            match symbol:
-                case "==":
-                    return self._equal(operand, value, wide)
-                case "!=":
-                    return Not(self._equal(operand, value, not wide))
-                case "in":
-                    return self._in(operand, value, wide)
-                case "not in":
-                    return Not(self._in(operand, value, not wide))
-            return self._ordered(operand, symbol, value, wide)
+            if symbol in _EXTENSIONS:
+                extended = _extended(operand, symbol, json_form(condition["value"]))
+                return extended, lambda document: holds(extended, _DocumentRow(document))
+            value = _operand_value(symbol, condition["value"])
+            comparison = {"field": name, "operator": symbol, "value": value}
+            return self._haystack_comparison(operand, symbol, value, wide), _matcher(comparison)
         except _NotComparableError as error:
-            raise FilterError(f"{safe_repr(name)} {symbol} {error}") from None
+            reason = str(error)
+        except NoJSONFormError as error:
+            where = f"the value at {safe_repr(error.path)}" if error.path else "the value"
+            reason = f"cannot use its value: {where} {error.reason}"
+        raise FilterError(f"{safe_repr(name)} {symbol} {reason}")
+
+    def _haystack_comparison(
+        self, operand: _Operand, symbol: str, value: Any, wide: bool
+    ) -> Filter:
+        match symbol:
+            case "==":
+                return self._equal(operand, value, wide)
+            case "!=":
+                return Not(self._equal(operand, value, not wide))
+            case "in":
+                return self._in(operand, value, wide)
+            case "not in":
+                return Not(self._in(operand, value, not wide))
+        return self._ordered(operand, symbol, value, wide)
 
     def _in(self, operand: _Operand, values: list[Any], wide: bool) -> Filter:
         plain = [value for value in values if _is_plain(value)]
@@ -317,12 +371,70 @@ def _check_keys(tree: Mapping[str, Any], keys: tuple[str, ...], operators: tuple
         raise FilterError(f"unknown operator: use one of {', '.join(operators)}")
 
 
+def _all_match(matchers: list[Matcher], document: Document) -> bool:
+    return all(matches(document) for matches in matchers)
+
+
+def _operand_value(symbol: str, value: Any) -> Any:
+    """Return a value to compare with, converted to JSON except for datetimes.
+
+    Haystack compares a datetime with the dates of documents, in its own time zone if they have
+    none.
+
+    Raises:
+        NoJSONFormError: The value has no JSON form.
+        _NotComparableError: The value is not a list, which the operator requires.
+    """
+    if symbol not in ("in", "not in"):
+        return value if _is_datetime(value) else json_form(value)
+    if not isinstance(value, list):  # Haystack's own suite requires a list, not a tuple
+        raise _NotComparableError(f"requires a list, not {type(value).__name__}")
+    # Converts all other values at once, so that an error names the position.
+    plain = json_form([None if _is_datetime(item) else item for item in value])
+    return [
+        item if _is_datetime(item) else converted
+        for item, converted in zip(value, plain, strict=True)
+    ]
+
+
+def _is_datetime(value: Any) -> bool:
+    return isinstance(value, datetime) and value == value  # NaT of pandas does not equal itself
+
+
+def _extended(operand: _Operand, symbol: str, value: Any) -> Filter:
+    """Translate an operator that Haystack itself does not have."""
+    key, name = operand.key, symbol.removeprefix("not ")
+    if name in ("like", "ilike") or (name == "contains" and isinstance(key, Field)):
+        if not isinstance(value, str):
+            raise _NotComparableError(f"requires a text, not {type(value).__name__}")
+    elif name != "contains":
+        if isinstance(key, Field):
+            raise _NotComparableError("compares lists in the meta only: use a field 'meta.<key>'")
+        if not isinstance(value, list):
+            raise _NotComparableError(f"requires a list, not {type(value).__name__}")
+    if key is None:
+        positive: Filter = NOTHING
+    elif name in ("like", "ilike"):
+        positive = key.like(value) if name == "like" else key.ilike(value)
+    elif isinstance(key, Field):
+        positive = key.like(substring_pattern(value))
+    elif name == "array_contains":
+        positive = key.all_of(value)
+    elif name == "array_overlaps":
+        positive = key.any_of(value)
+    else:
+        positive = key.contains(value)
+        if isinstance(value, str):
+            positive = Or((positive, key.like(substring_pattern(value))))
+    if isinstance(key, Field):  # a content of None is stored as an empty text
+        positive = And((positive, Not(operand.is_none)))
+    return positive if name == symbol else Not(positive)
+
+
 def _kind(value: Any) -> type:
     """Return the JSON type of a value, or datetime. Booleans count as int."""
-    for kind in (str, int, float, list, dict, datetime, type(None)):
-        if isinstance(value, kind):
-            return kind
-    raise _NotComparableError(f"requires a JSON value or a datetime, not {type(value).__name__}")
+    kinds = (str, int, float, list, dict, datetime)
+    return next((kind for kind in kinds if isinstance(value, kind)), type(None))
 
 
 def _is_plain(value: Any) -> bool:

@@ -32,20 +32,22 @@ class CenoteDocumentStore:
     methods run in a background thread with its own connections, which `close` closes.
 
     Documents are returned in ascending order of id and equal to what was written, except for their
-    scores. Embeddings are rounded to the store's 32-bit floats (16-bit in a ``halfvec`` store), and
-    numbers in the meta are stored as `VectorStore` describes. Documents without an embedding are
-    stored with a zero vector, and embedding searches never return them.
+    scores. Dates, UUIDs and other objects in the meta are converted to JSON; see
+    `cenote.adapters.metadata`. Embeddings are rounded to the store's 32-bit floats (16-bit in a
+    ``halfvec`` store), and numbers in the meta are stored as `VectorStore` describes. Documents
+    without an embedding are stored with a zero vector, and embedding searches never return them.
 
     Parts of a document that a chunk has no column for (a content of None, a blob, a sparse
     embedding) are stored in the metadata under the key ``_haystack``. The chunk's ``document_id``
     is the meta's ``source_id``, which Haystack's splitters set, or the document's own id.
 
-    Filters mean the same as in Haystack's in-memory store. The store narrows down a filter with
-    dates, and Haystack's own code then decides about each document in Python; the store evaluates
-    all other filters alone. A comparison that raises an error in Haystack because of a document's
-    value does not match that document. A comparison of a date with a text of more than 1,000
-    characters does not match either. Filters by ``embedding``, ``sparse_embedding``, ``blob``,
-    ``score`` and ``meta`` as a whole are rejected.
+    Filters mean the same as in Haystack's in-memory store. There are more operators, such as
+    ``like`` and ``array_contains``; see `cenote.adapters.haystack.filters`. The store narrows down
+    a filter with dates, and Haystack's own code then decides about each document in Python; the
+    store evaluates all other filters alone. A comparison that raises an error in Haystack because
+    of a document's value does not match that document. A comparison of a date with a text of more
+    than 1,000 characters does not match either. Filters by ``embedding``, ``sparse_embedding``,
+    ``blob``, ``score`` and ``meta`` as a whole are rejected.
 
     Args:
         store: Store that holds the documents.

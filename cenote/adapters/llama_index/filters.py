@@ -17,6 +17,8 @@ rules apply where that store raises an error or contradicts LlamaIndex's documen
 ``IS_EMPTY``                Matches if the key is missing or null, or the value is ``""`` or ``[]``.
 conditions                  ``NOT`` matches if none of its filters does. An empty list of filters
                             matches everything.
+values                      LlamaIndex itself accepts numbers, texts and lists of them only. Values
+                            of other types are converted; see `cenote.adapters.metadata`.
 keys                        ``ref_doc_id``, ``doc_id`` and ``document_id`` are the document's id, or
                             the node's own id if it has no document. Keys are not paths.
 errors                      A value of None (except for ``IS_EMPTY``), a value that is not a list
@@ -26,7 +28,6 @@ errors                      A value of None (except for ``IS_EMPTY``), a value t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -38,6 +39,8 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
 )
 
+from cenote.adapters._arguments import substring_pattern
+from cenote.adapters.metadata import json_operand
 from cenote.errors import InvalidInputError
 from cenote.filters.language import MAX_DEPTH, MAX_PARTS, And, Filter, Not, Or, field, meta
 from cenote.validation.arguments import safe_repr
@@ -92,18 +95,13 @@ def _all_equal_values(values: Any) -> Any:
     return [equal for value in values for equal in _equal_values(value)]
 
 
-def _substring_pattern(value: Any) -> Any:
-    """Return a LIKE pattern for texts that contain a text."""
-    return "%" + re.sub(r"[\\%_]", r"\\\g<0>", value) + "%" if isinstance(value, str) else value
-
-
 def _text_match_insensitive(key: Any, value: Any) -> Filter:
     if not isinstance(value, str) or value.isascii():
-        return key.ilike(_substring_pattern(value))  # type: ignore[no-any-return]
+        return key.ilike(substring_pattern(value))  # type: ignore[no-any-return]
     # ilike() ignores the case of A to Z only.
     spellings = {value, value.lower(), value.upper(), value.title()}
     reversible = sorted(text for text in spellings if text.lower() == value.lower())
-    return Or(tuple(key.ilike(_substring_pattern(text)) for text in reversible))
+    return Or(tuple(key.ilike(substring_pattern(text)) for text in reversible))
 
 
 _PREDICATES: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
@@ -115,7 +113,7 @@ _PREDICATES: dict[FilterOperator, Callable[[Any, Any], Filter]] = {
     FilterOperator.LTE: lambda key, value: key <= value,
     FilterOperator.IN: lambda key, value: key.in_(_all_equal_values(value)),
     FilterOperator.NIN: lambda key, value: key.not_in(_all_equal_values(value)),
-    FilterOperator.TEXT_MATCH: lambda key, value: key.like(_substring_pattern(value)),
+    FilterOperator.TEXT_MATCH: lambda key, value: key.like(substring_pattern(value)),
     FilterOperator.TEXT_MATCH_INSENSITIVE: _text_match_insensitive,
 }
 
@@ -132,14 +130,17 @@ def _translate(part: MetadataFilter) -> Filter:
         raise _error(
             f"the filter by {safe_repr(part.key)} has no value: use IS_EMPTY to find missing values"
         )
+    value: Any = None
+    if part.operator != FilterOperator.IS_EMPTY:
+        value = json_operand(part.value, f"filter key {safe_repr(part.key)}")
     if part.key not in ("ref_doc_id", "doc_id", "document_id"):
-        return (_PREDICATES | _METADATA_PREDICATES)[part.operator](meta(part.key), part.value)
+        return (_PREDICATES | _METADATA_PREDICATES)[part.operator](meta(part.key), value)
     if part.operator not in _PREDICATES:
         raise _error(
             f"{safe_repr(part.key)} is the document's id, a text, which does not support the "
             f"operator {part.operator.name}"
         )
-    return _PREDICATES[part.operator](field("document_id"), part.value)
+    return _PREDICATES[part.operator](field("document_id"), value)
 
 
 def _error(message: str) -> InvalidInputError:

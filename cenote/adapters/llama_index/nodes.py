@@ -16,8 +16,8 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
-from pydantic_core import to_jsonable_python
 
+from cenote.adapters.metadata import json_metadata
 from cenote.errors import InvalidInputError
 from cenote.filters.operands import json_token
 from cenote.models import Chunk, EmbeddedChunk
@@ -80,25 +80,48 @@ def _metadata(node: BaseNode) -> dict[str, Any]:
             chunk_id=node.node_id,
         )
     try:
-        json.dumps(
-            node.metadata, allow_nan=False, default=_jsonable
-        )  # model_dump() converts NaN to null
-        dumped = node.model_dump(mode="json", exclude={"embedding"})
+        converted = _with_json_metadata(node, f"node {safe_repr(node.node_id)}", node.node_id)
+        dumped = converted.model_dump(mode="json", exclude={"embedding", "metadata"})
+    except InvalidInputError:
+        raise
     except (TypeError, ValueError, RecursionError):  # their messages quote the object
         raise InvalidInputError(
-            f"node {safe_repr(node.node_id)} contains a value that is not JSON, such as NaN or an "
-            "object: convert it first",
+            f"node {safe_repr(node.node_id)} contains a value that is not JSON: convert it first",
             field="metadata",
             chunk_id=node.node_id,
         ) from None
     if isinstance(node, TextNode):  # other classes hold more than a text
         del dumped["text"]
-    return {**dumped["metadata"], _NODE_CONTENT: json.dumps(dumped, ensure_ascii=False)}
+    dumped["metadata"] = converted.metadata
+    return {**converted.metadata, _NODE_CONTENT: json.dumps(dumped, ensure_ascii=False)}
 
 
-def _jsonable(value: Any) -> Any:
-    """Convert a set, a date and so on as pydantic does, but keep NaN."""
-    return to_jsonable_python(value, inf_nan_mode="constants")
+def _with_json_metadata(node: BaseNode, item: str, item_id: str) -> BaseNode:
+    """Return a copy of a node with JSON for its metadata.
+
+    Converts the metadata in relationships, too, because splitters copy them from the document, and
+    the metadata of a node that an `IndexNode` refers to.
+
+    Raises:
+        InvalidInputError: A value has no JSON form. The error names `item` and the metadata key.
+    """
+
+    def convert(related: RelatedNodeInfo) -> RelatedNodeInfo:
+        metadata = json_metadata(related.metadata, f"{item}, in a relationship", item_id)
+        return related.model_copy(update={"metadata": metadata})
+
+    update: dict[str, Any] = {
+        "metadata": json_metadata(node.metadata, item, item_id),
+        "relationships": {
+            kind: [convert(info) for info in related]
+            if isinstance(related, list)
+            else convert(related)
+            for kind, related in node.relationships.items()
+        },
+    }
+    if isinstance(node, IndexNode) and isinstance(node.obj, BaseNode):
+        update["obj"] = _with_json_metadata(node.obj, f"{item}, in obj", item_id)
+    return node.model_copy(update=update)
 
 
 def node_of(chunk: Chunk) -> BaseNode:

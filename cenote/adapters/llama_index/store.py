@@ -42,7 +42,8 @@ class CenoteVectorStore(BasePydanticVectorStore):
     source (``ref_doc_id``) as document id. A node without a source uses its own id as document id.
     The chunk's metadata are the node's metadata, which may be nested, and the key
     ``_node_content`` with the rest of the node as JSON, from which the whole node is restored.
-    LlamaIndex's JSON omits the bytes of media and converts values such as dates to text.
+    LlamaIndex's JSON omits the bytes of media. Dates, UUIDs and other objects in metadata are
+    converted to JSON; see `cenote.adapters.metadata`.
 
     Nodes show changes made by `VectorStore.update_metadata`; with ``merge=True`` it keeps
     ``_node_content``. Chunks without that key, such as those written by other means, are returned

@@ -29,7 +29,12 @@ _dates = st.sampled_from(
         *("0001-01-01T00:00:00+23:59", "9999-12-31T00:00:00-23:59", "2024-02-30", "20240229"),
     ]
 )
-_operators = st.sampled_from(["==", "!=", "<", ">=", "in", "not in"])
+_operators = st.sampled_from(
+    [
+        *("==", "!=", "<", ">=", "in", "not in", "like", "not ilike", "contains", "not contains"),
+        *("array_contains", "array_overlaps"),
+    ]
+)
 _operands = values.good_values | _dates | st.lists(values.good_values | _dates, max_size=3)
 _odd_operands = anything | values.odd_contents | values.odd_metadata
 
@@ -51,6 +56,16 @@ _good_comparisons = st.one_of(
     _comparison(_fields_of_haystack, st.sampled_from(["==", "!="]), _operands),
     _comparison(_fields_of_haystack, st.sampled_from(["<", ">="]), _dates | values.numbers),
     _comparison(_fields_of_haystack, st.just("in"), st.lists(_operands, max_size=3)),
+    _comparison(
+        _fields_of_haystack,
+        st.sampled_from(["like", "not like", "ilike", "contains"]),
+        st.sampled_from(["", "%a_", "cat", "1"]),
+    ),
+    _comparison(
+        st.sampled_from(["a", "meta.b"]),
+        st.sampled_from(["array_contains", "array_overlaps"]),
+        st.lists(_operands, min_size=1, max_size=3),
+    ),
 )
 _odd_comparisons = st.one_of(
     _comparison(_odd_fields, _operators, _operands),
