@@ -153,6 +153,7 @@ def json_filter(given: Any) -> Any:
     return convert(given, 0)
 
 
+_PLAIN = frozenset((str, int, float, bool, type(None)))
 _LIST_OPERATORS = ("$in", "$nin", "$any", "$all", "$between")
 
 
@@ -172,6 +173,8 @@ def json_operand(value: Any, subject: str) -> Any:
     """
     if isinstance(value, Filter | Meta | Field):  # rejected by the filter language
         return value
+    if type(value) is list and _PLAIN.issuperset(map(type, value)):
+        return value  # the filter language checks it; in a thread if the list is long
     try:
         return json_form(value)
     except NoJSONFormError as error:

@@ -404,31 +404,37 @@ def _is_datetime(value: Any) -> bool:
 def _extended(operand: _Operand, symbol: str, value: Any) -> Filter:
     """Translate an operator that Haystack itself does not have."""
     key, name = operand.key, symbol.removeprefix("not ")
-    if name in ("like", "ilike") or (name == "contains" and isinstance(key, Field)):
-        if not isinstance(value, str):
-            raise _NotComparableError(f"requires a text, not {type(value).__name__}")
+    if name in ("like", "ilike"):
+        positive = _text_filter(operand, name, value)
     elif name != "contains":
-        if isinstance(key, Field):
-            raise _NotComparableError("compares lists in the meta only: use a field 'meta.<key>'")
-        if not isinstance(value, list):
-            raise _NotComparableError(f"requires a list, not {type(value).__name__}")
-    if key is None:
-        positive: Filter = NOTHING
-    elif name in ("like", "ilike"):
-        positive = key.like(value) if name == "like" else key.ilike(value)
+        positive = _list_filter(key, name, value)
     elif isinstance(key, Field):
-        positive = key.like(substring_pattern(value))
-    elif name == "array_contains":
-        positive = key.all_of(value)
-    elif name == "array_overlaps":
-        positive = key.any_of(value)
+        positive = _text_filter(operand, "like", substring_pattern(value))
     else:
-        positive = key.contains(value)
+        positive = NOTHING if key is None else key.contains(value)
         if isinstance(value, str):
-            positive = Or((positive, key.like(substring_pattern(value))))
-    if isinstance(key, Field):  # a content of None is stored as an empty text
-        positive = And((positive, Not(operand.is_none)))
-    return positive if name == symbol else Not(positive)
+            positive = positive | _text_filter(operand, "like", substring_pattern(value))
+    return positive if name == symbol else ~positive
+
+
+def _text_filter(operand: _Operand, name: str, pattern: Any) -> Filter:
+    if not isinstance(pattern, str):
+        raise _NotComparableError(f"requires a text, not {type(pattern).__name__}")
+    if operand.key is None:
+        return NOTHING
+    matches = operand.key.like(pattern) if name == "like" else operand.key.ilike(pattern)
+    # A content of None is stored as an empty text.
+    return matches & ~operand.is_none if isinstance(operand.key, Field) else matches
+
+
+def _list_filter(key: Meta | Field | None, name: str, values: Any) -> Filter:
+    if isinstance(key, Field):
+        raise _NotComparableError("compares lists in the meta only: use a field 'meta.<key>'")
+    if not isinstance(values, list):
+        raise _NotComparableError(f"requires a list, not {type(values).__name__}")
+    if key is None:
+        return NOTHING
+    return key.all_of(values) if name == "array_contains" else key.any_of(values)
 
 
 def _kind(value: Any) -> type:

@@ -17,8 +17,9 @@ rules apply where that store raises an error or contradicts LlamaIndex's documen
 ``IS_EMPTY``                Matches if the key is missing or null, or the value is ``""`` or ``[]``.
 conditions                  ``NOT`` matches if none of its filters does. An empty list of filters
                             matches everything.
-values                      LlamaIndex itself accepts numbers, texts and lists of them only. Values
-                            of other types are converted; see `cenote.adapters.metadata`.
+values                      LlamaIndex itself accepts numbers, texts and lists of them only. Convert
+                            other values as `cenote.adapters.metadata` does: for a datetime with a
+                            time zone, ``at.astimezone(timezone.utc).isoformat()``.
 keys                        ``ref_doc_id``, ``doc_id`` and ``document_id`` are the document's id, or
                             the node's own id if it has no document. Keys are not paths.
 errors                      A value of None (except for ``IS_EMPTY``), a value that is not a list
