@@ -32,6 +32,7 @@ from cenote.migrate.autogenerate_operations import (
     AlterEmbeddingOp,
     CreateChunkTableOp,
     EnsureExtensionOp,
+    StoreInlineOp,
 )
 from cenote.migrate.versions import UnconfiguredRevisionError
 from cenote.orm.mixin import CHUNK_COLUMNS, KEY, LANGUAGES, missing_dimensions_message
@@ -53,8 +54,9 @@ def hooks(**options: Any) -> dict[str, Any]:
         **options: Your own arguments for ``context.configure``, which are merged with cenote's.
             An object is included if your ``include_object`` includes it too. Your ``render_item``
             comes first. Your ``compare_type`` decides where cenote's does not: True compares types
-            as Alembic does, which is the default, and False compares none. Your
-            ``autogenerate_plugins`` stay. All other arguments are returned as they are.
+            as Alembic does, which is the default, and False compares only the type of the
+            embedding, because the index depends on it. Your ``autogenerate_plugins`` stay. All
+            other arguments are returned as they are.
     """
     _register()
     plugins = options.get("autogenerate_plugins", ["alembic.autogenerate.*"])
@@ -87,15 +89,18 @@ def _merge_render_item(
 
 def _merge_compare_type(
     users: Callable[..., bool | None] | bool | None,
-) -> Callable[..., bool | None] | Literal[False]:
-    if users is False:
-        return False
+) -> Callable[..., bool | None]:
     if users is None or users is True:
         return compare_type
 
-    def compare(*arguments: Any) -> bool | None:
-        differs = compare_type(*arguments)
-        return users(*arguments) if differs is None else differs
+    def compare(context: Any, inspected: Any, column: Any, *types: Any) -> bool | None:
+        differs = compare_type(context, inspected, column, *types)
+        if differs is not None:
+            return differs
+        if users is not False:
+            return users(context, inspected, column, *types)
+        is_embedding = _is_chunk_table(column.table) and column.name == "embedding"
+        return None if is_embedding else False
 
     return compare
 
@@ -163,7 +168,7 @@ def setup(plugin: Plugin) -> None:
         priority=DispatchPriority.LAST,
     )
     plugin.add_autogenerate_comparator(
-        _replace_creations,
+        _complete_operations,
         "schema",
         PLUGIN,
         qualifier="postgresql",
@@ -176,9 +181,10 @@ def _register() -> None:
     Plugin.setup_plugin_from_module(sys.modules[__name__], PLUGIN)
 
 
-def _replace_creations(
+def _complete_operations(
     autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
 ) -> PriorityDispatchResult:
+    """Add what chunk tables need to the operations that create them or change their embedding."""
     for place, operation in enumerate(upgrade_ops.ops):
         if isinstance(operation, ops.CreateTableOp):
             columns = {item.name for item in operation.columns if isinstance(item, Column)}
@@ -187,6 +193,16 @@ def _replace_creations(
     if any(isinstance(operation, CreateChunkTableOp) for operation in upgrade_ops.ops):
         # Create the extension before all tables: the application's other tables may have vectors.
         upgrade_ops.ops.insert(0, EnsureExtensionOp())
+    for operation in [*upgrade_ops.ops]:
+        if isinstance(operation, ops.ModifyTableOps) and any(
+            isinstance(change, AlterEmbeddingOp) for change in operation.ops
+        ):
+            place = upgrade_ops.ops.index(operation)
+            upgrade_ops.ops[place : place + 1] = [
+                StoreInlineOp(operation.table_name, operation.schema, down=True),
+                operation,
+                StoreInlineOp(operation.table_name, operation.schema),
+            ]
     return PriorityDispatchResult.CONTINUE
 
 

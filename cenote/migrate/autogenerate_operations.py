@@ -80,10 +80,7 @@ def _render_creation(autogen_context: AutogenContext, operation: CreateChunkTabl
 
 
 class AlterEmbeddingOp(ops.AlterColumnOp):
-    """Change the type or the dimensions of the embedding column, and set its storage again.
-
-    Postgres resets the storage of a column whose type changes.
-    """
+    """Change the type or the dimensions of the embedding column."""
 
     @classmethod
     def of(cls, operation: ops.AlterColumnOp) -> AlterEmbeddingOp:
@@ -104,8 +101,6 @@ class AlterEmbeddingOp(ops.AlterColumnOp):
 @renderers.dispatch_for(AlterEmbeddingOp)
 def _render_embedding(autogen_context: AutogenContext, operation: AlterEmbeddingOp) -> list[str]:
     alter_column = renderers.dispatch(ops.AlterColumnOp)(autogen_context, operation)
-    schema = "" if operation.schema is None else f", schema={str(operation.schema)!r}"
-    autogen_context.imports.add("from cenote.operations import store_inline")
     before, after = operation.dimensions
     comments = []
     if before != after:
@@ -114,4 +109,33 @@ def _render_embedding(autogen_context: AutogenContext, operation: AlterEmbedding
             '# For a table with rows see "Another embedding model, without downtime" in',
             "# docs/schema.md.",
         ]
-    return [*comments, alter_column, f"store_inline({str(operation.table_name)!r}{schema})"]
+    return [*comments, alter_column]
+
+
+class StoreInlineOp(ops.MigrateOperation):
+    """Set the storage of a chunk table again, because Postgres resets it if a type changes.
+
+    The change of the type may be in a block of ``op.batch_alter_table``, which runs its operations
+    at its end, so this operation follows the block. In a downgrade the operations are in reverse
+    order: one before the block, with ``down=True``, becomes the one that follows.
+    """
+
+    def __init__(self, table_name: str, schema: str | None, *, down: bool = False) -> None:
+        self.table_name = table_name
+        self.schema = schema
+        self.down = down
+
+    def reverse(self) -> StoreInlineOp:
+        return StoreInlineOp(self.table_name, self.schema, down=not self.down)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return ("store_inline", self.schema, self.table_name)
+
+
+@renderers.dispatch_for(StoreInlineOp)
+def _render_storage(autogen_context: AutogenContext, operation: StoreInlineOp) -> list[str]:
+    if operation.down:
+        return []
+    schema = "" if operation.schema is None else f", schema={operation.schema!r}"
+    autogen_context.imports.add("from cenote.operations import store_inline")
+    return [f"store_inline({operation.table_name!r}{schema})"]

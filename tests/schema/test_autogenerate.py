@@ -192,6 +192,11 @@ STORAGE = (
 )
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"render_as_batch": True, "compare_type": False}],
+    ids=["plain", "advanced-alchemy"],
+)
 @pytest.mark.parametrize("partitions", [0, 2])
 @pytest.mark.parametrize(
     ("before", "after"),
@@ -202,21 +207,28 @@ STORAGE = (
     ],
 )
 async def test_a_changed_type(
-    empty_engine: AsyncEngine, partitions: int, before: dict[str, Any], after: dict[str, Any]
+    empty_engine: AsyncEngine,
+    partitions: int,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
-    """Upgrade and downgrade convert the rows, and keep storage and indexes; a warning says so."""
+    """Upgrade and downgrade convert the rows, and keep storage and indexes; a warning says so.
+
+    The type is compared and changed in batch operations, too, which are Advanced Alchemy's default.
+    """
     old, new = (passage_model(partitions=partitions, **changes) for changes in (before, after))
     await upgrade(empty_engine, old.metadata)
     store = PgVectorStore(empty_engine, model=old)
     await store.upsert([embedded("a", [1, 0, 0]), embedded("b", [0, 1, 0.5])], "n")
     with pytest.warns(UserWarning, match="rewrites the table") as warnings:
-        revision = await autogenerate(empty_engine, new.metadata)
+        revision = await autogenerate(empty_engine, new.metadata, **options)
     assert "Another embedding model, without downtime" in str(warnings[0].message)
     for body, model in ((revision.upgrade, new), (revision.downgrade, old)) * 2:
         positions = [body.index(word) for word in ("drop_index", "alter_column", "create_index")]
         assert positions == sorted(positions)
         await run_body(empty_engine, body)
-        assert (await autogenerate(empty_engine, model.metadata)).is_empty
+        assert (await autogenerate(empty_engine, model.metadata, **options)).is_empty
         assert await scalar(empty_engine, STORAGE) == "m"
         store = PgVectorStore(empty_engine, model=model)
         assert await store.check_schema() == []

@@ -50,6 +50,7 @@ async def autogenerate(engine: AsyncEngine, metadata: MetaData, **options: Any) 
                 item,  # type: ignore[arg-type]
                 migration_context=context,
                 render_item=context.opts["render_item"],
+                render_as_batch=context.opts.get("render_as_batch", False),
             )
             for item in operations
         )
