@@ -21,7 +21,7 @@ from cenote.filters.language import (
     too_many_parts,
 )
 from cenote.filters.operands import MetadataOperand
-from cenote.filters.predicates import Predicate
+from cenote.filters.predicates import ContainsAll, ContainsAny, IsOneOf, Match, Predicate
 from cenote.responsive import run_in_thread
 
 _LONG = 2000
@@ -29,6 +29,8 @@ _LONG = 2000
 
 2,000 values take 5 to 10 ms.
 """
+
+_WITH_TOKENS = (IsOneOf, ContainsAny, ContainsAll, Match)
 
 # -- checks ----------------------------------------------------------------------------------------
 
@@ -85,7 +87,15 @@ async def checked_filter(
     Raises:
         InvalidInputError: `given` is not a valid filter.
     """
-    return await run_in_thread(check, given) if is_long(given) else check(given)
+    return await run_in_thread(_check_long, given, check) if is_long(given) else check(given)
+
+
+def _check_long(given: Any, check: Callable[[Any], Filter | None]) -> Filter | None:
+    filter = check(given)
+    for predicate in predicates(filter):
+        if isinstance(predicate.operand, MetadataOperand) and isinstance(predicate, _WITH_TOKENS):
+            _ = predicate.tokens  # kept, so computed here and not on the event loop
+    return filter
 
 
 def is_long(given: Any) -> bool:

@@ -13,8 +13,8 @@ from sqlalchemy.types import TypeEngine
 from cenote.filters.checks import as_filter, constant_value, is_long, predicates
 from cenote.filters.condition import FilterCondition, Piece, PredicateTemplate
 from cenote.filters.language import And, Filter, Leaf, Not, Or
-from cenote.filters.operands import Row
-from cenote.filters.predicates import Predicate
+from cenote.filters.operands import ColumnOperand, Row
+from cenote.filters.predicates import IsOneOf, Predicate
 from cenote.responsive import run_in_thread
 
 MAX_KEPT_PARAMETERS = 24
@@ -26,7 +26,18 @@ A filter of 1,000 predicates took 5 to 39 MB in the client, and up to 25 MB on t
 """
 
 MAX_KEPT_BYTES = 16 * 1024
-"""Maximum bytes of the values in a kept statement that contains its values."""
+"""Maximum bytes of the values of a filter whose statements are kept.
+
+Some statements contain their values. For others, Postgres may choose a generic plan after five
+executions, which converts a value from text to jsonb once for each row.
+"""
+
+_MAX_KEPT_COLUMN_LIST = 100
+"""Maximum number of values that a column is compared with in a kept statement.
+
+Postgres hashes the values of ``= ANY(...)`` in a custom plan only. A generic plan compares them one
+by one.
+"""
 
 # -- the meaning in Python -------------------------------------------------------------------------
 
@@ -78,16 +89,18 @@ class Conditions:
         """The values to bind, by predicate."""
         return [predicate.values for predicate in predicates(self._filter)]
 
-    @property
+    @cached_property
     def is_kept(self) -> bool:
         """True if statements with this filter are kept for the next call."""
-        return self.weight <= MAX_KEPT_PARAMETERS
+        return (
+            self.weight <= MAX_KEPT_PARAMETERS
+            and self._size <= MAX_KEPT_BYTES
+            and not any(map(_is_long_column_list, predicates(self._filter)))
+        )
 
-    @property
-    def is_kept_with_values(self) -> bool:
-        """True if statements that contain the values of this filter are kept."""
-        sizes = (predicate.size for predicate in predicates(self._filter))
-        return self.is_kept and sum(sizes) <= MAX_KEPT_BYTES
+    @cached_property
+    def _size(self) -> int:
+        return sum(predicate.size for predicate in predicates(self._filter))
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -146,6 +159,14 @@ def _convert(given: Any, check: Callable[[Any], Filter | None]) -> Conditions:
     # These properties are kept, so they are computed here and not on the event loop.
     _ = conditions.parameters, conditions.fingerprint
     return conditions
+
+
+def _is_long_column_list(predicate: Predicate) -> bool:
+    return (
+        isinstance(predicate, IsOneOf)
+        and isinstance(predicate.operand, ColumnOperand)
+        and len(predicate.wanted) > _MAX_KEPT_COLUMN_LIST
+    )
 
 
 def _name(number: int) -> str:

@@ -8,9 +8,15 @@ from itertools import count
 from typing import Any, NoReturn, TypeAlias
 
 from cenote.errors import InvalidInputError
-from cenote.filters.operands import ColumnOperand, MetadataOperand, Operand
+from cenote.filters.operands import (
+    ColumnOperand,
+    MetadataOperand,
+    Operand,
+    filter_reason,
+)
 from cenote.filters.predicates import (
     Contains,
+    ContainsAll,
     ContainsAny,
     Equals,
     Exists,
@@ -32,9 +38,9 @@ first counts as one more. Compiling 100 predicates blocks the event loop for 5 t
 on the statement.
 """
 
-MAX_VALUE_BYTES = 2**20
-"""Maximum bytes of the keys and values in a filter. Each element of a list or an object counts 16
-bytes more."""
+MAX_VALUE_BYTES = 4 * 2**20
+"""Maximum bytes of the keys and values in a filter. Each element of a list or an object counts 32
+bytes more. A list may have 43,000 values of 64 characters, or 100,000 numbers."""
 
 MAX_DEPTH = 50
 """Maximum nesting of ``&``, ``|`` and ``~`` plus the keys of a path; each is a level of the SQL."""
@@ -44,7 +50,8 @@ MAX_PARTS = 10 * MAX_PREDICATES
 time: thirty lines of code can build one with a billion parts."""
 
 _LONG_LIST = 20
-"""Up to this many values, ``in_()`` and ``any_of()`` look each one up in the metadata index."""
+"""Up to this many values, ``in_()``, ``any_of()`` and ``all_of()`` look each one up in the metadata
+index. A longer list is one predicate, which looks each row's value up in a hashed set."""
 
 # -- expressions -----------------------------------------------------------------------------------
 
@@ -164,11 +171,15 @@ class _Comparable:
         """Equals any of `values`; never matches if `values` is empty."""
         wanted = self._operand.checked_list(_value_list(values, f"{self._operand} in_"))
         if len(wanted) > _LONG_LIST:
-            not_null = Leaf(
-                IsOneOf(self._operand, [value for value in wanted if value is not None])
-            )
-            return not_null | self.is_null() if None in wanted else not_null
+            return self._in_long_list(wanted)
         return Or(tuple(Leaf(Equals(self._operand, value)) for value in wanted))
+
+    def _in_long_list(self, wanted: list[Any]) -> Filter:
+        if isinstance(self._operand, MetadataOperand) or all(value is not None for value in wanted):
+            return Leaf(IsOneOf(self._operand, wanted))
+        # In a column, None means NULL, which does not equal itself.
+        not_null = [value for value in wanted if value is not None]
+        return Leaf(IsOneOf(self._operand, not_null)) | self.is_null()
 
     def not_in(self, values: Iterable[Any]) -> Filter:
         """The opposite of :meth:`in_`: also matches chunks without a value."""
@@ -231,6 +242,8 @@ class Meta(_Comparable):
         wanted = _value_list(values, f"{self._operand} all_of")
         if not wanted:
             raise invalid_filter(f"{self._operand} all_of requires at least one value")
+        if len(wanted) > _LONG_LIST:
+            return Leaf(ContainsAll(self._key, self._key.checked_list(wanted)))
         return And(tuple(self.contains(value) for value in wanted))
 
 
@@ -399,7 +412,8 @@ def _canonical_item(key: Any, value: Any) -> dict[str, Any]:
         item: dict[str, Any] = canonical_json({key: value})
         json_text(item)
     except NotJSONError as error:
-        raise invalid_filter(f"filter key {safe_repr(key)} {error}") from None
+        reason = filter_reason(error)
+        raise invalid_filter(f"filter key {safe_repr(key)} {reason}") from None
     return item
 
 

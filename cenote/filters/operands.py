@@ -49,6 +49,7 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 from cenote.errors import InvalidInputError
 from cenote.validation.arguments import is_integer, is_number
 from cenote.validation.json import (
+    DateInJSONError,
     NotJSONError,
     approximate_bytes,
     canonical_json,
@@ -164,7 +165,9 @@ class MetadataOperand:
             canonical = canonical_json(value)
             json_text(canonical)
         except NotJSONError as error:
-            raise InvalidInputError(f"the value of {self} {error}", field="filter") from None
+            raise InvalidInputError(
+                f"the value of {self} {filter_reason(error)}", field="filter"
+            ) from None
         return canonical
 
     def checked_list(self, values: list[Any]) -> list[Any]:
@@ -201,6 +204,16 @@ class MetadataOperand:
         for key in reversed(self.path):
             value = {key: value}
         return json_text(value)
+
+
+def filter_reason(error: NotJSONError) -> str:
+    """Return the reason why a value of a filter is not JSON."""
+    if isinstance(error, DateInJSONError):
+        return (
+            f"{error}, and store that text in the metadata; or map a timestamp column in your "
+            'model, and compare it as field("at")'
+        )
+    return str(error)
 
 
 _KINDS: dict[str, type] = {

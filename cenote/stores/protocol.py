@@ -163,7 +163,9 @@ class VectorStore(Protocol):
             filter: Condition that the chunks must match.
 
         Raises:
-            InvalidInputError: an argument is invalid. The call itself raises, not the iteration.
+            InvalidInputError: an argument is invalid. The call itself raises, not the iteration,
+                except for a filter with more than 2,000 values, which a thread checks when the
+                iteration starts.
             VectorStoreError: a read failed during the iteration.
         """
         ...

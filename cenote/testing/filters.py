@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,76 @@ FILTERED: dict[str, dict[str, Any]] = {
 }
 """Metadata of the chunks that `FILTERS` are applied to, by chunk id."""
 
+_OTHERS = [f"other {number}" for number in range(50)]
+"""Values that no chunk has. They make a list long, so that it becomes one predicate."""
+
+LONG_LISTS: list[tuple[Any, str]] = [
+    (meta("lang").in_(["es", "EN", *_OTHERS]), "ab"),
+    (meta("lang").not_in(["es", "EN", *_OTHERS]), "cdef"),
+    (meta("year").in_([2020, *_OTHERS]), "a"),
+    (meta("year").in_([2020.0, 2021.5, *_OTHERS]), "ab"),
+    (meta("year").in_([*range(2000, 2030)]), "a"),
+    (meta("year").in_([*map(float, range(2000, 2030))]), "a"),
+    (meta("year").in_([1, 0, *_OTHERS]), ""),
+    (meta("year").in_([True, *_OTHERS]), "d"),
+    (meta("year").in_([None, *_OTHERS]), "f"),
+    (meta("year").not_in([None, *_OTHERS]), "abcde"),
+    (meta("year").in_([*[2020] * 30, *[2020.0] * 30]), "a"),
+    (meta("year").in_([[2020], {"year": 2020}, *_OTHERS]), ""),
+    (meta("year").in_(["2020", "true", "null", *_OTHERS]), "c"),
+    (meta("missing").in_(_OTHERS), ""),
+    (meta("missing").not_in(_OTHERS), "abcdef"),
+    (~~meta("missing").not_in([None, *_OTHERS]), "abcdef"),
+    (meta("tags").in_([["x", "y"], *_OTHERS]), "a"),
+    (meta("tags").in_([["y", "x"], ["x"], *_OTHERS]), ""),
+    (meta("tags").in_([[], {}, *_OTHERS]), "b"),
+    (meta("tags").in_(["x", *_OTHERS]), "d"),
+    (meta("tags").in_([[1.0, [2], {"l": 2, "k": 1}, None, "x"], *_OTHERS]), "f"),
+    (meta("author").in_([{"age": 3.0, "name": "Ana"}, {"name": "Ana"}, *_OTHERS]), "a"),
+    (meta("author").in_([[{"name": "Ana"}], *_OTHERS]), "d"),
+    (meta("author", "name").in_(["Ana", *_OTHERS]), "a"),
+    (meta("author", "name").in_([["Ana"], None, *_OTHERS]), "b"),
+    (meta("author", "name").not_in(["Ana", *_OTHERS]), "bcdef"),
+    (meta("author", "name", "deeper").in_([None, *_OTHERS]), ""),
+    (meta("tags").any_of(["x", *_OTHERS]), "af"),
+    (meta("tags").any_of([1.0, *_OTHERS]), "f"),
+    (meta("tags").any_of([True, [1], {"k": 1}, *_OTHERS]), ""),
+    (meta("tags").any_of([None, *_OTHERS]), "f"),
+    (meta("tags").any_of([[2.0], *_OTHERS]), "f"),
+    (~meta("tags").any_of(["x", *_OTHERS]), "bcde"),
+    (meta("author", "name").any_of(["Ana", *_OTHERS]), "b"),
+    (meta("missing").any_of(_OTHERS), ""),
+    (meta("tags").all_of(["x"] * 30), "af"),
+    (meta("tags").all_of([*["x"] * 30, "y"]), "a"),
+    (meta("tags").all_of(["x", *_OTHERS]), ""),
+    (meta("tags").all_of([*[1, 1.0] * 20, [2], {"l": 2, "k": 1}, None, "x"]), "f"),
+    (meta("tags").all_of([*[True, 1] * 20]), ""),
+    (meta("tags").all_of([{"k": 1}] * 30), ""),
+    (meta("tags").all_of([[2]] * 30), "f"),
+    (meta("tags").all_of([None] * 30), "f"),
+    (~meta("tags").all_of(["x"] * 30), "bcde"),
+    (meta("author", "name").all_of(["Ana"] * 30), "b"),
+    (meta("missing").all_of([None] * 30), ""),
+    ({"lang": {"$in": ["es", None, *_OTHERS]}}, "ac"),
+    ({"lang": {"$nin": ["es", None, *_OTHERS]}}, "bdef"),
+    ({"tags": {"$any": ["y", *_OTHERS]}}, "a"),
+    ({"tags": {"$all": ["x"] * 30}, "year": None}, "f"),
+    ({"tags": {"$not": {"$all": ["x"] * 30}}}, "bcde"),
+    ((meta("lang").in_(["es", *_OTHERS])) | meta("tags").any_of([1, *_OTHERS]), "af"),
+    (meta("lang").in_(["es", *_OTHERS]) & ~meta("tags").all_of(["y"] * 30), ""),
+    (field("position").in_([0, 3, *range(100, 150)]), "ad"),
+    (field("position").not_in([0, 3, *range(100, 150)]), "bcef"),
+    (field("document_id").in_(["doc%b", *_OTHERS]), "b"),
+    (field("content").in_(["Under%", *_OTHERS]), ""),
+    (field("id").not_in(["a", *_OTHERS]), "bcdef"),
+    (field("embedding_model").in_([None, *_OTHERS]), ""),
+    (field("embedding_model").not_in(["model", *_OTHERS]), ""),
+    (field("created_at").in_([datetime(2020, 1, day, tzinfo=UTC) for day in range(1, 31)]), ""),
+]
+"""Filters with lists of more than 20 values, each with the keys in `FILTERED` that it matches."""
+
 FILTERS: list[tuple[Any, str]] = [
+    *LONG_LISTS,
     (meta("year") == 2020, "a"),
     (meta("year") == 2020.0, "a"),
     (meta("year") != 2020, "bcdef"),
@@ -144,6 +213,11 @@ BAD_FILTERS: list[Callable[[], Any]] = [
     lambda: {"a": _nested_in_key(3000)},
     lambda: field("position") == 2**70,
     lambda: field("position").in_([2**70]),
+    lambda: meta("a") > datetime(2020, 1, 1, tzinfo=UTC),
+    lambda: meta("a").in_([datetime(2020, 1, 1, tzinfo=UTC)] * 30),
+    lambda: {"a": date(2020, 1, 1)},
+    lambda: {"a": {"$any": [[date(2020, 1, 1)]]}},
+    lambda: {"a": {"$all": ["x"] * 30 + ["\x00"]}},
 ]
 """Functions that build invalid filters, or raise while building one."""
 

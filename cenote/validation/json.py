@@ -6,6 +6,7 @@ import json
 import json.encoder
 import math
 from collections.abc import Callable
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -41,16 +42,16 @@ def longer_than(text: str, most_bytes: int) -> bool:
 def approximate_bytes(value: Any) -> int:
     """Return the approximate size of a value as JSON.
 
-    Texts count with their bytes of UTF-8, and each item of a list or an object with 16 bytes more.
+    Texts count with their bytes of UTF-8, and each item of a list or an object with 32 bytes more.
     """
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode())
     if isinstance(value, bytes):
         return len(value)
     if isinstance(value, dict):
-        return sum(16 + len(key) + approximate_bytes(item) for key, item in value.items())
+        return sum(32 + len(key) + approximate_bytes(item) for key, item in value.items())
     if isinstance(value, list):
-        return sum([16 + approximate_bytes(item) for item in value])
+        return sum([32 + approximate_bytes(item) for item in value])
     return 8
 
 
@@ -75,6 +76,10 @@ _encode = _encoder()
 
 class NotJSONError(Exception):
     """Explains why a value is not JSON, without quoting it."""
+
+
+class DateInJSONError(NotJSONError):
+    """Explains that a value is a date or a datetime."""
 
 
 def json_text(value: Any) -> str:
@@ -157,9 +162,19 @@ def _canonical(value: Any, depth: int) -> Any:
             return {_canonical_key(k): _canonical(v, depth + 1) for k, v in value.items()}
         case list():
             return [_canonical(item, depth + 1) for item in value]
+        case datetime():
+            raise DateInJSONError(
+                "contains a datetime, which is not JSON; use UTC text, which sorts by time: "
+                "value.astimezone(timezone.utc).isoformat()"
+            )
+        case date():
+            raise DateInJSONError(
+                "contains a date, which is not JSON; use text, which sorts by time: "
+                "value.isoformat()"
+            )
     raise NotJSONError(
         f"contains a value of type {type(value).__name__}, which is not JSON; convert it first "
-        "(list(), str(), .item(), .isoformat())"
+        "(list(), str(), .item())"
     )
 
 

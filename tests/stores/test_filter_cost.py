@@ -145,13 +145,23 @@ async def test_longest_filters(
     attacked("longest filters", len(stalls), _check_stalls(stalls))
 
 
+LONG = [f"{n:064}" for n in range(43_000)]
+SHORT = [f"{n:06}" for n in range(110_000)]
+
 LONG_VALUES: dict[str, Callable[[], Any]] = {
-    "strings": lambda: {"k": {"$in": [f"{n:04}" for n in range(50_000)]}},
-    "numbers": lambda: {"k": {"$nin": [*range(43_000)]}},
-    "list": lambda: {"k": [f"{n:04}" for n in range(50_000)]},
-    "text": lambda: {"k": "x" * 1_000_000},
-    "expression": lambda: ~meta("k").in_(f"{n:04}" for n in range(50_000)),
-    "column": lambda: field("id").in_(f"{n:04}" for n in range(50_000)),
+    "strings": lambda: {"k": {"$in": LONG}},
+    "short strings": lambda: {"k": {"$in": SHORT}},
+    "numbers": lambda: {"k": {"$nin": [*range(104_000)]}},
+    "lists": lambda: {"k": {"$in": [[n, {"a": n}] for n in range(25_000)]}},
+    "any": lambda: {"k": {"$any": LONG}},
+    "all": lambda: {"k": {"$all": LONG}},
+    "list": lambda: {"k": LONG},
+    "text": lambda: {"k": "x" * 4_000_000},
+    "expression": lambda: ~meta("k").in_(LONG),
+    "path": lambda: meta("k", "l").in_(LONG),
+    "column": lambda: field("id").in_(LONG),
+    "short column": lambda: field("id").in_(SHORT),
+    "number column": lambda: ~field("position").in_(range(104_000)),
 }
 
 
@@ -163,7 +173,7 @@ async def test_longest_values(
     for values, make in LONG_VALUES.items():
         filter = make()
         for target in (store, memory):
-            for name in ("count", "search", "search_hybrid"):
+            for name in ("count", "search", "search_hybrid", "get_all_chunks"):
                 stall = await _stall(READS[name], target, filter)
                 stalls[type(target).__name__, f"{name} {values}"] = stall
     attacked("filters with the longest values", len(stalls), _check_stalls(stalls))

@@ -74,7 +74,12 @@ operators = st.one_of(
         st.sampled_from(["in_", "not_in", "any_of", "all_of"]), st.lists(json_values, max_size=3)
     ),
     st.tuples(
-        st.just("in_"), st.lists(json_values, max_size=3).map(lambda some: [*some, *range(30)])
+        st.sampled_from(["in_", "not_in", "any_of"]),
+        st.lists(json_values, max_size=3).map(lambda some: [*some, *range(30)]),
+    ),
+    st.tuples(
+        st.sampled_from(["in_", "any_of", "all_of"]),
+        st.lists(json_values, min_size=1, max_size=2).map(lambda some: some * 25),
     ),
     st.tuples(st.sampled_from(["like", "ilike", "startswith"]), patterns),
     st.tuples(st.sampled_from(["exists", "is_null"])),

@@ -24,6 +24,7 @@ _PREDICATES: list[Callable[[Any, int], Filter]] = [
     lambda key, value: key.is_null(),
     lambda key, value: key.in_(range(value, value + 30)),
     lambda key, value: key.any_of(range(value, value + 30)),
+    lambda key, value: key.all_of(range(value, value + 30)),
     lambda key, value: field("content") > str(value),
     lambda key, value: ~field("document_id").startswith(str(value)),
     lambda key, value: field("position").in_(range(value, value + 30)),
@@ -43,7 +44,7 @@ def random_filter(source: random.Random, predicates: int) -> Filter:
         keys = min(predicates, source.choice((1, 1, 1, 2, 3)))
         predicates -= keys
         path = [f"k{source.randrange(20)}" for _ in range(keys)]
-        kinds = _PREDICATES if keys == 1 else _PREDICATES[:14]
+        kinds = _PREDICATES if keys == 1 else _PREDICATES[:15]
         parts.append(source.choice(kinds)(meta(*path), source.randrange(1000)))
     while len(parts) > 1:
         number = source.randrange(len(parts) - 1)

@@ -7,7 +7,7 @@ stored chunks. Only predicates on columns check every row.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -124,9 +124,8 @@ class PostingIndex:
             yield [number for number, row in enumerate(rows) if row and predicate.holds(row)]
         elif (tokens := _wanted_tokens(predicate)) is not None:
             entries = self._keys.get(predicate.operand.path[0], {})
-            for token in tokens:
-                if token in entries:
-                    yield entries[token].as_array()
+            for token in _in_both(tokens, entries):
+                yield entries[token].as_array()
         else:
             for entry in self._keys.get(predicate.operand.path[0], {}).values():
                 if predicate.holds(entry):
@@ -148,14 +147,21 @@ class PostingIndex:
         return rows
 
 
-def _wanted_tokens(predicate: Predicate) -> Collection[Hashable] | None:
+def _in_both(tokens: frozenset[Hashable], entries: Mapping[Hashable, _Entry]) -> Iterator[Hashable]:
+    """Iterate over the tokens that have an entry."""
+    if len(tokens) < len(entries):
+        return (token for token in tokens if token in entries)
+    return (token for token in entries if token in tokens)
+
+
+def _wanted_tokens(predicate: Predicate) -> frozenset[Hashable] | None:
     """Return the tokens of a key's wanted values; None if every value must be checked."""
     operand = predicate.operand
     if not isinstance(operand, MetadataOperand) or len(operand.path) != 1:
         return None
     match predicate:
         case Equals():
-            return [json_token(predicate.wanted)]
+            return frozenset((json_token(predicate.wanted),))
         case IsOneOf():
             return predicate.tokens
     return None

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from threading import Event
 from typing import Any
 
@@ -23,6 +24,7 @@ from cenote.models import Chunk, RetrievalResult
 from cenote.postgres.full_text import LANGUAGE_KEY, SEARCHED_CHARACTERS
 from cenote.ranking.bm25 import WordIndex, stems
 from cenote.ranking.fusion import at_least
+from cenote.stores.memory.lists import with_lists
 from cenote.stores.memory.metadata_index import Mask, Posting, PostingIndex
 from cenote.stores.memory.readers import Readers
 from cenote.stores.memory.user_values import Values, WrittenValues
@@ -97,6 +99,21 @@ class _Row:
             "embedding_model": self.embedding_model,
             "created_at": self.created_at,
         }
+
+
+class _ParsedRow:
+    """A row for several predicates, whose metadata is parsed once and not once per predicate."""
+
+    def __init__(self, row: _Row) -> None:
+        self._row = row
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        return self._row.metadata
+
+    @cached_property
+    def fields(self) -> Mapping[str, Any]:
+        return self._row.fields
 
 
 _SECONDS_PER_ELEMENT = 1e-9
@@ -388,9 +405,10 @@ class Namespace:
     def page(self, after: str | None, filter: Filter | None, limit: int) -> list[Chunk]:
         """Return the first chunks by id that match a filter and come after an id."""
         page: list[Chunk] = []
+        filter = None if filter is None else with_lists(filter)
         for chunk_id in self._ids_after(after):
             row = self._stored(chunk_id)
-            if holds(filter, row):
+            if filter is None or holds(filter, _ParsedRow(row)):
                 page.append(row.copy())
                 if len(page) == limit:
                     break
@@ -430,7 +448,7 @@ class Namespace:
     def _find(self, filter: Filter) -> NDArray[np.intp]:
         """Return the numbers of the chunks that match a filter."""
         used = len(self._rows)
-        return self._index.find(filter, self._present[:used], self._rows)
+        return self._index.find(with_lists(filter), self._present[:used], self._rows)
 
     def _stored(self, chunk_id: str) -> _Row:
         return self._row(self._numbers[chunk_id])

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Self
 
 from cenote.config import check_text_search, languages
-from cenote.filters.checks import as_filter, checked_filter, narrowing_filter
+from cenote.filters.checks import as_filter, checked_filter, is_long, narrowing_filter
 from cenote.filters.language import Filter, FilterLike, field
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.orm.factory import config_from_model
@@ -505,9 +505,14 @@ class InMemoryVectorStore(VectorStore):
 
     def get_all_chunks(self, namespace: str, filter: FilterLike = None) -> AsyncIterator[Chunk]:
         check_namespace(namespace)
-        return self._chunks(namespace, self._user_values.resolved(as_filter(filter)))
+        is_checked = not is_long(filter)
+        given = self._user_values.resolved(as_filter(filter)) if is_checked else filter
+        return self._chunks(namespace, given, is_checked=is_checked)
 
-    async def _chunks(self, namespace: str, filter: Filter | None) -> AsyncIterator[Chunk]:
+    async def _chunks(
+        self, namespace: str, given: FilterLike, *, is_checked: bool
+    ) -> AsyncIterator[Chunk]:
+        filter = as_filter(given) if is_checked else await self._checked_filter(given)
         after: str | None = None
         while stored := self._namespaces.get(namespace):
             with self._telemetry.operation("get_all_chunks", namespace) as stats:

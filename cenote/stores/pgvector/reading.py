@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ColumnElement
 
+from cenote.filters.checks import is_long
 from cenote.filters.compiler import Conditions
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk
@@ -219,18 +220,23 @@ class Reading(PgVectorStoreBase[Model]):
                 suspended.
         """
         check_namespace(namespace)
-        conditions = Conditions(self._checked_filter(filter))
-        self._reads.page(conditions, first=True)  # raises an error if a column does not exist
+        conditions = None
+        if not is_long(filter):
+            conditions = Conditions(self._checked_filter(filter))
+            self._reads.page(conditions, first=True)  # raises an error if a column does not exist
         condition = check_condition(where, self._executor.table)
-        return self._chunks(namespace, conditions, condition, check_session(session))
+        transaction = check_session(session)
+        given = filter if conditions is None else conditions
+        return self._chunks(namespace, given, condition, transaction)
 
     async def _chunks(
         self,
         namespace: str,
-        filter: Conditions,
+        given: FilterLike | Conditions,
         where: ColumnElement[bool] | None,
         session: CallerTransaction | None,
     ) -> AsyncIterator[Chunk]:
+        filter = given if isinstance(given, Conditions) else await self._conditions_of(given)
         page_size = FIRST_PAGE_ROWS
         values = {"namespace": namespace, **filter.parameters}
         while True:

@@ -46,7 +46,11 @@ _good_operators = st.one_of(
     st.tuples(st.sampled_from(["__eq__", "__ne__", "contains"]), good_values),
     st.tuples(st.sampled_from(["__lt__", "__ge__"]), st.integers() | good_texts),
     st.tuples(st.sampled_from(["in_", "not_in", "any_of"]), _value_lists),
-    st.tuples(st.just("in_"), _value_lists.map(lambda values: [*values, *range(30)])),
+    st.tuples(
+        st.sampled_from(["in_", "not_in", "any_of"]),
+        _value_lists.map(lambda values: [*values, *range(30)]),
+    ),
+    st.tuples(st.just("all_of"), good_values.map(lambda value: [value] * 25)),
     st.tuples(st.sampled_from(["like", "startswith"]), good_texts.map(lambda text: text + "%")),
     st.tuples(st.sampled_from(["exists", "is_null"])),
 )

@@ -372,7 +372,7 @@ class SearchStatements:
             .where(model.namespace == literal(namespace, Text()), model.id == hits.c.id)
             .order_by(hits.c.distance, model.id)
         )
-        if not filter.is_kept_with_values:
+        if not filter.is_kept:
             statement = statement.where(not_cached())
         if np.any(query):
             return statement

@@ -60,7 +60,7 @@ class StatementCache:
     """The statements of a store with filters, by the shape of the filter.
 
     The cache holds the most recently used statements, without the values of the filters. Clients of
-    the application may choose the shapes. Filters of more than `MAX_KEPT_PARAMETERS` are therefore
+    the application may choose the shapes. Long filters (see `Conditions.is_kept`) are therefore
     kept nowhere: neither here, nor compiled, nor prepared by the driver and the server. The other
     statements take 0.05 to 0.3 MB each.
     """
@@ -96,7 +96,7 @@ class StatementCache:
 
     def with_values(self, statement: ExecutableT, filter: Conditions) -> ExecutableT:
         """Mark a statement that contains its values."""
-        return self.marked(statement, kept=filter.is_kept_with_values)
+        return self.marked(statement, kept=filter.is_kept)
 
     def marked(self, statement: ExecutableT, *, kept: bool) -> ExecutableT:
         """Mark a statement for :func:`is_kept` and :func:`compile_options`."""
