@@ -122,6 +122,10 @@ COMPARISONS: list[tuple[str, Any]] = [
     ),
     *((operator, VALUES[n::5]) for operator in ("in", "not in") for n in range(5)),
     ("in", [*range(3000), "a", None]),
+    *((operator, [*DATES, *TIMES[::4]]) for operator in ("in", "not in")),
+    *((operator, [*DATES[::7], *VALUES, *VALUES]) for operator in ("in", "not in")),
+    ("in", [f"{1900 + n}-02-28" for n in range(200)]),
+    ("not in", [*([n, "a"] for n in range(2, 200)), [[2]], ["a"], {"b": 0.5}]),
     ("in", []),
 ]
 
@@ -346,7 +350,13 @@ def test_filters_with_dates_find_documents_beyond_the_largest_limit(
         ({"operator": "XOR", "conditions": []}, "AND, OR, NOT"),
         ({"operator": "AND", "conditions": {}}, "list"),
         ({"operator": "AND", "conditions": ["meta.a"]}, "str"),
-        ({"field": "meta.a", "operator": "in", "value": DATES * 50}, "parts"),
+        (
+            {
+                "operator": "OR",
+                "conditions": [{"field": "meta.a", "operator": "==", "value": 2}] * 1001,
+            },
+            "parts",
+        ),
         (["meta.a"], "list"),
     ],
 )

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
 from itertools import count, islice
@@ -55,7 +55,7 @@ from cenote.filters.language import (
     field,
     meta,
 )
-from cenote.filters.operands import MetadataOperand
+from cenote.filters.operands import MetadataOperand, json_token
 from cenote.validation.arguments import safe_repr
 
 RESERVED = "_haystack"
@@ -85,6 +85,9 @@ _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d(?:$|[Tt ])")
 _DATE_PATTERNS = ("____-0_-__%", "____-10-__%", "____-11-__%", "____-12-__%")
 _SLACK = timedelta(days=3)
 """Maximum distance between the dates of two equal times: two time zones, and the time 24:00."""
+_FEW_DAYS = 5
+"""Maximum number of days in a list that become a condition each. More become one condition, for the
+time from the first day to the last."""
 _MAX_DATE_LENGTH = 1000
 """Maximum number of characters of a date. dateutil takes a minute to reject a megabyte of text."""
 
@@ -287,12 +290,32 @@ class _Translation:
         return self._ordered(operand, symbol, value, wide)
 
     def _in(self, operand: _Operand, values: list[Any], wide: bool) -> Filter:
-        plain = [value for value in values if _is_plain(value)]
-        parts = [self._equal(operand, value, wide) for value in values if not _is_plain(value)]
-        if plain and operand.key is not None:
-            if not isinstance(operand.key, Meta):  # columns hold texts
+        """Match any of the values: a few predicates for any number of values."""
+        key = operand.key
+        plain: list[Any] = []
+        texts: list[str] = []  # that may stand for times
+        days: set[date] = set()
+        others: dict[Hashable, Any] = {}
+        for value in values:
+            kind = _kind(value)
+            if kind is datetime:
+                days.add(value.date())
+            elif kind is str and (day := _day(value)) is not None:
+                texts.append(value)
+                days.add(day)
+            elif _is_plain(value):
+                plain.append(value)
+            else:
+                others[json_token(value)] = value
+        parts = [self._equal(operand, value, wide) for value in others.values()]
+        if key is not None:
+            if isinstance(key, Field):  # columns hold texts
                 plain = [value for value in plain if isinstance(value, str)]
-            parts.append(operand.key.in_(plain))  # one predicate for any number of values
+            parts.append(key.in_([*plain, *texts]))
+        if len(days) > _FEW_DAYS:
+            parts.append(self._dates(key, "==", min(days), wide, until=max(days)))
+        else:
+            parts += [self._dates(key, "==", day, wide) for day in sorted(days)]
         return Or(tuple(parts))
 
     def _equal(self, operand: _Operand, value: Any, wide: bool) -> Filter:
@@ -340,8 +363,24 @@ class _Translation:
         number: Filter = compare(key, value + 0)  # True + 0 is 1
         return Or((number, *bools))
 
-    def _dates(self, key: Meta | Field | None, symbol: str, day: date, wide: bool) -> Filter:
-        """Match texts that may be dates in this order to `day`. If not `wide`, match nothing."""
+    def _dates(
+        self,
+        key: Meta | Field | None,
+        symbol: str,
+        day: date,
+        wide: bool,
+        until: date | None = None,
+    ) -> Filter:
+        """Match texts that may be dates in this order to `day`. If not `wide`, match nothing.
+
+        Args:
+            key: Metadata key or column.
+            symbol: Operator.
+            day: Day to compare with.
+            wide: True to match too many documents rather than too few.
+            until: Last day to be equal to, if `symbol` is ``==``.
+        """
+        last = day if until is None else until
         if key is None:
             return NOTHING
         self.exact = False
@@ -351,8 +390,8 @@ class _Translation:
         near: Filter = iso_date
         if symbol in ("==", ">", ">=") and day - date.min > _SLACK:
             near = near & (key >= (day - _SLACK).isoformat())
-        if symbol in ("==", "<", "<=") and date.max - day > _SLACK:
-            near = near & (key <= (day + _SLACK).isoformat())
+        if symbol in ("==", "<", "<=") and date.max - last > _SLACK:
+            near = near & (key <= (last + _SLACK).isoformat())
         if symbol == "==":
             return near
         return near | ((key >= "") & ~iso_date)  # other formats, such as 20241231
@@ -447,6 +486,8 @@ def _is_plain(value: Any) -> bool:
     """Return True if equality with a value means the same in Haystack and in cenote."""
     if isinstance(value, str):
         return _day(value) is None and value != ""
+    if isinstance(value, dict | list):
+        return not _contains_bool_or_equal(value)
     return isinstance(value, int | float) and value not in (0, 1)
 
 
