@@ -234,6 +234,8 @@ class ConnectionParameters:
             raise _parameter_error(name, "names a file that cannot be read")
 
     def _add(self, name: str, value: str) -> None:
+        if "\0" in name + value:
+            raise _parameter_error(name, "must not contain the character NUL")
         if name in _CHOICES and value not in _CHOICES[name]:
             raise _parameter_error(name, "must be one of " + ", ".join(_CHOICES[name]))
         if name in _DRIVER_ARGUMENTS:
@@ -249,6 +251,8 @@ class ConnectionParameters:
                 raise _parameter_error(name, f"must be {' or '.join(accepted)}: {reason}")
         elif name in _UNSUPPORTED:
             raise _parameter_error(name, f"is not supported: {_UNSUPPORTED[name]}")
+        elif name != name.lower() and name.lower() in _KNOWN:
+            raise _parameter_error(name, f"must be written {name.lower()}")
         elif name.lower() in _FOREIGN:
             remedy = _FOREIGN[name.lower()]
             raise _parameter_error(name, f"belongs to another client: {remedy}")
@@ -304,7 +308,7 @@ class ConnectionParameters:
             random.shuffle(addresses)
             options["host"], options["port"] = map(list, zip(*addresses, strict=True))
         try:
-            connection = await asyncpg.connect(*arguments, **options)
+            connection = await self._connect(*arguments, **options)
         except asyncpg.ClientConfigurationError as error:
             # Its message names certificate files, and never the password or the address.
             problem = f"the driver rejects the connection string: {error}"
@@ -318,6 +322,23 @@ class ConnectionParameters:
             return connection
         # Raised here: otherwise its context would be the server's message, which may quote values.
         raise ConfigurationError(problem, setting="dsn")
+
+    async def _connect(self, *arguments: Any, **options: Any) -> Any:
+        """Open a connection, without the default settings that a pooler rejects."""
+        import asyncpg
+
+        # All connections of an engine share this dict, so only the first ones fail.
+        settings: dict[str, str] = options["server_settings"]
+        while True:
+            sent = dict(settings)
+            try:
+                return await asyncpg.connect(*arguments, **options | {"server_settings": sent})
+            except asyncpg.ProtocolViolationError as error:
+                defaults = sent.keys() - self.settings.keys()
+                rejected = [name for name in defaults if _names(str(error), name)]
+                if not rejected:
+                    raise
+            settings.pop(rejected[0], None)
 
     def _set_socket_options(self, connection: Any) -> None:
         if not self.socket_options:
@@ -333,10 +354,10 @@ class ConnectionParameters:
         if not state.startswith(("08P01", "22", "42", "55")):
             return None
         in_options = re.findall(r"(?:-c\s*|--)([\w.-]+)\s*=", self.settings.get("options", ""))
-        for name in (*self.settings, *in_options):
-            if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
-                break
-        else:
+        names = [name for name in (*self.settings, *in_options) if _names(text, name)]
+        if not names and state == "42601" and "options" in self.settings:
+            names = ["options"]  # an argument of the server that is not in the form -c name=value
+        if not names:
             return None
         if state == "42704":
             reason = (
@@ -344,11 +365,16 @@ class ConnectionParameters:
             )
         elif state == "08P01":
             reason = "remove it, or add it to ignore_startup_parameters of PgBouncer"
-        elif state.startswith("22"):
+        elif state.startswith("22") or state == "42601":
             reason = "its value is invalid"
         else:
             reason = "this role cannot set it for a connection"
-        return f"the server rejects the connection string's parameter {name!r}: {reason}"
+        return f"the server rejects the connection string's parameter {names[0]!r}: {reason}"
+
+
+def _names(message: str, parameter: str) -> bool:
+    """Return whether a message of the server names a parameter."""
+    return re.search(rf"(?<!\w){re.escape(parameter)}(?!\w)", message, re.IGNORECASE) is not None
 
 
 _READ_ELSEWHERE = ("keepalives", "fallback_application_name", "requiressl")
@@ -432,3 +458,11 @@ _DRIVER_ARGUMENTS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 }
 """Parameters that asyncpg and the dialect accept as keywords, with their keywords and converters.
 """
+
+_KNOWN = frozenset(
+    {
+        *(*_CHOICES, *_READ_BY_DRIVER, *_WITHOUT_EFFECT, *_UNSUPPORTED, *_KEEPALIVES),
+        *(*_DRIVER_ARGUMENTS, *_READ_ELSEWHERE),
+    }
+)
+"""All parameters of libpq and asyncpg, except those that name the database."""

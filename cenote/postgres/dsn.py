@@ -18,9 +18,11 @@ _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 _DEFAULT_PORT = "5432"
 
 _DSN = re.compile(
-    r"(?P<start>[^:]+://(?>(?:[^:/]*(?::[^@]*)?@)?))(?P<hosts>[^/?]*,[^/?]*)(?P<rest>.*)", re.DOTALL
+    r"(?P<start>[^:]+://(?>(?:[^:/]*(?::[^@]*)?@)?))(?P<hosts>[^/?]*[,%][^/?]*)(?P<rest>.*)",
+    re.DOTALL,
 )
-"""Connection string with several hosts. User and password are those that SQLAlchemy finds."""
+"""Connection string with several hosts, or with a percent-encoded host, such as the folder
+``%2Fvar%2Frun``. User and password are those that SQLAlchemy finds."""
 
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<name>[^:\[\]]+))(?::(?P<port>\d+))?")
 
@@ -48,7 +50,8 @@ def create_engine(
     ``postgresql://a:5432,b:5432/database``.
 
     Each connection starts with ``jit=off``, because JIT costs more than it saves on short queries
-    over many partitions. With PgBouncer, add it to ``ignore_startup_parameters``.
+    over many partitions. If a pooler rejects it, as PgBouncer does by default, connections start
+    without it.
 
     Args:
         dsn: Connection string that starts with ``postgresql://``, ``postgres://`` or
@@ -132,30 +135,45 @@ def _read_dsn(dsn: str) -> URL:
         if name in url.query:
             value = url.query[name]
             parts[part] = value if isinstance(value, str) else value[-1]
-    return _with_hosts(url.set(**parts).difference_update_query(_PARTS), hosts)
+    url = _with_hosts(url.set(**parts).difference_update_query(_PARTS), hosts)
+    for port in (
+        *_items(url.query.get("port", ())),
+        *([] if url.port is None else [str(url.port)]),
+    ):
+        if port and not (port.isdecimal() and 0 < int(port) < 2**16):
+            raise _hosts_error("has a port that is not a number from 1 to 65535")
+    return url
 
 
 def _without_hosts(dsn: str) -> tuple[str, list[str] | None]:
-    """Return a connection string without its hosts, and the hosts; None if it has only one.
+    """Return a connection string without its hosts, and the hosts as they are written.
 
-    SQLAlchemy cannot read several hosts before the database.
+    Returns None for the hosts if SQLAlchemy can read them: it does not know several hosts, and does
+    not decode a percent-encoded host.
     """
     match = _DSN.fullmatch(dsn)
     if match is None:
         return dsn, None
     if not set(match["hosts"]).isdisjoint("@# "):  # a part of the password
         raise unreadable_dsn()
-    return match["start"] + match["rest"], [unquote(host) for host in match["hosts"].split(",")]
+    return match["start"] + match["rest"], match["hosts"].split(",")
 
 
 def _with_hosts(url: URL, hosts: list[str] | None) -> URL:
-    """Return a URL whose query contains several hosts and as many ports, separated by commas."""
+    """Return a URL whose query contains several hosts and as many ports, separated by commas.
+
+    Args:
+        url: URL without `hosts`.
+        hosts: Hosts of the connection string, percent-encoded, if SQLAlchemy cannot read them.
+    """
     query = dict(url.query)
-    given_hosts = _items(query.pop("host", ())) or hosts or []
+    given_hosts = _items(query.pop("host", ()))
     given_ports = _items(query.pop("port", ()))
-    if not (given_hosts or url.host):
+    if not (given_hosts or hosts or url.host):
         given_hosts = _items(query.get("hostaddr", ()))
-    addresses = [_address(host) for host in given_hosts]
+    addresses = [_address(host) for host in given_hosts] or [
+        (unquote(name), port) for name, port in map(_address, hosts or ())
+    ]
     ports = [port for _, port in addresses]
     if given_ports and any(ports):
         raise _hosts_error("gives the port of a host twice")
@@ -167,8 +185,6 @@ def _with_hosts(url: URL, hosts: list[str] | None) -> URL:
         ports = given_ports * len(addresses) if len(given_ports) == 1 else given_ports
     if len(ports) != len(addresses):
         raise _hosts_error(f"has {len(addresses)} hosts, but {len(ports)} ports")
-    if any(port and not port.isdecimal() for port in ports):
-        raise _hosts_error("has a port that is not a number")
     if len(addresses) > 1:
         query["host"] = ",".join(name for name, _ in addresses)
         query["port"] = ",".join(port or _DEFAULT_PORT for port in ports)

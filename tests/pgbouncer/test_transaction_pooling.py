@@ -22,6 +22,7 @@ from support.pooler import running_pgbouncer
 
 from cenote import (
     ChunkRow,
+    ConfigurationError,
     EmbeddedChunk,
     MigrationError,
     PgVectorStore,
@@ -223,6 +224,25 @@ async def test_options_in_the_connection_string(pooler: URL) -> None:
         await store.upsert(batch(1), "n")
         counts = await asyncio.gather(*(store.count("n") for _ in range(40)))
         assert counts == [10] * 40
+
+
+async def test_a_pooler_that_rejects_jit(dsn: str) -> None:
+    """`connect` omits its default settings if the pooler rejects them, as Neon's does.
+
+    A setting that the connection string contains is the caller's, and named in an error.
+    """
+    arguments = {name: str(value) for name, value in NO_PREPARED_STATEMENTS.items()}
+    with running_pgbouncer(dsn, ignored="extra_float_digits") as pooler:
+        url = pooler.update_query_dict(arguments)
+        string = url.render_as_string(hide_password=False)
+        async with await PgVectorStore.connect(string, 4, min_size=4) as store:
+            await store.upsert(batch(1), "n")
+            counts = await asyncio.gather(*(store.count("n") for _ in range(40)))
+            assert counts == [10] * 40
+        for name in ("jit", "statement_timeout"):
+            string = url.update_query_dict({name: "0"}).render_as_string(hide_password=False)
+            with pytest.raises(ConfigurationError, match=f"'{name}'.*ignore_startup_parameters"):
+                await PgVectorStore.connect(string, 4)
 
 
 def test_the_program_of_the_documentation(empty_dsn: str) -> None:

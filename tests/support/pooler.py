@@ -24,13 +24,18 @@ listen_port = 5432
 auth_type = trust
 auth_file = {folder}/users.txt
 pool_mode = {mode}
-ignore_startup_parameters = jit
+ignore_startup_parameters = {ignored}
 """
 
 
 @contextmanager
 def running_pgbouncer(
-    dsn: str, mode: str = "transaction", *, servers: int = 2, role: str | None = None
+    dsn: str,
+    mode: str = "transaction",
+    *,
+    servers: int = 2,
+    role: str | None = None,
+    ignored: str = "jit",
 ) -> Iterator[URL]:
     """Run a PgBouncer in front of a database, on a Unix socket, for the duration of the block.
 
@@ -39,6 +44,7 @@ def running_pgbouncer(
         mode: Pool mode, ``transaction`` or ``session``.
         servers: Number of connections to the server.
         role: Role that connects; None stands for the user of `dsn`.
+        ignored: Startup parameters that PgBouncer ignores; it rejects other unknown ones.
 
     Yields:
         URL of the database through PgBouncer.
@@ -55,6 +61,7 @@ def running_pgbouncer(
                 servers=servers,
                 folder=folder,
                 mode=mode,
+                ignored=ignored,
             )
         )
         with _running(
