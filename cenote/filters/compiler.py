@@ -75,6 +75,11 @@ class Conditions:
         return self._filter is not None
 
     @property
+    def filter(self) -> Filter | None:
+        """The filter."""
+        return self._filter
+
+    @property
     def shape(self) -> Hashable:
         """Cache key of the SQL: everything that the SQL depends on, without the values."""
         return self._shape

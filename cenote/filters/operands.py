@@ -36,6 +36,8 @@ from sqlalchemy import (
     Numeric,
     String,
     Text,
+    Unicode,
+    UnicodeText,
     case,
     cast,
     collate,
@@ -394,4 +396,4 @@ def parameter_type(column: Column[Any]) -> TypeEngine[Any]:
     type_: TypeEngine[Any] = column.type
     if isinstance(type_, REAL):
         return _Real()
-    return Text() if type(type_) in (String, Text, VARCHAR, TEXT) else type_
+    return Text() if type(type_) in (String, Text, Unicode, UnicodeText, VARCHAR, TEXT) else type_

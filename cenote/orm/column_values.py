@@ -53,8 +53,10 @@ class ValueType:
             self._ranks = {label: rank for rank, label in enumerate(self.kind.enums)}
         self._convert: Callable[[Any, ValueType], Any] = next(
             (convert for kinds, convert in _CONVERSIONS if isinstance(self.kind, kinds)),
-            lambda value, _: value,
+            _unknown,
         )
+        if isinstance(self.kind, types.String) and self.name == "CITEXT":
+            self._convert = _unknown
 
     @cached_property
     def name(self) -> str:
@@ -66,6 +68,11 @@ class ValueType:
         """True for a floating-point type of 32 bits."""
         precision = re.fullmatch(r"FLOAT\((\d+)\)", self.name)
         return self.name == "REAL" or (precision is not None and int(precision[1]) <= 24)
+
+    @property
+    def is_known(self) -> bool:
+        """True if values can be compared in Python."""
+        return self._convert is not _unknown if self._item is None else self._item.is_known
 
     @cached_property
     def has_equality(self) -> bool:
@@ -191,6 +198,10 @@ class ValueType:
             if isinstance(self.kind, kinds):
                 return self.stored(parse(text))
         raise ValueError
+
+
+def _unknown(value: Any, type_: ValueType) -> Any:
+    raise TypeError(type_.name)
 
 
 def _text(value: Any, type_: ValueType) -> str:

@@ -25,9 +25,9 @@ from sqlalchemy.dialects.postgresql import INTERVAL, JSONB
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from cenote.errors import InvalidInputError
-from cenote.filters.checks import map_predicates
+from cenote.filters.checks import map_predicates, predicates
 from cenote.filters.language import MAX_PREDICATES, Filter, Leaf, Or
-from cenote.filters.operands import UNKNOWN, ColumnOperand, parameter_type
+from cenote.filters.operands import ColumnOperand, parameter_type
 from cenote.filters.predicates import Equals, IsOneOf, Like, Ordered, Predicate, StartsWith
 from cenote.orm.column_values import UnsuitableValueError, ValueType
 from cenote.orm.mixin import CHUNK_COLUMNS
@@ -191,17 +191,24 @@ class UserColumn:
         bound = self._bound(value)
         if bound is None:
             return None
-        if self._converts_in_sql:
-            return UNKNOWN
+        if not self.is_compared_in_python:
+            unknown: Hashable = bound
+            return unknown
         if isinstance(bound, list | tuple | np.ndarray) and not self._as_text:
             raise UnsuitableValueError("accepts single values, not lists")
         return self.value_type.stored(bound)
 
-    def wanted(self, operand: ColumnOperand, value: Any) -> Any:
-        """Return a filter's value, in a form that compares in Python as in Postgres.
+    def wanted(self, operand: ColumnOperand, value: Any, *, convert: bool) -> Any:
+        """Check a filter's value.
+
+        Args:
+            operand: The filter's operand, for messages.
+            value: The value.
+            convert: Return the value in a form that compares in Python as in Postgres.
 
         Raises:
-            InvalidInputError: The column does not accept the value, or has no equality.
+            InvalidInputError: The column does not accept the value, or has no equality; or values
+                of its type cannot be compared in Python.
         """
         if not self.value_type.has_equality:
             raise InvalidInputError(
@@ -211,9 +218,12 @@ class UserColumn:
             )
         try:
             bound = self._bound(value)
-            if self._converts_in_sql:
-                return bound
-            return self.value_type.comparable(bound, check_length=self._cuts_parameters)
+            if self.is_compared_in_python:
+                comparable = self.value_type.comparable(bound, check_length=self._cuts_parameters)
+                return comparable if convert else value
+            if not convert:
+                return value
+            problem = self.not_comparable
         except UnsuitableValueError as error:
             problem = f"the column {error}"
         except Exception:  # raised by the type; the message may quote the value
@@ -222,6 +232,14 @@ class UserColumn:
                 f"{type(value).__name__}"
             )
         raise InvalidInputError(f"{operand}: {problem}", field="filter")
+
+    @property
+    def not_comparable(self) -> str:
+        """Description of a column whose values Python cannot compare."""
+        return (
+            f"the in-memory store cannot compare values of type {self.value_type.name}; test this "
+            "filter with Postgres"
+        )
 
     @cached_property
     def _cuts_parameters(self) -> bool:
@@ -237,10 +255,14 @@ class UserColumn:
         return not (self._as_text or isinstance(self._kind, types.JSON | VECTOR | HALFVEC))
 
     @cached_property
-    def _converts_in_sql(self) -> bool:
-        """True if the type converts values by a SQL function, which Python cannot evaluate."""
+    def is_compared_in_python(self) -> bool:
+        """True if Python can compare values as Postgres does: without a SQL function of the type.
+
+        A value that Python cannot compare is not checked before it is sent.
+        """
         bound = self.column.type.bind_expression(bindparam("value"))
-        return bound is not None and not isinstance(self._kind, VECTOR | HALFVEC)
+        in_python: bool = bound is None or isinstance(self._kind, VECTOR | HALFVEC)
+        return in_python and self.value_type.is_known
 
     @property
     def is_checked_by_server(self) -> bool:
@@ -363,6 +385,17 @@ class UserColumns:
 
         return None if filter is None else map_predicates(filter, resolve)
 
+    def fields_checked_by_server(self, filter: Filter | None) -> list[str]:
+        """Return the operands of a filter whose values only the server can check."""
+        operands = [predicate.operand for predicate in predicates(filter)]
+        return [
+            str(operand)
+            for operand in dict.fromkeys(operands)
+            if isinstance(operand, ColumnOperand)
+            and (user_column := self._by_field.get(operand.name)) is not None
+            and not user_column.is_compared_in_python
+        ]
+
     def _resolved(self, predicate: Predicate, *, convert: bool) -> Filter:
         operand = predicate.operand
         if not isinstance(operand, ColumnOperand) or operand.is_of_chunk:
@@ -376,11 +409,10 @@ class UserColumns:
             case Equals(wanted=None):
                 return Leaf(Equals(column, None))
             case Equals(wanted=wanted):
-                value = user_column.wanted(operand, wanted)
-                return Leaf(Equals(column, value if convert else wanted))
+                value = user_column.wanted(operand, wanted, convert=convert)
+                return Leaf(Equals(column, value))
             case IsOneOf(wanted=wanted):
-                values = [user_column.wanted(operand, value) for value in wanted]
-                values = values if convert else wanted
+                values = [user_column.wanted(operand, item, convert=convert) for item in wanted]
                 if user_column.binds_lists:
                     return Leaf(IsOneOf(column, values))
                 if len(values) > MAX_PREDICATES:
@@ -391,14 +423,18 @@ class UserColumns:
                     )
                 return Or(tuple(Leaf(Equals(column, value)) for value in values))
             case Ordered(operator=operator, wanted=wanted):
-                value = user_column.wanted(operand, wanted)
+                value = user_column.wanted(operand, wanted, convert=convert)
                 if isinstance(user_column._kind, types.JSON):
                     raise InvalidInputError(
                         f"{operand} {operator}: JSON values have no order", field="filter"
                     )
-                return Leaf(Ordered(column, operator, value if convert else wanted))
+                return Leaf(Ordered(column, operator, value))
             case Like() | StartsWith():
                 operand.text(user_column.column)  # raises an error if the column holds no text
+                if convert and not user_column.is_compared_in_python:
+                    raise InvalidInputError(
+                        f"{operand}: {user_column.not_comparable}", field="filter"
+                    )
                 return Leaf(replace(predicate, operand=column))
         raise TypeError(type(predicate).__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import operator
+import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -36,8 +37,8 @@ from sqlalchemy import (
     text,
     true,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, INET, JSONB, UUID
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.dialects.postgresql import ARRAY, INET, INT4RANGE, JSONB, MACADDR, UUID, Range
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from cenote import (
@@ -52,6 +53,7 @@ from cenote import (
     field,
     meta,
 )
+from cenote.filters.language import Leaf
 from cenote.orm import ChunkRow, VectorType
 from cenote.testing import embedded, stored
 
@@ -581,6 +583,75 @@ async def test_values_that_only_the_database_knows() -> None:
     given = {"required": "x", "concatenated": "ab"}
     await store.upsert([embedded("a", [1, 0], columns=given)], "t")
     assert await store.count("t", field("concatenated") == "ab") == 1
+
+
+class Lowered(TypeDecorator[str]):
+    """Text that Postgres converts."""
+
+    impl = Text
+    cache_ok = True
+
+    def bind_expression(self, bindvalue: Any) -> Any:
+        return func.lower(bindvalue)
+
+
+class Unusual(ChunkMixin, Base, dimensions=2, partitions=2):
+    """A chunk model with types whose values Python cannot compare."""
+
+    __tablename__ = "unusual"
+
+    span: Mapped[Any] = mapped_column(INT4RANGE, nullable=True)
+    mac: Mapped[Any] = mapped_column(MACADDR, nullable=True)
+    lowered: Mapped[str | None] = mapped_column(Lowered)
+
+
+async def test_types_that_python_cannot_compare(tables: AsyncEngine) -> None:
+    """The in-memory store raises an error instead of a wrong answer; NULL is known, though."""
+    values = {"span": Range(1, 4, bounds="[]"), "mac": "08:00:2b:01:02:03", "lowered": "AB"}
+    chunks = [embedded("a", [1, 0], columns=values)]
+    chunks.append(embedded("b", [1, 0], columns=dict.fromkeys(values)))
+    filters = {
+        "span": field("span") == Range(1, 5),
+        "mac": field("mac").in_(["08002b010203"]),
+        "lowered": field("lowered") == "Ab",
+    }
+    for kind, store in _both(tables, Unusual).items():
+        await store.upsert(chunks, "t")
+        for name, filter in {**filters, "lowered ": field("lowered").like("ab")}.items():
+            assert await store.count("t", field(name.strip()).is_null()) == 1
+            if kind == "postgres":
+                assert await store.count("t", filter) == 1
+            else:
+                message = (
+                    rf"field\('{name.strip()}'\): the in-memory store cannot compare values of "
+                )
+                with pytest.raises(InvalidInputError, match=message):
+                    await store.count("t", filter)
+
+
+@pytest.mark.parametrize("in_session", [False, True])
+async def test_values_that_only_postgres_checks(tables: AsyncEngine, in_session: bool) -> None:
+    """If Postgres or the driver rejects a value of a filter, the error names the column."""
+    store = PgVectorStore(tables, model=Unusual)
+    await store.upsert([embedded("a", [1, 0])], "t")
+    await store.search([1, 0], "t")  # the next searches run on a connection of the driver
+    for filter in (field("mac") == "s3cret", ~(field("span") == "s3cret"), field("span") > 1):
+        name = filter.predicate.operand if isinstance(filter, Leaf) else "field('span')"
+        for call in (
+            lambda **options: store.search([1, 0], "t", filter=filter, **options),  # noqa: B023
+            lambda **options: store.count("t", filter, **options),  # noqa: B023
+            lambda **options: store.search_many([[1, 0]], "t", 1, filter, **options),  # noqa: B023
+            lambda **options: store.delete_matching(filter, "t", **options),  # noqa: B023
+            lambda **options: stored(store, "t", filter, **options),  # noqa: B023
+        ):
+            async with AsyncSession(tables) as session:
+                with pytest.raises(InvalidInputError, match=re.escape(str(name))) as error:
+                    await call(**({"session": session} if in_session else {}))
+            assert "Postgres cannot compare the column with the filter's value" in str(error.value)
+            assert error.value.field == "filter"
+            cause, context = error.value.__cause__, error.value.__context__
+            assert "s3cret" not in f"{error.value} {cause!r} {context!r}"
+    assert await store.count("t") == 1
 
 
 class OtherBase(DeclarativeBase):

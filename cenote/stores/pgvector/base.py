@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import TypeVar
 
 from cenote.config import SchemaConfig
+from cenote.errors import InvalidInputError, VectorStoreError
 from cenote.filters.checks import as_filter
 from cenote.filters.compiler import Conditions, conditions_of
 from cenote.filters.language import Filter, FilterLike
@@ -25,6 +26,9 @@ from cenote.stores.pgvector.sql.write_statements import WriteStatements
 from cenote.stores.protocol import VectorStore
 from cenote.telemetry import Telemetry
 from cenote.validation.batches import Batch, check_batch
+
+_ABOUT_VALUES = ("22", "42883")
+"""SQLSTATEs of data exceptions, and of an operator that does not exist."""
 
 Model = TypeVar("Model", bound=ChunkMixin, default=ChunkRow)
 """Mapped class of a store's rows."""
@@ -75,6 +79,24 @@ class PgVectorStoreBase(VectorStore, Generic[Model]):
     ) -> Conditions:
         """Check and compile a filter; in a thread if its values are long."""
         return await conditions_of(given, partial(self._checked_filter, check=check))
+
+    def _filter_error(
+        self, given: FilterLike | Conditions, error: VectorStoreError
+    ) -> InvalidInputError | None:
+        """Return an error about a filter's value that the driver or the server rejects.
+
+        Args:
+            given: The filter.
+            error: The error. The result is None if it has another cause.
+        """
+        if not (error.sqlstate or "").startswith(_ABOUT_VALUES):
+            return None
+        filter = given.filter if isinstance(given, Conditions) else as_filter(given)
+        names = self._user_columns.fields_checked_by_server(filter)
+        if not names:
+            return None
+        problem = "Postgres cannot compare the column with the filter's value"
+        return InvalidInputError(f"{' or '.join(names)}: {problem}", field="filter")
 
     def _never_holds(self, conditions: Conditions) -> bool:
         """Return whether a filter matches no chunk, so that no statement is needed.

@@ -73,9 +73,29 @@ def operation(name: str, *, retry: Retry, batch: str | None = None) -> Callable[
     def decorate(method: Method) -> Method:
         if retry is Retry.NEVER:
             return reported(name)(method)
-        return reported(name)(_with_retry(method, name, retry, batch))
+        return reported(name)(_naming_the_filter(_with_retry(method, name, retry, batch)))
 
     return decorate
+
+
+def _naming_the_filter(method: Method) -> Method:
+    """Raise `InvalidInputError` for a value of the filter that the driver or the server rejects."""
+    position = argument_position(method, "filter")
+    if position is None:
+        return method
+
+    @wraps(method)
+    async def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return await method(self, *arguments, **options)
+        except VectorStoreError as error:
+            given = arguments[position] if position < len(arguments) else options.get("filter")
+            invalid = self._filter_error(given, error)
+            if invalid is None:
+                raise
+            raise invalid from error.__cause__
+
+    return cast(Method, call)
 
 
 def _with_retry(method: Method, name: str, retry: Retry, batch: str | None) -> Method:
