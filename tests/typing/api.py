@@ -87,6 +87,8 @@ async def stores(engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession]
     assert_type(connected, PgVectorStore[Passage])
     takes_any_store(PgVectorStore(engine, model=Note))
     takes_any_store(InMemoryVectorStore(384))
+    takes_any_store(InMemoryVectorStore(model=Passage))
+    InMemoryVectorStore(model=Document)  # type: ignore[arg-type] # pyright: ignore
     PgVectorStore(engine)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
     PgVectorStore(engine, model=Document)  # type: ignore[type-var] # pyright: ignore
 
