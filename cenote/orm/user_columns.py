@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import (
     Column,
@@ -163,7 +164,7 @@ class UserColumn:
         value = self._bound(value)
         if value is None:
             return None
-        is_list = isinstance(value, list | tuple | np.ndarray)
+        is_list = _is_list(value)
         if self._as_text:
             self.value_type.check_limits(value)
             return _array_text(value) if is_list else str(value)
@@ -194,7 +195,7 @@ class UserColumn:
         if not self.is_compared_in_python:
             unknown: Hashable = bound
             return unknown
-        if isinstance(bound, list | tuple | np.ndarray) and not self._as_text:
+        if _is_list(bound) and not self._as_text:
             raise UnsuitableValueError("accepts single values, not lists")
         return self.value_type.stored(bound)
 
@@ -269,16 +270,27 @@ class UserColumn:
         """True if the server may reject a value that the driver has sent."""
         return self._as_text or not isinstance(self._kind, _CHECKED_BY_DRIVER)
 
-    def first_of_other_type(self, values: Sequence[Any]) -> int:
-        """Return the index of the first value that is not of the Python type, or else 0."""
+    def first_of_other_type(self, values: Sequence[Any]) -> int | None:
+        """Return the index of the first processed value that is not of the column's Python type.
+
+        Returns:
+            None if all values are of the type, or if the type cannot tell.
+        """
+        kind = self._kind
         try:
-            expected = self._kind.python_type
-        except NotImplementedError:  # the type does not tell
-            expected = type(None)
+            expected: Any = kind.python_type
+        except NotImplementedError:
+            return None
+        if isinstance(kind, types.Numeric):
+            expected = (int, float, Decimal)
+        elif isinstance(kind, types.Uuid):
+            expected = (uuid.UUID, str)
+        elif self._as_text or isinstance(kind, types.Enum | types.JSON):
+            expected = str
         for index, value in enumerate(values):
             if value is not None and not isinstance(value, expected):
                 return index
-        return 0
+        return None
 
     @property
     def _kind(self) -> TypeEngine[Any]:
@@ -558,6 +570,15 @@ def value_error(user_column: UserColumn, chunk_id: str, value: Any) -> InvalidIn
         chunk_id,
         f"the column {user_column.name} of type {user_column.value_type.name} does not accept its "
         f"value of type {type(value).__name__}",
+    )
+
+
+def _is_list(value: Any) -> bool:
+    """Return whether asyncpg sends a value as an array. A set is one, too."""
+    return (
+        isinstance(value, Sized)
+        and isinstance(value, Iterable)
+        and not isinstance(value, str | bytes | bytearray | memoryview | Mapping)
     )
 
 

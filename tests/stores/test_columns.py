@@ -17,6 +17,7 @@ from sqlalchemy import (
     Integer,
     Interval,
     LargeBinary,
+    Numeric,
     String,
     Text,
     TypeDecorator,
@@ -237,6 +238,61 @@ async def test_a_wrong_value_in_a_batch(store: PgVectorStore[Passage]) -> None:
     with pytest.raises(InvalidInputError, match="the value of a chunk for days; to find the chunk"):
         await store.upsert(batch, "t")
     assert await stored(store, "t") == []
+
+
+class WireBase(DeclarativeBase):
+    pass
+
+
+class Packet(ChunkMixin, WireBase, dimensions=4, partitions=0):
+    """A model with columns whose wrong values asyncpg rejects without telling the position."""
+
+    __tablename__ = "packets"
+    host: Mapped[Any] = mapped_column(postgresql.INET, nullable=True)
+    card: Mapped[str | None] = mapped_column(postgresql.MACADDR)
+    words: Mapped[str | None] = mapped_column(postgresql.TSVECTOR)
+    price: Mapped[Decimal | None] = mapped_column(Numeric(8, 2))
+    token: Mapped[uuid.UUID | None]
+    tags: Mapped[list[str] | None] = mapped_column(postgresql.ARRAY(Text))
+    facts: Mapped[Any] = mapped_column(postgresql.JSONB, nullable=True)
+    title: Mapped[str | None] = mapped_column(Text)
+
+
+@pytest.fixture
+async def packets(empty_engine: AsyncEngine) -> PgVectorStore[Packet]:
+    async with empty_engine.begin() as connection:
+        await connection.execute(text("CREATE EXTENSION vector"))
+        await connection.run_sync(WireBase.metadata.create_all)
+    return PgVectorStore(empty_engine, model=Packet)
+
+
+@pytest.mark.parametrize(
+    ("column", "good", "bad"),
+    [
+        ("host", "127.0.0.1", 1.5),
+        ("card", "08:00:2b:01:02:03", 1.5),
+        ("words", "a b", 1.5),
+        ("price", 1, "s3cret"),
+        ("token", str(uuid.UUID(int=1)), 1.5),
+        ("tags", ["x"], ["s3cret\x00"]),
+        ("facts", {"a": 1}, {"a": "s3cret\x00"}),
+        ("tags", ["x"], ["s3cret\ud800"]),
+        ("title", "x", {"s3cret"}),
+    ],
+)
+async def test_no_other_chunk_is_named(
+    packets: PgVectorStore[Packet], column: str, good: Any, bad: Any
+) -> None:
+    """The chunk that an error names has the wrong value; if it is not known, the error says so."""
+    for other in (None, good):
+        batch = [embedded("other", columns={column: other}), embedded("bad", columns={column: bad})]
+        with pytest.raises(InvalidInputError, match=rf"\b{column}\b") as error:
+            await packets.upsert(batch, "t")
+        named = error.value.chunk_id
+        assert named == "bad" or (named is None and other is not None)
+        assert (named or "to find the chunk, upsert smaller batches") in str(error.value)
+        assert "s3cret" not in str(error.value) + repr(error.value.__cause__)
+    assert await stored(packets, "t") == []
 
 
 class StrictBase(DeclarativeBase):

@@ -50,8 +50,10 @@ def naming_the_chunk(
         cause = driver_error(error)
         state = getattr(cause, "sqlstate", None) or ""
         invalid = _unsendable(error, cause, batch, columns, parameters)
-        if invalid is None and state.startswith("22") and state not in _ABOUT_CONTENTS:
-            invalid = _rejected(batch, columns)
+        if invalid is None and state.startswith("22"):
+            checked = [column for column in columns if column.is_checked_by_server]
+            find = _with_nul if state in _ABOUT_CONTENTS else _not_accepted
+            invalid = find(batch, checked, parameters)
         if invalid is not None:
             invalid.sqlstate = state or None
             redact(error)
@@ -84,29 +86,55 @@ def _unsendable(
     for column in columns:
         if parameters[column.name + "_list"] is values:
             index = int(indexes[-1]) if indexes else column.first_of_other_type(values)
+            if index is None:
+                return _not_accepted(batch, [column], parameters)
             return value_error(column, batch.chunks[index].id, values[index])
     return None
 
 
-def _rejected(batch: Batch, columns: Sequence[UserColumn]) -> InvalidInputError | None:
-    """Return an error about a value that the server rejects, with the columns that it may be in."""
-    candidates = [
-        column.name
-        for column in columns
-        if column.is_checked_by_server
-        and any(values.get(column.name) is not None for values in batch.columns)
-    ]
-    if not candidates:
+def _not_accepted(
+    batch: Batch, columns: Sequence[UserColumn], parameters: Mapping[str, Any]
+) -> InvalidInputError | None:
+    """Return an error about a value in one of these columns; None if all values are None.
+
+    The error names the chunk if only one chunk has a value.
+    """
+    values = {column.name: parameters[column.name + "_list"] for column in columns}
+    names = " or ".join(name for name in values if any(v is not None for v in values[name]))
+    ids = (
+        [
+            chunk.id
+            for chunk, row in zip(batch.chunks, zip(*values.values(), strict=True), strict=True)
+            if any(value is not None for value in row)
+        ]
+        if values
+        else []
+    )
+    if not ids:
         return None
-    names = " or ".join(candidates)
-    if len(batch.chunks) == 1:
-        chunk_id = batch.chunks[0].id
-        return column_error(chunk_id, f"Postgres does not accept its value for {names}")
+    if len(ids) == 1:
+        return column_error(ids[0], f"Postgres does not accept its value for {names}")
     return InvalidInputError(
         f"Postgres does not accept the value of a chunk for {names}; to find the chunk, upsert "
         "smaller batches",
         field="columns",
     )
+
+
+def _with_nul(
+    batch: Batch, columns: Sequence[UserColumn], parameters: Mapping[str, Any]
+) -> InvalidInputError | None:
+    """Return an error about the character NUL in an array or in JSON; None if there is none.
+
+    Arrays and JSON are sent as text, in which JSON escapes the character.
+    """
+    for column in columns:
+        for chunk, value in zip(batch.chunks, parameters[column.name + "_list"], strict=True):
+            if isinstance(value, str) and ("\0" in value or "u0000" in value):
+                return column_error(
+                    chunk.id, f"the column {column.name} does not accept the character NUL"
+                )
+    return None
 
 
 def _violating_chunk(
