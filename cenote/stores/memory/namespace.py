@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from threading import Event
 from typing import Any
 
@@ -104,14 +103,19 @@ class _Row:
 class _ParsedRow:
     """A row for several predicates, whose metadata is parsed once and not once per predicate."""
 
+    __slots__ = ("_metadata", "_row")
+
     def __init__(self, row: _Row) -> None:
         self._row = row
+        self._metadata: Mapping[str, Any] | None = None
 
-    @cached_property
+    @property
     def metadata(self) -> Mapping[str, Any]:
-        return self._row.metadata
+        if self._metadata is None:
+            self._metadata = self._row.metadata
+        return self._metadata
 
-    @cached_property
+    @property
     def fields(self) -> Mapping[str, Any]:
         return self._row.fields
 
