@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import Any
@@ -123,9 +123,7 @@ def _all_clearly_valid(matrix: Float32Array) -> bool:
 def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[Any]:
     try:
         row = np.asarray(vector)
-    except (
-        Exception
-    ):  # nested lists of different lengths; an object's conversion may raise anything
+    except Exception:  # lists of different lengths; an object's conversion may raise anything
         _check_elements(vector, chunk_id)
         raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
     if type(row) is not type(vector) and np.ma.is_masked(vector):
@@ -139,30 +137,40 @@ def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[An
             field=field,
             chunk_id=chunk_id,
         )
-    if row.ndim != 1 or row.dtype.kind not in "fiu":
-        if row.ndim == 1 or not row.dtype.hasobject:
-            _check_elements(vector if row.dtype.kind in "USbcM" else row, chunk_id)
-        what = f"of shape {row.shape}" if row.ndim > 1 else type(vector).__name__
-        if row.ndim != 1 or row.dtype.kind != "O":
-            raise _vector_error(chunk_id, f"must be a flat sequence of numbers, not {what}")
-        row = _from_objects(row, chunk_id)
-    elif type(vector) in (list, tuple) and ((row == 0) | (row == 1)).any():
-        _check_elements(vector, chunk_id)  # numpy converts a bool among numbers to 0 or 1
-    return row
+    if row.ndim == 1 and row.dtype.kind in "fiu":
+        if isinstance(vector, list | tuple) and ((row == 0) | (row == 1)).any():
+            # numpy converts a bool among numbers to 0 or 1.
+            _check_elements(vector, chunk_id, is_valid=lambda element: not _is_bool(element))
+        return row
+    if row.ndim == 1:
+        _check_elements(vector if row.dtype.kind in "USbcM" else row, chunk_id)
+        if row.dtype.kind == "O":
+            return _from_objects(row, chunk_id)
+    found = f"of shape {row.shape}" if row.ndim > 1 else type(vector).__name__
+    raise _vector_error(chunk_id, f"must be a flat sequence of numbers, not {found}")
 
 
-def _check_elements(vector: Any, chunk_id: str | None) -> None:
-    """Check that the elements of a sequence are numbers.
+def _is_bool(element: Any) -> bool:
+    return isinstance(element, bool | np.bool_)
+
+
+def _is_number(element: Any) -> bool:
+    return isinstance(element, Real | Decimal) and not _is_bool(element)
+
+
+def _check_elements(
+    vector: Any, chunk_id: str | None, *, is_valid: Callable[[Any], bool] = _is_number
+) -> None:
+    """Check the elements of a list, a tuple or an array with one dimension.
 
     Raises:
-        InvalidInputError: An element is not a number. The error contains its position and type.
+        InvalidInputError: An element is not valid. The error contains its position and type.
     """
-    if not isinstance(vector, list | tuple | np.ndarray):
-        return
-    if isinstance(vector, np.ndarray) and vector.ndim != 1:
+    is_array = isinstance(vector, np.ndarray) and vector.ndim == 1
+    if not is_array and not isinstance(vector, list | tuple):
         return
     for position, element in enumerate(vector):
-        if isinstance(element, bool | np.bool_) or not isinstance(element, Real | Decimal):
+        if not is_valid(element):
             raise _vector_error(
                 chunk_id,
                 f"must consist of numbers, but the element at position {position} is of type "
@@ -174,10 +182,8 @@ def _from_objects(row: NDArray[Any], chunk_id: str | None) -> NDArray[Any]:
     """Convert numbers that numpy holds as objects, such as Decimals and large integers."""
     try:
         return row.astype(np.float64)
-    except OverflowError:
+    except (OverflowError, ValueError):  # a large integer; a signalling NaN of Decimal
         raise _vector_error(chunk_id, _BEYOND_32_BITS) from None
-    except (TypeError, ValueError):  # a signalling NaN of Decimal
-        raise _vector_error(chunk_id, "must be a flat sequence of numbers") from None
 
 
 def _broken_rules(

@@ -14,6 +14,10 @@ from cenote.testing import embedded
 from cenote.validation.vectors import check_query_vector
 
 
+class Numbers(list[Any]):
+    """A subclass of list."""
+
+
 @pytest.mark.parametrize(
     ("vector", "position", "type_name"),
     [
@@ -21,6 +25,7 @@ from cenote.validation.vectors import check_query_vector
         ((0.5, None), 1, "NoneType"),
         ([True, False], 0, "bool"),
         ([0.1, True], 1, "bool"),
+        (Numbers([0.1, True]), 1, "bool"),
         ([False, 0.5], 0, "bool"),
         ([Decimal("0.1"), True], 1, "bool"),
         ([np.float32(0.5), np.bool_(True)], 1, "bool"),
@@ -59,11 +64,12 @@ async def test_elements_that_are_not_numbers(vector: Any, position: int, type_na
         np.array([0.5, 1], dtype=object),
         [np.float64(0.5), np.int64(1)],
         [0.5, 1],
+        [np.array(0.5), np.array(1.0)],
     ],
     ids=repr,
 )
 def test_numbers_of_all_kinds(vector: Any) -> None:
-    """Decimals, fractions, integers and numpy's numbers are converted."""
+    """Decimals, fractions, integers and numpy scalars of all kinds are converted."""
     assert check_query_vector(vector, 2, "vector").tolist() == [0.5, 1.0]
 
 
@@ -71,7 +77,7 @@ def test_numbers_of_all_kinds(vector: Any) -> None:
     ("vector", "message"),
     [
         ([Decimal("NaN"), 1], "contains NaN"),
-        ([Decimal("sNaN"), 1], "flat sequence"),
+        ([Decimal("sNaN"), 1], "contains NaN"),
         ([Decimal("Infinity"), 1], "contains NaN, an infinity"),
         ([10**400, 1], "a number beyond 32 bits"),
         ([[0.1], [0.2]], r"not of shape \(2, 1\)"),
