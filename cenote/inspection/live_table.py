@@ -70,7 +70,8 @@ class LiveIndex:
         columns: Indexed columns or expressions, in order.
         operator_classes: Operator class of each column.
         definitions: Columns or expressions as ``CREATE INDEX`` writes them: with the operator
-            class and the order, if they are not the defaults, and with an expression's collation.
+            class and the order, if they are not the defaults, and with the collation of an
+            expression, or one that differs from the column's.
         options: Options of ``WITH``.
         valid: False if a concurrent build did not finish, or a partition lacks its part.
         primary: True for the index of the primary key.
@@ -551,7 +552,11 @@ def _indexes_query(oid: int) -> Executable:
     column = func.pg_get_indexdef(pg_index.c.indexrelid, position.c.n, True)
     operator_class = pg_opclass.c.opcname
     is_expression = pg_index.c.indkey[position.c.n - 1] == 0
-    has_collation = and_(is_expression, pg_collation.c.collname != "default")
+    # A column's own collation is not written; an expression has none of its own.
+    has_collation = and_(
+        pg_collation.c.collname != "default",
+        or_(is_expression, pg_collation.c.oid != pg_attribute.c.attcollation),
+    )
     collation = func.concat(" COLLATE ", func.quote_ident(pg_collation.c.collname))
     order = pg_index.c.indoption[position.c.n - 1]  # bit 0: descending; bit 1: nulls first
     definition = func.concat(
@@ -571,6 +576,13 @@ def _indexes_query(oid: int) -> Executable:
             .join(pg_opclass, pg_opclass.c.oid == pg_index.c.indclass[position.c.n - 1])
             .outerjoin(
                 pg_collation, pg_collation.c.oid == pg_index.c.indcollation[position.c.n - 1]
+            )
+            .outerjoin(
+                pg_attribute,
+                and_(
+                    pg_attribute.c.attrelid == pg_index.c.indrelid,
+                    pg_attribute.c.attnum == pg_index.c.indkey[position.c.n - 1],
+                ),
             )
             .order_by(position.c.n)
             .correlate(pg_index)

@@ -59,7 +59,9 @@ def hooks(**options: Any) -> dict[str, Any]:
             other arguments are returned as they are.
     """
     _register()
-    plugins = options.get("autogenerate_plugins", ["alembic.autogenerate.*"])
+    plugins = options.get("autogenerate_plugins")
+    if plugins is None:
+        plugins = ["alembic.autogenerate.*"]
     return options | {
         "include_object": _merge_include_object(options.get("include_object")),
         "render_item": _merge_render_item(options.get("render_item")),
@@ -244,38 +246,51 @@ def _compare_indexes(
     for_the_server = [
         index
         for index in compared
-        if needs_the_server(index) or needs_the_server(reflected[str(index.name)])
+        if needs_the_server(index) or _loses_expressions(live, reflected[str(index.name)])
     ]
     are_equal = equal_indexes(autogen_context.connection, live, for_the_server)
-    dropped = {op.index_name for op in modify_ops.ops if isinstance(op, ops.DropIndexOp)}
     for index in compared:
-        index_name = str(index.name)
-        actual = live.index(index_name)
+        name = str(index.name)
+        actual = live.index(name)
         if actual is None:
             continue
-        if index in for_the_server:
-            if index_name not in are_equal:
-                warn(
-                    f"index {index_name} cannot be compared: the role or the transaction may not "
-                    "create temporary tables"
-                )
-            elif are_equal[index_name]:
-                modify_ops.ops[:] = [
-                    op for op in modify_ops.ops if getattr(op, "index_name", None) != index_name
-                ]
-            elif index_name not in dropped:
-                modify_ops.ops.append(ops.DropIndexOp.from_index(reflected[index_name]))
-                modify_ops.ops.append(ops.CreateIndexOp.from_index(index))
-        elif index_name not in dropped and any(index_differences(actual, index)):
-            modify_ops.ops.append(ops.DropIndexOp.from_index(_reflected(actual, live_table)))
-            modify_ops.ops.append(ops.CreateIndexOp.from_index(index))
+        if index not in for_the_server:
+            if any(index_differences(actual, index)):
+                _replace_index(modify_ops, _reflected(actual, live_table), index)
+        elif name not in are_equal:
+            warn(
+                f"index {name} cannot be compared: the role or the transaction may not create "
+                "temporary tables"
+            )
+        elif are_equal[name]:
+            modify_ops.ops[:] = [
+                op for op in modify_ops.ops if getattr(op, "index_name", None) != name
+            ]
+        else:
+            _replace_index(modify_ops, reflected[name], index)
     for place, operation in enumerate(modify_ops.ops):
         if isinstance(operation, ops.DropIndexOp):
-            index_name = str(operation.index_name)
-            actual = live.index(index_name)
-            if actual is not None and needs_the_server(reflected[index_name]):
-                faithful = _reflected_expressions(actual, reflected[index_name], live_table)
+            name = str(operation.index_name)
+            actual = live.index(name)
+            if actual is not None and _loses_expressions(live, reflected[name]):
+                faithful = _reflected_expressions(actual, reflected[name], live_table)
                 modify_ops.ops[place] = ops.DropIndexOp.from_index(faithful)
+
+
+def _loses_expressions(live: LiveTable, reflected: Index) -> bool:
+    """Return whether SQLAlchemy's reflection of an index lacks a part of its definition."""
+    actual = live.index(str(reflected.name))
+    return needs_the_server(reflected) or (
+        actual is not None and any(" COLLATE " in definition for definition in actual.definitions)
+    )
+
+
+def _replace_index(modify_ops: ops.ModifyTableOps, old: Index, new: Index) -> None:
+    """Drop an index and create it again, unless Alembic does so already."""
+    dropped = {op.index_name for op in modify_ops.ops if isinstance(op, ops.DropIndexOp)}
+    if new.name not in dropped:
+        modify_ops.ops.append(ops.DropIndexOp.from_index(old))
+        modify_ops.ops.append(ops.CreateIndexOp.from_index(new))
 
 
 def _alter_embedding(modify_ops: ops.ModifyTableOps) -> None:
@@ -370,9 +385,10 @@ def _reflected_expressions(index: LiveIndex, reflected: Index, table: Table) -> 
     SQLAlchemy's reflection loses the collation, the operator class and the order of an expression.
     """
     options = {
-        name: value
-        for name, value in reflected.dialect_kwargs.items()
-        if name != "postgresql_ops" and value
+        **reflected.dialect_kwargs,
+        "postgresql_using": index.method if index.method != "btree" else None,
+        "postgresql_with": dict(index.options),
+        "postgresql_ops": None,  # the definitions contain the operator classes
     }
     return Index(
         index.name,
@@ -381,6 +397,6 @@ def _reflected_expressions(index: LiveIndex, reflected: Index, table: Table) -> 
             for definition in index.definitions
         ),
         unique=reflected.unique,
-        **options | {"postgresql_using": index.method, "postgresql_with": dict(index.options)},
+        **{name: value for name, value in options.items() if value},
         _table=table,
     )

@@ -102,14 +102,13 @@ class AlterEmbeddingOp(ops.AlterColumnOp):
 def _render_embedding(autogen_context: AutogenContext, operation: AlterEmbeddingOp) -> list[str]:
     alter_column = renderers.dispatch(ops.AlterColumnOp)(autogen_context, operation)
     before, after = operation.dimensions
-    comments = []
-    if before != after:
-        comments = [
-            f"# This fails if the table has rows: no vector({before}) becomes a vector({after}).",
-            '# For a table with rows see "Another embedding model, without downtime" in',
-            "# docs/schema.md.",
-        ]
-    return [*comments, alter_column]
+    if before == after:
+        return [alter_column]
+    return [
+        f"# This fails if the table has rows: their vectors do not have {after} dimensions.",
+        '# See "Another embedding model, without downtime" in docs/schema.md.',
+        alter_column,
+    ]
 
 
 class StoreInlineOp(ops.MigrateOperation):

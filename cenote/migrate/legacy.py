@@ -22,6 +22,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from cenote.config import SchemaConfig
 from cenote.inspection.checks.table import embedding_finding
+from cenote.inspection.hints import arguments_for
 from cenote.inspection.live_table import LiveTable, read_table
 from cenote.migrate.versions import RefusedRevisionError
 from cenote.postgres.ddl import qualified
@@ -61,23 +62,24 @@ def upgrade_legacy_table(config: SchemaConfig) -> bool:
     op.execute(f"LOCK TABLE {qualified(live.name, live.schema)} IN ACCESS EXCLUSIVE MODE")
     live = read_table(connection, config.table_name, config.schema)
     assert live is not None
-    version = _version(connection, live)
+    version = _version(connection, live, config)
     _check_columns(connection, live)
     _check_shape(live, config, version)
     _upgrade(live, version)
     return True
 
 
-def _version(connection: Connection, live: LiveTable) -> int:
+def _version(connection: Connection, live: LiveTable, config: SchemaConfig) -> int:
     """Return the number of legacy migration files that were run. They run in one order only."""
     recorded = table(VERSION_TABLE, column("version"), schema=live.schema)
     exists = connection.scalar(select(func.to_regclass(qualified(VERSION_TABLE, live.schema))))
     if live.name != TABLE or exists is None:
+        names = arguments_for({"table_name": live.name, "schema": config.schema})
         raise RefusedRevisionError(
             f"table {live.name!r} exists already and was not created by these revisions; "
             "choose another table_name, or rename the table. If your application's migrations "
             "created it, leave it to them. If cenote's revisions created it and only their record "
-            "is lost, run cenote migrate stamp head"
+            f"is lost, run cenote migrate {names}stamp head"
         )
     run = set(connection.scalars(select(recorded.c.version)))
     for version in range(1, len(_FILES) + 1):

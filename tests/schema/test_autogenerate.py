@@ -110,6 +110,8 @@ async def test_other_expressions_are_compared_by_the_server(empty_engine: AsyncE
             postgresql_ops={"words": "text_pattern_ops"},
         )
         Index("ix_options", function(passage.lang), postgresql_include=["lang"], **options)
+        collation = {"lower": "C", "upper": "POSIX"}[function("x").name]
+        Index("ix_collation", passage.lang.collate(collation))
         return passage
 
     before = with_indexes(func.lower, ["de", "it's 5%"])
@@ -117,7 +119,7 @@ async def test_other_expressions_are_compared_by_the_server(empty_engine: AsyncE
     assert (await autogenerate(empty_engine, before.metadata)).is_empty
     after = with_indexes(func.upper, ["de", "fr"], unique=False, postgresql_with={"fillfactor": 50})
     revision = await upgrade(empty_engine, after.metadata)
-    assert revision.upgrade.count("op.create_index") == 6
+    assert revision.upgrade.count("op.create_index") == 7
     assert (await autogenerate(empty_engine, after.metadata)).is_empty
     await run_body(empty_engine, revision.downgrade)
     assert (await autogenerate(empty_engine, before.metadata)).is_empty
@@ -356,6 +358,7 @@ async def test_hooks_merge_the_applications_arguments(empty_engine: AsyncEngine)
 def test_hooks_without_arguments() -> None:
     """Without arguments of the application, hooks returns cenote's own functions."""
     assert hooks()["include_object"] is include_object
+    assert hooks(autogenerate_plugins=None, include_object=None) == hooks()
     assert hooks(compare_type=True)["compare_type"] is compare_type
 
 

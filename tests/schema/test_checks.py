@@ -597,6 +597,19 @@ async def test_a_table_of_the_applications_history(
         assert words not in result.stdout.replace("alembic upgrade head", "")
 
 
+async def test_commands_that_name_the_table(empty_engine: AsyncEngine, empty_dsn: str) -> None:
+    """An error names a command for this table, not for the default one; no note on other tables."""
+    await _create_passages(empty_engine, history=False)
+    await execute(empty_engine, "CREATE TABLE numbers (n int)")
+    url = {"CENOTE_DATABASE_URL": empty_dsn}
+    result = cenote("migrate", "-x", "table_name=passages", "upgrade", "head", **url)
+    assert result.returncode != 0
+    assert "cenote migrate -x table_name=passages stamp head" in result.stdout + result.stderr
+    result = cenote("check", "-x", "table_name=numbers", **url)
+    assert "it has no column embedding of a fixed length" in result.stdout
+    assert "belongs to your application" not in result.stderr
+
+
 async def test_a_check_without_the_tables_name(empty_engine: AsyncEngine, empty_dsn: str) -> None:
     """If the table has another name or schema, the hint says which, before any command."""
     await _create_passages(empty_engine, history=False)
