@@ -570,5 +570,5 @@ async def test_other_metadata_of_haystack(store: VectorStore) -> None:
 
 async def test_stores_convert_nothing(store: VectorStore) -> None:
     """The stores themselves accept JSON only."""
-    with pytest.raises(InvalidInputError, match="type date, which is not JSON"):
+    with pytest.raises(InvalidInputError, match="contains a date, which is not JSON"):
         await store.upsert([embedded("1", VECTOR, metadata={"a": date(2024, 2, 29)})], "acme")
