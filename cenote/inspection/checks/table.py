@@ -129,35 +129,45 @@ def table_finding(
             hint="choose another table name, or rename the existing table",
         )
     actual = "it is missing"
-    if user_model:
-        hint = "run " + APPLICATION_MIGRATIONS
-    else:
-        hint = "run " + upgrade_command(given)
-        if recorded is not None:
-            actual += f", and recorded as {recorded}"
-            hint = f"run cenote migrate {arguments_for(given)}stamp base, then " + hint[4:]
-        elif has_application:
-            hint = (
-                "if a model of your application has this table, run "
-                f"{APPLICATION_MIGRATIONS}; otherwise {hint}"
-            )
+    if recorded is not None and not user_model:
+        actual += f", and recorded as {recorded}"
+    hint = create = _creation_hint(
+        recorded, given, user_model=user_model, has_application=has_application
+    )
     if elsewhere:
         table = (
             f'set __table_args__ = {{"schema": "{elsewhere[0]}"}}'
             if user_model
             else f"pass -x schema={elsewhere[0]}"
         )
-        hint = f"{table} if that is the table; otherwise {hint}"
+        hint = f"{table} if that is the table; otherwise {create}"
     elif others:
         arguments = " or ".join(
             f"-x table_name={other['table_name']}"
             + (f" -x schema={other['schema']}" if other["schema"] else "")
             for other in others[:3]
         )
-        hint = f"pass {arguments} if that is the table; otherwise {hint}"
+        hint = f"pass {arguments} if that is the table; otherwise {create}"
     return Finding(
         kind="table_missing", subject=subject, actual=actual, expected="a chunk table", hint=hint
     )
+
+
+def _creation_hint(
+    recorded: str | None, given: Mapping[str, Any], *, user_model: bool, has_application: bool
+) -> str:
+    """Return the command that creates a missing table."""
+    if user_model:
+        return "run " + APPLICATION_MIGRATIONS
+    command = upgrade_command(given)
+    if recorded is not None:
+        return f"run cenote migrate {arguments_for(given)}stamp base, then {command}"
+    if has_application:
+        return (
+            f"if a model of your application has this table, run {APPLICATION_MIGRATIONS}; "
+            f"otherwise run {command}"
+        )
+    return "run " + command
 
 
 def revision_finding(
@@ -297,7 +307,7 @@ def row_security_finding(subject: str, live: LiveTable, config: SchemaConfig) ->
     if live.row_security:
         missing = ", ".join(live.unsecured)
         actual = "it has row-level security" + (f", but not {missing}" if missing else "")
-    if not wanted:  # the command would take away what keeps the tenants apart
+    if not wanted:  # the command removes the separation of the tenants
         hint = "set row_security=on, or, if nothing relies on it any more, " + hint
     return Finding(
         kind="row_security",
