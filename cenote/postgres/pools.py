@@ -10,7 +10,13 @@ from contextlib import AsyncExitStack
 from numbers import Integral, Real
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 
 from cenote.errors import ConfigurationError, StoreConnectionError
 from cenote.postgres.driver_errors import describe, driver_error, is_transient
@@ -22,16 +28,26 @@ _logger = logging.getLogger(__name__)
 _BACKOFF_CAP_SECONDS = 30.0
 
 
-def asyncpg_engine(engine: AsyncEngine | async_sessionmaker[AsyncSession]) -> AsyncEngine:
-    """Return an engine, or the engine that a sessionmaker is bound to.
+def asyncpg_engine(
+    engine: AsyncEngine | AsyncConnection | async_sessionmaker[AsyncSession],
+) -> AsyncEngine:
+    """Return an engine, or the engine of a connection or of a sessionmaker.
 
     Raises:
         ConfigurationError: There is no `AsyncEngine`, or its driver is not asyncpg.
     """
-    bind = engine.kw.get("bind") if isinstance(engine, async_sessionmaker) else engine
+    bind: Any = engine.kw.get("bind") if isinstance(engine, async_sessionmaker) else engine
+    if isinstance(bind, AsyncConnection):
+        bind = bind.engine
+    if isinstance(bind, AsyncSession | async_scoped_session):
+        raise ConfigurationError(
+            "engine must be an AsyncEngine; for a store whose calls join a session: "
+            "PgVectorStore(engine, ...).in_session(session)",
+            setting="engine",
+        )
     if not isinstance(bind, AsyncEngine):
         raise ConfigurationError(
-            "engine must be an AsyncEngine, or an async_sessionmaker bound to one, not "
+            "engine must be an AsyncEngine, an AsyncConnection, or an async_sessionmaker, not "
             f"{type(bind).__name__}; for a connection string: await PgVectorStore.connect(...)",
             setting="engine",
         )

@@ -75,6 +75,20 @@ class VectorStore(Protocol):
         """The number of dimensions of every vector."""
         ...
 
+    def in_session(self, session: Any) -> VectorStore:
+        """Return a store whose every call joins a session or connection of the application.
+
+        A store without transactions, such as `InMemoryVectorStore`, accepts any object and ignores
+        it: nothing is rolled back there. A service and its unit tests can thus use one type.
+
+        Args:
+            session: Session or connection, which the application commits, rolls back and closes.
+
+        Raises:
+            InvalidInputError: the store cannot join `session`.
+        """
+        ...
+
     async def upsert(self, embedded_chunks: list[EmbeddedChunk], namespace: str) -> None:
         """Write chunks. A chunk replaces the stored chunk with the same id.
 

@@ -125,6 +125,10 @@ class InMemoryVectorStore(VectorStore):
     def dimensions(self) -> int:
         return self._dimensions
 
+    def in_session(self, session: object) -> Self:
+        """Return the store itself: a rollback of the session does not undo its writes."""
+        return self
+
     async def apply_migrations(self) -> None:
         """Do nothing: this store has no schema. Lets tests replace `PgVectorStore` with it."""
 

@@ -17,7 +17,12 @@ from cenote.filters.language import Filter, FilterLike
 from cenote.models import EmbeddedChunk
 from cenote.orm.mixin import ChunkMixin, ChunkRow
 from cenote.orm.user_columns import UserColumns
-from cenote.stores.pgvector.executor import CallerTransaction, StatementExecutor
+from cenote.stores.pgvector.executor import (
+    CallerTransaction,
+    Session,
+    StatementExecutor,
+    check_session,
+)
 from cenote.stores.pgvector.partition_searches import PartitionSearches
 from cenote.stores.pgvector.sql.read_statements import ReadStatements
 from cenote.stores.pgvector.sql.search_statements import SearchStatements
@@ -40,6 +45,9 @@ class PgVectorStoreBase(VectorStore, Generic[Model]):
     _config: SchemaConfig
     _model: type[Any]
     _engine: AsyncEngine
+    _session: Session | None = None
+    """Session that every call joins; None if each call has a connection of its own."""
+
     _translates_schemas: bool
     _embedding_model: str | None
     _deferrals: int
@@ -50,6 +58,26 @@ class PgVectorStoreBase(VectorStore, Generic[Model]):
     _searches: SearchStatements
     _partition_searches: PartitionSearches
     _writes: WriteStatements
+
+    def _transaction(self, session: Session | None) -> CallerTransaction | None:
+        """Return the transaction to join: of the argument ``session=``, or of the bound session.
+
+        Raises:
+            InvalidInputError: The argument is of another type.
+        """
+        return check_session(self._session if session is None else session)
+
+    def _reject_if_bound(self, operation: str, remedy: str) -> None:
+        """Reject an operation that has transactions of its own.
+
+        Raises:
+            InvalidInputError: The store is bound to a session.
+        """
+        if self._session is not None:
+            raise InvalidInputError(
+                f"{operation} cannot join the transaction that the store is bound to; {remedy}",
+                field="session",
+            )
 
     async def _check_table(self, operation: str) -> None:
         """Check that the store is open, and that the table has the expected columns."""

@@ -65,6 +65,7 @@ class Loading(Writing[Model]):
             VectorStoreError: A batch was not written. Earlier batches are stored.
             MigrationError: The index was not dropped or not built.
         """
+        self._reject_if_bound("bulk_load", "call upsert")
         check_namespace(namespace)
         bulk_load.check_stream(embedded_chunks)
         bulk_load.check_ann_index(ann_index)
@@ -109,6 +110,7 @@ class Loading(Writing[Model]):
         Raises:
             MigrationError: The index was not dropped or not built.
         """
+        self._reject_if_bound("deferred_ann_index", "call it on the store that is not bound")
         await self._check_table("deferred_ann_index")
         build = bulk_load.Build(self._engine, self._config, memory, workers, progress)
         await build.drop()

@@ -113,6 +113,7 @@ class Measuring(Reading[Model], Searching[Model]):
             VectorStoreError: The table has no valid ANN index, row-level security hides rows from
                 the role, or the server raised an error.
         """
+        self._reject_if_bound("measure_recall", "call it on the store that is not bound")
         check_integer_argument(limit, field="limit", least=2 if queries is None else 1)
         values = self._effective_values(ef_search, limit)
         vectors = None if queries is None else self._check_queries(queries)
@@ -187,6 +188,7 @@ class Measuring(Reading[Model], Searching[Model]):
             MigrationError: The role does not own the index, the index has a comment of yours, there
                 is no valid ANN index, or the database raised an error.
         """
+        self._reject_if_bound("apply_recall", "call it on the store that is not bound")
         if not isinstance(report, RecallReport):
             raise InvalidInputError(
                 f"report must be a RecallReport, not {type(report).__name__}", field="report"

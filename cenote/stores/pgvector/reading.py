@@ -17,7 +17,6 @@ from cenote.stores.pgvector.base import Model, PgVectorStoreBase
 from cenote.stores.pgvector.executor import (
     CallerTransaction,
     Session,
-    check_session,
     fetch_all,
 )
 from cenote.stores.pgvector.retry import Retry, operation
@@ -65,7 +64,7 @@ class Reading(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`.
         """
         check_namespace(namespace)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         ids = check_ids_in_order(chunk_ids)
         if not ids:
             return []
@@ -84,7 +83,7 @@ class Reading(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`.
         """
         check_namespace(namespace)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         values = {"namespace": namespace, "ids": check_ids(chunk_ids)}
         async with self._executor.statement("get_embeddings", transaction, namespace) as connection:
             found = await fetch_all(await connection.execute(self._reads.embeddings, values))
@@ -105,7 +104,7 @@ class Reading(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`.
         """
         check_namespace(namespace)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         conditions = await self._conditions_of(filter)
         if self._never_holds(conditions):
             return 0
@@ -124,7 +123,7 @@ class Reading(PgVectorStoreBase[Model]):
         Args:
             session: Transaction to join; see `PgVectorStore`.
         """
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         async with self._executor.statement("list_namespaces", transaction, None) as connection:
             await self._executor.check_sees_all_rows(connection)
             found = await connection.execute(self._reads.namespaces)
@@ -140,7 +139,7 @@ class Reading(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`.
         """
         check_namespace(namespace)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         asked = check_chunks(chunks)
         if not asked:
             return []
@@ -167,7 +166,7 @@ class Reading(PgVectorStoreBase[Model]):
         """
         check_namespace(namespace)
         check_limit(limit)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         conditions = await self._conditions_of(filter)
         values = {"namespace": namespace, "page_size": limit}
         if after is not None:
@@ -198,7 +197,7 @@ class Reading(PgVectorStoreBase[Model]):
         check_namespace(namespace)
         check_chunk_id(chunk_id)
         check_neighbours(before, after)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         values = {"namespace": namespace, "id": chunk_id, "before": before, "after": after}
         async with self._executor.statement("neighbours", transaction, namespace) as connection:
             found = await fetch_all(await connection.execute(self._reads.neighbours, values))
@@ -225,7 +224,7 @@ class Reading(PgVectorStoreBase[Model]):
             conditions = Conditions(self._checked_filter(filter))
             self._reads.page(conditions, first=True)  # raises an error if a column does not exist
         condition = check_condition(where, self._executor.table)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         given = filter if conditions is None else conditions
         return self._chunks(namespace, given, condition, transaction)
 

@@ -59,8 +59,8 @@ class Retry(enum.Enum):
 def operation(name: str, *, retry: Retry, batch: str | None = None) -> Callable[[Method], Method]:
     """Decorate a coroutine method of a store as an operation that is reported and retried.
 
-    Calls with ``session=`` are never retried. One operation is reported, however many attempts it
-    takes.
+    Calls with ``session=``, and calls of a store that is bound to a session, are never retried. One
+    operation is reported, however many attempts it takes.
 
     Args:
         name: Name of the operation in telemetry and logs.
@@ -104,7 +104,7 @@ def _with_retry(method: Method, name: str, retry: Retry, batch: str | None) -> M
 
     @wraps(method)
     async def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        if options.get("session") is not None:
+        if options.get("session") is not None or self._session is not None:
             return await method(self, *arguments, **options)
         if batch is not None and position is not None:
             if position >= len(arguments):

@@ -16,7 +16,7 @@ from cenote.postgres.vector import to_wire, to_wire_one
 from cenote.ranking.fusion import DEPTH, at_least, diverse
 from cenote.responsive import Pauses
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
-from cenote.stores.pgvector.executor import Session, check_session, fetch_all, run_statement
+from cenote.stores.pgvector.executor import Session, fetch_all, run_statement
 from cenote.stores.pgvector.retry import Retry, operation
 from cenote.stores.pgvector.sql import rows
 from cenote.stores.pgvector.sql.where import check_condition
@@ -79,7 +79,7 @@ class Searching(PgVectorStoreBase[Model]):
         conditions = await self._conditions_of(filter)
         check_min_score(min_score)
         check_per_document(per_document)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         if not query[0] and not query.any():  # any() takes as long as all other checks
             return []
         if self._never_holds(conditions):
@@ -140,7 +140,7 @@ class Searching(PgVectorStoreBase[Model]):
             query_vectors, self._config.dimensions, self._config.column_type
         )
         conditions = await self._conditions_of(filter)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         results: list[list[RetrievalResult]] = [[] for _ in queries]
         asked = [number for number, query in enumerate(queries) if query.any()]
         if self._never_holds(conditions) or not asked:
@@ -190,7 +190,7 @@ class Searching(PgVectorStoreBase[Model]):
         found = await self.search(query_vector, namespace, candidates, filter, session=session)
         if not found:
             return []
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         values = {"namespace": namespace, "ids": sorted(result.chunk.id for result in found)}
         async with self._executor.statement("search_diverse", transaction, namespace) as connection:
             stored = await fetch_all(await connection.execute(self._reads.embeddings, values))
@@ -217,7 +217,7 @@ class Searching(PgVectorStoreBase[Model]):
         values, conditions, condition = await self._check_text_search(
             text, namespace, limit, filter, where
         )
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         if self._never_holds(conditions):
             return []
         statement, bound = self._searches.text_search(conditions, condition, values)
@@ -252,7 +252,7 @@ class Searching(PgVectorStoreBase[Model]):
         values, conditions, condition = await self._check_text_search(
             text, namespace, limit, filter, where
         )
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         if self._never_holds(conditions):
             return []
         await self._read_measured_ef_search("search_hybrid", transaction)

@@ -13,6 +13,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
     AsyncEngine,
     AsyncSession,
     async_sessionmaker,
@@ -95,7 +96,8 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
 
     Args:
         engine: `AsyncEngine` on asyncpg, or an `async_sessionmaker` bound to one. Calls without
-            ``session=`` borrow connections from its pool. The store does not close it.
+            ``session=`` borrow connections from its pool. The store does not close it. With an
+            `AsyncConnection`, every call joins its transaction; see `in_session`.
         dimensions: Number of dimensions of every vector.
         model: Chunk model of your application (see `cenote.ChunkMixin`), which determines
             everything about the table; your own migrations create it. Replaces `dimensions` and all
@@ -125,7 +127,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
     @overload
     def __init__(
         self: PgVectorStore[ChunkRow],
-        engine: AsyncEngine | async_sessionmaker[AsyncSession],
+        engine: AsyncEngine | AsyncConnection | async_sessionmaker[AsyncSession],
         dimensions: int,
         *,
         table_name: str = ...,
@@ -146,7 +148,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
     @overload
     def __init__(
         self,
-        engine: AsyncEngine | async_sessionmaker[AsyncSession],
+        engine: AsyncEngine | AsyncConnection | async_sessionmaker[AsyncSession],
         *,
         model: type[Model],
         hnsw_ef_search: int | None = ...,
@@ -157,7 +159,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
 
     def __init__(
         self,
-        engine: AsyncEngine | async_sessionmaker[AsyncSession],
+        engine: AsyncEngine | AsyncConnection | async_sessionmaker[AsyncSession],
         dimensions: int | None = None,
         *,
         model: type[Any] | None = None,
@@ -191,6 +193,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         self._config = SchemaConfig(**given) if model is None else config_from_model(model, given)
         self._model = model_for_config(self._config) if model is None else model
         self._engine = asyncpg_engine(engine)
+        self._session = engine if isinstance(engine, AsyncConnection) else None
         self._translates_schemas = "schema_translate_map" in self._engine.get_execution_options()
         self._owns_engine = False
         self._embedding_model = embedding_model
@@ -337,6 +340,34 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         """Expected configuration of the table."""
         return self._config
 
+    def in_session(self, session: Session) -> Self:
+        """Return a store whose every call joins a session, as if it had ``session=``.
+
+        ::
+
+            async with async_session() as session, session.begin():
+                session.add(Document(id="a"))
+                await index(document, store.in_session(session))
+
+        What ``session=`` does holds for every call: see "Your transaction" in `PgVectorStore`. An
+        explicit ``session=`` takes precedence. Methods that have transactions of their own raise an
+        error: `bulk_load`, `deferred_ann_index`, `measure_recall`, `apply_recall`,
+        `apply_migrations`, `check_schema` and `with_own_pool`. To create the bound store costs
+        nothing, and `close` does nothing to it.
+
+        Args:
+            session: `AsyncSession`, `async_scoped_session` or `AsyncConnection` on asyncpg.
+
+        Raises:
+            InvalidInputError: `session` is of another type.
+        """
+        if check_session(session) is None:
+            raise InvalidInputError("session is required", field="session")
+        bound = copy(self)
+        bound._session = session
+        bound._owns_engine = False
+        return bound
+
     @asynccontextmanager
     async def tenant(self, session: Session, namespace: str) -> AsyncIterator[None]:
         """Make a tenant's rows visible to your own statements, on a table with row-level security.
@@ -373,6 +404,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         Its engine has the same URL and arguments, but not the listeners of the pool. Dispose of
         :attr:`engine` yourself.
         """
+        self._reject_if_bound("with_own_pool", "call it on the store that is not bound")
         pool = self._engine.sync_engine.pool.recreate()
         options = self._engine.get_execution_options()
         other = copy(self)
@@ -404,6 +436,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
             MigrationError: The database raised an error, and the transaction was rolled back; or
                 your own migrations create the table, because the store has your model.
         """
+        self._reject_if_bound("apply_migrations", "call it on the store that is not bound")
         if self._has_user_model:
             raise MigrationError(
                 f"table {self._model.__table__.fullname!r} belongs to your model "
@@ -422,6 +455,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         Raises:
             MigrationError: The database raised an error.
         """
+        self._reject_if_bound("check_schema", "call it on the store that is not bound")
         from cenote.migrate.api import check
 
         return await check(self._engine, self._config, user_model=self._has_user_model)

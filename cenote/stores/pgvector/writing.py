@@ -17,7 +17,7 @@ from cenote.filters.compiler import Conditions
 from cenote.filters.language import Filter, field
 from cenote.models import Chunk, EmbeddedChunk, SyncResult
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
-from cenote.stores.pgvector.executor import CallerTransaction, Session, check_session, run_statement
+from cenote.stores.pgvector.executor import CallerTransaction, Session, run_statement
 from cenote.stores.pgvector.retry import Retry, operation
 from cenote.stores.pgvector.session_sync import holds_any, refresh, remove
 from cenote.stores.pgvector.sql import rows
@@ -58,7 +58,7 @@ class Writing(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`. It must not be in AUTOCOMMIT.
         """
         check_namespace(namespace)
-        record(rows=await self._upsert(embedded_chunks, namespace, check_session(session)))
+        record(rows=await self._upsert(embedded_chunks, namespace, self._transaction(session)))
 
     async def _upsert(
         self,
@@ -109,7 +109,7 @@ class Writing(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`.
         """
         check_namespace(namespace)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         ids = check_ids(chunk_ids)
         if not ids:
             return
@@ -129,7 +129,7 @@ class Writing(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`.
         """
         check_namespace(namespace)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         async with self._executor.statement(
             "delete_namespace", transaction, namespace
         ) as connection:
@@ -170,7 +170,7 @@ class Writing(PgVectorStoreBase[Model]):
     async def _delete_matching(
         self, operation: str, matching: Conditions, namespace: str, session: Session | None
     ) -> int:
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         if self._never_holds(matching):
             return 0
         values = {"namespace": namespace, **matching.parameters}
@@ -215,7 +215,7 @@ class Writing(PgVectorStoreBase[Model]):
             session: Transaction to join; see `PgVectorStore`.
         """
         check_namespace(namespace)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         check_boolean(merge, field="merge")
         texts = {chunk_id: text for chunk_id, (_, text) in check_metadata_by_id(metadata).items()}
         if not texts:
@@ -252,7 +252,7 @@ class Writing(PgVectorStoreBase[Model]):
                 committed.
         """
         check_namespace(namespace)
-        transaction = check_session(session)
+        transaction = self._transaction(session)
         embedded, kept_chunks = check_document(document_id, chunks)
         batch = self._check_batch(embedded)
         document = _Document(
