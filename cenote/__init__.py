@@ -14,7 +14,14 @@ from cenote.errors import (
 from cenote.filters.language import Filter, field, meta
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.orm.mixin import ChunkMixin, ChunkRow
-from cenote.stores import InMemoryVectorStore, PgVectorStore, VectorStore
+from cenote.stores import (
+    InMemoryVectorStore,
+    PgVectorStore,
+    SyncInMemoryVectorStore,
+    SyncPgVectorStore,
+    SyncVectorStore,
+    VectorStore,
+)
 
 __all__ = [
     "CenoteError",
@@ -33,6 +40,9 @@ __all__ = [
     "SchemaConfig",
     "StoreConnectionError",
     "StoreTimeoutError",
+    "SyncInMemoryVectorStore",
+    "SyncPgVectorStore",
+    "SyncVectorStore",
     "VectorStore",
     "VectorStoreError",
     "field",

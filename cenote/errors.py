@@ -58,6 +58,9 @@ class VectorStoreError(CenoteError):
             from the server.
     """
 
+    _is_stale_plan = False
+    """True if a prepared statement was out of date, because its table has changed."""
+
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate

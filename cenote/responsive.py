@@ -1,4 +1,8 @@
-"""Keep the event loop responsive: pause long loops, and move long computations to threads."""
+"""Keep the event loop responsive, and do without one on synchronous drivers.
+
+There is one implementation of each operation, a coroutine. On a synchronous driver it never waits
+for an event loop: `drive` runs it to its end in the caller's thread.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,10 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -63,6 +67,8 @@ async def run_in_thread(function: Callable[..., Result], *arguments: Any) -> Res
     If the task is cancelled while the function runs, the function runs on; see
     :func:`stop_at_exit`.
     """
+    if is_driving():
+        return function(*arguments)
     return await asyncio.wrap_future(start_in_thread(function, *arguments))
 
 
@@ -108,3 +114,58 @@ def _forget_threads() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_threads)
+
+
+# -- without an event loop -------------------------------------------------------------------------
+
+_driving: ContextVar[bool] = ContextVar("cenote_driving", default=False)
+
+
+def is_driving() -> bool:
+    """Return whether the current coroutine runs without an event loop."""
+    return _driving.get()
+
+
+def drive(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine of cenote to its end, and return its result.
+
+    Pauses for other tasks (``asyncio.sleep(0)``) are skipped.
+
+    Raises:
+        RuntimeError: The coroutine waits for an event loop.
+    """
+    token = _driving.set(True)
+    try:
+        while True:
+            try:
+                waiting_for = coroutine.send(None)
+            except StopIteration as stop:
+                result: Result = stop.value
+                return result
+            if waiting_for is not None:
+                coroutine.throw(RuntimeError("a synchronous operation waits for an event loop"))
+    finally:
+        coroutine.close()
+        _driving.reset(token)
+
+
+def drive_iterator(iterator: AsyncIterator[Result]) -> Iterator[Result]:
+    """Iterate over an asynchronous iterator of cenote."""
+    try:
+        while True:
+            try:
+                yield drive(anext(iterator))  # type: ignore[arg-type]
+            except StopAsyncIteration:
+                return
+    finally:
+        close = getattr(iterator, "aclose", None)
+        if close is not None:
+            drive(close())
+
+
+async def sleep(seconds: float) -> None:
+    """Sleep, in the event loop or in the thread."""
+    if is_driving():
+        time.sleep(seconds)  # noqa: ASYNC251 - there is no event loop to block
+    else:
+        await asyncio.sleep(seconds)

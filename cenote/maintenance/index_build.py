@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -27,6 +28,7 @@ from cenote.postgres.locks import migration_lock, with_short_waits
 from cenote.postgres.pg_catalog import pg_settings, pg_stat_progress_create_index
 from cenote.postgres.vector import embedding_type
 from cenote.progress import IndexProgress, Report, send_report
+from cenote.responsive import drive, is_driving
 
 PATIENCE_SECONDS = 1.0
 """How long a bulk load tries to lock an empty table."""
@@ -261,25 +263,43 @@ async def reporting(
             report, IndexProgress(index=index, number=number, of=of, phase=phase, fraction=fraction)
         )
 
-    task = asyncio.create_task(_watch(engine, pid, index, state))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+    stop = threading.Event()
+    watch = _watch(engine, pid, index, state, stop)
+    if is_driving():
+        thread = threading.Thread(target=drive, args=(watch,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+    else:
+        task = asyncio.create_task(watch)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
     state("built", 1.0)
 
 
 async def _watch(
-    engine: AsyncEngine, pid: int, index: str, state: Callable[[str, float], None]
+    engine: AsyncEngine,
+    pid: int,
+    index: str,
+    state: Callable[[str, float], None],
+    stop: threading.Event,
 ) -> None:
-    """Query the progress of a server process until cancelled. An error does not end the build."""
+    """Query the progress of a server process until cancelled, or until the event is set.
+
+    An error does not end the build.
+    """
     query = select(pg_stat_progress_create_index).where(pg_stat_progress_create_index.c.pid == pid)
     blocker = None
     try:
         async with engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
-            while True:
+            while not stop.is_set():
                 row = (await connection.execute(query)).one_or_none()
                 if row is not None:
                     state(row.phase, _fraction(row))
@@ -288,7 +308,10 @@ async def _watch(
                         _logger.info(
                             "index %s: the build waits for server process %s", index, blocker
                         )
-                await asyncio.sleep(_PROGRESS_SECONDS)
+                if is_driving():
+                    stop.wait(_PROGRESS_SECONDS)
+                else:
+                    await asyncio.sleep(_PROGRESS_SECONDS)
     except database_errors() as error:
         _logger.info(
             "the progress of the build is not available: %s", describe(driver_error(error))

@@ -15,7 +15,7 @@ import random
 import re
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -254,8 +254,7 @@ class ConnectionParameters:
         elif name != name.lower() and name.lower() in _KNOWN:
             raise _parameter_error(name, f"must be written {name.lower()}")
         elif name.lower() in _FOREIGN:
-            remedy = _FOREIGN[name.lower()]
-            raise _parameter_error(name, f"belongs to another client: {remedy}")
+            raise _foreign_error(name)
         elif name not in _KEEPALIVES and name not in _READ_ELSEWHERE:
             self.settings[name] = value
 
@@ -375,6 +374,21 @@ class ConnectionParameters:
 def _names(message: str, parameter: str) -> bool:
     """Return whether a message of the server names a parameter."""
     return re.search(rf"(?<!\w){re.escape(parameter)}(?!\w)", message, re.IGNORECASE) is not None
+
+
+def reject_foreign_parameters(names: Iterable[str]) -> None:
+    """Reject parameters of other clients by name. psycopg's error names unknown ones.
+
+    Raises:
+        ConfigurationError: A parameter belongs to another client.
+    """
+    for name in names:
+        if name.lower() in _FOREIGN:
+            raise _foreign_error(name)
+
+
+def _foreign_error(name: str) -> ConfigurationError:
+    return _parameter_error(name, f"belongs to another client: {_FOREIGN[name.lower()]}")
 
 
 _READ_ELSEWHERE = ("keepalives", "fallback_application_name", "requiressl")

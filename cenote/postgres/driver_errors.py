@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import sys
 from functools import cache
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
@@ -18,7 +19,9 @@ def database_errors() -> tuple[type[Exception], ...]:
     """
     import asyncpg
 
-    driver_errors = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+    driver_errors = [asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError]
+    if "psycopg" in sys.modules:
+        driver_errors.append(sys.modules["psycopg"].Error)
     return SQLAlchemyError, OSError, *driver_errors
 
 
@@ -34,6 +37,8 @@ def is_transient(error: BaseException) -> bool:
         return error.errno == socket.EAI_AGAIN
     if isinstance(error, PermissionError | ssl.SSLError):
         return False
+    if _is_psycopgs(error):
+        return _psycopg_may_connect_later(error)
     import asyncpg
 
     return isinstance(
@@ -60,7 +65,23 @@ def is_lost(error: BaseException) -> bool:
     state = getattr(error, "sqlstate", None) or ""
     if isinstance(error, OSError) or state.startswith(("08", "28", "3D", "57P", "53300")):
         return True
-    return type(error).__name__ == "TargetServerAttributeNotMatched"  # has no SQLSTATE
+    # Without an SQLSTATE, asyncpg found no host with the right role, or psycopg no server.
+    return type(error).__name__ == "TargetServerAttributeNotMatched" or (
+        _is_psycopgs(error) and not state and type(error).__name__ in _CONNECTION_ERRORS
+    )
+
+
+def is_stale_plan(error: BaseException) -> bool:
+    """Return whether an error means that a prepared statement's table has changed.
+
+    asyncpg then prepares a new statement. psycopg keeps the old one on the connection. Its error
+    has the general SQLSTATE 0A000, and a message in the server's language, so it is recognised by
+    the function in the server's source that raises it.
+    """
+    cause = driver_error(error)
+    if type(cause).__name__ == "InvalidCachedStatementError":
+        return True
+    return diagnostic(cause, "source_function") == "RevalidateCachedQuery"
 
 
 def driver_error(error: BaseException) -> BaseException:
@@ -90,9 +111,9 @@ def describe(error: BaseException) -> str:
 
 def _constraint(error: BaseException) -> str:
     """Return the name and the columns of a violated constraint, without values."""
-    constraint = getattr(error, "constraint_name", None)
+    constraint = diagnostic(error, "constraint_name")
     columns, _ = violated_key(error)
-    column = getattr(error, "column_name", None)
+    column = diagnostic(error, "column_name")
     names = ", ".join(columns) or column
     text = f"constraint {constraint!r}" if constraint else ""
     if names:
@@ -105,8 +126,39 @@ def violated_key(error: BaseException) -> tuple[list[str], str]:
 
     The detail is, in the server's language: ``Key (a, b)=(1, 2) is not present in table "t".``
     """
-    match = re.search(r"\((.+?)\)=\((.*)\)", str(getattr(error, "detail", None) or ""), re.DOTALL)
+    match = re.search(r"\((.+?)\)=\((.*)\)", diagnostic(error, "detail") or "", re.DOTALL)
     return (match[1].split(", "), match[2]) if match else ([], "")
+
+
+_CONNECTION_ERRORS = ("OperationalError", "ConnectionTimeout")
+
+
+def _is_psycopgs(error: BaseException) -> bool:
+    return type(error).__module__.startswith("psycopg")
+
+
+def diagnostic(error: BaseException, name: str) -> str | None:
+    """Return a field of the server's error: ``detail``, ``constraint_name``, ``column_name``."""
+    if _is_psycopgs(error):
+        error = getattr(error, "diag", error)
+        name = {"detail": "message_detail"}.get(name, name)
+    value = getattr(error, name, None)
+    return None if value is None else str(value)
+
+
+_STARTING = ("starting up", "shutting down", "too many", "recovery", "remaining connection slots")
+
+
+def _psycopg_may_connect_later(error: BaseException) -> bool:
+    """Return whether an error of libpq while connecting is transient.
+
+    It has no SQLSTATE. The server's refusals contain "FATAL"; which of them are transient can be
+    told only by their English texts.
+    """
+    text = str(error)
+    if "FATAL" in text:
+        return any(words in text for words in _STARTING)
+    return "certificate" not in text
 
 
 _SAFE_CLASSES = ("0A", "2B", "40", "42", "53", "55", "57", "58")
@@ -128,13 +180,15 @@ def redact(error: BaseException) -> None:
     Postgres puts the whole row into the DETAIL of a violated check, and a value that it cannot read
     into the message. asyncpg quotes values that it cannot send. SQLAlchemy lists the parameters.
     """
-    if not type(error).__module__.startswith(("asyncpg.", "sqlalchemy.")):
+    if not type(error).__module__.startswith(("asyncpg.", "sqlalchemy.", "psycopg")):
         return  # an error of the application, which the call of the store has as its context
     if not is_safe_to_quote(error):
         name = describe(driver_error(error))
         error.args = (name + "; its message is left out because it may quote rows",)
     if isinstance(error, StatementError):
         error.statement = error.params = None
+    elif _is_psycopgs(error):
+        setattr(error, "_info", None)  # noqa: B010 - `diag` reads the server's fields from it
     else:
         for attribute in ("message", "detail", "hint", "context", "query", "internal_query"):
             if hasattr(error, attribute):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote, urlencode
 
-from sqlalchemy.engine import URL, make_url
+import sqlalchemy
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cenote.errors import ConfigurationError
-from cenote.postgres.connection_parameters import ConnectionParameters
+from cenote.postgres.connection_parameters import ConnectionParameters, reject_foreign_parameters
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 _DEFAULT_PORT = "5432"
@@ -90,6 +92,32 @@ def create_engine(
             hide_parameters=True,
         )
     except (ArgumentError, ValueError):  # a port that is no number, text that cannot be encoded
+        raise unreadable_dsn() from None
+
+
+def create_psycopg_engine(dsn: str, *, pool_size: int, timeout: float) -> Engine:
+    """Create an engine on psycopg for a connection string, whose parameters libpq reads.
+
+    Args:
+        dsn: Connection string that starts with ``postgresql://``, ``postgres://`` or
+            ``postgresql+psycopg://``.
+        pool_size: Maximum number of connections; there is no overflow.
+        timeout: Maximum seconds for one attempt to connect; libpq rounds up to whole seconds.
+
+    Raises:
+        ConfigurationError: The connection string is invalid, or has a foreign parameter.
+    """
+    url = _read_dsn(re.sub(r"^postgresql\+psycopg://", "postgresql://", dsn))
+    reject_foreign_parameters(url.query)
+    try:
+        return sqlalchemy.create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            connect_args={"connect_timeout": math.ceil(timeout)},
+            pool_size=pool_size,
+            max_overflow=0,
+            hide_parameters=True,
+        )
+    except (ArgumentError, ValueError):
         raise unreadable_dsn() from None
 
 

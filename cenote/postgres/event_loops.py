@@ -9,6 +9,7 @@ from sqlalchemy import NullPool, Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.errors import ConfigurationError
+from cenote.responsive import is_driving
 
 _loops: WeakKeyDictionary[Pool, asyncio.AbstractEventLoop] = WeakKeyDictionary()
 """Event loop in which each pool was first used."""
@@ -16,6 +17,8 @@ _loops: WeakKeyDictionary[Pool, asyncio.AbstractEventLoop] = WeakKeyDictionary()
 
 def belongs_to_other_loop(engine: AsyncEngine) -> bool:
     """Return whether the engine's pool has connections of another event loop."""
+    if is_driving():
+        return False
     pool, loop = engine.pool, asyncio.get_running_loop()
     if isinstance(pool, NullPool) or _loops.setdefault(pool, loop) is loop:
         return False
@@ -48,6 +51,8 @@ def check_event_loop_of(engine: AsyncEngine, connection: PoolProxiedConnection) 
     Raises:
         ConfigurationError: The connection belongs to another event loop.
     """
+    if is_driving():
+        return
     running = asyncio.get_running_loop()
     if getattr(connection.driver_connection, "_loop", running) is not running:
         forget_loop(engine)
@@ -79,7 +84,7 @@ def is_event_loop_error(error: RuntimeError) -> bool:
 
 def cancellations() -> int:
     """Return the number of cancellations that the current task has been asked for."""
-    task = asyncio.current_task()
+    task = None if is_driving() else asyncio.current_task()
     return 0 if task is None else task.cancelling()
 
 

@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cenote.errors import VectorStoreError
 from cenote.postgres.event_loops import check_event_loop_of
-from cenote.postgres.pg_catalog import pg_extension, pg_namespace
+from cenote.postgres.pg_catalog import pg_extension, pg_namespace, pg_type
+from cenote.postgres.psycopg_codec import install_dumpers
 from cenote.postgres.vector import install_codec
 
 OLDEST_PGVECTOR = (0, 8)
@@ -23,6 +24,11 @@ EXTENSION_QUERY = (
     select(pg_extension.c.extversion, pg_namespace.c.nspname)
     .join(pg_namespace, pg_namespace.c.oid == pg_extension.c.extnamespace)
     .where(pg_extension.c.extname == "vector")
+)
+_TYPES_QUERY = (
+    select(pg_type.c.typname, pg_type.c.oid)
+    .join(pg_extension, pg_extension.c.extnamespace == pg_type.c.typnamespace)
+    .where(pg_extension.c.extname == "vector", pg_type.c.typname.in_(["vector", "halfvec"]))
 )
 _EXTENSION_SQL = str(
     EXTENSION_QUERY.compile(
@@ -52,7 +58,13 @@ async def prepare(connection: AsyncConnection, *, migrations: str) -> None:
     raw = await connection.get_raw_connection()
     check_event_loop_of(connection.engine, raw)
     installed = (await connection.execute(EXTENSION_QUERY)).one_or_none()
-    await _install(raw, installed, migrations)
+    if connection.dialect.driver == "psycopg":
+        _check(installed, migrations)
+        oids = {row.typname: row.oid for row in await connection.execute(_TYPES_QUERY)}
+        install_dumpers(raw.driver_connection, oids)
+        raw.info[_PREPARED] = True
+    else:
+        await _install(raw, installed, migrations)
 
 
 def is_prepared(connection: PoolProxiedConnection) -> bool:
@@ -77,6 +89,14 @@ async def _install(connection: PoolProxiedConnection, installed: Any, migrations
         installed: Row of `EXTENSION_QUERY`.
         migrations: Command that creates the schema, for an error message.
     """
+    schema = _check(installed, migrations)
+    assert connection.driver_connection is not None
+    await install_codec(connection.driver_connection, schema)
+    connection.info[_PREPARED] = True
+
+
+def _check(installed: Any, migrations: str) -> str:
+    """Check the extension's version, and return its schema."""
     if installed is None:
         raise VectorStoreError(
             f"the database has no vector extension; run {migrations}, or as a superuser "
@@ -85,9 +105,7 @@ async def _install(connection: PoolProxiedConnection, installed: Any, migrations
     version, schema = installed
     if parse_version(version) < OLDEST_PGVECTOR:
         raise VectorStoreError(outdated_message(version))
-    assert connection.driver_connection is not None
-    await install_codec(connection.driver_connection, schema)
-    connection.info[_PREPARED] = True
+    return str(schema)
 
 
 def parse_version(text: str) -> tuple[int, ...]:

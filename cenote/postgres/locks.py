@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
-from sqlalchemy import Connection, Engine, cast, func, select
+from sqlalchemy import Connection, Engine, cast, create_engine, func, select
 from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -138,12 +138,19 @@ def migration_lock(
 def _reject_transaction_pooling(connection: Connection) -> None:
     """Reject a pooler in transaction mode: its next client would get our lock and our settings."""
     raw: Any = connection.connection
-    # asyncpg returns the id of the process that the server, or a pooler, reported at connection.
-    get_server_pid = getattr(raw.driver_connection, "get_server_pid", None)
-    if get_server_pid is None or get_server_pid() == _scalar(connection, _PID):
+    # The driver knows the id of the process that the server, or a pooler, reported at connection.
+    driver = raw.driver_connection
+    if connection.dialect.driver not in ("asyncpg", "psycopg"):
+        return
+    is_asyncpg = connection.dialect.driver == "asyncpg"
+    reported = driver.get_server_pid() if is_asyncpg else driver.info.backend_pid
+    if reported == _scalar(connection, _PID):
         return
     try:
-        pooled = raw.dbapi_connection.run_async(partial(_shares_its_process, connection.engine))
+        if is_asyncpg:
+            pooled = raw.dbapi_connection.run_async(partial(_shares_its_process, connection.engine))
+        else:
+            pooled = _shares_its_process_synchronously(connection.engine, driver)
     except database_errors() as error:  # a pooler in session mode may have no connection left
         state = getattr(driver_error(error), "sqlstate", None)
         _logger.info("cannot detect the pooler's mode: %s", describe(driver_error(error)))
@@ -245,3 +252,18 @@ def _scalar(connection: Connection, statement: Any) -> Any:
     value = connection.scalar(statement)
     connection.commit()
     return value
+
+
+def _shares_its_process_synchronously(engine: Engine, driver: Any) -> bool:
+    """Return what `_shares_its_process` returns, for psycopg."""
+    other = create_engine(engine.url, pool=engine.pool.recreate())
+    own_pids, other_pids = set(), set()
+    try:
+        with other.connect() as connection:
+            for _ in range(_PROBES):
+                own_pids.add(driver.execute("SELECT pg_backend_pid()").fetchone()[0])
+                other_pids.add(connection.scalar(_PID))
+                connection.commit()
+    finally:
+        other.dispose()
+    return not own_pids.isdisjoint(other_pids)

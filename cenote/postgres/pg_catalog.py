@@ -119,4 +119,6 @@ pg_stat_progress_create_index = table(
 pg_statistic_ext = table("pg_statistic_ext", column("stxrelid"))
 pg_trigger = table("pg_trigger", column("tgrelid"), column("tgisinternal"))
 pg_ts_config = table("pg_ts_config", column("oid"), column("cfgname"), column("cfgnamespace"))
-pg_type = table("pg_type", column("oid"), column("typname"), column("typcollation"))
+pg_type = table(
+    "pg_type", column("oid"), column("typname"), column("typnamespace"), column("typcollation")
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections.abc import Callable
@@ -22,6 +21,8 @@ from cenote.errors import ConfigurationError, StoreConnectionError
 from cenote.postgres.driver_errors import describe, driver_error, is_transient
 from cenote.postgres.dsn import safe_dsn, unreadable_dsn
 from cenote.postgres.event_loops import check_event_loop
+from cenote.postgres.sync_engine import SyncEngine
+from cenote.responsive import sleep
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def asyncpg_engine(
             f"{type(bind).__name__}; for a connection string: await PgVectorStore.connect(...)",
             setting="engine",
         )
-    if bind.dialect.driver != "asyncpg":
+    if bind.dialect.driver != "asyncpg" and not isinstance(bind, SyncEngine):
         raise ConfigurationError(
             f"engine must use asyncpg (postgresql+asyncpg://...), not {bind.dialect.driver}",
             setting="engine",
@@ -121,6 +122,11 @@ async def open_pool(
             raise
         except Exception as error:
             cause = driver_error(error)
+            if type(cause).__name__ == "ProgrammingError":  # libpq's, which names a parameter
+                problem = str(cause).partition("\n")[0]
+                raise ConfigurationError(
+                    f"the driver rejects it: {problem}", setting="dsn"
+                ) from None
             if isinstance(cause, ValueError):  # raised by the driver for an argument in the string
                 raise unreadable_dsn() from None
             if not is_transient(cause) or attempt == retries:
@@ -135,7 +141,7 @@ async def open_pool(
                 attempt + 1,
                 retries,
             )
-            await asyncio.sleep(wait)
+            await sleep(wait)
 
 
 def _connection_error(error: BaseException, dsn: str, attempts: int) -> StoreConnectionError:

@@ -26,6 +26,7 @@ from sqlalchemy import REAL, ColumnElement, Dialect, cast, type_coerce
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import UserDefinedType
 
+from cenote.postgres.psycopg_codec import ARRAYS, WireBytes
 from cenote.types import ColumnType, Float32Array
 
 if TYPE_CHECKING:
@@ -107,6 +108,25 @@ class WireVector(UserDefinedType[bytes]):
 
     def get_col_spec(self, **kw: Any) -> str:
         return self.column_type.upper()
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        return WireBytes if dialect.driver == "psycopg" else None
+
+
+class WireVectorArray(UserDefinedType[list[bytes]]):
+    """Type of a list of values encoded by :func:`to_wire`."""
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def __init__(self, column_type: ColumnType) -> None:
+        self.column_type: ColumnType = column_type
+
+    def get_col_spec(self, **kw: Any) -> str:
+        return self.column_type.upper() + "[]"
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        return ARRAYS[self.column_type] if dialect.driver == "psycopg" else None
 
 
 _WIRE_DTYPE: dict[str, str] = {"vector": ">f4", "halfvec": ">f2"}

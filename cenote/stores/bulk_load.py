@@ -65,6 +65,20 @@ def check_ann_index(ann_index: Any) -> None:
         raise InvalidInputError("ann_index must be 'auto', 'rebuild' or 'keep'", field="ann_index")
 
 
+def check_is_synchronous(chunks: Any) -> None:
+    """Reject an asynchronous iterable before anything is written.
+
+    Raises:
+        InvalidInputError: `chunks` is an asynchronous iterable.
+    """
+    if hasattr(chunks, "__aiter__"):
+        raise InvalidInputError(
+            "embedded_chunks must be an iterable; an asynchronous one is for "
+            "PgVectorStore.bulk_load",
+            field="embedded_chunks",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Build:
     """The build of the ANN index that follows a bulk load.

@@ -9,16 +9,26 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from sqlalchemy.engine import make_url
 from support import commands
 from support.commands import asyncpg_url, output_of, run
 from support.manual import DOCS, Block, blocks
 
 pytest.importorskip("advanced_alchemy")
+pytest.importorskip("celery")
+pytest.importorskip("flask")
 pytest.importorskip("sqlmodel")
 
 PAGE = "frameworks.md"
+SYNCHRONOUS = "synchronous.md"
 INTRODUCTION = "Introduction"
-TEXT = (DOCS / PAGE).read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+TEXT = text_of(PAGE)
 
 
 class Reader:
@@ -73,12 +83,13 @@ class Reader:
         return run(*command, cwd=self.folder, **self.environ)
 
 
-def section(title: str, language: str) -> list[Block]:
-    """Return the code blocks of a language in a section of the page."""
-    headings = {match[1]: match.start() for match in re.finditer(r"^## (.*)$", TEXT, re.MULTILINE)}
-    lines = {name: TEXT.count("\n", 0, start) for name, start in headings.items()}
+def section(title: str, language: str, page: str = PAGE) -> list[Block]:
+    """Return the code blocks of a language in a section of a page."""
+    text = text_of(page)
+    headings = {match[1]: match.start() for match in re.finditer(r"^## (.*)$", text, re.MULTILINE)}
+    lines = {name: text.count("\n", 0, start) for name, start in headings.items()}
     found = []
-    for block in blocks(PAGE):
+    for block in blocks(page):
         before = [name for name, line in lines.items() if line < block.line]
         if block.language == language and title == [INTRODUCTION, *before][-1]:
             found.append(block)
@@ -196,3 +207,46 @@ def test_every_block_runs() -> None:
         block for title in titles for language in languages for block in section(title, language)
     ]
     assert sorted(found, key=lambda block: block.line) == blocks(PAGE)
+
+
+# -- docs/synchronous.md
+
+
+def test_a_synchronous_application(reader: Reader, empty_dsn: str) -> None:
+    """Flask adds, searches and deletes; the page's tests pass; Celery runs the task."""
+    url = make_url(empty_dsn).set(drivername="postgresql+psycopg")
+    reader.environ["DATABASE_URL"] = url.render_as_string(hide_password=False)
+    for title in ("A Flask application", "Tests", "Celery"):
+        reader.write(*section(title, "python", SYNCHRONOUS))
+    reader.commands("alembic init migrations")
+    reader.edit(*section("A Flask application", "diff", SYNCHRONOUS))
+    (console,) = section("A Flask application", "console", SYNCHRONOUS)
+    reader.commands(*console.code.splitlines(), "alembic check")
+    for _ in range(2):
+        result = reader.pytest()
+        assert "3 passed" in result.stdout, result.stdout
+    assert reader.python("-c", FLASK_CLIENT) == "Cats purr at dawn.\n{'chunks': 1}\n[]\n"
+    assert reader.python("-c", CELERY_CALL) == "1 0\n"
+    reader.commands("alembic downgrade base")
+
+
+FLASK_CLIENT = """
+from app import app
+client = app.test_client()
+document = {"title": "Cats", "text": "Cats purr at dawn."}
+id = client.post("/documents", data=document).json["id"]
+question = {"question": "What do cats do?"}
+(found,) = client.get("/search", query_string=question).json
+print(found["text"])
+print(client.delete(f"/documents/{id}").json)
+print(client.get("/search", query_string=question).json)
+"""
+
+CELERY_CALL = """
+import tasks
+from app import app
+tasks.open_store()
+app.test_client().post("/documents", data={"title": "Cats", "text": "Cats purr at dawn."})
+tasks.celery.conf.task_always_eager = True
+print(tasks.delete_tenant.delay("acme").get(), tasks.store.count("acme"))
+"""

@@ -42,6 +42,7 @@ SETUP = {
 OTHER_TESTS = {
     "application.md": "test_the_application_page_runs",
     "frameworks.md": "tests/docs/test_frameworks.py",
+    "synchronous.md": "tests/docs/test_frameworks.py",
 }
 """Pages that are not run by `test_pages_run`, and their tests."""
 

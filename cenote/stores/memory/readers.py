@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any
 
-from cenote.responsive import LONG_SECONDS, Result, start_in_thread
+from cenote.responsive import LONG_SECONDS, Result, is_driving, start_in_thread
 
 
 class Readers:
@@ -32,7 +32,7 @@ class Readers:
 
     async def run(self, seconds: float, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run a function that reads the namespace; see `cenote.responsive.run`."""
-        if seconds < LONG_SECONDS:
+        if seconds < LONG_SECONDS or is_driving():
             return function(*arguments)
         while self._writes:
             await _wait(self._writes)

@@ -40,7 +40,7 @@ class DirectConnections:
         self._migrations = migrations
         self._queries: WeakKeyDictionary[Select[Any], CompiledQuery] = WeakKeyDictionary()
         translates_schemas = "schema_translate_map" in engine.get_execution_options()
-        self._supported = not translates_schemas
+        self._supported = not translates_schemas and engine.dialect.driver == "asyncpg"
         self._saw_connection = False
 
     def accepts(self, statement: Select[Any]) -> bool:

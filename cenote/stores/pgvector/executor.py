@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -25,6 +26,7 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.dialects.postgresql import REGCLASS
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
 from cenote.config import SchemaConfig
@@ -46,6 +48,7 @@ from cenote.postgres.driver_errors import (
     describe,
     driver_error,
     is_lost,
+    is_stale_plan,
     redact,
     violated_key,
 )
@@ -61,7 +64,8 @@ from cenote.postgres.extension import prepare
 from cenote.postgres.full_text import languages_of
 from cenote.postgres.pg_catalog import pg_class
 from cenote.postgres.row_security import NAME
-from cenote.responsive import Pauses
+from cenote.postgres.sync_engine import SyncScopedSession
+from cenote.responsive import Pauses, is_driving
 from cenote.stores.pgvector.direct import DirectConnections
 from cenote.stores.pgvector.sql.statement_cache import compile_options, is_kept
 from cenote.validation.arguments import safe_repr
@@ -114,6 +118,7 @@ class StatementExecutor:
         self._has_row_security = bool(config.row_security)
         self._operation_timeout = operation_timeout
         self._on_measured_ef_search = on_measured_ef_search
+        self._driver = engine.dialect.driver
         self.table_checked = False
         self.has_citus = False
         self._direct = DirectConnections(engine, self._migrations)
@@ -247,11 +252,60 @@ class StatementExecutor:
         if isinstance(session, AsyncSession):
             await session.flush()  # the caller's own errors are raised unchanged
         prepared = self._prepared_connection(operation, session, namespace, connect)
+        if is_driving():
+            async with prepared as connection:
+                raw = await connection.get_raw_connection()
+                with self._cancel_in_time(operation, raw.driver_connection):
+                    yield connection
+            return
         async with self._limit_time(operation), prepared as connection:
             yield connection
 
+    @contextmanager
+    def _cancel_in_time(self, operation: str, driver: Any) -> Iterator[None]:
+        """Cancel what a synchronous connection does if it takes too long.
+
+        Neither the wait for a connection nor a server that does not answer at all is limited. For
+        these, set ``pool_timeout`` and libpq's ``tcp_user_timeout``.
+        """
+        if self._operation_timeout is None:
+            yield
+            return
+        lock, state = threading.Lock(), {"running": True, "cancelled": False}
+
+        def cancel() -> None:
+            with lock:  # the next user of the connection must not be cancelled
+                if state["running"]:
+                    state["cancelled"] = True
+                    driver.cancel()
+
+        timer = threading.Timer(self._operation_timeout, cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except DBAPIError as error:
+            if not state["cancelled"]:
+                raise
+            redact(error)
+            cause: BaseException = TimeoutError()
+            raise self._timeout_error(operation) from cause
+        finally:
+            with lock:
+                state["running"] = False
+            timer.cancel()
+
+    def _timeout_error(self, operation: str) -> StoreTimeoutError:
+        return StoreTimeoutError(
+            f"{operation} on table {self.table.fullname!r}: no answer within "
+            f"{self._operation_timeout} s"
+        )
+
     @asynccontextmanager
     async def _limit_time(self, operation: str) -> AsyncIterator[None]:
+        if self._operation_timeout is None:
+            yield
+            return
         limit = asyncio.timeout(self._operation_timeout)
         try:
             async with limit:
@@ -259,10 +313,7 @@ class StatementExecutor:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise StoreTimeoutError(
-                f"{operation} on table {self.table.fullname!r}: no answer within "
-                f"{self._operation_timeout} s"
-            ) from error
+            raise self._timeout_error(operation) from error
 
     @asynccontextmanager
     async def _prepared_connection(
@@ -281,7 +332,12 @@ class StatementExecutor:
                     await self._prepare(connection)
                     if self._has_row_security and namespace is not None:
                         await connection.execute(_SET_TENANT, {"namespace": namespace})
-                    yield connection
+                    try:
+                        yield connection
+                    except DBAPIError as error:
+                        if self._driver == "psycopg" and is_stale_plan(error):
+                            await connection.invalidate()
+                        raise
                 return
             connection = await self._connection_of(session)
             await self._prepare(connection)
@@ -303,10 +359,10 @@ class StatementExecutor:
             connection = await session.connection(
                 bind_arguments={"mapper": inspect(self._model), "clause": self.table}
             )
-        if connection.dialect.driver != "asyncpg":
+        driver = connection.dialect.driver
+        if driver != self._driver:
             raise InvalidInputError(
-                f"session must use asyncpg (postgresql+asyncpg://...), not "
-                f"{connection.dialect.driver}",
+                f"session must use {self._driver} (postgresql+{self._driver}://...), not {driver}",
                 field="session",
             )
         return connection
@@ -340,9 +396,14 @@ class StatementExecutor:
         isolation levels that SQLAlchemy has set: to ask for the level would take as long.
         """
         raw = await connection.get_raw_connection()
-        level = getattr(raw.dbapi_connection, "isolation_level", None)
+        level: Any = getattr(raw.dbapi_connection, "isolation_level", None)
+        level = getattr(level, "name", level)  # psycopg has an enumeration
         options = connection.sync_connection.get_execution_options()  # type: ignore[union-attr]
-        if level not in _SNAPSHOT_LEVELS or "schema_translate_map" in options:
+        if (
+            level is None
+            or level.lower() not in _SNAPSHOT_LEVELS
+            or "schema_translate_map" in options
+        ):
             return
         name = connection.dialect.identifier_preparer.format_table(self.table)
         visible = exists().where(pg_class.c.oid == cast(literal(name, Text), REGCLASS))
@@ -429,8 +490,10 @@ class StatementExecutor:
             + error_hint(state, self._config, user_model=self._has_user_model)
         )
         kind = StoreConnectionError if is_lost(error) else VectorStoreError
+        translated = kind(message, sqlstate=state)
+        translated._is_stale_plan = is_stale_plan(error)
         redact(error)
-        return kind(message, sqlstate=state)
+        return translated
 
     def _declared_constraint(self, cause: BaseException) -> str:
         """Return the name of a violated unique constraint in the model.
@@ -498,7 +561,7 @@ async def run_statement(
     has no option for one statement.
     """
     options = compile_options(statement)
-    if is_kept(statement):
+    if is_kept(statement) or connection.dialect.driver != "asyncpg":
         return await connection.execute(statement, parameters, execution_options=options)
     await asyncio.sleep(0)  # it was just built; to compile it takes as long again
     adapter: Any = (await connection.get_raw_connection()).dbapi_connection
@@ -540,7 +603,7 @@ def check_session(session: Any) -> CallerTransaction | None:
     Raises:
         InvalidInputError: The argument is of another type.
     """
-    if isinstance(session, async_scoped_session):
+    if isinstance(session, async_scoped_session | SyncScopedSession):
         session = session()
     if not isinstance(session, AsyncSession | AsyncConnection | None):
         raise InvalidInputError(

@@ -7,7 +7,6 @@ once: only the application knows how much longer it can wait.
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import logging
 import random
@@ -16,6 +15,7 @@ from functools import wraps
 from typing import Any, cast
 
 from cenote.errors import StoreConnectionError, VectorStoreError
+from cenote.responsive import sleep
 from cenote.telemetry import Method, argument_position, reported
 
 _ROLLED_BACK = ("40001", "40P01")
@@ -29,10 +29,6 @@ it collided with goes on."""
 _PAUSE_SECONDS = 0.05
 """Base of the longest pause before a retry after a rollback; it doubles with each attempt. The
 pause is random, which keeps contending operations from colliding again."""
-
-_STALE_PLAN = "InvalidCachedStatementError"
-"""Name of asyncpg's error for a prepared statement whose table has changed; asyncpg prepares a new
-one for the next attempt."""
 
 _ENDED = ("08", "57P")
 """Prefixes of the codes for connection exceptions, and for a server that ends connections, shuts
@@ -122,7 +118,7 @@ def _with_retry(method: Method, name: str, retry: Retry, batch: str | None) -> M
                     raise
                 _logger.info("retrying %s after: %s", name, error)
                 if error.sqlstate in _ROLLED_BACK:
-                    await asyncio.sleep(random.uniform(0, _PAUSE_SECONDS * 2**attempt))
+                    await sleep(random.uniform(0, _PAUSE_SECONDS * 2**attempt))
                 attempt += 1
 
     return cast(Method, call)
@@ -133,7 +129,7 @@ def _is_retried(retry: Retry, error: VectorStoreError, attempt: int) -> bool:
         return attempt < _MAX_ATTEMPTS
     if attempt > 1:
         return False
-    if type(error.__cause__).__name__ == _STALE_PLAN:
+    if error._is_stale_plan:
         return True
     if retry is Retry.IF_ROLLED_BACK or isinstance(error.__cause__, TimeoutError):
         return False  # retrying after a timeout would double the load on a slow server

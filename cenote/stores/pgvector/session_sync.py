@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import RowMapping, Text, any_, delete, inspect, literal, select
+from sqlalchemy import Executable, RowMapping, Text, any_, delete, inspect, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from cenote.stores.pgvector.executor import CallerTransaction
@@ -36,8 +37,7 @@ async def refresh(
     ids_held = literal(list(held), ARRAY(Text))
     query = select(*(column.label(name) for name, column in columns.items()))
     query = query.where(table.c.namespace == namespace, table.c.id == any_(ids_held))
-    # Not session.execute(): SQLModel's session warns that it is deprecated.
-    for found in (await AsyncSession.execute(session, query)).mappings():
+    for found in (await _execute(session, query)).mappings():
         _set(held[found["id"]], found)
 
 
@@ -93,9 +93,19 @@ async def remove(
         some_ids = model.id.in_(held[start : start + _MAX_IDS])
         statement = delete(model).where(model.namespace == namespace, some_ids)
         assert isinstance(session, AsyncSession)
-        options = {"synchronize_session": "fetch"}
-        await AsyncSession.execute(session, statement, execution_options=options)
+        await _execute(session, statement, {"synchronize_session": "fetch"})
     return len(held)
+
+
+async def _execute(
+    session: AsyncSession, statement: Executable, options: Mapping[str, Any] | None = None
+) -> Any:
+    """Execute a statement in a session, whose own method SQLModel deprecates."""
+
+    def execute(synchronous: Session) -> Any:
+        return Session.execute(synchronous, statement, execution_options=options or {})
+
+    return await session.run_sync(execute)
 
 
 def _objects_held(

@@ -28,7 +28,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, OID
 
 from cenote.config import SchemaConfig
 from cenote.filters.compiler import Bind, Conditions
-from cenote.postgres.vector import WireVector, embedding_type
+from cenote.postgres.vector import WireVector, WireVectorArray, embedding_type
 from cenote.stores.pgvector.sql.compiled_select import SelectTemplate, not_cached
 from cenote.stores.pgvector.sql.loader_criteria import LoaderCriteria
 from cenote.stores.pgvector.sql.partition_search import PartitionSearch, Scope, Strategy
@@ -192,7 +192,7 @@ class SearchStatements:
         return statement
 
     def _build_search_many(self, filter: Conditions, fetch: int | None) -> Select[Any]:
-        vectors = bindparam("query_list", type_=ARRAY(WireVector(self._column_type)))
+        vectors = bindparam("query_list", type_=WireVectorArray(self._column_type))
         queries = (
             func.unnest(vectors)
             .table_valued(column("vector", WireVector(self._column_type)), with_ordinality="number")

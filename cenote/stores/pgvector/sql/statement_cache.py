@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from typing import Any, TypeVar
@@ -69,6 +70,7 @@ class StatementCache:
         self._plain: OrderedDict[Hashable, Any] = OrderedDict()
         self._filtered: OrderedDict[Hashable, Any] = OrderedDict()
         self._compiled: CompiledCache = LRUCache(_MAX_COMPILED)
+        self._lock = threading.Lock()  # threads share a synchronous store
 
     def by_shape(self, build: Callable[..., Any]) -> Callable[..., Any]:
         """Cache the statements that a function builds.
@@ -84,13 +86,14 @@ class StatementCache:
             if filter:
                 entries, most = self._filtered, _MAX_FILTERED
             key = (build, filter.shape, arguments, *options.items())
-            if key not in entries:
-                built = build(filter, *arguments, **options)
-                entries[key] = self.marked(built, kept=True) if filter else built
-                if len(entries) > most:
-                    entries.popitem(last=False)
-            entries.move_to_end(key)
-            return entries[key]
+            with self._lock:
+                if key not in entries:
+                    built = build(filter, *arguments, **options)
+                    entries[key] = self.marked(built, kept=True) if filter else built
+                    if len(entries) > most:
+                        entries.popitem(last=False)
+                entries.move_to_end(key)
+                return entries[key]
 
         return get
 

@@ -35,7 +35,7 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from cenote.filters.compiler import Conditions
 from cenote.orm.user_columns import UserColumns
-from cenote.postgres.vector import WireVector
+from cenote.postgres.vector import WireVector, WireVectorArray
 from cenote.stores.pgvector.sql.statement_cache import StatementCache, parameter
 from cenote.types import ColumnType
 
@@ -137,8 +137,12 @@ class WriteStatements:
             "embedding": WireVector(self._column_type),
             "embedding_model": Text(),
         }
+        list_types: dict[str, TypeEngine[Any]] = {
+            name: ARRAY(type_) for name, type_ in types.items()
+        }
+        list_types["embedding"] = WireVectorArray(self._column_type)
         user_columns = list(self._user_columns.written(names))
-        lists = [bindparam(name + "_list", type_=ARRAY(type_)) for name, type_ in types.items()]
+        lists = [bindparam(name + "_list", type_=type_) for name, type_ in list_types.items()]
         lists += [
             bindparam(user_column.name + "_list", type_=user_column.list_type)
             for user_column in user_columns
