@@ -262,6 +262,7 @@ def _shares_its_process_synchronously(engine: Engine, driver: Any) -> bool:
         with other.connect() as connection:
             for _ in range(_PROBES):
                 own_pids.add(driver.execute("SELECT pg_backend_pid()").fetchone()[0])
+                driver.commit()  # a transaction would keep the process
                 other_pids.add(connection.scalar(_PID))
                 connection.commit()
     finally:

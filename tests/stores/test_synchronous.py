@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.database import APP_ROLE
 from support.library import Document, Passage, passage
+from support.synchronous import Awaited
 
 from cenote import (
     ConfigurationError,
@@ -35,30 +36,6 @@ from cenote.orm.factory import chunk_table
 from cenote.testing import MakeStore, VectorStoreContract, embedded
 
 V = [1.0, 0.0, 0.0, 0.0]
-
-
-class Awaited:
-    """A synchronous store with the asynchronous methods that the contract suite calls."""
-
-    def __init__(self, store: Any) -> None:
-        self.sync = store
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.sync, name)
-        if name == "get_all_chunks":
-            return lambda *arguments, **options: _iterate(value(*arguments, **options))
-        if not inspect.ismethod(value) or name in ("search_statement", "in_session"):
-            return value
-
-        async def call(*arguments: Any, **options: Any) -> Any:
-            return value(*arguments, **options)
-
-        return call
-
-
-async def _iterate(chunks: Iterator[Any]) -> AsyncIterator[Any]:
-    for chunk in chunks:
-        yield chunk
 
 
 @pytest.fixture(scope="class")
