@@ -118,12 +118,20 @@ if hasattr(os, "register_at_fork"):
 
 # -- without an event loop -------------------------------------------------------------------------
 
-_driving: ContextVar[bool] = ContextVar("cenote_driving", default=False)
+_NOT_DRIVING = object()
+
+_driving: ContextVar[object] = ContextVar("cenote_driving", default=_NOT_DRIVING)
+"""Event loop of the thread that drives a coroutine; None if it has none."""
 
 
 def is_driving() -> bool:
-    """Return whether the current coroutine runs without an event loop."""
-    return _driving.get()
+    """Return whether the current coroutine runs without an event loop.
+
+    The application's code that a driven coroutine calls, such as an iterator of chunks, may run an
+    event loop of its own, whose coroutines are not driven.
+    """
+    loop = _driving.get()
+    return loop is not _NOT_DRIVING and loop is asyncio._get_running_loop()
 
 
 def drive(coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -134,7 +142,7 @@ def drive(coroutine: Coroutine[Any, Any, Result]) -> Result:
     Raises:
         RuntimeError: The coroutine waits for an event loop.
     """
-    token = _driving.set(True)
+    token = _driving.set(asyncio._get_running_loop())
     try:
         while True:
             try:

@@ -272,7 +272,8 @@ async def reporting(
             yield
         finally:
             stop.set()
-            thread.join()
+            # With a pool of one connection, the thread waits for it until the pool's timeout.
+            thread.join(1.0)
     else:
         task = asyncio.create_task(watch)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -177,7 +178,15 @@ class UserColumn:
         """Return a value as SQLAlchemy passes it to the driver."""
         if isinstance(value, ColumnElement):
             raise UnsuitableValueError("accepts values, not SQL expressions")
-        return value if self._bind_processor is None else self._bind_processor(value)
+        bound = value if self._bind_processor is None else self._bind_processor(value)
+        if type(bound).__module__.startswith("psycopg."):
+            # SQLAlchemy wraps JSON and bytes. psycopg would serialise JSON while it sends the
+            # statement, and raise any error.
+            if not isinstance(self._kind, types.JSON):
+                return getattr(bound, "obj", bound)
+            serialise = bound.dumps or getattr(self.dialect, "_json_serializer", None) or json.dumps
+            return serialise(bound.obj)
+        return bound
 
     @cached_property
     def _bind_processor(self) -> Callable[[Any], Any] | None:
@@ -520,7 +529,13 @@ class UserColumns:
 def _list_value(user_column: UserColumn, chunk_id: str, columns: Mapping[str, Any]) -> Any:
     """Return a chunk's value for a column, in the form that :attr:`list_type` accepts."""
     with _naming_the_chunk(user_column, chunk_id):
-        return user_column.processed(_value(user_column, columns))
+        value = _value(user_column, columns)
+        processed = user_column.processed(value)
+    if user_column.dialect.driver == "psycopg" and not user_column.is_checked_by_server:
+        # asyncpg rejects values of other Python types. psycopg sends them with their own types,
+        # from which the server converts: the number 7 would become the text "7".
+        _comparable_value(user_column, chunk_id, value)
+    return processed
 
 
 def _stored_value(user_column: UserColumn, chunk_id: str, columns: Mapping[str, Any]) -> Hashable:
@@ -528,6 +543,10 @@ def _stored_value(user_column: UserColumn, chunk_id: str, columns: Mapping[str, 
     with _naming_the_chunk(user_column, chunk_id):
         value = _value(user_column, columns)
         user_column.processed(value)  # raises the errors that it raises for Postgres
+    return _comparable_value(user_column, chunk_id, value)
+
+
+def _comparable_value(user_column: UserColumn, chunk_id: str, value: Any) -> Hashable:
     try:
         return user_column.stored(value)
     except Exception:  # where the driver or the server would raise an error

@@ -112,7 +112,8 @@ def create_psycopg_engine(dsn: str, *, pool_size: int, timeout: float) -> Engine
     try:
         return sqlalchemy.create_engine(
             url.set(drivername="postgresql+psycopg"),
-            connect_args={"connect_timeout": math.ceil(timeout)},
+            # asyncpg, too, always exchanges UTF-8, which every text of Python has.
+            connect_args={"connect_timeout": math.ceil(timeout), "client_encoding": "utf8"},
             pool_size=pool_size,
             max_overflow=0,
             hide_parameters=True,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, scoped_session
 
@@ -24,7 +25,11 @@ class SyncConnection(AsyncConnection):
         def run(connection: Connection) -> Any:
             return connection.execute(statement, parameters, execution_options=given)
 
-        return await self.run_sync(run)
+        try:
+            return await self.run_sync(run)
+        except UnicodeEncodeError:  # it contains the text, and has a place in the next error
+            pass
+        raise _untranslatable()
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
@@ -60,6 +65,14 @@ class SyncScopedSession:
 
     def __call__(self) -> SyncSession:
         return SyncSession(self._scoped())
+
+
+def _untranslatable() -> DBAPIError:
+    """Return the server's error for a text that the connection's encoding lacks."""
+    from psycopg.errors import UntranslatableCharacter
+
+    cause = UntranslatableCharacter("the encoding of the connection lacks a character")
+    return DBAPIError(None, None, cause)
 
 
 def wrap_connection(connection: Connection) -> SyncConnection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import threading
 import time
@@ -33,6 +34,7 @@ from cenote import (
     VectorStoreError,
 )
 from cenote.orm.factory import chunk_table
+from cenote.responsive import is_driving
 from cenote.testing import MakeStore, VectorStoreContract, embedded
 
 V = [1.0, 0.0, 0.0, 0.0]
@@ -318,6 +320,68 @@ def test_stale_plans_are_prepared_again(engine: Engine, store: SyncPgVectorStore
     for _ in range(8):
         assert len(store.search(V, "n")) == 1
         assert len(store.get(["A:1"], "n")) == 1
+
+
+def test_stale_plans_on_several_connections(
+    engine: Engine, store: SyncPgVectorStore[Passage]
+) -> None:
+    """A read succeeds although every connection of the pool has a stale plan."""
+    barrier = threading.Barrier(4)
+
+    def read(_: int) -> None:
+        with engine.connect():
+            barrier.wait()
+        for _ in range(40):
+            store.get(["a"], "n")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(read, range(4)))
+    for _ in range(40):  # the pool hands its connections out in turn
+        store.get(["a"], "n")
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE passages ALTER document_id TYPE varchar"))
+    assert store.get(["a"], "n") == []
+
+
+WRONG_VALUES: dict[str, Any] = {
+    "page": "SECRET",
+    "took": "1 hour",
+    "language": 7,
+    "renamed": b"SECRET",
+    "labels": ["SECRET\ud800"],
+    "readers": ["SECRET\ud800"],
+    "extra": {"a": {"SECRET"}},
+    "days": ["SECRET"],
+    "flags": 1.5,
+}
+
+
+@pytest.mark.parametrize("column", WRONG_VALUES)
+def test_wrong_values(store: SyncPgVectorStore[Passage], column: str) -> None:
+    """The error names the chunk and the column, and nothing quotes the value."""
+    chunk = embedded("bad", columns={column: WRONG_VALUES[column]})
+    with pytest.raises(InvalidInputError, match=f"chunk 'bad': .*{column}") as caught:
+        store.upsert([chunk], "n")
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "SECRET" not in str(error) + repr(error) + repr(error.args)
+        error = error.__cause__ or error.__context__
+    assert store.count("n") == 0
+
+
+def test_event_loops_of_the_application(store: SyncPgVectorStore[Passage]) -> None:
+    """An iterator that runs an event loop for each chunk is not driven itself."""
+    seen: list[bool] = []
+
+    async def look() -> None:
+        seen.append(is_driving())
+
+    def chunks() -> Iterator[EmbeddedChunk]:
+        asyncio.run(look())
+        yield passage(None, 1)
+
+    assert store.bulk_load(chunks(), "n") == 1
+    assert seen == [False]
 
 
 def test_a_timeout(engine: Engine) -> None:

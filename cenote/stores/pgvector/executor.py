@@ -277,7 +277,8 @@ class StatementExecutor:
             with lock:  # the next user of the connection must not be cancelled
                 if state["running"]:
                     state["cancelled"] = True
-                    driver.cancel()
+                    with suppress(Exception):  # the server or the connection may be gone
+                        driver.cancel()
 
         timer = threading.Timer(self._operation_timeout, cancel)
         timer.daemon = True

@@ -517,6 +517,12 @@ def psycopg_engine(engine: Any) -> Engine:
     bind = engine.kw.get("bind") if isinstance(engine, sessionmaker) else engine
     if isinstance(bind, Connection):
         bind = bind.engine
+    if isinstance(bind, Session | scoped_session):
+        raise ConfigurationError(
+            "engine must be an Engine; for a store whose calls join a session: "
+            "SyncPgVectorStore(engine, ...).in_session(session)",
+            setting="engine",
+        )
     if not isinstance(bind, Engine):
         remedy = "PgVectorStore takes an AsyncEngine" if "Async" in type(bind).__name__ else ""
         raise ConfigurationError(

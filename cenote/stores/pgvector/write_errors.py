@@ -11,13 +11,16 @@ from sqlalchemy.exc import DBAPIError
 
 from cenote.errors import InvalidInputError
 from cenote.orm.user_columns import UserColumn, column_error, value_error
-from cenote.postgres.driver_errors import driver_error, redact, violated_key
+from cenote.postgres.driver_errors import diagnostic, driver_error, redact, violated_key
 from cenote.stores.pgvector.executor import StatementExecutor
 from cenote.validation.batches import Batch
 
 _ABOUT_CONTENTS = ("22003", "22021", "22P05")
 """SQLSTATEs that a position of more than 32 bits in a legacy table, or a character that the
 database's encoding lacks, may cause."""
+
+_NO_CONVERSION = ("42804", "42846")
+"""SQLSTATEs: the types do not match, or the server cannot convert one into the other."""
 
 
 @contextmanager
@@ -50,10 +53,12 @@ def naming_the_chunk(
         cause = driver_error(error)
         state = getattr(cause, "sqlstate", None) or ""
         invalid = _unsendable(error, cause, batch, columns, parameters)
-        if invalid is None and state.startswith("22"):
-            checked = [column for column in columns if column.is_checked_by_server]
-            find = _with_nul if state in _ABOUT_CONTENTS else _not_accepted
-            invalid = find(batch, checked, parameters)
+        if invalid is None and _is_about_values(cause, state):
+            if state in _ABOUT_CONTENTS:
+                invalid = _unencodable(batch, columns, parameters)
+            else:
+                checked = [column for column in columns if column.is_checked_by_server]
+                invalid = _not_accepted(batch, checked, parameters)
         if invalid is not None:
             invalid.sqlstate = state or None
             redact(error)
@@ -62,6 +67,17 @@ def naming_the_chunk(
         if chunk_id is None:
             raise
         raise executor.translated(operation, error, chunk_id=chunk_id) from cause
+
+
+def _is_about_values(cause: BaseException, state: str) -> bool:
+    """Return whether an error is about a value.
+
+    psycopg sends values with the types of Python, from which the server may have no conversion. It
+    rejects lists of several types itself, without an SQLSTATE.
+    """
+    if state.startswith("22") or state in _NO_CONVERSION:
+        return True
+    return not state and type(cause).__name__ in ("DataError", "ProgrammingError")
 
 
 def _unsendable(
@@ -121,27 +137,40 @@ def _not_accepted(
     )
 
 
-def _with_nul(
+def _unencodable(
     batch: Batch, columns: Sequence[UserColumn], parameters: Mapping[str, Any]
 ) -> InvalidInputError | None:
-    """Return an error about the character NUL in an array or in JSON; None if there is none.
+    """Return an error about NUL or a lone surrogate in a value; None if there is none.
 
-    Arrays and JSON are sent as text, in which JSON escapes the character.
+    Arrays and JSON are sent as text, in which JSON escapes the character NUL.
     """
     for column in columns:
         for chunk, value in zip(batch.chunks, parameters[column.name + "_list"], strict=True):
-            if isinstance(value, str) and ("\0" in value or "u0000" in value):
-                return column_error(
-                    chunk.id, f"the column {column.name} does not accept the character NUL"
-                )
+            if not isinstance(value, str):
+                continue
+            if column.is_checked_by_server and ("\0" in value or "u0000" in value):
+                character = "the character NUL"
+            elif not _is_utf8(value):
+                character = "a lone surrogate"
+            else:
+                continue
+            return column_error(chunk.id, f"the column {column.name} does not accept {character}")
     return None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _violating_chunk(
     cause: BaseException, namespace: str, batch: Batch, columns: Sequence[UserColumn]
 ) -> str | None:
     """Return the id of the chunk that violates a constraint, if the error's detail shows it."""
-    detail = str(getattr(cause, "detail", None) or "")
+    detail = diagnostic(cause, "detail") or ""
     by_name = {column.column.name: column.name for column in columns}
     names, key = violated_key(cause)
     for chunk, values in zip(batch.chunks, batch.columns, strict=True):

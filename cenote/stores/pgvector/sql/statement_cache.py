@@ -70,7 +70,7 @@ class StatementCache:
         self._plain: OrderedDict[Hashable, Any] = OrderedDict()
         self._filtered: OrderedDict[Hashable, Any] = OrderedDict()
         self._compiled: CompiledCache = LRUCache(_MAX_COMPILED)
-        self._lock = threading.Lock()  # threads share a synchronous store
+        self._lock = threading.RLock()  # threads share a synchronous store
 
     def by_shape(self, build: Callable[..., Any]) -> Callable[..., Any]:
         """Cache the statements that a function builds.
