@@ -60,15 +60,20 @@ def psycopg_engine(dsn: str, **options: Any) -> Engine:
 
 
 class TestSyncPgVector(VectorStoreContract):
-    settings: Any = {}  # noqa: RUF012
+    """A table of 16-bit vectors without partitions, with a timeout.
+
+    The contract suite also runs on 32-bit vectors and partitions: below with row security, and in
+    ``tests/pgbouncer`` without.
+    """
 
     @pytest.fixture
     def make_store(self, class_sync_engine: Engine, existing_tables: set[str]) -> MakeStore:
         async def make(dimensions: int, **options: Any) -> Any:
             languages = options.get("text_search", "").split(", ")
             name = "_".join(filter(None, ("sync", *languages)))
+            settings: dict[str, Any] = {"column_type": "halfvec", "partitions": 0, **options}
             store: SyncPgVectorStore = SyncPgVectorStore(
-                class_sync_engine, dimensions, table_name=name, **options, **self.settings
+                class_sync_engine, dimensions, table_name=name, operation_timeout=60, **settings
             )
             if name not in existing_tables:
                 store.apply_migrations()
@@ -78,12 +83,6 @@ class TestSyncPgVector(VectorStoreContract):
             return Awaited(store)
 
         return make
-
-
-class TestSyncPgVectorHalfvec(TestSyncPgVector):
-    """A table of 16-bit vectors without partitions, with a timeout."""
-
-    settings = {"column_type": "halfvec", "partitions": 0, "operation_timeout": 60}  # noqa: RUF012
 
 
 class TestSyncPgVectorRowSecurity(VectorStoreContract):
