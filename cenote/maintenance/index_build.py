@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Column, Connection, Index, Row, cast, func, literal, select
+from sqlalchemy import Column, Connection, Index, QueuePool, Row, cast, func, literal, select
 from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -253,7 +253,7 @@ async def reporting(
         number: Number of this build, from 1.
         of: Number of all builds.
     """
-    if report is None:
+    if report is None or (is_driving() and not _has_spare_connection(engine)):
         yield
         return
     pid = (await connection.execute(select(func.pg_backend_pid()))).scalar_one()
@@ -272,8 +272,7 @@ async def reporting(
             yield
         finally:
             stop.set()
-            # With a pool of one connection, the thread waits for it until the pool's timeout.
-            thread.join(1.0)
+            thread.join(1.0)  # another thread may have taken the pool's last connection
     else:
         task = asyncio.create_task(watch)
         try:
@@ -282,6 +281,15 @@ async def reporting(
             task.cancel()
             await asyncio.wait({task})
     state("built", 1.0)
+
+
+def _has_spare_connection(engine: AsyncEngine) -> bool:
+    """Return whether a thread can borrow a connection from the pool now."""
+    pool = engine.pool
+    if not isinstance(pool, QueuePool):
+        return True
+    most = pool.size() + pool._max_overflow
+    return pool._max_overflow < 0 or pool.checkedout() < most
 
 
 async def _watch(

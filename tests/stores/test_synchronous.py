@@ -495,6 +495,26 @@ def test_an_asynchronous_iterable_is_rejected(
 # -- connecting
 
 
+def test_progress_without_a_spare_connection(
+    empty_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that reports starts only if there is a second connection for it."""
+    started: list[int] = []
+
+    class Recorded(threading.Thread):
+        def start(self) -> None:
+            started.append(size)
+            super().start()
+
+    monkeypatch.setattr(threading, "Thread", Recorded)
+    for size in (1, 2):
+        with SyncPgVectorStore.connect(empty_dsn, 4, max_size=size, partitions=0) as store:
+            store.apply_migrations()
+            assert store.bulk_load([embedded("a")], "n", progress=lambda _: None) == 1
+            store.delete_namespace("n")
+    assert started == [2]
+
+
 def test_connect(dsn: str) -> None:
     """`connect` opens a pool of its own, which `close` disposes of."""
     with SyncPgVectorStore.connect(dsn, 4, max_size=2, operation_timeout=10) as store:
