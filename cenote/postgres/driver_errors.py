@@ -6,12 +6,10 @@ import re
 import socket
 import ssl
 import sys
-from functools import cache
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 
-@cache
 def database_errors() -> tuple[type[Exception], ...]:
     """Return the errors of SQLAlchemy, and the driver's errors that SQLAlchemy does not wrap.
 
