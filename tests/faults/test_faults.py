@@ -318,9 +318,9 @@ async def test_too_many_connections(tmp_path: Path) -> None:
 
 
 def test_the_list_of_operations_is_complete() -> None:
-    """`OPERATIONS` has every method of the protocol, and bulk_load."""
+    """`OPERATIONS` has every method of the protocol that runs statements, and bulk_load."""
     methods = {name for name in dir(VectorStore) if not name.startswith("_")}
-    assert OPERATIONS.keys() == (methods - {"dimensions"}) | {"bulk_load"}
+    assert OPERATIONS.keys() == (methods - {"dimensions", "in_session"}) | {"bulk_load"}
 
 
 # -- retries
@@ -328,13 +328,9 @@ def test_the_list_of_operations_is_complete() -> None:
 COUNTING = {"update_metadata", "sync_document", "delete_document", "delete_matching"}
 
 
-class InvalidCachedStatementError(Exception):
-    """An error with the name of asyncpg's error for a stale plan."""
-
-
 def _stale_plan() -> VectorStoreError:
     error = VectorStoreError("the plan is stale")
-    error.__cause__ = InvalidCachedStatementError()
+    error._is_stale_plan = True
     return error
 
 

@@ -337,7 +337,7 @@ class StatementExecutor:
                         yield connection
                     except DBAPIError as error:
                         if self._driver == "psycopg" and is_stale_plan(error):
-                            await connection.invalidate()
+                            await _replace_connections(connection, error)
                         raise
                 return
             connection = await self._connection_of(session)
@@ -612,6 +612,16 @@ def check_session(session: Any) -> CallerTransaction | None:
             field="session",
         )
     return session
+
+
+async def _replace_connections(connection: AsyncConnection, error: DBAPIError) -> None:
+    """Make the pool replace all of its connections, as SQLAlchemy does after a lost one.
+
+    psycopg keeps a prepared statement on each connection, also if its table has changed.
+    """
+    raw = await connection.get_raw_connection()
+    connection.sync_engine.pool._invalidate(raw, error, _checkin=False)
+    await connection.invalidate()
 
 
 async def _check_not_autocommit(connection: AsyncConnection) -> None:

@@ -26,10 +26,6 @@ _MAX_ATTEMPTS = 4
 """Maximum number of attempts if the server rolls an operation back: meanwhile, the transaction that
 it collided with goes on."""
 
-_MAX_STALE_PLANS = 20
-"""Maximum number of attempts if a prepared statement's table has changed. psycopg prepares on each
-connection of the pool, and the store replaces one connection per attempt."""
-
 _PAUSE_SECONDS = 0.05
 """Base of the longest pause before a retry after a rollback; it doubles with each attempt. The
 pause is random, which keeps contending operations from colliding again."""
@@ -131,10 +127,10 @@ def _with_retry(method: Method, name: str, retry: Retry, batch: str | None) -> M
 def _is_retried(retry: Retry, error: VectorStoreError, attempt: int) -> bool:
     if error.sqlstate in _ROLLED_BACK:
         return attempt < _MAX_ATTEMPTS
-    if error._is_stale_plan:
-        return attempt < _MAX_STALE_PLANS
     if attempt > 1:
         return False
+    if error._is_stale_plan:
+        return True
     if retry is Retry.IF_ROLLED_BACK or isinstance(error.__cause__, TimeoutError):
         return False  # retrying after a timeout would double the load on a slow server
     lost = isinstance(error, StoreConnectionError)
