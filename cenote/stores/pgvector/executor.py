@@ -286,7 +286,7 @@ class StatementExecutor:
         try:
             yield
         except DBAPIError as error:
-            if not state["cancelled"]:
+            if not state["cancelled"] or getattr(error.orig, "sqlstate", None) != _CANCELED:
                 raise
             redact(error)
             cause: BaseException = TimeoutError()
@@ -573,6 +573,9 @@ async def run_statement(
     finally:
         adapter._prepared_statement_cache = cache
 
+
+_CANCELED = "57014"
+"""SQLSTATE query_canceled. Source: PostgreSQL manual, appendix A."""
 
 _SNAPSHOT_LEVELS = ("repeatable_read", "serializable")
 """Isolation levels, as SQLAlchemy's adapter of asyncpg names them, at which all statements of a
