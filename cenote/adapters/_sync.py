@@ -1,15 +1,96 @@
-"""Synchronous access to an asynchronous store."""
+"""Synchronous and asynchronous calls of an adapter, on either kind of store."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
-from cenote.stores import PgVectorStore, VectorStore
+from cenote.models import Chunk
+from cenote.responsive import drive
+from cenote.stores import PgVectorStore, SyncVectorStore, VectorStore
 
 Result = TypeVar("Result")
+Operation: TypeAlias = Callable[[VectorStore], Coroutine[Any, Any, Result]]
+"""Function that returns a coroutine, which awaits nothing but methods of the given store."""
+
+
+class StoreRunner:
+    """Run the operations of an adapter from synchronous and from asynchronous methods.
+
+    =================  ===============================  ==========================
+    kind of store      `run`                            `run_async`
+    =================  ===============================  ==========================
+    `VectorStore`      in the event loop of a           in the caller's event loop
+                       background thread
+    `SyncVectorStore`  in the caller's thread, without  in another thread, without
+                       an event loop                    an event loop
+    =================  ===============================  ==========================
+
+    Args:
+        store: Store that the operations call.
+    """
+
+    def __init__(self, store: VectorStore | SyncVectorStore) -> None:
+        # isinstance(store, VectorStore) is also true for a SyncVectorStore: it has the methods.
+        self._is_synchronous = isinstance(store, SyncVectorStore)
+        awaitable: Any = _AwaitableStore(store) if isinstance(store, SyncVectorStore) else store
+        self._store: VectorStore = awaitable
+        self._thread = LoopThread(self._store)
+
+    def run(self, operation: Operation[Result]) -> Result:
+        """Run an operation and return its result."""
+        if self._is_synchronous:
+            return drive(operation(self._store))
+        return self._thread.run(operation(self._thread.store))
+
+    async def run_async(self, operation: Operation[Result]) -> Result:
+        """Run an operation and return its result.
+
+        If the task is cancelled, an operation of a `SyncVectorStore` runs on in its thread.
+        """
+        if self._is_synchronous:
+            return await asyncio.to_thread(self.run, operation)
+        return await operation(self._store)
+
+    def close(self) -> None:
+        """Stop the background thread, if there is one, and close its connections."""
+        self._thread.close()
+
+
+class _AwaitableStore:
+    """A `SyncVectorStore` whose methods are coroutine functions that never suspend.
+
+    Args:
+        store: The synchronous store.
+    """
+
+    def __init__(self, store: SyncVectorStore) -> None:
+        self._sync = store
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._sync, name)
+        if not callable(value):
+            return value
+        return partial(_iterate if name == "get_all_chunks" else _call, value)
+
+
+async def _call(method: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    return method(*arguments, **options)
+
+
+def _iterate(
+    method: Callable[..., Iterator[Chunk]], *arguments: Any, **options: Any
+) -> AsyncIterator[Chunk]:
+    chunks = method(*arguments, **options)  # raises errors of the arguments at once
+
+    async def iterate() -> AsyncIterator[Chunk]:
+        for chunk in chunks:
+            yield chunk
+
+    return iterate()
 
 
 class LoopThread:

@@ -18,12 +18,12 @@ from cenote.adapters._arguments import (
     list_of_length,
     reject_unknown,
 )
-from cenote.adapters._sync import LoopThread
+from cenote.adapters._sync import StoreRunner
 from cenote.adapters.metadata import json_filter, json_metadata
 from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
-from cenote.stores import VectorStore
+from cenote.stores import SyncVectorStore, VectorStore
 from cenote.validation.arguments import MAX_LIMIT, as_list, check_integer_argument, safe_repr
 
 __all__ = ["CenoteVectorStore"]
@@ -35,8 +35,13 @@ _FETCH_K = 20
 class CenoteVectorStore(LangChainVectorStore):
     """LangChain vector store for one namespace of a cenote store.
 
-    Asynchronous methods run in the caller's event loop and use the store's engine. Synchronous
-    methods run in a background thread with its own connections, which `close` closes.
+    With a `VectorStore`, asynchronous methods run in the caller's event loop and use the store's
+    engine. Synchronous methods run in a background thread with its own connections, which `close`
+    closes.
+
+    With a `SyncVectorStore`, synchronous methods run in the caller's thread, without an event loop.
+    With ``store.in_session(session)`` they join the transaction of a session. Asynchronous methods
+    run in another thread.
 
     A document's id is the chunk's id; documents without an id get a random one. Scores are cosine
     similarities, -1 to 1. Filters are cenote filters: dicts or expressions.
@@ -58,7 +63,7 @@ class CenoteVectorStore(LangChainVectorStore):
 
     def __init__(
         self,
-        store: VectorStore,
+        store: VectorStore | SyncVectorStore,
         embedding: Embeddings,
         namespace: str,
         *,
@@ -70,12 +75,11 @@ class CenoteVectorStore(LangChainVectorStore):
                 f"document_id_key must be a string, not {type(document_id_key).__name__}",
                 setting="document_id_key",
             )
-        self._store = store
         self._embedding = embedding
         self._namespace = namespace
         self._embedding_model = embedding_model
         self._document_id_key = document_id_key
-        self._thread = LoopThread(store)
+        self._runner = StoreRunner(store)
 
     @property
     def embeddings(self) -> Embeddings:
@@ -83,8 +87,8 @@ class CenoteVectorStore(LangChainVectorStore):
         return self._embedding
 
     def close(self) -> None:
-        """Close the connections that synchronous calls opened. The store itself stays open."""
-        self._thread.close()
+        """Close the connections of the background thread. The store itself stays open."""
+        self._runner.close()
 
     # -- writing
 
@@ -126,7 +130,7 @@ class CenoteVectorStore(LangChainVectorStore):
         chunks = self._chunks(documents, ids)
         vectors = self._embedding.embed_documents(_contents(documents))
         embedded_chunks = self._embedded(chunks, vectors)
-        self._thread.run(self._thread.store.upsert(embedded_chunks, self._namespace))
+        self._runner.run(lambda store: store.upsert(embedded_chunks, self._namespace))
         return [chunk.id for chunk in chunks]
 
     async def aadd_documents(
@@ -145,12 +149,12 @@ class CenoteVectorStore(LangChainVectorStore):
         chunks = self._chunks(documents, ids)
         vectors = await self._embedding.aembed_documents(_contents(documents))
         embedded_chunks = self._embedded(chunks, vectors)
-        await self._store.upsert(embedded_chunks, self._namespace)
+        await self._runner.run_async(lambda store: store.upsert(embedded_chunks, self._namespace))
         return [chunk.id for chunk in chunks]
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
         """Delete documents; see :meth:`adelete`."""
-        return self._thread.run(self._delete(self._thread.store, ids, **kwargs))
+        return self._runner.run(lambda store: self._delete(store, ids, **kwargs))
 
     async def adelete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
         """Delete documents by id or by filter.
@@ -163,7 +167,7 @@ class CenoteVectorStore(LangChainVectorStore):
             InvalidInputError: There are neither ids nor a filter, or both, or there is another
                 keyword argument.
         """
-        return await self._delete(self._store, ids, **kwargs)
+        return await self._runner.run_async(lambda store: self._delete(store, ids, **kwargs))
 
     async def _delete(
         self, store: VectorStore, ids: list[str] | None, *, filter: Any = None, **kwargs: Any
@@ -181,12 +185,13 @@ class CenoteVectorStore(LangChainVectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return documents by id, in the order of `ids`. Unknown ids are ignored."""
-        chunks = self._thread.run(self._thread.store.get(ids, self._namespace))
+        chunks = self._runner.run(lambda store: store.get(ids, self._namespace))
         return [_document(chunk) for chunk in chunks]
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return documents by id, in the order of `ids`. Unknown ids are ignored."""
-        return [_document(chunk) for chunk in await self._store.get(ids, self._namespace)]
+        chunks = await self._runner.run_async(lambda store: store.get(ids, self._namespace))
+        return [_document(chunk) for chunk in chunks]
 
     # -- searching
 
@@ -239,17 +244,18 @@ class CenoteVectorStore(LangChainVectorStore):
     def _search(
         self, vector: list[float], k: int, filter: FilterLike, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        search = self._thread.store.search
-        results = self._thread.run(
-            search(vector, self._namespace, k, json_filter(filter), **kwargs)
+        condition = json_filter(filter)
+        results = self._runner.run(
+            lambda store: store.search(vector, self._namespace, k, condition, **kwargs)
         )
         return _with_scores(results)
 
     async def _asearch(
         self, vector: list[float], k: int, filter: FilterLike, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        results = await self._store.search(
-            vector, self._namespace, k, json_filter(filter), **kwargs
+        condition = json_filter(filter)
+        results = await self._runner.run_async(
+            lambda store: store.search(vector, self._namespace, k, condition, **kwargs)
         )
         return _with_scores(results)
 
@@ -297,9 +303,10 @@ class CenoteVectorStore(LangChainVectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Return documents that are similar to a vector and different from each other."""
-        store = self._thread.store
-        return self._thread.run(
-            self._search_diverse(store, embedding, k, fetch_k, lambda_mult, filter, **kwargs)
+        return self._runner.run(
+            lambda store: self._search_diverse(
+                store, embedding, k, fetch_k, lambda_mult, filter, **kwargs
+            )
         )
 
     async def amax_marginal_relevance_search_by_vector(
@@ -312,8 +319,10 @@ class CenoteVectorStore(LangChainVectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Return documents that are similar to a vector and different from each other."""
-        return await self._search_diverse(
-            self._store, embedding, k, fetch_k, lambda_mult, filter, **kwargs
+        return await self._runner.run_async(
+            lambda store: self._search_diverse(
+                store, embedding, k, fetch_k, lambda_mult, filter, **kwargs
+            )
         )
 
     async def _search_diverse(

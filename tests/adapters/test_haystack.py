@@ -20,12 +20,15 @@ from haystack.testing import document_store_async as async_suites
 from haystack.utils import Secret
 from sqlalchemy import NullPool, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
+from support.synchronous import sync_store
 
 from cenote import (
     ConfigurationError,
     InMemoryVectorStore,
     InvalidInputError,
     PgVectorStore,
+    SyncInMemoryVectorStore,
+    SyncPgVectorStore,
     field,
 )
 from cenote.adapters.haystack import CenoteDocumentStore, CenoteEmbeddingRetriever
@@ -47,6 +50,14 @@ def _store(dsn: str, dimensions: int) -> PgVectorStore:
 def store_for_suites(module_dsn: str) -> PgVectorStore:
     """A store with the dimensions of Haystack's suites."""
     return _store(module_dsn, SUITES_DIMENSIONS)
+
+
+@pytest.fixture(scope="module")
+def sync_store_for_suites(module_dsn: str) -> Iterator[SyncPgVectorStore]:
+    """A synchronous store with the dimensions of Haystack's suites."""
+    table = f"haystack_{SUITES_DIMENSIONS}"
+    with sync_store(module_dsn, SUITES_DIMENSIONS, table_name=table) as store:
+        yield store
 
 
 def _expected(documents: list[Document]) -> list[dict[str, Any]]:
@@ -108,6 +119,12 @@ class TestPostgres(Suites):
         store.close()
 
 
+class TestSyncPostgres(Suites):
+    @pytest.fixture
+    def document_store(self, sync_store_for_suites: SyncPgVectorStore) -> CenoteDocumentStore:
+        return CenoteDocumentStore(sync_store_for_suites, uuid.uuid4().hex)
+
+
 class TestInMemory(Suites):
     @pytest.fixture
     def document_store(self) -> Iterator[CenoteDocumentStore]:
@@ -125,12 +142,25 @@ def store_for_documents(module_dsn: str) -> PgVectorStore:
     return _store(module_dsn, 4)
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(scope="module")
+def sync_store_for_documents(module_dsn: str) -> Iterator[SyncPgVectorStore]:
+    """A synchronous store with four dimensions."""
+    with sync_store(module_dsn, 4, table_name="haystack_4") as store:
+        yield store
+
+
+@pytest.fixture(params=["memory", "postgres", "sync memory", "sync postgres"])
 def adapter(request: pytest.FixtureRequest) -> Iterator[CenoteDocumentStore]:
     """The adapter, once with each kind of store."""
-    store: Any = InMemoryVectorStore(4)
-    if request.param == "postgres":
+    store: Any
+    if request.param == "memory":
+        store = InMemoryVectorStore(4)
+    elif request.param == "sync memory":
+        store = SyncInMemoryVectorStore(4)
+    elif request.param == "postgres":
         store = request.getfixturevalue("store_for_documents")
+    else:
+        store = request.getfixturevalue("sync_store_for_documents")
     adapter = CenoteDocumentStore(store, uuid.uuid4().hex)
     yield adapter
     adapter.close()

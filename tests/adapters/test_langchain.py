@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,16 @@ from langchain_tests.integration_tests.vectorstores import (
 )
 from sqlalchemy import NullPool, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
+from support.synchronous import sync_store
 
-from cenote import InMemoryVectorStore, InvalidInputError, PgVectorStore, meta
+from cenote import (
+    InMemoryVectorStore,
+    InvalidInputError,
+    PgVectorStore,
+    SyncInMemoryVectorStore,
+    SyncPgVectorStore,
+    meta,
+)
 from cenote.adapters.langchain import CenoteVectorStore
 
 
@@ -30,12 +39,25 @@ def postgres(dsn: str) -> PgVectorStore:
     return store
 
 
+@pytest.fixture(scope="module")
+def sync_postgres(module_dsn: str) -> Iterator[SyncPgVectorStore]:
+    """A synchronous store with the suites' dimensions."""
+    with sync_store(module_dsn, EMBEDDING_SIZE, table_name="langchain") as store:
+        yield store
+
+
 class TestPostgres(VectorStoreIntegrationTests):
     @pytest.fixture
     def vectorstore(self, postgres: PgVectorStore) -> Iterator[LangChainVectorStore]:
         store = CenoteVectorStore(postgres, self.get_embeddings(), "acme")
         yield store
         store.close()
+
+
+class TestSyncPostgres(VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self, sync_postgres: SyncPgVectorStore) -> LangChainVectorStore:
+        return CenoteVectorStore(sync_postgres, self.get_embeddings(), uuid.uuid4().hex)
 
 
 class TestInMemory(VectorStoreIntegrationTests):
@@ -48,13 +70,18 @@ class TestInMemory(VectorStoreIntegrationTests):
         store.close()
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(params=["memory", "postgres", "sync memory", "sync postgres"])
 def adapter(request: pytest.FixtureRequest) -> Iterator[CenoteVectorStore]:
     """The adapter, once with each kind of store."""
-    store: Any = InMemoryVectorStore(EMBEDDING_SIZE)
-    if request.param == "postgres":
-        store = request.getfixturevalue("postgres")
-    adapter = CenoteVectorStore(store, VectorStoreIntegrationTests.get_embeddings(), "acme")
+    store: Any
+    if request.param == "memory":
+        store = InMemoryVectorStore(EMBEDDING_SIZE)
+    elif request.param == "sync memory":
+        store = SyncInMemoryVectorStore(EMBEDDING_SIZE)
+    else:
+        store = request.getfixturevalue(request.param.replace(" ", "_"))
+    embedding = VectorStoreIntegrationTests.get_embeddings()
+    adapter = CenoteVectorStore(store, embedding, uuid.uuid4().hex)
     yield adapter
     adapter.close()
 

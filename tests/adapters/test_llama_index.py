@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,21 +33,49 @@ from support.llama_nodes import (
     Words,
     engine_for_any_loop,
     ids,
-    llama_adapter,
     make_query,
     node,
     where,
 )
+from support.synchronous import sync_store
 
 from cenote import (
     DimensionMismatchError,
     InMemoryVectorStore,
     InvalidInputError,
     PgVectorStore,
+    SyncInMemoryVectorStore,
+    SyncPgVectorStore,
 )
 from cenote.adapters.llama_index import CenoteVectorStore
 
-adapter = llama_adapter
+
+@pytest.fixture(scope="module")
+def sync_postgres(module_dsn: str) -> Iterator[SyncPgVectorStore]:
+    """A synchronous store with four dimensions and full-text search."""
+    options: Any = {"table_name": "worded", "text_search": "english"}
+    with sync_store(module_dsn, 4, **options) as store:
+        yield store
+
+
+@pytest.fixture(params=["memory", "postgres", "sync memory", "sync postgres"])
+def adapter(request: pytest.FixtureRequest) -> Iterator[CenoteVectorStore]:
+    """The adapter, once with each kind of store."""
+    store: Any
+    if request.param == "memory":
+        store = InMemoryVectorStore(4)
+    elif request.param == "sync memory":
+        store = SyncInMemoryVectorStore(4)
+    elif request.param == "postgres":
+        store = PgVectorStore(engine_for_any_loop(request.getfixturevalue("dsn")), 4)
+    else:
+        store = request.getfixturevalue("sync_postgres")
+        for namespace in ("acme", "other"):
+            store.delete_namespace(namespace)
+    adapter = CenoteVectorStore(store, "acme")
+    yield adapter
+    adapter.close()
+
 
 # -- through LlamaIndex ----------------------------------------------------------------------------
 
@@ -219,20 +248,21 @@ def test_mmr(adapter_with_nodes: CenoteVectorStore, threshold: float | None) -> 
     assert adapter_with_nodes.query(query, mmr_threshold=threshold, candidates=2).ids == ["1", "2"]
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(params=["memory", "postgres", "sync postgres"])
 def with_full_text(request: pytest.FixtureRequest) -> CenoteVectorStore:
     """The adapter with a store that has full-text search."""
     store: Any = InMemoryVectorStore(4, text_search="english")
     if request.param == "postgres":
         engine = engine_for_any_loop(request.getfixturevalue("dsn"))
         store = PgVectorStore(engine, 4, table_name="worded", text_search="english")
-    return CenoteVectorStore(store, "acme")
+        asyncio.run(store.apply_migrations())
+    elif request.param == "sync postgres":
+        store = request.getfixturevalue("sync_postgres")
+    return CenoteVectorStore(store, "words")
 
 
 async def test_text_and_hybrid_modes(with_full_text: CenoteVectorStore) -> None:
     """The text modes search by words and filters; `alpha` weighs vectors against words."""
-    store: Any = with_full_text.client
-    await store.apply_migrations()
     await with_full_text.async_add(
         [node("1", "cat", n=1), node("2", "sea", n=2), node("3", "dog", n=3)]
     )

@@ -22,6 +22,7 @@ pytest.importorskip("sqlmodel")
 PAGE = "frameworks.md"
 SYNCHRONOUS = "synchronous.md"
 INTRODUCTION = "Introduction"
+ADAPTERS = "LangChain, LlamaIndex and Haystack"
 
 
 def text_of(page: str) -> str:
@@ -213,10 +214,10 @@ def test_every_block_runs() -> None:
 
 
 def test_a_synchronous_application(reader: Reader, empty_dsn: str) -> None:
-    """Flask adds, searches and deletes; the page's tests pass; Celery runs the task."""
+    """Flask and the adapter add and search; the page's tests pass; Celery runs the task."""
     url = make_url(empty_dsn).set(drivername="postgresql+psycopg")
     reader.environ["DATABASE_URL"] = url.render_as_string(hide_password=False)
-    for title in ("A Flask application", "Tests", "Celery"):
+    for title in ("A Flask application", "Tests", "Celery", ADAPTERS):
         reader.write(*section(title, "python", SYNCHRONOUS))
     reader.commands("alembic init migrations")
     reader.edit(*section("A Flask application", "diff", SYNCHRONOUS))
@@ -227,6 +228,7 @@ def test_a_synchronous_application(reader: Reader, empty_dsn: str) -> None:
         assert "3 passed" in result.stdout, result.stdout
     assert reader.python("-c", FLASK_CLIENT) == "Cats purr at dawn.\n{'chunks': 1}\n[]\n"
     assert reader.python("-c", CELERY_CALL) == "1 0\n"
+    assert reader.python("notes.py") == "Cats purr at dawn.\n"
     reader.commands("alembic downgrade base")
 
 

@@ -1,10 +1,15 @@
-"""Let the contract suite, which awaits, call synchronous stores."""
+"""Synchronous stores on psycopg, also for the contract suite, which awaits."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from sqlalchemy import create_engine, make_url
+
+from cenote import SyncPgVectorStore
 
 
 class Awaited:
@@ -33,3 +38,14 @@ class Awaited:
 async def _iterate(chunks: Iterator[Any]) -> AsyncIterator[Any]:
     for chunk in chunks:
         yield chunk
+
+
+@contextmanager
+def sync_store(dsn: str, dimensions: int, **settings: Any) -> Iterator[SyncPgVectorStore[Any]]:
+    """Yield a store with a migrated table. At the end all connections must be in the pool."""
+    engine = create_engine(make_url(dsn).set(drivername="postgresql+psycopg"))
+    store: SyncPgVectorStore = SyncPgVectorStore(engine, dimensions, **settings)
+    store.apply_migrations()
+    yield store
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()

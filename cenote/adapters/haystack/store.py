@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Self, TypeVar
 
 from haystack import component, default_from_dict, default_to_dict
 from haystack.core.errors import SerializationError
@@ -11,15 +11,17 @@ from haystack.dataclasses import Document
 from haystack.document_stores.types import DuplicatePolicy, FilterPolicy, apply_filter_policy
 from haystack.utils import Secret
 
-from cenote.adapters._sync import LoopThread
+from cenote.adapters._sync import StoreRunner
 from cenote.adapters.haystack.documents import Documents
 from cenote.adapters.haystack.filters import translate
 from cenote.errors import ConfigurationError
 from cenote.postgres.dsn import create_engine
-from cenote.stores import PgVectorStore, VectorStore
+from cenote.stores import PgVectorStore, SyncVectorStore, VectorStore
 from cenote.validation.arguments import MAX_LIMIT, is_integer, safe_repr
 
 __all__ = ["CenoteDocumentStore", "CenoteEmbeddingRetriever"]
+
+Result = TypeVar("Result")
 
 _SAVED_MODULE = "cenote.adapters.haystack"
 """Module that saved pipelines name. Public, because pipelines are loaded by later versions too."""
@@ -28,8 +30,13 @@ _SAVED_MODULE = "cenote.adapters.haystack"
 class CenoteDocumentStore:
     """Haystack document store for one namespace of a cenote store.
 
-    Asynchronous methods run in the caller's event loop and use the store's engine. Synchronous
-    methods run in a background thread with its own connections, which `close` closes.
+    With a `VectorStore`, asynchronous methods run in the caller's event loop and use the store's
+    engine. Synchronous methods run in a background thread with its own connections, which `close`
+    closes.
+
+    With a `SyncVectorStore`, synchronous methods run in the caller's thread, without an event loop.
+    With ``store.in_session(session)`` they join the transaction of a session. Asynchronous methods
+    run in another thread.
 
     Documents are returned in ascending order of id and equal to what was written, except for their
     scores. Dates, UUIDs and other objects in the meta are converted to JSON; see
@@ -58,10 +65,16 @@ class CenoteDocumentStore:
     __module__ = _SAVED_MODULE
 
     def __init__(
-        self, store: VectorStore, namespace: str, *, embedding_model: str = "haystack"
+        self,
+        store: VectorStore | SyncVectorStore,
+        namespace: str,
+        *,
+        embedding_model: str = "haystack",
     ) -> None:
-        self._documents = Documents(store, namespace, embedding_model)
-        self._thread = LoopThread(store)
+        self._store = store
+        self._namespace = namespace
+        self._embedding_model = embedding_model
+        self._runner = StoreRunner(store)
         self._serialized: dict[str, Any] | None = None
 
     @classmethod
@@ -107,23 +120,26 @@ class CenoteDocumentStore:
         }
         return document_store
 
-    @property
-    def _thread_documents(self) -> Documents:
-        """The documents, for coroutines that run in the background thread."""
-        return Documents(
-            self._thread.store, self._documents.namespace, self._documents.embedding_model
-        )
+    def _run(self, operation: Callable[[Documents], Coroutine[Any, Any, Result]]) -> Result:
+        return self._runner.run(lambda store: operation(self._documents(store)))
+
+    async def _run_async(
+        self, operation: Callable[[Documents], Coroutine[Any, Any, Result]]
+    ) -> Result:
+        return await self._runner.run_async(lambda store: operation(self._documents(store)))
+
+    def _documents(self, store: VectorStore) -> Documents:
+        return Documents(store, self._namespace, self._embedding_model)
 
     def close(self) -> None:
-        """Close the connections that synchronous calls opened. The store itself stays open."""
-        self._thread.close()
+        """Close the connections of the background thread. The store itself stays open."""
+        self._runner.close()
 
     async def close_async(self) -> None:
         """Close all connections that this object opened, but not those of a store passed to it."""
-        self._thread.close()
-        store = self._documents.store
-        if self._serialized is not None and isinstance(store, PgVectorStore):
-            await store.engine.dispose()
+        self._runner.close()
+        if self._serialized is not None and isinstance(self._store, PgVectorStore):
+            await self._store.engine.dispose()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for :meth:`from_dict`.
@@ -151,11 +167,11 @@ class CenoteDocumentStore:
 
     def count_documents(self) -> int:
         """Count the documents."""
-        return self._thread.run(self._thread_documents.count())
+        return self._run(lambda stored: stored.count())
 
     async def count_documents_async(self) -> int:
         """Count the documents."""
-        return await self._documents.count()
+        return await self._run_async(lambda stored: stored.count())
 
     def filter_documents(self, filters: dict[str, Any] | None = None) -> list[Document]:
         """Return the matching documents with their embeddings, in ascending order of id.
@@ -163,11 +179,11 @@ class CenoteDocumentStore:
         Raises:
             FilterError: Haystack rejects the filters, or the store does not support them.
         """
-        return self._thread.run(self._thread_documents.read(filters))
+        return self._run(lambda stored: stored.read(filters))
 
     async def filter_documents_async(self, filters: dict[str, Any] | None = None) -> list[Document]:
         """Return the matching documents; see :meth:`filter_documents`."""
-        return await self._documents.read(filters)
+        return await self._run_async(lambda stored: stored.read(filters))
 
     def write_documents(
         self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE
@@ -188,58 +204,58 @@ class CenoteDocumentStore:
             InvalidInputError: A document cannot be stored. The error names the document.
             ValueError: `documents` is not a list of documents.
         """
-        return self._thread.run(self._thread_documents.write(documents, policy))
+        return self._run(lambda stored: stored.write(documents, policy))
 
     async def write_documents_async(
         self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE
     ) -> int:
         """Write documents; see :meth:`write_documents`."""
-        return await self._documents.write(documents, policy)
+        return await self._run_async(lambda stored: stored.write(documents, policy))
 
     def delete_documents(self, document_ids: list[str]) -> None:
         """Delete documents by id. Unknown ids are ignored."""
-        self._thread.run(self._thread_documents.delete(document_ids))
+        self._run(lambda stored: stored.delete(document_ids))
 
     async def delete_documents_async(self, document_ids: list[str]) -> None:
         """Delete documents by id. Unknown ids are ignored."""
-        await self._documents.delete(document_ids)
+        await self._run_async(lambda stored: stored.delete(document_ids))
 
     # -- methods that Haystack's other integrations share
 
     def delete_all_documents(self) -> None:
         """Delete all documents of the namespace."""
-        self._thread.run(self._thread_documents.delete_all())
+        self._run(lambda stored: stored.delete_all())
 
     async def delete_all_documents_async(self) -> None:
         """Delete all documents of the namespace."""
-        await self._documents.delete_all()
+        await self._run_async(lambda stored: stored.delete_all())
 
     def delete_by_filter(self, filters: dict[str, Any]) -> int:
         """Delete the matching documents and return their number.
 
         Deletes in one statement, or page by page if the filters contain dates.
         """
-        return self._thread.run(self._thread_documents.delete_matching(filters))
+        return self._run(lambda stored: stored.delete_matching(filters))
 
     async def delete_by_filter_async(self, filters: dict[str, Any]) -> int:
         """Delete the matching documents; see :meth:`delete_by_filter`."""
-        return await self._documents.delete_matching(filters)
+        return await self._run_async(lambda stored: stored.delete_matching(filters))
 
     def update_by_filter(self, filters: dict[str, Any], meta: dict[str, Any]) -> int:
         """Set meta keys of the matching documents, page by page, and return their number."""
-        return self._thread.run(self._thread_documents.update(filters, meta))
+        return self._run(lambda stored: stored.update(filters, meta))
 
     async def update_by_filter_async(self, filters: dict[str, Any], meta: dict[str, Any]) -> int:
         """Set meta keys of the matching documents; see :meth:`update_by_filter`."""
-        return await self._documents.update(filters, meta)
+        return await self._run_async(lambda stored: stored.update(filters, meta))
 
     def count_documents_by_filter(self, filters: dict[str, Any]) -> int:
         """Count the matching documents."""
-        return self._thread.run(self._thread_documents.count(filters))
+        return self._run(lambda stored: stored.count(filters))
 
     async def count_documents_by_filter_async(self, filters: dict[str, Any]) -> int:
         """Count the matching documents."""
-        return await self._documents.count(filters)
+        return await self._run_async(lambda stored: stored.count(filters))
 
     def count_unique_metadata_by_filter(
         self, filters: dict[str, Any], metadata_fields: Sequence[str]
@@ -249,32 +265,32 @@ class CenoteDocumentStore:
         This method and the other ``*_metadata_*`` methods read all matching documents, page by
         page.
         """
-        return self._thread.run(self._thread_documents.count_unique(filters, metadata_fields))
+        return self._run(lambda stored: stored.count_unique(filters, metadata_fields))
 
     async def count_unique_metadata_by_filter_async(
         self, filters: dict[str, Any], metadata_fields: Sequence[str]
     ) -> dict[str, int]:
         """Count distinct values; see :meth:`count_unique_metadata_by_filter`."""
-        return await self._documents.count_unique(filters, metadata_fields)
+        return await self._run_async(lambda stored: stored.count_unique(filters, metadata_fields))
 
     def get_metadata_fields_info(self) -> dict[str, dict[str, str]]:
         """Return the type of each meta key: boolean, int, float or keyword.
 
         If the types differ between documents, the document with the greatest id decides.
         """
-        return self._thread.run(self._thread_documents.fields_info())
+        return self._run(lambda stored: stored.fields_info())
 
     async def get_metadata_fields_info_async(self) -> dict[str, dict[str, str]]:
         """Return the type of each meta key; see :meth:`get_metadata_fields_info`."""
-        return await self._documents.fields_info()
+        return await self._run_async(lambda stored: stored.fields_info())
 
     def get_metadata_field_min_max(self, metadata_field: str) -> dict[str, Any]:
         """Return the minimum and maximum of a meta key; both None if it mixes texts and numbers."""
-        return self._thread.run(self._thread_documents.min_max(metadata_field))
+        return self._run(lambda stored: stored.min_max(metadata_field))
 
     async def get_metadata_field_min_max_async(self, metadata_field: str) -> dict[str, Any]:
         """Return minimum and maximum; see :meth:`get_metadata_field_min_max`."""
-        return await self._documents.min_max(metadata_field)
+        return await self._run_async(lambda stored: stored.min_max(metadata_field))
 
     def get_metadata_field_unique_values(
         self,
@@ -293,8 +309,8 @@ class CenoteDocumentStore:
             size: Maximum number of values to return.
             filters: Filters that the documents must match.
         """
-        return self._thread.run(
-            self._thread_documents.unique_values(metadata_field, search_term, from_, size, filters)
+        return self._run(
+            lambda stored: stored.unique_values(metadata_field, search_term, from_, size, filters)
         )
 
     async def get_metadata_field_unique_values_async(
@@ -306,8 +322,8 @@ class CenoteDocumentStore:
         filters: dict[str, Any] | None = None,
     ) -> tuple[list[Any], int]:
         """Return distinct values; see :meth:`get_metadata_field_unique_values`."""
-        return await self._documents.unique_values(
-            metadata_field, search_term, from_, size, filters
+        return await self._run_async(
+            lambda stored: stored.unique_values(metadata_field, search_term, from_, size, filters)
         )
 
     # -- searching
@@ -322,7 +338,7 @@ class CenoteDocumentStore:
 
         Scores are cosine similarities, -1 to 1.
         """
-        return self._thread.run(self._thread_documents.nearest(query_embedding, filters, top_k))
+        return self._run(lambda stored: stored.nearest(query_embedding, filters, top_k))
 
     async def embedding_retrieval_async(
         self,
@@ -331,7 +347,7 @@ class CenoteDocumentStore:
         top_k: int = 10,
     ) -> list[Document]:
         """Return the documents most similar to a vector; see :meth:`embedding_retrieval`."""
-        return await self._documents.nearest(query_embedding, filters, top_k)
+        return await self._run_async(lambda stored: stored.nearest(query_embedding, filters, top_k))
 
 
 @component

@@ -17,13 +17,13 @@ from llama_index.core.vector_stores.types import (
 from pydantic import Field
 
 from cenote.adapters._arguments import check_share, list_of
-from cenote.adapters._sync import LoopThread
+from cenote.adapters._sync import StoreRunner
 from cenote.adapters.llama_index.filters import as_filter, check_filters
 from cenote.adapters.llama_index.nodes import embedded_chunk, node_of
 from cenote.errors import InvalidInputError
 from cenote.filters.language import And, Filter, field
 from cenote.models import RetrievalResult
-from cenote.stores import VectorStore
+from cenote.stores import SyncVectorStore, VectorStore
 from cenote.validation.arguments import safe_repr
 
 __all__ = ["CenoteVectorStore"]
@@ -32,11 +32,16 @@ __all__ = ["CenoteVectorStore"]
 class CenoteVectorStore(BasePydanticVectorStore):
     """LlamaIndex vector store for one namespace of a cenote store.
 
-    Asynchronous methods run in the caller's event loop and use the store's engine. Synchronous
-    methods run in a background thread with its own connections, which `close` closes. In
-    synchronous code, an index with ``use_async=True`` creates an event loop for each call; the
-    engine then needs a `NullPool`. Methods pass additional keyword arguments, such as ``session=``,
-    to the store.
+    With a `VectorStore`, asynchronous methods run in the caller's event loop and use the store's
+    engine. Synchronous methods run in a background thread with its own connections, which `close`
+    closes. In synchronous code, an index with ``use_async=True`` creates an event loop for each
+    call; the engine then needs a `NullPool`.
+
+    With a `SyncVectorStore`, synchronous methods run in the caller's thread, without an event loop.
+    With ``store.in_session(session)`` they join the transaction of a session. Asynchronous methods
+    run in another thread.
+
+    Methods pass additional keyword arguments, such as ``session=``, to the store.
 
     The chunk of a node has the node's id, its content, its ``start_char_idx`` as position and its
     source (``ref_doc_id``) as document id. A node without a source uses its own id as document id.
@@ -65,15 +70,19 @@ class CenoteVectorStore(BasePydanticVectorStore):
     namespace: str
     embedding_model: str
 
-    _store: VectorStore
-    _thread: LoopThread
+    _store: VectorStore | SyncVectorStore
+    _runner: StoreRunner
 
     def __init__(
-        self, store: VectorStore, namespace: str, *, embedding_model: str = "llama-index"
+        self,
+        store: VectorStore | SyncVectorStore,
+        namespace: str,
+        *,
+        embedding_model: str = "llama-index",
     ) -> None:
         super().__init__(namespace=namespace, embedding_model=embedding_model)  # type: ignore[call-arg]
         self._store = store
-        self._thread = LoopThread(store)
+        self._runner = StoreRunner(store)
 
     @classmethod
     def class_name(cls) -> str:
@@ -81,13 +90,13 @@ class CenoteVectorStore(BasePydanticVectorStore):
         return "CenoteVectorStore"
 
     @property
-    def client(self) -> VectorStore:
-        """Store behind the adapter, for operations that LlamaIndex does not offer."""
+    def client(self) -> Any:
+        """The `store` argument, for operations that LlamaIndex does not offer."""
         return self._store
 
     def close(self) -> None:
-        """Close the connections that synchronous calls opened. The store itself stays open."""
-        self._thread.close()
+        """Close the connections of the background thread. The store itself stays open."""
+        self._runner.close()
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(
@@ -99,11 +108,11 @@ class CenoteVectorStore(BasePydanticVectorStore):
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Write nodes, replace stored ones with the same id, and return the ids."""
-        return self._thread.run(self._add(self._thread.store, nodes, **kwargs))
+        return self._runner.run(lambda store: self._add(store, nodes, **kwargs))
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Write nodes, replace stored ones with the same id, and return the ids."""
-        return await self._add(self._store, nodes, **kwargs)
+        return await self._runner.run_async(lambda store: self._add(store, nodes, **kwargs))
 
     async def _add(self, store: VectorStore, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         nodes = list_of(nodes, BaseNode, field="nodes")
@@ -115,12 +124,14 @@ class CenoteVectorStore(BasePydanticVectorStore):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document."""
-        store = self._thread.store
-        self._thread.run(store.delete_document(ref_doc_id, self.namespace, **delete_kwargs))
+        self._runner.run(lambda store: self._delete(store, ref_doc_id, **delete_kwargs))
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document."""
-        await self._store.delete_document(ref_doc_id, self.namespace, **delete_kwargs)
+        await self._runner.run_async(lambda store: self._delete(store, ref_doc_id, **delete_kwargs))
+
+    async def _delete(self, store: VectorStore, ref_doc_id: str, **kwargs: Any) -> None:
+        await store.delete_document(ref_doc_id, self.namespace, **kwargs)
 
     def delete_nodes(
         self,
@@ -129,8 +140,9 @@ class CenoteVectorStore(BasePydanticVectorStore):
         **delete_kwargs: Any,
     ) -> None:
         """Delete nodes; see :meth:`adelete_nodes`."""
-        store = self._thread.store
-        self._thread.run(self._delete_nodes(store, node_ids, filters, **delete_kwargs))
+        self._runner.run(
+            lambda store: self._delete_nodes(store, node_ids, filters, **delete_kwargs)
+        )
 
     async def adelete_nodes(
         self,
@@ -148,7 +160,9 @@ class CenoteVectorStore(BasePydanticVectorStore):
         Raises:
             InvalidInputError: There are neither ids nor filters, or the filters match everything.
         """
-        await self._delete_nodes(self._store, node_ids, filters, **delete_kwargs)
+        await self._runner.run_async(
+            lambda store: self._delete_nodes(store, node_ids, filters, **delete_kwargs)
+        )
 
     async def _delete_nodes(
         self,
@@ -171,11 +185,11 @@ class CenoteVectorStore(BasePydanticVectorStore):
 
     def clear(self) -> None:
         """Delete all nodes of the namespace."""
-        self._thread.run(self._thread.store.delete_namespace(self.namespace))
+        self._runner.run(lambda store: store.delete_namespace(self.namespace))
 
     async def aclear(self) -> None:
         """Delete all nodes of the namespace."""
-        await self._store.delete_namespace(self.namespace)
+        await self._runner.run_async(lambda store: store.delete_namespace(self.namespace))
 
     # -- reading
 
@@ -183,7 +197,7 @@ class CenoteVectorStore(BasePydanticVectorStore):
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
         """Return nodes in ascending order of id; see :meth:`aget_nodes`."""
-        return self._thread.run(self._get_nodes(self._thread.store, node_ids, filters))
+        return self._runner.run(lambda store: self._get_nodes(store, node_ids, filters))
 
     async def aget_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
@@ -194,7 +208,7 @@ class CenoteVectorStore(BasePydanticVectorStore):
             node_ids: Ids of the nodes; None for all nodes. Unknown ids are ignored.
             filters: Filters that the nodes must match.
         """
-        return await self._get_nodes(self._store, node_ids, filters)
+        return await self._runner.run_async(lambda store: self._get_nodes(store, node_ids, filters))
 
     async def _get_nodes(
         self, store: VectorStore, node_ids: list[str] | None, filters: MetadataFilters | None
@@ -206,7 +220,7 @@ class CenoteVectorStore(BasePydanticVectorStore):
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find nodes for a query; see :meth:`aquery`."""
-        return self._thread.run(self._query(self._thread.store, query, **kwargs))
+        return self._runner.run(lambda store: self._query(store, query, **kwargs))
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find nodes for a query.
@@ -231,7 +245,7 @@ class CenoteVectorStore(BasePydanticVectorStore):
             InvalidInputError: The query is not a `VectorStoreQuery`, lacks the embedding or the
                 text that its mode needs, names fields, or has an invalid value.
         """
-        return await self._query(self._store, query, **kwargs)
+        return await self._runner.run_async(lambda store: self._query(store, query, **kwargs))
 
     async def _query(
         self, store: VectorStore, query: VectorStoreQuery, **kwargs: Any
