@@ -22,6 +22,8 @@ pytest.importorskip("sqlmodel")
 PAGE = "frameworks.md"
 SYNCHRONOUS = "synchronous.md"
 INTRODUCTION = "Introduction"
+SYNCHRONOUS_SQLMODEL = "SQLModel with synchronous sessions"
+FLASK = "A Flask application"
 ADAPTERS = "LangChain, LlamaIndex and Haystack"
 
 
@@ -59,6 +61,17 @@ class Reader:
                 assert count > 0, f"{file.name} does not contain:\n{old}"
             file.write_text(text, encoding="utf-8")
 
+    def replace(self, name: str, old: str, new: str) -> None:
+        """Replace a text in a file."""
+        text = (self.folder / name).read_text(encoding="utf-8")
+        assert old in text, f"{name} does not contain:\n{old}"
+        (self.folder / name).write_text(text.replace(old, new), encoding="utf-8")
+
+    def use_psycopg(self, dsn: str) -> None:
+        """Let the applications connect with psycopg."""
+        url = make_url(dsn).set(drivername="postgresql+psycopg")
+        self.environ["DATABASE_URL"] = url.render_as_string(hide_password=False)
+
     def named_file(self, block: Block) -> Path:
         name = re.match(r"# (\S+)\n", block.code)
         assert name is not None
@@ -79,9 +92,18 @@ class Reader:
     def pytest(self) -> CompletedProcess[str]:
         # The frameworks use each other's deprecated names.
         warnings = ("-W", "error", "-W", "ignore::DeprecationWarning")
-        options = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
+        options = (
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "pytest_asyncio.plugin",
+            "-o",
+            "asyncio_default_fixture_loop_scope=function",
+        )
         command = (sys.executable, "-m", "pytest", *warnings, *options)
-        return run(*command, cwd=self.folder, **self.environ)
+        # Loading the plugins of all installed packages takes 4 s.
+        environ = {**self.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        return run(*command, cwd=self.folder, **environ)
 
 
 def section(title: str, language: str, page: str = PAGE) -> list[Block]:
@@ -112,10 +134,11 @@ def reader(tmp_path: Path, empty_dsn: str) -> Reader:
     return Reader(tmp_path, empty_dsn)
 
 
-def migrate(reader: Reader) -> None:
-    """Set up Alembic as the section about FastAPI says, and migrate."""
+def migrate(reader: Reader, module: str = "app") -> None:
+    """Set up Alembic as the section about FastAPI says, and migrate the models of a module."""
     reader.commands(*inline_commands("alembic"))
     reader.edit(*section("FastAPI", "diff"), *section("SQLModel", "diff"))
+    reader.replace("migrations/env.py", "from app import Base", f"from {module} import Base")
     reader.commands(*lines_of("FastAPI"), "alembic check")
 
 
@@ -157,7 +180,7 @@ def test_fastapis_test_client(reader: Reader) -> None:
 def test_sqlmodel(reader: Reader) -> None:
     """The relationship works from both sides, and a deleted article takes its chunks along."""
     reader.write(*section("SQLModel", "python"))
-    migrate(reader)
+    migrate(reader, "models")
     assert [reader.python("app.py")] == printed("SQLModel")
     both_sides = """
 import asyncio, os
@@ -182,6 +205,35 @@ asyncio.run(main())
     reader.commands("alembic downgrade base")
 
 
+def test_sqlmodel_with_synchronous_sessions(reader: Reader, empty_dsn: str) -> None:
+    """The page's tests roll back. Without their fixture, the endpoints commit."""
+    reader.use_psycopg(empty_dsn)
+    reader.write(*section("SQLModel", "python"), *section(SYNCHRONOUS_SQLMODEL, "python"))
+    reader.commands("alembic init migrations")
+    reader.edit(*section(FLASK, "diff", SYNCHRONOUS), *section("SQLModel", "diff"))
+    reader.replace("migrations/env.py", "from app import Base", "from models import Base")
+    reader.replace("migrations/env.py", "**hooks()", "**hooks(compare_type=True)")
+    (console,) = section(FLASK, "console", SYNCHRONOUS)
+    reader.commands(*console.code.splitlines(), "alembic check")
+    result = reader.pytest()
+    assert "3 passed" in result.stdout, result.stdout
+    assert reader.python("-c", FASTAPI_CLIENT) == "Cats purr at dawn.\n{'excerpts': 1}\n[]\n"
+
+
+FASTAPI_CLIENT = """
+from app import app
+from fastapi.testclient import TestClient
+client = TestClient(app)
+article = {"title": "Cats", "text": "Cats purr at dawn."}
+id = client.post("/articles", params=article).json()["id"]
+question = {"question": "What do cats do?"}
+(found,) = client.get("/articles", params=question).json()
+print(found["text"])
+print(client.delete(f"/articles/{id}").json())
+print(client.get("/articles", params=question).json())
+"""
+
+
 def test_advanced_alchemy(reader: Reader) -> None:
     """The command creates the table, finds nothing more to do, and removes the table again."""
     reader.write(*section("Advanced Alchemy", "python"))
@@ -202,7 +254,8 @@ def printed(title: str) -> list[str]:
 
 def test_every_block_runs() -> None:
     """The tests above run all blocks: files, diffs of files, and commands."""
-    titles = [INTRODUCTION, "FastAPI", "SQLModel", "Advanced Alchemy", "Event loops"]
+    titles = [INTRODUCTION, "FastAPI", "SQLModel", SYNCHRONOUS_SQLMODEL]
+    titles += ["Advanced Alchemy", "Event loops"]
     languages = ["python", "diff", "console"]
     found = [
         block for title in titles for language in languages for block in section(title, language)
@@ -215,13 +268,12 @@ def test_every_block_runs() -> None:
 
 def test_a_synchronous_application(reader: Reader, empty_dsn: str) -> None:
     """Flask and the adapter add and search; the page's tests pass; Celery runs the task."""
-    url = make_url(empty_dsn).set(drivername="postgresql+psycopg")
-    reader.environ["DATABASE_URL"] = url.render_as_string(hide_password=False)
-    for title in ("A Flask application", "Tests", "Celery", ADAPTERS):
+    reader.use_psycopg(empty_dsn)
+    for title in (FLASK, "Tests", "Celery", ADAPTERS):
         reader.write(*section(title, "python", SYNCHRONOUS))
     reader.commands("alembic init migrations")
-    reader.edit(*section("A Flask application", "diff", SYNCHRONOUS))
-    (console,) = section("A Flask application", "console", SYNCHRONOUS)
+    reader.edit(*section(FLASK, "diff", SYNCHRONOUS))
+    (console,) = section(FLASK, "console", SYNCHRONOUS)
     reader.commands(*console.code.splitlines(), "alembic check")
     for _ in range(2):
         result = reader.pytest()
