@@ -15,7 +15,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from llama_index.core import VectorStoreIndex
 from sqlalchemy import event
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.llama_nodes import Words, ids, make_query, node
 from support.synchronous import sync_store
 
@@ -218,9 +218,10 @@ async def test_asynchronous_methods_run_in_a_thread(
 async def test_asynchronous_methods_of_a_bound_store(
     module_store: SyncPgVectorStore, namespace: str
 ) -> None:
-    """Asynchronous methods join the session, too."""
-    with Session(module_store.engine) as session:
-        bound = module_store.in_session(session)
+    """Asynchronous methods join the session, too, also the session of a `scoped_session`."""
+    scoped = scoped_session(sessionmaker(module_store.engine))
+    with scoped() as session:
+        bound = module_store.in_session(scoped())
         adapter = langchain.CenoteVectorStore(bound, Embedding(), namespace)
         await adapter.aadd_texts(["text"], ids=["a"])
         assert [document.id for document in await adapter.aget_by_ids(["a"])] == ["a"]
