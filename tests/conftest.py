@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import QueuePool, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 pytest.register_assert_rewrite("cenote.testing", "support")
 # Haystack's telemetry would write into the home folder and send data.
@@ -29,6 +29,7 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
 from support import attacks  # noqa: E402
 from support.commands import output_of, run  # noqa: E402
+from support.drivers import ASYNCPG, engine_on, store_on  # noqa: E402
 from support.library import Base  # noqa: E402
 
 from cenote import PgVectorStore, SchemaConfig, schema  # noqa: E402
@@ -163,9 +164,15 @@ def _database(server_dsn: str, template: str) -> Iterator[str]:
 
 
 @pytest.fixture
-async def engine(dsn: str) -> AsyncIterator[AsyncEngine]:
+def driver(request: pytest.FixtureRequest) -> str:
+    """Driver of the engines; see `support.drivers`."""
+    return getattr(request, "param", ASYNCPG)
+
+
+@pytest.fixture
+async def engine(dsn: str, driver: str) -> AsyncIterator[AsyncEngine]:
     """An engine as an application would create it."""
-    async for engine in _engine(dsn):
+    async for engine in _engine(dsn, driver):
         yield engine
 
 
@@ -177,14 +184,14 @@ async def class_engine(class_dsn: str) -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture
-async def empty_engine(empty_dsn: str) -> AsyncIterator[AsyncEngine]:
+async def empty_engine(empty_dsn: str, driver: str) -> AsyncIterator[AsyncEngine]:
     """An engine on an empty database."""
-    async for engine in _engine(empty_dsn):
+    async for engine in _engine(empty_dsn, driver):
         yield engine
 
 
-async def _engine(dsn: str) -> AsyncIterator[AsyncEngine]:
-    engine = create_async_engine(make_url(dsn).set(drivername="postgresql+asyncpg"))
+async def _engine(dsn: str, driver: str = ASYNCPG) -> AsyncIterator[AsyncEngine]:
+    engine = engine_on(driver, dsn)
     yield engine
     assert isinstance(engine.pool, QueuePool)
     assert engine.pool.checkedout() == 0, "a connection was not returned to the pool"
@@ -203,7 +210,8 @@ async def library(empty_engine: AsyncEngine) -> AsyncEngine:
 @pytest.fixture
 async def store(engine: AsyncEngine) -> PgVectorStore:
     """A store with four dimensions."""
-    return PgVectorStore(engine, 4)
+    store: PgVectorStore = store_on(engine, 4)
+    return store
 
 
 def dsn_of(server_dsn: str, database: str) -> str:

@@ -186,7 +186,9 @@ def redact(error: BaseException) -> None:
     if isinstance(error, StatementError):
         error.statement = error.params = None
     elif _is_psycopgs(error):
-        setattr(error, "_info", None)  # noqa: B010 - `diag` reads the server's fields from it
+        # `diag` reads the server's fields from `_info`. `_pgconn` contains the password.
+        for attribute in ("_info", "_pgconn"):
+            setattr(error, attribute, None)
     else:
         for attribute in ("message", "detail", "hint", "context", "query", "internal_query"):
             if hasattr(error, attribute):

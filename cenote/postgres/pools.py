@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from cenote.errors import ConfigurationError, StoreConnectionError
-from cenote.postgres.driver_errors import describe, driver_error, is_transient
+from cenote.postgres.driver_errors import describe, driver_error, is_transient, redact
 from cenote.postgres.dsn import safe_dsn, unreadable_dsn
 from cenote.postgres.event_loops import check_event_loop
 from cenote.postgres.sync_engine import SyncEngine
@@ -130,6 +130,7 @@ async def open_pool(
             if isinstance(cause, ValueError):  # raised by the driver for an argument in the string
                 raise unreadable_dsn() from None
             if not is_transient(cause) or attempt == retries:
+                redact(error)  # the connection in psycopg's error contains the password
                 raise _connection_error(cause, dsn, attempt + 1) from cause
             wait = min(backoff_seconds * 2**attempt, _BACKOFF_CAP_SECONDS)
             wait *= random.uniform(0.5, 1.0)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import execute
+from support.drivers import SYNCHRONOUS, connect_on, engine_on, on_both_drivers, store_on
 
 from cenote import (
     CenoteError,
@@ -103,17 +104,32 @@ async def test_invalid_input(
     engine: AsyncEngine, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     """Both stores reject invalid input without quoting anything but ids."""
-    caplog.set_level(logging.DEBUG)
-    # SQLAlchemy logs parameters, which the application controls.
-    logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
     postgres = PgVectorStore(engine, 4, table_name="with_text", text_search="simple")
     await postgres.apply_migrations()
     for store in (InMemoryVectorStore(4, text_search="simple"), postgres):
-        caplog.clear()
-        with pytest.raises(CenoteError) as error:
-            await INVALID_INPUT[fault](store)
-        assert leaks(logged_text(error.value)) == []
-        assert leaks(caplog.text) == []
+        await _check_invalid_input(store, fault, caplog)
+
+
+@pytest.mark.parametrize("driver", [SYNCHRONOUS], indirect=True)
+async def test_invalid_input_of_synchronous_stores(
+    engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The synchronous store on psycopg quotes no more than the asynchronous one."""
+    store = store_on(engine, 4, table_name="with_text", text_search="simple")
+    await store.apply_migrations()
+    for fault in INVALID_INPUT:
+        await _check_invalid_input(store, fault, caplog)
+
+
+async def _check_invalid_input(store: Any, fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    # SQLAlchemy logs parameters, which the application controls.
+    logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
+    caplog.clear()
+    with pytest.raises(CenoteError) as error:
+        await INVALID_INPUT[fault](store)
+    assert leaks(logged_text(error.value)) == [], fault
+    assert leaks(caplog.text) == [], fault
 
 
 SERVER_ERRORS: dict[str, list[str]] = {
@@ -139,6 +155,7 @@ SERVER_ERRORS: dict[str, list[str]] = {
 }
 
 
+@on_both_drivers
 @pytest.mark.parametrize("fault", SERVER_ERRORS)
 async def test_errors_of_the_server(
     engine: AsyncEngine, caplog: pytest.LogCaptureFixture, fault: str
@@ -146,7 +163,7 @@ async def test_errors_of_the_server(
     """The server quotes rows in DETAIL and in messages, but cenote repeats neither."""
     caplog.set_level(logging.DEBUG)
     logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
-    store = PgVectorStore(engine, 4)
+    store = store_on(engine, 4)
     await execute(engine, *SERVER_ERRORS[fault])
     with pytest.raises(CenoteError) as error:
         await store.upsert([secret()], "n")
@@ -154,16 +171,17 @@ async def test_errors_of_the_server(
     assert leaks(caplog.text) == []
 
 
-async def test_passwords(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+@on_both_drivers
+async def test_passwords(dsn: str, driver: str, caplog: pytest.LogCaptureFixture) -> None:
     """Passwords never appear in errors, reprs or logs."""
     caplog.set_level(logging.DEBUG)
     url = make_url(dsn).set(password=MARKER, username="nobody")
     connection_string = url.render_as_string(hide_password=False)
     with pytest.raises(CenoteError) as error:
-        await PgVectorStore.connect(connection_string, 4, startup_retries=0)
+        await connect_on(driver, connection_string, 4, startup_retries=0)
     assert leaks(logged_text(error.value)) == []
-    engine = create_async_engine(url.set(drivername="postgresql+asyncpg"))
-    store = PgVectorStore(engine, 4)
+    engine = engine_on(driver, url)
+    store = store_on(engine, 4)
     for call in (store.count("n"), schema.upgrade(engine, SchemaConfig(dimensions=4))):
         with pytest.raises(CenoteError) as error:
             await call
@@ -183,9 +201,10 @@ async def test_reprs(engine: AsyncEngine) -> None:
         assert await connection.scalar(text("SELECT content FROM cenote_chunks")) == MARKER
 
 
+@on_both_drivers
 async def test_exceptions_of_the_caller_are_not_redacted(engine: AsyncEngine) -> None:
     """An exception that the caller is handling keeps its arguments."""
-    store = PgVectorStore(engine, 4)
+    store = store_on(engine, 4)
     await execute(engine, *SERVER_ERRORS["a check"])
     callers_error = ValueError(MARKER)
     try:

@@ -1,0 +1,57 @@
+"""Run tests of `PgVectorStore` on the synchronous store, too.
+
+A test that `on_both_drivers` decorates runs twice. Its fixture ``engine`` (or ``empty_engine``,
+``library``, ``store``) is an engine of asyncpg, and then a synchronous engine of psycopg with
+SQLAlchemy's asynchronous interface, whose statements block the event loop. `store_on` returns a
+store on either of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from support.synchronous import Awaited
+
+from cenote import PgVectorStore, SyncPgVectorStore
+from cenote.postgres.sync_engine import SyncEngine
+
+ASYNCPG = "asyncpg"
+SYNCHRONOUS = "synchronous"
+
+on_both_drivers = pytest.mark.parametrize("driver", [ASYNCPG, SYNCHRONOUS], indirect=True)
+
+
+def engine_on(driver: str, dsn: str | URL, **options: Any) -> AsyncEngine:
+    """Create an engine as an application would, on the driver that a test asks for."""
+    if driver == ASYNCPG:
+        return create_async_engine(make_url(dsn).set(drivername="postgresql+asyncpg"), **options)
+    return SyncEngine(create_engine(make_url(dsn).set(drivername="postgresql+psycopg"), **options))
+
+
+def another_engine(engine: AsyncEngine, **options: Any) -> AsyncEngine:
+    """Create an engine with the same URL and the same driver."""
+    driver = SYNCHRONOUS if isinstance(engine, SyncEngine) else ASYNCPG
+    return engine_on(driver, engine.url, **options)
+
+
+def store_on(engine: AsyncEngine, *args: Any, **options: Any) -> Any:
+    """Create a store on an engine.
+
+    Returns:
+        A `PgVectorStore`, or a `SyncPgVectorStore` whose methods are awaited and run in threads.
+    """
+    if isinstance(engine, SyncEngine):
+        store: SyncPgVectorStore[Any] = SyncPgVectorStore(engine.sync_engine, *args, **options)
+        return Awaited(store, in_threads=True)
+    return PgVectorStore(engine, *args, **options)
+
+
+async def connect_on(driver: str, *args: Any, **options: Any) -> Any:
+    """Create a store with `connect`; see `store_on` for the result."""
+    if driver == SYNCHRONOUS:
+        return Awaited(SyncPgVectorStore.connect(*args, **options), in_threads=True)
+    return await PgVectorStore.connect(*args, **options)
