@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import PoolProxiedConnection, select
+from sqlalchemy import PoolProxiedConnection, Select, Text, literal_column, select
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cenote.errors import VectorStoreError
 from cenote.postgres.event_loops import check_event_loop_of
 from cenote.postgres.pg_catalog import pg_extension, pg_namespace, pg_type
-from cenote.postgres.psycopg_codec import install_dumpers
+from cenote.postgres.psycopg_codec import ARRAYS, install_dumpers
 from cenote.postgres.vector import install_codec
 
 OLDEST_PGVECTOR = (0, 8)
@@ -25,17 +25,28 @@ EXTENSION_QUERY = (
     .join(pg_namespace, pg_namespace.c.oid == pg_extension.c.extnamespace)
     .where(pg_extension.c.extname == "vector")
 )
-_TYPES_QUERY = (
-    select(pg_type.c.typname, pg_type.c.oid)
-    .join(pg_extension, pg_extension.c.extnamespace == pg_type.c.typnamespace)
-    .where(pg_extension.c.extname == "vector", pg_type.c.typname.in_(["vector", "halfvec"]))
-)
-_EXTENSION_SQL = str(
-    EXTENSION_QUERY.compile(
-        dialect=PGDialect(),  # type: ignore[no-untyped-call]
-        compile_kwargs={"literal_binds": True},
+_WITH_TYPES_QUERY = EXTENSION_QUERY.add_columns(
+    *(
+        select(pg_type.c.oid)
+        .where(
+            pg_type.c.typname == literal_column(f"'{name}'", Text),
+            pg_type.c.typnamespace == pg_extension.c.extnamespace,
+        )
+        .scalar_subquery()
+        .label(name)
+        for name in ARRAYS
     )
 )
+"""`EXTENSION_QUERY` with the oids of pgvector's types, which psycopg needs."""
+
+
+def _to_text(query: Select[Any]) -> str:
+    dialect: Any = PGDialect
+    return str(query.compile(dialect=dialect(), compile_kwargs={"literal_binds": True}))
+
+
+_EXTENSION_SQL = _to_text(EXTENSION_QUERY)
+_WITH_TYPES_SQL = _to_text(_WITH_TYPES_QUERY)
 
 
 # -- preparing -------------------------------------------------------------------------------------
@@ -57,13 +68,11 @@ async def prepare(connection: AsyncConnection, *, migrations: str) -> None:
         return
     raw = await connection.get_raw_connection()
     check_event_loop_of(connection.engine, raw)
-    installed = (await connection.execute(EXTENSION_QUERY)).one_or_none()
     if connection.dialect.driver == "psycopg":
-        _check(installed, migrations)
-        oids = {row.typname: row.oid for row in await connection.execute(_TYPES_QUERY)}
-        install_dumpers(raw.driver_connection, oids)
-        raw.info[_PREPARED] = True
+        found = await connection.execute(_WITH_TYPES_QUERY)
+        _install_on_psycopg(raw, found.one_or_none(), migrations)
     else:
+        installed = (await connection.execute(EXTENSION_QUERY)).one_or_none()
         await _install(raw, installed, migrations)
 
 
@@ -79,6 +88,28 @@ async def prepare_driver(
     check_event_loop_of(engine, connection)
     driver: Any = connection.driver_connection
     await _install(connection, await driver.fetchrow(_EXTENSION_SQL), migrations)
+
+
+def prepare_psycopg(connection: PoolProxiedConnection, *, migrations: str) -> None:
+    """Prepare a synchronous connection of a pool, without SQLAlchemy's execution; see `prepare`."""
+    from psycopg.rows import tuple_row
+
+    driver: Any = connection.driver_connection
+    with driver.cursor(row_factory=tuple_row) as cursor:
+        _install_on_psycopg(connection, cursor.execute(_WITH_TYPES_SQL).fetchone(), migrations)
+
+
+def _install_on_psycopg(connection: Any, found: Any, migrations: str) -> None:
+    """Check the extension's version, and install the dumpers.
+
+    Args:
+        connection: Connection of a pool.
+        found: Row of `_WITH_TYPES_QUERY`.
+        migrations: Command that creates the schema, for an error message.
+    """
+    _check(found and found[:2], migrations)
+    install_dumpers(connection.driver_connection, dict(zip(ARRAYS, found[2:], strict=True)))
+    connection.info[_PREPARED] = True
 
 
 async def _install(connection: PoolProxiedConnection, installed: Any, migrations: str) -> None:

@@ -29,7 +29,7 @@ class SyncConnection(AsyncConnection):
             return await self.run_sync(run)
         except UnicodeEncodeError:  # it contains the text, and has a place in the next error
             pass
-        raise _untranslatable()
+        raise DBAPIError(None, None, untranslatable_character())
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
@@ -67,12 +67,11 @@ class SyncScopedSession:
         return SyncSession(self._scoped())
 
 
-def _untranslatable() -> DBAPIError:
+def untranslatable_character() -> Exception:
     """Return the server's error for a text that the connection's encoding lacks."""
     from psycopg.errors import UntranslatableCharacter
 
-    cause = UntranslatableCharacter("the encoding of the connection lacks a character")
-    return DBAPIError(None, None, cause)
+    return UntranslatableCharacter("the encoding of the connection lacks a character")
 
 
 def wrap_connection(connection: Connection) -> SyncConnection:

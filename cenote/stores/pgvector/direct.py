@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import PoolProxiedConnection, QueuePool, Select
+from sqlalchemy import Dialect, PoolProxiedConnection, QueuePool, Select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -28,19 +29,23 @@ from cenote.stores.pgvector.sql.compiled_query import CompiledQuery
 
 
 class DirectConnections:
-    """Borrows connections from an engine's pool, and calls the driver.
+    """Borrows connections of asyncpg from an engine's pool, and calls the driver.
+
+    Engines on other drivers are not supported.
 
     Args:
         engine: Engine of the store.
         migrations: Command that creates the schema, for an error message.
     """
 
+    _driver = "asyncpg"
+
     def __init__(self, engine: AsyncEngine, migrations: str) -> None:
         self._engine = engine
         self._migrations = migrations
         self._queries: WeakKeyDictionary[Select[Any], CompiledQuery] = WeakKeyDictionary()
         translates_schemas = "schema_translate_map" in engine.get_execution_options()
-        self._supported = not translates_schemas and engine.dialect.driver == "asyncpg"
+        self._supported = not translates_schemas and engine.dialect.driver == self._driver
         self._saw_connection = False
 
     def accepts(self, statement: Select[Any]) -> bool:
@@ -59,13 +64,24 @@ class DirectConnections:
             return False
         query = self._queries.get(statement)
         if query is None:
-            query = self._queries[statement] = CompiledQuery(statement, engine.dialect)
+            query = self._queries[statement] = self._compile(statement, engine.dialect)
         return query.direct
 
+    def _compile(self, statement: Select[Any], dialect: Dialect) -> CompiledQuery:
+        return CompiledQuery(statement, dialect)
+
     async def fetch(
-        self, statement: Select[Any], parameters: Mapping[str, Any]
+        self,
+        statement: Select[Any],
+        parameters: Mapping[str, Any],
+        limit_time: Callable[[Any], AbstractContextManager[None]],
     ) -> Sequence[Sequence[Any]] | None:
         """Run an accepted statement in one round trip.
+
+        Args:
+            statement: The statement.
+            parameters: Its parameters by name.
+            limit_time: Function of a synchronous driver's connection; its block ends in time.
 
         Returns:
             The rows; None if the engine's connections must be used through SQLAlchemy.
@@ -128,12 +144,16 @@ class DirectConnections:
         Raises:
             ConnectionResetError: The connection is lost, but the driver's error is of another kind.
         """
-        closed = connection.driver_connection.is_closed()  # type: ignore[union-attr]
+        closed = self._is_closed(connection)
         if not closed and (isinstance(error, TimeoutError) or not is_lost(error)):
             return
         self._engine.sync_engine.pool._invalidate(connection, error)
         if not is_lost(error):
             raise ConnectionResetError("the connection is closed") from error
+
+    def _is_closed(self, connection: PoolProxiedConnection) -> bool:
+        closed: bool = connection.driver_connection.is_closed()  # type: ignore[union-attr]
+        return closed
 
 
 def _customizes_prepared_statements(connection: PoolProxiedConnection) -> bool:

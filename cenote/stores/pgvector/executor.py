@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
@@ -64,9 +64,11 @@ from cenote.postgres.extension import prepare
 from cenote.postgres.full_text import languages_of
 from cenote.postgres.pg_catalog import pg_class
 from cenote.postgres.row_security import NAME
-from cenote.postgres.sync_engine import SyncScopedSession
+from cenote.postgres.sync_engine import SyncEngine, SyncScopedSession
+from cenote.postgres.watchdog import TimeLimit
 from cenote.responsive import Pauses, is_driving
 from cenote.stores.pgvector.direct import DirectConnections
+from cenote.stores.pgvector.direct_psycopg import DirectPsycopgConnections
 from cenote.stores.pgvector.sql.statement_cache import compile_options, is_kept
 from cenote.validation.arguments import safe_repr
 
@@ -121,7 +123,8 @@ class StatementExecutor:
         self._driver = engine.dialect.driver
         self.table_checked = False
         self.has_citus = False
-        self._direct = DirectConnections(engine, self._migrations)
+        direct = DirectPsycopgConnections if isinstance(engine, SyncEngine) else DirectConnections
+        self._direct = direct(engine, self._migrations)
         self.closed = False
 
     async def fetch(
@@ -178,11 +181,12 @@ class StatementExecutor:
         self, operation: str, statement: Select[Any], parameters: Mapping[str, Any]
     ) -> Sequence[Sequence[Any]] | None:
         # Context managers cost time, so they are entered only if they have something to do.
+        limit_time = partial(self._cancel_in_time, operation)
         try:
-            if self._operation_timeout is None:
-                return await self._direct.fetch(statement, parameters)
+            if self._operation_timeout is None or is_driving():
+                return await self._direct.fetch(statement, parameters, limit_time)
             async with self._limit_time(operation):
-                return await self._direct.fetch(statement, parameters)
+                return await self._direct.fetch(statement, parameters, limit_time)
         except Exception:
             with self._translate_errors(operation):
                 raise
@@ -271,30 +275,16 @@ class StatementExecutor:
         if self._operation_timeout is None:
             yield
             return
-        lock, state = threading.Lock(), {"running": True, "cancelled": False}
-
-        def cancel() -> None:
-            with lock:  # the next user of the connection must not be cancelled
-                if state["running"]:
-                    state["cancelled"] = True
-                    with suppress(Exception):  # the server or the connection may be gone
-                        driver.cancel()
-
-        timer = threading.Timer(self._operation_timeout, cancel)
-        timer.daemon = True
-        timer.start()
+        limit = TimeLimit(self._operation_timeout, driver)
         try:
-            yield
-        except DBAPIError as error:
-            if not state["cancelled"] or getattr(error.orig, "sqlstate", None) != _CANCELED:
+            with limit:
+                yield
+        except Exception as error:
+            if not limit.expired or getattr(driver_error(error), "sqlstate", None) != _CANCELED:
                 raise
             redact(error)
             cause: BaseException = TimeoutError()
             raise self._timeout_error(operation) from cause
-        finally:
-            with lock:
-                state["running"] = False
-            timer.cancel()
 
     def _timeout_error(self, operation: str) -> StoreTimeoutError:
         return StoreTimeoutError(

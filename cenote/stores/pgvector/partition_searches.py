@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
@@ -79,6 +80,7 @@ class PartitionSearches:
         self._readable: set[str] = set()
         self._loaded: float | None = None
         self._texts: OrderedDict[Hashable, float] = OrderedDict()
+        self._lock = threading.RLock()  # threads share a synchronous store
 
     async def search(
         self,
@@ -201,14 +203,15 @@ class PartitionSearches:
     def _keeps(self, text: Hashable) -> bool:
         """Return whether there is room for a statement that names a partition."""
         now = time.monotonic()
-        if text not in self._texts and len(self._texts) >= _MAX_TEXTS:
-            oldest, used = next(iter(self._texts.items()))
-            if now - used < _UNUSED_SECONDS:
-                return False
-            del self._texts[oldest]
-        self._texts[text] = now
-        self._texts.move_to_end(text)
-        return True
+        with self._lock:
+            if text not in self._texts and len(self._texts) >= _MAX_TEXTS:
+                oldest, used = next(iter(self._texts.items()))
+                if now - used < _UNUSED_SECONDS:
+                    return False
+                del self._texts[oldest]
+            self._texts[text] = now
+            self._texts.move_to_end(text)
+            return True
 
     async def _search_everywhere(self, request: _Request) -> Sequence[Row]:
         """Search without a hint, and remember where the namespace is."""

@@ -7,6 +7,7 @@ search without that proof runs the statement that needs no hints. See
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -61,41 +62,46 @@ class _Entry(Generic[Value]):
 
 
 class _Memory(Generic[Value]):
-    """A bounded mapping whose entries end after some uses or seconds."""
+    """A bounded mapping whose entries end after some uses or seconds, for several threads."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[Hashable, _Entry[Value]] = OrderedDict()
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: Hashable) -> Value | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        if entry.uses == 0 or time.monotonic() > entry.ends:
-            del self._entries[key]
-            return None
-        entry.uses -= 1
-        self._entries.move_to_end(key)
-        return entry.value
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            if entry.uses == 0 or time.monotonic() > entry.ends:
+                del self._entries[key]
+                return None
+            entry.uses -= 1
+            self._entries.move_to_end(key)
+            return entry.value
 
     def put(self, key: Hashable, value: Value) -> None:
-        self._entries[key] = _Entry(value, _MAX_USES, time.monotonic() + _MAX_SECONDS)
-        self._entries.move_to_end(key)
-        if len(self._entries) > _MAX_HINTS:
-            self._entries.popitem(last=False)
+        with self._lock:
+            self._entries[key] = _Entry(value, _MAX_USES, time.monotonic() + _MAX_SECONDS)
+            self._entries.move_to_end(key)
+            if len(self._entries) > _MAX_HINTS:
+                self._entries.popitem(last=False)
 
     def refresh(self, key: Hashable, value: Value) -> None:
         """Replace a value that a search has confirmed. Its entry still ends after some seconds."""
-        entry = self._entries.get(key)
-        if entry is None:
-            self.put(key, value)
-        else:
-            entry.value, entry.uses = value, _MAX_USES
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                self.put(key, value)
+            else:
+                entry.value, entry.uses = value, _MAX_USES
 
     def forget(self, key: Hashable) -> None:
-        self._entries.pop(key, None)
+        with self._lock:
+            self._entries.pop(key, None)
 
 
 class SearchHints:

@@ -14,7 +14,7 @@ from cenote.models import RetrievalResult
 from cenote.postgres.full_text import QUERY_CHARACTERS
 from cenote.postgres.vector import to_wire, to_wire_one
 from cenote.ranking.fusion import DEPTH, at_least, diverse
-from cenote.responsive import Pauses, is_driving
+from cenote.responsive import Pauses
 from cenote.stores.pgvector.base import Model, PgVectorStoreBase
 from cenote.stores.pgvector.executor import Session, fetch_all, run_statement
 from cenote.stores.pgvector.retry import Retry, operation
@@ -99,7 +99,7 @@ class Searching(PgVectorStoreBase[Model]):
                 condition, conditions, limit, parameters, exact=exact, per_document=per_document
             )
             found = await self._executor.execute("search", transaction, namespace, statement, {})
-        elif transaction is not None or self._translates_schemas or is_driving():
+        elif transaction is not None or self._translates_schemas:
             statement = self._searches.search(
                 conditions, limit, exact=exact, per_document=per_document
             )

@@ -21,9 +21,10 @@ class CompiledQuery:
     Args:
         statement: The statement.
         dialect: Dialect of the engine.
+        numbering: Dialect that numbers the parameters; `dialect` by default.
 
     Attributes:
-        sql: The SQL, for asyncpg.
+        sql: The SQL, for the driver.
         direct: True if the driver's values are the statement's results. False if SQLAlchemy has to
             convert results, for example because the application's model decrypts a column, or has
             to expand parameters at each execution.
@@ -32,8 +33,10 @@ class CompiledQuery:
 
     __slots__ = ("_arguments", "direct", "kept", "sql")
 
-    def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
-        compiled: Any = statement.compile(dialect=dialect)
+    def __init__(
+        self, statement: Select[Any], dialect: Dialect, numbering: Dialect | None = None
+    ) -> None:
+        compiled: Any = statement.compile(dialect=numbering or dialect)
         self.sql: str = compiled.string
         defaults = compiled.params
         self._arguments: list[tuple[str, Any, Callable[[Any], Any] | None]] = [
