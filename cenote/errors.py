@@ -119,6 +119,8 @@ class StoreConnectionError(VectorStoreError):
 class StoreTimeoutError(StoreConnectionError):
     """The database did not answer within the store's `operation_timeout`.
 
-    The connection is closed. A write may or may not have taken effect, and a transaction of the
-    caller has ended.
+    A write may or may not have taken effect. On asyncpg, the connection is closed, and a
+    transaction of the caller has ended. On psycopg, the server has cancelled the statement, and the
+    connection stays open: a transaction of the caller accepts nothing but a rollback, at least to a
+    savepoint.
     """

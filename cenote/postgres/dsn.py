@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -98,6 +99,8 @@ def create_engine(
 def create_psycopg_engine(dsn: str, *, pool_size: int, timeout: float) -> Engine:
     """Create an engine on psycopg for a connection string, whose parameters libpq reads.
 
+    Each connection starts with ``jit=off``, as those of :func:`create_engine`.
+
     Args:
         dsn: Connection string that starts with ``postgresql://``, ``postgres://`` or
             ``postgresql+psycopg://``.
@@ -109,17 +112,57 @@ def create_psycopg_engine(dsn: str, *, pool_size: int, timeout: float) -> Engine
     """
     url = _read_dsn(re.sub(r"^postgresql\+psycopg://", "postgresql://", dsn))
     reject_foreign_parameters(url.query)
+    # asyncpg, too, always exchanges UTF-8, which every text of Python has.
+    arguments = {"connect_timeout": math.ceil(timeout), "client_encoding": "utf8"}
     try:
-        return sqlalchemy.create_engine(
+        engine = sqlalchemy.create_engine(
             url.set(drivername="postgresql+psycopg"),
-            # asyncpg, too, always exchanges UTF-8, which every text of Python has.
-            connect_args={"connect_timeout": math.ceil(timeout), "client_encoding": "utf8"},
+            creator=lambda: connector.connect(),
             pool_size=pool_size,
             max_overflow=0,
             hide_parameters=True,
         )
+        connector = _PsycopgConnector(engine, arguments)
     except (ArgumentError, ValueError):
         raise unreadable_dsn() from None
+    return engine
+
+
+class _PsycopgConnector:
+    """Opens connections of psycopg with ``jit=off``, unless a pooler rejects it.
+
+    Args:
+        engine: Engine with the URL.
+        arguments: Further arguments of psycopg.
+    """
+
+    def __init__(self, engine: Engine, arguments: dict[str, Any]) -> None:
+        self._dialect: Any = engine.dialect
+        self._positional, from_url = self._dialect.create_connect_args(engine.url)
+        self._arguments: dict[str, Any] = {**from_url, **arguments}
+        # libpq reads its options from here only if the arguments have none.
+        has_service = "service" in from_url or "PGSERVICE" in os.environ
+        self._sets_jit = "options" in from_url or not has_service
+
+    def connect(self) -> Any:
+        """Open a connection of the driver, as SQLAlchemy's ``creator``."""
+        if self._sets_jit:
+            given = self._arguments.get("options", os.environ.get("PGOPTIONS", ""))
+            try:
+                return self._connect(options=f"-c jit=off {given}".rstrip())
+            except self._dialect.loaded_dbapi.OperationalError as error:
+                if not _REJECTED_OPTIONS.search(str(error)):
+                    raise
+            self._sets_jit = False
+        return self._connect()
+
+    def _connect(self, **options: str) -> Any:
+        return self._dialect.connect(*self._positional, **self._arguments | options)
+
+
+_REJECTED_OPTIONS = re.compile(r"\b(jit|options?|startup parameters?)\b", re.IGNORECASE)
+"""Words in the errors of poolers that reject settings at the start of a connection: PgBouncer,
+Neon, Amazon RDS Proxy. libpq gives these errors no SQLSTATE."""
 
 
 def safe_dsn(dsn: str) -> str:

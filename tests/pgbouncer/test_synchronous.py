@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 from support.pooler import running_pgbouncer
 from support.synchronous import Awaited
 
-from cenote import MigrationError, SyncPgVectorStore
+from cenote import MigrationError, StoreConnectionError, SyncPgVectorStore
 from cenote.orm.factory import chunk_table
 from cenote.testing import MakeStore, VectorStoreContract
 
@@ -70,3 +70,20 @@ def test_migrations_are_rejected(dsn: str) -> None:
         with pytest.raises(MigrationError, match="pool_mode=transaction"):
             store.apply_migrations()
         engine.dispose()
+
+
+@pytest.mark.parametrize("ignored", ["jit", "jit, options", "extra_float_digits"])
+def test_connect(dsn: str, ignored: str) -> None:
+    """`connect` omits its ``jit=off`` if the pooler rejects it, but no option of the string."""
+    with running_pgbouncer(dsn, ignored=ignored) as pooler:
+        url = pooler.set(drivername="postgresql")
+        with SyncPgVectorStore.connect(
+            url.render_as_string(hide_password=False), 4, min_size=3
+        ) as store:
+            assert store.count("n") == 0
+            with store.engine.connect() as first, store.engine.connect() as second:
+                assert first.scalar(text("SELECT 1")) == second.scalar(text("SELECT 1")) == 1
+        if "options" not in ignored:
+            url = url.update_query_dict({"options": "-c statement_timeout=5s"})
+            with pytest.raises(StoreConnectionError, match="options"):
+                SyncPgVectorStore.connect(url.render_as_string(hide_password=False), 4)

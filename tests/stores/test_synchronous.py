@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -523,6 +524,40 @@ def test_connect(dsn: str) -> None:
         assert store.engine.pool.size() == 2  # type: ignore[attr-defined]
     with pytest.raises(VectorStoreError, match="closed"):
         store.count("n")
+
+
+OPTIONS: dict[str, tuple[dict[str, str], dict[str, str], tuple[str, str]]] = {
+    "none": ({}, {}, ("off", "0")),
+    "in the string": ({"options": "-c statement_timeout=5s"}, {}, ("off", "5s")),
+    "jit in the string": ({"options": "-c jit=on"}, {}, ("on", "0")),
+    "in the environment": ({}, {"PGOPTIONS": "-c statement_timeout=5s"}, ("off", "5s")),
+    "in a service": ({"service": "cenote"}, {"PGSERVICEFILE": "{file}"}, ("on", "5s")),
+    "in a service of the environment": (
+        {},
+        {"PGSERVICEFILE": "{file}", "PGSERVICE": "cenote"},
+        ("on", "5s"),
+    ),
+}
+"""Options of a connection string and of the environment, with ``jit`` and ``statement_timeout``."""
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_connect_turns_jit_off(
+    empty_dsn: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections start with ``jit=off``. Options of the application stay, and take precedence."""
+    parameters, environment, expected = OPTIONS[kind]
+    file = tmp_path / "services"
+    file.write_text("[cenote]\noptions=-c jit=on -c statement_timeout=5s\n")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.format(file=file))
+    url = make_url(empty_dsn).update_query_dict(parameters)
+    dsn = url.render_as_string(hide_password=False)
+    with SyncPgVectorStore.connect(dsn, 4) as store, store.engine.connect() as connection:
+        settings = (
+            connection.scalar(text(f"SHOW {name}")) for name in ("jit", "statement_timeout")
+        )
+        assert tuple(settings) == expected
 
 
 CONNECTION_ERRORS: dict[str, tuple[str, type[Exception], str]] = {
