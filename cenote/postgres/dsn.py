@@ -114,6 +114,7 @@ def create_psycopg_engine(dsn: str, *, pool_size: int, timeout: float) -> Engine
     reject_foreign_parameters(url.query)
     # asyncpg, too, always exchanges UTF-8, which every text of Python has.
     arguments = {"connect_timeout": math.ceil(timeout), "client_encoding": "utf8"}
+    connector: _PsycopgConnector
     try:
         engine = sqlalchemy.create_engine(
             url.set(drivername="postgresql+psycopg"),
