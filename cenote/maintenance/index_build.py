@@ -26,6 +26,7 @@ from cenote.postgres.ddl import qualified, table_of
 from cenote.postgres.driver_errors import database_errors, describe, driver_error
 from cenote.postgres.locks import migration_lock, with_short_waits
 from cenote.postgres.pg_catalog import pg_settings, pg_stat_progress_create_index
+from cenote.postgres.psycopg_engine import adapted_engine
 from cenote.postgres.vector import embedding_type
 from cenote.progress import IndexProgress, Report, send_report
 from cenote.responsive import drive, is_driving
@@ -306,7 +307,7 @@ async def _watch(
     query = select(pg_stat_progress_create_index).where(pg_stat_progress_create_index.c.pid == pid)
     blocker = None
     try:
-        async with engine.connect() as connection:
+        async with adapted_engine(engine).connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             while not stop.is_set():
                 row = (await connection.execute(query)).one_or_none()

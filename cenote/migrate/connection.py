@@ -24,6 +24,7 @@ from cenote.postgres.driver_errors import (
 )
 from cenote.postgres.dsn import safe_url
 from cenote.postgres.event_loops import check_event_loop, check_event_loop_of
+from cenote.postgres.psycopg_engine import adapted_engine
 
 
 def translated(database: AsyncEngine | AsyncConnection, config: SchemaConfig) -> SchemaConfig:
@@ -86,7 +87,7 @@ async def own_connection(
             check_event_loop(database)
             async with AsyncExitStack() as stack:
                 try:
-                    connection = await stack.enter_async_context(database.connect())
+                    connection = await stack.enter_async_context(adapted_engine(database).connect())
                 except ConfigurationError:
                     raise
                 except ValueError as error:

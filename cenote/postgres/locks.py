@@ -147,7 +147,7 @@ def _reject_transaction_pooling(connection: Connection) -> None:
     if reported == _scalar(connection, _PID):
         return
     try:
-        if is_asyncpg:
+        if connection.dialect.is_async:
             pooled = raw.dbapi_connection.run_async(partial(_shares_its_process, connection.engine))
         else:
             pooled = _shares_its_process_synchronously(connection.engine, driver)
@@ -178,12 +178,23 @@ async def _shares_its_process(engine: Engine, driver: Any) -> bool:
     try:
         async with asyncio.timeout(_PROBE_SECONDS), other.connect() as connection:
             for _ in range(_PROBES):
-                own_pids.add(await driver.fetchval("SELECT pg_backend_pid()"))
+                own_pids.add(await _pid_of(driver))
                 other_pids.add(await connection.scalar(_PID))
                 await connection.commit()
     finally:
         await other.dispose()
     return not own_pids.isdisjoint(other_pids)
+
+
+async def _pid_of(driver: Any) -> int:
+    """Return the process of an asynchronous driver's connection on the server."""
+    query = "SELECT pg_backend_pid()"
+    if hasattr(driver, "fetchval"):  # asyncpg
+        pid: int = await driver.fetchval(query)
+    else:
+        pid = (await (await driver.execute(query)).fetchone())[0]
+        await driver.commit()  # a transaction would keep the process
+    return pid
 
 
 def with_short_waits(
@@ -255,7 +266,7 @@ def _scalar(connection: Connection, statement: Any) -> Any:
 
 
 def _shares_its_process_synchronously(engine: Engine, driver: Any) -> bool:
-    """Return what `_shares_its_process` returns, for psycopg."""
+    """Return what `_shares_its_process` returns, for synchronous engines on psycopg."""
     other = create_engine(engine.url, pool=engine.pool.recreate())
     own_pids, other_pids = set(), set()
     try:

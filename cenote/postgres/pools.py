@@ -21,7 +21,6 @@ from cenote.errors import ConfigurationError, StoreConnectionError
 from cenote.postgres.driver_errors import describe, driver_error, is_transient, redact
 from cenote.postgres.dsn import safe_dsn, unreadable_dsn
 from cenote.postgres.event_loops import check_event_loop
-from cenote.postgres.sync_engine import SyncEngine
 from cenote.responsive import sleep
 
 _logger = logging.getLogger(__name__)
@@ -29,13 +28,13 @@ _logger = logging.getLogger(__name__)
 _BACKOFF_CAP_SECONDS = 30.0
 
 
-def asyncpg_engine(
+def async_engine(
     engine: AsyncEngine | AsyncConnection | async_sessionmaker[AsyncSession],
 ) -> AsyncEngine:
     """Return an engine, or the engine of a connection or of a sessionmaker.
 
     Raises:
-        ConfigurationError: There is no `AsyncEngine`, or its driver is not asyncpg.
+        ConfigurationError: There is no `AsyncEngine`, or its driver is neither asyncpg nor psycopg.
     """
     bind: Any = engine.kw.get("bind") if isinstance(engine, async_sessionmaker) else engine
     if isinstance(bind, AsyncConnection):
@@ -52,9 +51,10 @@ def asyncpg_engine(
             f"{type(bind).__name__}; for a connection string: await PgVectorStore.connect(...)",
             setting="engine",
         )
-    if bind.dialect.driver != "asyncpg" and not isinstance(bind, SyncEngine):
+    if bind.dialect.driver not in ("asyncpg", "psycopg"):
         raise ConfigurationError(
-            f"engine must use asyncpg (postgresql+asyncpg://...), not {bind.dialect.driver}",
+            "engine must use asyncpg (postgresql+asyncpg://...) or psycopg 3 "
+            f"(postgresql+psycopg://...), not {bind.dialect.driver}",
             setting="engine",
         )
     return bind

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cenote.postgres.driver_errors import is_stale_plan
 from cenote.postgres.extension import is_prepared, prepare_psycopg
-from cenote.postgres.sync_engine import untranslatable_character
+from cenote.postgres.psycopg_engine import untranslatable_character
 from cenote.stores.pgvector.direct import DirectConnections
 from cenote.stores.pgvector.sql.compiled_query import CompiledQuery
 

@@ -63,6 +63,7 @@ from cenote.postgres.event_loops import (
 from cenote.postgres.extension import prepare
 from cenote.postgres.full_text import languages_of
 from cenote.postgres.pg_catalog import pg_class
+from cenote.postgres.psycopg_engine import adapted_connection
 from cenote.postgres.row_security import NAME
 from cenote.postgres.sync_engine import SyncEngine, SyncScopedSession
 from cenote.postgres.watchdog import TimeLimit
@@ -356,7 +357,7 @@ class StatementExecutor:
                 f"session must use {self._driver} (postgresql+{self._driver}://...), not {driver}",
                 field="session",
             )
-        return connection
+        return adapted_connection(connection)
 
     async def _prepare(self, connection: AsyncConnection) -> None:
         """Check the extension once per connection, and the table once per store."""
@@ -387,7 +388,11 @@ class StatementExecutor:
         isolation levels that SQLAlchemy has set: to ask for the level would take as long.
         """
         raw = await connection.get_raw_connection()
-        level: Any = getattr(raw.dbapi_connection, "isolation_level", None)
+        # SQLAlchemy's adapter for asyncpg knows the level; for psycopg, the driver does.
+        connection_with_level = (
+            raw.driver_connection if self._driver == "psycopg" else raw.dbapi_connection
+        )
+        level: Any = getattr(connection_with_level, "isolation_level", None)
         level = getattr(level, "name", level)  # psycopg has an enumeration
         options = connection.sync_connection.get_execution_options()  # type: ignore[union-attr]
         if (

@@ -31,7 +31,8 @@ from cenote.orm.user_columns import UserColumns
 from cenote.postgres.driver_errors import database_errors
 from cenote.postgres.dsn import CITUS_SETTINGS, create_engine
 from cenote.postgres.event_loops import belongs_to_other_loop
-from cenote.postgres.pools import asyncpg_engine, check_pool_arguments, open_pool
+from cenote.postgres.pools import async_engine, check_pool_arguments, open_pool
+from cenote.postgres.psycopg_engine import adapted_engine
 from cenote.stores.pgvector.base import Model
 from cenote.stores.pgvector.executor import Session, StatementExecutor, check_session
 from cenote.stores.pgvector.loading import Loading
@@ -80,11 +81,11 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
     it contains several calls, or locks rows by itself.
 
     **Your transaction.** Every method except `bulk_load` accepts ``session=``: an `AsyncSession` or
-    an `AsyncConnection` on asyncpg. The method flushes the session (errors of the flush are raised
-    unchanged), runs in its transaction or savepoint, and never commits, rolls back or closes
-    anything. Others see what it wrote when you commit; it is gone when you roll back. As always in
-    Postgres, after a server error a transaction accepts nothing but a rollback, at least to a
-    savepoint. The isolation level is yours, too: above READ COMMITTED, a write may fail with
+    an `AsyncConnection` on the engine's driver. The method flushes the session (errors of the flush
+    are raised unchanged), runs in its transaction or savepoint, and never commits, rolls back or
+    closes anything. Others see what it wrote when you commit; it is gone when you roll back. As
+    always in Postgres, after a server error a transaction accepts nothing but a rollback, at least
+    to a savepoint. The isolation level is yours, too: above READ COMMITTED, a write may fail with
     `sqlstate` 40001, and you must retry the transaction. Do not use a session from several tasks at
     once.
 
@@ -95,9 +96,9 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
     passages.
 
     Args:
-        engine: `AsyncEngine` on asyncpg, or an `async_sessionmaker` bound to one. Calls without
-            ``session=`` borrow connections from its pool. The store does not close it. With an
-            `AsyncConnection`, every call joins its transaction; see `in_session`.
+        engine: `AsyncEngine` on asyncpg or psycopg 3, or an `async_sessionmaker` bound to one.
+            Calls without ``session=`` borrow connections from its pool. The store does not close
+            it. With an `AsyncConnection`, every call joins its transaction; see `in_session`.
         dimensions: Number of dimensions of every vector.
         model: Chunk model of your application (see `cenote.ChunkMixin`), which determines
             everything about the table; your own migrations create it. Replaces `dimensions` and all
@@ -192,7 +193,8 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         self._has_user_model = model is not None
         self._config = SchemaConfig(**given) if model is None else config_from_model(model, given)
         self._model = model_for_config(self._config) if model is None else model
-        self._engine = asyncpg_engine(engine)
+        self._application_engine = async_engine(engine)
+        self._engine = adapted_engine(self._application_engine)
         self._session = engine if isinstance(engine, AsyncConnection) else None
         self._translates_schemas = "schema_translate_map" in self._engine.get_execution_options()
         self._owns_engine = False
@@ -324,7 +326,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
     @property
     def engine(self) -> AsyncEngine:
         """Engine of the store, for your own queries."""
-        return self._engine
+        return self._application_engine
 
     @property
     def model(self) -> type[Model]:
@@ -356,7 +358,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         nothing, and `close` does nothing to it.
 
         Args:
-            session: `AsyncSession`, `async_scoped_session` or `AsyncConnection` on asyncpg.
+            session: `AsyncSession`, `async_scoped_session` or `AsyncConnection`.
 
         Raises:
             InvalidInputError: `session` is of another type.
@@ -409,7 +411,8 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         options = self._engine.get_execution_options()
         other = copy(self)
         other._owns_engine = False
-        other._engine = create_async_engine(self._engine.url, pool=pool, execution_options=options)
+        engine = create_async_engine(self._engine.url, pool=pool, execution_options=options)
+        other._application_engine, other._engine = engine, adapted_engine(engine)
         other._executor = other._build_executor()
         other._partition_searches = other._build_partition_searches()
         return other
