@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from support.database import execute
+from support.drivers import another_engine, engine_on, on_both_drivers, store_on
 from support.operations import OPERATIONS, QUERY, batch
 from support.proxy import Proxy, running_proxy
 
@@ -51,15 +52,16 @@ async def proxy(dsn: str) -> AsyncIterator[Proxy]:
 # -- the server ends
 
 
-async def test_killed_server(tmp_path: Path) -> None:
+@on_both_drivers
+async def test_killed_server(tmp_path: Path, driver: str) -> None:
     """After SIGKILL during upserts, acknowledged batches are stored, and batches are whole."""
     folder = tmp_path / "data"
     acknowledged: dict[str, int] = {}
     rounds = 2 * TORTURE
     for round_ in range(rounds):
         with EmbeddedPostgres(folder) as server:
-            engine = create_engine(server.dsn, pool_size=4)
-            store = PgVectorStore(engine, 4)
+            engine = engine_on(driver, server.url, pool_size=4)
+            store = store_on(engine, 4)
             await store.apply_migrations()
             await _check(store, acknowledged)
             if round_ == rounds - 1:
@@ -113,9 +115,10 @@ def _kill(server: EmbeddedPostgres) -> None:
     raise AssertionError("there is no such server")
 
 
+@on_both_drivers
 async def test_connections_ended_by_the_server(store: PgVectorStore, engine: AsyncEngine) -> None:
     """All connections end repeatedly; operations that may be retried succeed."""
-    other = create_async_engine(engine.url)
+    other = another_engine(engine)
     await store.upsert(batch(0), "n")
     stop = asyncio.Event()
 
@@ -147,11 +150,12 @@ async def test_connections_ended_by_the_server(store: PgVectorStore, engine: Asy
     await other.dispose()
 
 
+@on_both_drivers
 async def test_no_retry_in_the_callers_transaction(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
     """The transaction is lost with its changes, and the caller gets an error."""
-    other = create_async_engine(engine.url)
+    other = another_engine(engine)
     async with AsyncSession(engine) as session:
         await store.upsert([embedded("a")], "n", session=session)
         async with other.connect() as connection:
@@ -163,11 +167,12 @@ async def test_no_retry_in_the_callers_transaction(
     await other.dispose()
 
 
+@on_both_drivers
 async def test_no_retry_of_deletions_that_return_a_count(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
     """A deletion that returns a count is not retried after a lost connection."""
-    other = create_async_engine(engine.url)
+    other = another_engine(engine)
     await store.upsert([embedded("a")], "n")
     async with other.connect() as connection:
         await connection.execute(text(TERMINATE))
@@ -177,9 +182,10 @@ async def test_no_retry_of_deletions_that_return_a_count(
     await other.dispose()
 
 
+@on_both_drivers
 async def test_retry_of_an_iterator(store: PgVectorStore, engine: AsyncEngine) -> None:
     """A batch from an iterator is complete in the second attempt, too."""
-    other = create_async_engine(engine.url)
+    other = another_engine(engine)
     assert await store.count("n") == 0
     async with other.connect() as connection:
         await connection.execute(text(TERMINATE))
@@ -192,10 +198,11 @@ async def test_retry_of_an_iterator(store: PgVectorStore, engine: AsyncEngine) -
 # -- the network
 
 
-async def test_cut_network(proxy: Proxy) -> None:
+@on_both_drivers
+async def test_cut_network(proxy: Proxy, driver: str) -> None:
     """Each operation is retried on a new connection or raises an error, and no task hangs."""
-    engine = create_engine(proxy.dsn, pool_size=3)
-    store = PgVectorStore(engine, 4)
+    engine = engine_on(driver, proxy.dsn, pool_size=3)
+    store = store_on(engine, 4)
     await store.upsert(batch(1), "n")
     for _ in range(10 * TORTURE):
         tasks = [asyncio.create_task(store.search(QUERY, "n")) for _ in range(3)]
@@ -244,6 +251,7 @@ def test_invalid_time_limits(engine: AsyncEngine, seconds: Any) -> None:
 # -- other clients
 
 
+@on_both_drivers
 async def test_deadlock_with_another_client(store: PgVectorStore, engine: AsyncEngine) -> None:
     """The store's transaction is rolled back because of the deadlock, and retried."""
     await store.upsert(batch(1, 2), "n")
@@ -263,6 +271,7 @@ async def test_deadlock_with_another_client(store: PgVectorStore, engine: AsyncE
     assert {chunk.content for chunk in await stored(store, "n")} == {"by 2"}
 
 
+@on_both_drivers
 async def test_columns_altered_under_prepared_statements(
     store: PgVectorStore, engine: AsyncEngine
 ) -> None:
@@ -334,12 +343,13 @@ def _stale_plan() -> VectorStoreError:
     return error
 
 
+@on_both_drivers
 @pytest.mark.parametrize("name", OPERATIONS)
-async def test_number_of_attempts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_number_of_attempts(name: str, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of attempts depends on the error and on the operation's retry rule."""
     monkeypatch.setattr(retry, "_PAUSE_SECONDS", 0)
-    engine = create_async_engine("postgresql+asyncpg://nobody@nowhere/nothing")
-    store = PgVectorStore(engine, 4, text_search="simple")
+    engine = engine_on(driver, "postgresql://nobody@nowhere/nothing")
+    store = store_on(engine, 4, text_search="simple")
 
     async def attempts(error: Callable[[], VectorStoreError]) -> int:
         count = 0

@@ -38,6 +38,7 @@ class Proxy:
 
     async def stop(self) -> None:
         self._server.close()
+        self.cut()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
