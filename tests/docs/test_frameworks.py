@@ -17,6 +17,7 @@ from support.manual import DOCS, Block, blocks
 pytest.importorskip("advanced_alchemy")
 pytest.importorskip("celery")
 pytest.importorskip("flask")
+pytest.importorskip("flask_sqlalchemy")
 pytest.importorskip("sqlmodel")
 
 PAGE = "frameworks.md"
@@ -269,7 +270,7 @@ def test_every_block_runs() -> None:
 def test_a_synchronous_application(reader: Reader, empty_dsn: str) -> None:
     """Flask and the adapter add and search; the page's tests pass; Celery runs the task."""
     reader.use_psycopg(empty_dsn)
-    for title in (FLASK, "Tests", "Celery", ADAPTERS):
+    for title in (FLASK, "Flask-SQLAlchemy", "Tests", "Celery", ADAPTERS):
         reader.write(*section(title, "python", SYNCHRONOUS))
     reader.commands("alembic init migrations")
     reader.edit(*section(FLASK, "diff", SYNCHRONOUS))
@@ -279,6 +280,7 @@ def test_a_synchronous_application(reader: Reader, empty_dsn: str) -> None:
         result = reader.pytest()
         assert "3 passed" in result.stdout, result.stdout
     assert reader.python("-c", FLASK_CLIENT) == "Cats purr at dawn.\n{'chunks': 1}\n[]\n"
+    assert reader.python("-c", FACTORY_CLIENT) == "{'chunks': 1}\n"
     assert reader.python("-c", CELERY_CALL) == "1 0\n"
     assert reader.python("notes.py") == "Cats purr at dawn.\n"
     reader.commands("alembic downgrade base")
@@ -294,6 +296,16 @@ question = {"question": "What do cats do?"}
 print(found["text"])
 print(client.delete(f"/documents/{id}").json)
 print(client.get("/search", query_string=question).json)
+"""
+
+FACTORY_CLIENT = """
+import app
+from factory import create_app
+document = {"title": "Cats", "text": "Cats purr at dawn."}
+id = app.app.test_client().post("/documents", data=document).json["id"]
+client = create_app().test_client()
+print(client.delete(f"/documents/{id}").json)
+assert app.store.count("acme") == 0
 """
 
 CELERY_CALL = """
