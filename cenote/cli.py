@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from alembic.config import CommandLine, Config
@@ -50,6 +50,7 @@ from cenote.stores.pgvector.measuring import (
     SAMPLED_ROWS,
     not_reached,
 )
+from cenote.types import IndexKind
 
 EXIT_FINDINGS = 1
 """Exit status of ``cenote check`` if there are findings, and of ``cenote recall`` if no measured
@@ -193,6 +194,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     rebuild.add_argument(
         "--ef-construction", type=int, help="candidates while building; default: as for --m"
+    )
+    rebuild.add_argument(
+        "--index",
+        choices=get_args(IndexKind),
+        help="kind of the index; none drops it; default: as for --m",
     )
     rebuild.add_argument(
         "--memory", metavar="SIZE", help="maintenance_work_mem, such as 2GB; default: an estimate"
@@ -407,17 +413,25 @@ def _reindex(options: argparse.Namespace) -> int:
             workers=options.workers,
             progress=progress_bar(),
         )
+        if config.index_kind == "none":
+            print("index dropped: every search is exact")
+            return 0
         print(
-            f"index rebuilt with m={config.hnsw_m}, ef_construction={config.hnsw_ef_construction}"
+            f"index of kind {config.index_kind} rebuilt with m={config.hnsw_m}, "
+            f"ef_construction={config.hnsw_ef_construction}"
         )
         return 0
 
     return _with_engine(options, work)
 
 
-def _parameters(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, int | None]:
-    """Return the parameters of the ANN index from the command, or else from the settings."""
-    options_given = {"hnsw_m": options.m, "hnsw_ef_construction": options.ef_construction}
+def _parameters(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the kind and the parameters of the ANN index: of the command, or of the settings."""
+    options_given = {
+        "index": options.index,
+        "hnsw_m": options.m,
+        "hnsw_ef_construction": options.ef_construction,
+    }
     return {
         name: given.get(name) if value is None else value for name, value in options_given.items()
     }
@@ -470,7 +484,16 @@ def _recall(options: argparse.Namespace) -> int:
 
 def _store(engine: AsyncEngine, config: SchemaConfig) -> PgVectorStore:
     """Return a store over the live table of a configuration."""
-    names = ("table_name", "schema", "column_type", "partitions", "text_search", "row_security")
+    names = (
+        "table_name",
+        "schema",
+        "column_type",
+        "metric",
+        "index",
+        "partitions",
+        "text_search",
+        "row_security",
+    )
     settings_of_table = {name: getattr(config, name) for name in names}
     return PgVectorStore(engine, config.dimensions, **settings_of_table)
 
@@ -549,9 +572,7 @@ def _shard_settings(options: argparse.Namespace, given: dict[str, Any]) -> dict[
     return {"shard_count": options.shards, "colocate_with": options.colocate_with}
 
 
-async def _live_config(
-    engine: AsyncEngine, given: dict[str, Any], **changes: int | None
-) -> SchemaConfig:
+async def _live_config(engine: AsyncEngine, given: dict[str, Any], **changes: Any) -> SchemaConfig:
     """Return the live table's settings, with its HNSW parameters and the given changes."""
     name, schema_name = settings.table_name_and_schema(given)
     async with own_connection(engine, _READING) as connection:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cenote.errors import ConfigurationError
-from cenote.types import ColumnType
+from cenote.postgres.ann_index import MAX_INDEXED_DIMENSIONS, METRICS_OF_BIT
+from cenote.types import ColumnType, IndexKind, Metric
 from cenote.validation.arguments import (
+    check_choice,
     check_column_type,
     check_integer_setting,
     is_integer,
@@ -28,12 +30,6 @@ to 1.3 ms, because each graph holds fewer rows of other tenants. More partitions
 to plan and migrate (five per partition).
 """
 
-MAX_INDEXED_DIMENSIONS: dict[str, int] = {"vector": 2000, "halfvec": 4000}
-"""Maximum number of dimensions that pgvector's HNSW can index, by column type.
-
-An index page of 8 kB must hold a vector.
-"""
-
 _MAX_SHARDS = 64_000
 """Maximum of Citus' setting ``citus.shard_count``."""
 
@@ -45,13 +41,20 @@ _LONGEST_AFFIX = "ix__namespace_document_id"  # of the index names that cenote.o
 class SchemaConfig:
     """Settings of the chunk table, for the revisions, the commands and the stores.
 
-    For an existing table, None as `partitions`, `text_search`, `row_security` or `distribution`
-    means the value that the table has. Below is what None means for a new table.
+    For an existing table, None as `index`, `partitions`, `text_search`, `row_security` or
+    `distribution` means the value that the table has. Below is what None means for a new table.
 
     Attributes:
-        dimensions: Number of dimensions of every vector, 1 to 2,000 (``vector``) or 4,000
-            (``halfvec``).
+        dimensions: Number of dimensions of every vector, 1 to 16,000. The ANN index limits it to
+            2,000 (``index="vector"``) or 4,000 (``"halfvec"``).
         column_type: ``"vector"`` stores 32 bits per dimension, ``"halfvec"`` 16.
+        metric: ``"cosine"``, ``"inner_product"`` or ``"l2"`` (Euclidean distance). It determines
+            the scores; see `VectorStore`. The metric of an existing table cannot change.
+        index: What the ANN index stores of each vector. ``"vector"``: 32 bits per dimension.
+            ``"halfvec"``: 16 bits, for up to 4,000 dimensions. ``"bit"``: the signs, 1 bit, for
+            cosine only; a search compares the candidates that it finds again with their stored
+            vectors. ``"none"``: no ANN index, so every search is exact. None means the type of the
+            column.
         table_name: A Python identifier of at most 38 bytes, because the names of its indexes must
             fit into Postgres' limit of 63 bytes.
         schema: Schema of the table. None means the default schema of the connection.
@@ -83,6 +86,8 @@ class SchemaConfig:
 
     dimensions: int
     column_type: ColumnType = "vector"
+    metric: Metric = "cosine"
+    index: IndexKind | None = None
     table_name: str = DEFAULT_TABLE_NAME
     schema: str | None = None
     hnsw_m: int = DEFAULT_HNSW_M
@@ -125,6 +130,11 @@ class SchemaConfig:
         self._check_distribution()
 
     @property
+    def index_kind(self) -> IndexKind:
+        """Kind of the ANN index of a new table with these settings."""
+        return self.column_type if self.index is None else self.index
+
+    @property
     def new_partitions(self) -> int:
         """Number of partitions of a new table with these settings."""
         if self.partitions is None:
@@ -138,12 +148,39 @@ class SchemaConfig:
 
     def _check_dimensions(self) -> None:
         check_column_type(self.column_type)
-        most = MAX_INDEXED_DIMENSIONS[self.column_type]
-        if self.column_type == "vector":
-            hint = "column_type='halfvec' supports up to 4,000"
-        else:
-            hint = "pgvector's HNSW cannot index more; shorten the vectors"
-        check_integer_setting(self.dimensions, setting="dimensions", least=1, most=most, hint=hint)
+        check_choice(self.metric, Metric, setting="metric")
+        if self.index is not None:
+            check_choice(self.index, IndexKind, setting="index")
+        kind = self.index_kind
+        if kind == "vector" and self.column_type == "halfvec":
+            raise ConfigurationError(
+                "index='vector' needs 32 bits per dimension, and column_type='halfvec' stores 16; "
+                "omit `index`, or set column_type='vector'",
+                setting="index",
+            )
+        if kind == "bit" and self.metric not in METRICS_OF_BIT:
+            raise ConfigurationError(
+                f"index='bit' stores only the signs, which do not tell {self.metric}; set "
+                "metric='cosine', or choose index='halfvec' or 'vector'",
+                setting="index",
+            )
+        check_integer_setting(
+            self.dimensions,
+            setting="dimensions",
+            least=1,
+            most=MAX_INDEXED_DIMENSIONS[kind],
+            hint=self._larger_kinds(),
+        )
+
+    def _larger_kinds(self) -> str:
+        """Return a hint to the kinds of index that support more dimensions."""
+        most = MAX_INDEXED_DIMENSIONS[self.index_kind]
+        larger = [
+            f"index={kind!r} supports up to {maximum:,}"
+            for kind, maximum in MAX_INDEXED_DIMENSIONS.items()
+            if maximum > most and (kind != "bit" or self.metric in METRICS_OF_BIT)
+        ]
+        return ", ".join(larger) or "a column cannot store more; shorten the vectors"
 
     def _check_distribution(self) -> None:
         if self.distribution not in (None, "citus"):

@@ -107,9 +107,9 @@ class RetrievalResult:
 
     Attributes:
         chunk: The chunk.
-        score: Relevance; higher is better. The scale depends on `retriever`: the cosine similarity
-            to the query, -1 to 1, for ``"vector"``; a text rank greater than 0 for ``"text"`` and
-            ``"bm25"``; the fused score of both rankings for ``"hybrid"``.
+        score: Relevance; higher is better. The scale depends on `retriever`: the score of the
+            store's metric (see `VectorStore`) for ``"vector"``; a text rank greater than 0 for
+            ``"text"`` and ``"bm25"``; the fused score of both rankings for ``"hybrid"``.
         retriever: Kind of search that found the chunk: ``"vector"``, ``"text"`` or ``"hybrid"`` for
             the searches of a store, or the name that a retriever sets.
     """

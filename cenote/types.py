@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ColumnType", "Float32Array", "Metadata", "Vector"]
+__all__ = ["ColumnType", "Float32Array", "IndexKind", "Metadata", "Metric", "Vector"]
 
 Vector: TypeAlias = Sequence[float] | NDArray[np.floating[Any]]
 """An embedding: a list, a tuple or a one-dimensional numpy array of finite numbers."""
@@ -21,3 +21,10 @@ Metadata: TypeAlias = dict[str, Any]
 
 ColumnType: TypeAlias = Literal["vector", "halfvec"]
 """Postgres type of the embedding column: 32 (``vector``) or 16 bits per dimension."""
+
+Metric: TypeAlias = Literal["cosine", "inner_product", "l2"]
+"""How near two vectors are: by cosine similarity, inner product, or Euclidean distance."""
+
+IndexKind: TypeAlias = Literal["vector", "halfvec", "bit", "none"]
+"""What the ANN index stores of each vector: 32 bits per dimension, 16 bits, or 1 bit (the sign).
+``"none"`` means no ANN index."""

@@ -14,6 +14,7 @@ from alembic import op
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy.dialects.postgresql import JSONB
 
+from cenote import SchemaConfig
 from cenote.migrate.legacy import upgrade_legacy_table
 from cenote.migrate.revision_context import (
     check_extension,
@@ -96,21 +97,47 @@ def upgrade() -> None:
         postgresql_using="gin",
         postgresql_ops={"metadata": "jsonb_path_ops"},
     )
-    op.create_index(
-        "ix_" + table + "_embedding",
-        table,
-        ["embedding"],
-        schema=config.schema,
-        postgresql_using="hnsw",
-        postgresql_ops={"embedding": "halfvec_cosine_ops" if halfvec else "vector_cosine_ops"},
-        postgresql_with={"m": config.hnsw_m, "ef_construction": config.hnsw_ef_construction},
-    )
+    if config.index_kind != "none":
+        _create_ann_index(config)
+    comment = _comment(config)
+    if comment:
+        op.create_table_comment(table, comment, schema=config.schema)
 
 
 def downgrade() -> None:
     """Drop the table with all its rows. The extension stays, because other tables may use it."""
     name, schema = table_names()
     op.drop_table(name, schema=schema)
+
+
+def _create_ann_index(config: SchemaConfig) -> None:
+    kind = config.index_kind
+    suffix = {"cosine": "cosine", "inner_product": "ip", "l2": "l2"}[config.metric]
+    operators = "bit_hamming_ops" if kind == "bit" else f"{kind}_{suffix}_ops"
+    if kind == config.column_type:
+        indexed, options = "embedding", {"postgresql_ops": {"embedding": operators}}
+    elif kind == "bit":
+        indexed = sa.text(f"(binary_quantize(embedding)::bit({config.dimensions})) {operators}")
+        options = {}
+    else:
+        indexed = sa.text(f"(embedding::{kind}({config.dimensions})) {operators}")
+        options = {}
+    op.create_index(
+        "ix_" + config.table_name + "_embedding",
+        config.table_name,
+        [indexed],
+        schema=config.schema,
+        postgresql_using="hnsw",
+        postgresql_with={"m": config.hnsw_m, "ef_construction": config.hnsw_ef_construction},
+        **options,
+    )
+
+
+def _comment(config: SchemaConfig) -> str | None:
+    """Return the comment that records what no index tells: see `cenote.postgres.ann_index`."""
+    marks = [] if config.metric == "cosine" else [f"metric={config.metric}"]
+    marks += ["index=none"] if config.index_kind == "none" else []
+    return "cenote: " + ", ".join(marks) if marks else None
 
 
 def _create_extension(schema: str | None) -> None:

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Executable,
@@ -34,7 +35,15 @@ from sqlalchemy import (
 
 from cenote.inspection.citus import CITUS_METADATA, shard_count
 from cenote.inspection.recall_comment import MeasuredRecall, parse_comment
-from cenote.orm.mixin import CHUNK_COLUMNS, OPERATOR_CLASS, ann_index_name
+from cenote.orm.mixin import CHUNK_COLUMNS, ann_index_name
+from cenote.postgres.ann_index import (
+    AnnIndex,
+    choose_index,
+    has_no_index,
+    parse_ann_index,
+    parse_ann_indexes,
+    parse_metric,
+)
 from cenote.postgres.ddl import partition_name, qualified
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
 from cenote.postgres.full_text import languages_of
@@ -53,6 +62,7 @@ from cenote.postgres.pg_catalog import (
     pg_type,
 )
 from cenote.postgres.row_security import PERMITS, RESTRICTION, RESTRICTS
+from cenote.types import ColumnType, IndexKind, Metric
 
 MAX_PARTITIONS = 1024
 """Maximum number of partitions that cenote creates."""
@@ -99,6 +109,7 @@ class LiveTable:
         oid: Object identifier of the table.
         schema: Schema of the table.
         name: Name of the table.
+        comment: Comment on the table; None if it has none.
         column_type: Type of the embedding column, ``"vector"`` or ``"halfvec"``. None if the
             relation is not a chunk table: it has no such column, or is not a table.
         dimensions: Dimensions of the embedding column; None if it takes vectors of any length.
@@ -130,6 +141,7 @@ class LiveTable:
     oid: int
     schema: str
     name: str
+    comment: str | None
     column_type: str | None
     dimensions: int | None
     partitioned: bool
@@ -186,6 +198,8 @@ class LiveTable:
         return {
             "dimensions": self.dimensions,
             "column_type": self.column_type,
+            "metric": self.metric,
+            "index": None if self.index_kind == self.column_type else self.index_kind,
             "text_search": self.text_search,
             # No SchemaConfig accepts both row_security and distribution, but a table that cenote
             # did not create may have both.
@@ -193,6 +207,15 @@ class LiveTable:
             "distribution": None if self.shards is None else "citus",
             "partitions": len(self.bounds) if self.complete else None,
         }
+
+    @property
+    def index_kind(self) -> IndexKind | None:
+        """Kind of the ANN index with cenote's name; None if it is missing for no known reason."""
+        index = self.index(ann_index_name(self.name))
+        parsed = None if index is None else self.ann_index(index)
+        if parsed is not None:
+            return parsed.kind
+        return "none" if index is None and has_no_index(self.comment) else None
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -203,20 +226,37 @@ class LiveTable:
         return {"hnsw_" + option: int(value) for option, value in index.options.items()}
 
     @property
-    def search_index(self) -> LiveIndex | None:
-        """The valid HNSW index of the table that searches use, whatever its name is.
+    def metric(self) -> Metric:
+        """Metric of the table, which its comment records."""
+        return parse_metric(self.comment)
 
-        If several indexes qualify, it is the one with cenote's name, or else the oldest.
-        """
-        operator_class = OPERATOR_CLASS.get(self.column_type or "")
-        found = [
-            index
+    @property
+    def ann_indexes(self) -> list[AnnIndex]:
+        """The valid ANN indexes of the table, of all metrics, whatever their names are."""
+        parsed = (
+            self.ann_index(index)
             for index in self.indexes
             if (index.table, index.method, index.valid) == (self.name, "hnsw", True)
-            and (index.columns, index.operator_classes) == (("embedding",), (operator_class,))
-        ]
-        cenotes_name = ann_index_name(self.name)
-        return min(found, key=lambda index: (index.name != cenotes_name, index.oid), default=None)
+        )
+        return [index for index in parsed if index is not None]
+
+    def ann_index(self, index: LiveIndex) -> AnnIndex | None:
+        """Return the metric and the kind of an HNSW index; None if cenote cannot search it."""
+        if index.method != "hnsw" or len(index.columns) != 1:
+            return None
+        return parse_ann_index(
+            oid=index.oid,
+            name=index.name,
+            definition=index.columns[0],
+            operator_class=index.operator_classes[0],
+            comment=index.comment,
+            column_type=self.column_type,
+        )
+
+    @property
+    def search_index(self) -> AnnIndex | None:
+        """The ANN index that searches use: the one with cenote's name, or else the oldest."""
+        return choose_index(self.ann_indexes, self.metric, ann_index_name(self.name))
 
     @property
     def measured_recall(self) -> MeasuredRecall | None:
@@ -244,12 +284,18 @@ def embedding_sql(column_type: str | None, dimensions: int | None) -> str:
     return column_type if dimensions is None else f"{column_type}({dimensions})"
 
 
+def search_index_of(live: Row[Any], name: str) -> AnnIndex | None:
+    """Return the ANN index that searches use, from a row of `shape_query` for a table."""
+    indexes = parse_ann_indexes(live.ann_indexes, live.column_type)
+    return choose_index(indexes, parse_metric(live.comment), ann_index_name(name))
+
+
 def shape_query(name: str, schema: str | None) -> Executable:
     """Return a query for a table's identity, the type of its embedding column, and its full text.
 
-    `index_comment` is the comment on `LiveTable.search_index`. The query returns no row if nothing
-    has this name. `column_type` is null if the relation is not
-    a table, or has no embedding column of a type that cenote supports.
+    `ann_indexes` are the valid HNSW indexes, for `parse_ann_indexes`. The query returns no row if
+    nothing has this name. `column_type` is null if the relation is not a table, or has no embedding
+    column of a type that cenote supports.
     """
     embedding = and_(
         pg_attribute.c.attrelid == pg_class.c.oid,
@@ -258,7 +304,7 @@ def shape_query(name: str, schema: str | None) -> Executable:
         pg_class.c.relkind.in_(["r", "p"]),
     )
     embedding_type = and_(
-        pg_type.c.oid == pg_attribute.c.atttypid, pg_type.c.typname.in_(OPERATOR_CLASS)
+        pg_type.c.oid == pg_attribute.c.atttypid, pg_type.c.typname.in_(get_args(ColumnType))
     )
     words = pg_attribute.alias("words")
     generates_words = (
@@ -283,7 +329,8 @@ def shape_query(name: str, schema: str | None) -> Executable:
             pg_class.c.relrowsecurity.label("row_security"),
             func.row_security_active(pg_class.c.oid).label("row_security_active"),
             CITUS_METADATA.is_not(None).label("has_citus"),
-            _search_index_comment(name).label("index_comment"),
+            func.obj_description(pg_class.c.oid, "pg_class").label("comment"),
+            _ann_indexes().label("ann_indexes"),
         )
         .select_from(pg_class)
         .join(pg_namespace, pg_namespace.c.oid == pg_class.c.relnamespace)
@@ -293,14 +340,22 @@ def shape_query(name: str, schema: str | None) -> Executable:
     )
 
 
-def _search_index_comment(table_name: str) -> ScalarSelect[Any]:
-    """Select the comment on `LiveTable.search_index` from the catalogue.
+def _ann_indexes() -> ScalarSelect[Any]:
+    """Select the valid HNSW indexes of a table as JSON, for `parse_ann_indexes`.
 
-    A store reads it with its first statement, without another round trip.
+    A store reads them with its first statement, without another round trip.
     """
     index = pg_class.alias("index")
+    row = func.json_build_array(
+        cast(index.c.oid, BigInteger),
+        index.c.relname,
+        func.pg_get_indexdef(index.c.oid, 1, True),
+        pg_opclass.c.opcname,
+        func.obj_description(index.c.oid, "pg_class"),
+    )
     return (
-        select(func.obj_description(pg_index.c.indexrelid, "pg_class"))
+        select(cast(func.json_agg(row), Text))
+        .select_from(pg_index)
         .join(index, index.c.oid == pg_index.c.indexrelid)
         .join(pg_am, pg_am.c.oid == index.c.relam)
         .join(pg_opclass, pg_opclass.c.oid == pg_index.c.indclass[0])
@@ -308,13 +363,9 @@ def _search_index_comment(table_name: str) -> ScalarSelect[Any]:
             pg_index.c.indrelid == pg_class.c.oid,
             pg_index.c.indisvalid,
             pg_index.c.indnkeyatts == 1,
-            pg_index.c.indkey[0] == pg_attribute.c.attnum,
             pg_am.c.amname == "hnsw",
-            pg_opclass.c.opcname == case(OPERATOR_CLASS, value=pg_type.c.typname),
         )
-        .order_by(index.c.relname != ann_index_name(table_name), index.c.oid)
-        .limit(1)
-        .correlate(pg_class, pg_attribute, pg_type)
+        .correlate(pg_class)
         .scalar_subquery()
     )
 
@@ -393,6 +444,7 @@ def read_table(connection: Connection, name: str, schema: str | None) -> LiveTab
         oid=shape.oid,
         schema=shape.schema,
         name=shape.name,
+        comment=shape.comment,
         column_type=shape.column_type,
         dimensions=shape.dimensions,
         partitioned=shape.partitioned,

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Column, Connection, Index, QueuePool, Row, cast, func, literal, select
@@ -17,11 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from cenote.config import SchemaConfig
 from cenote.errors import MigrationError
 from cenote.inspection.checks.findings import subject_of
-from cenote.inspection.checks.table import embedding_finding, partitions_finding
+from cenote.inspection.checks.table import embedding_finding, metric_finding, partitions_finding
 from cenote.inspection.citus import allow_all_shards
 from cenote.inspection.live_table import LiveTable, read_table
 from cenote.migrate.connection import own_connection
-from cenote.orm.mixin import OPERATOR_CLASS
+from cenote.orm import mixin
 from cenote.postgres.ddl import qualified, table_of
 from cenote.postgres.driver_errors import database_errors, describe, driver_error
 from cenote.postgres.locks import migration_lock, with_short_waits
@@ -30,6 +31,10 @@ from cenote.postgres.psycopg_engine import adapted_engine
 from cenote.postgres.vector import embedding_type
 from cenote.progress import IndexProgress, Report, send_report
 from cenote.responsive import drive, is_driving
+from cenote.types import IndexKind
+
+_BITS: dict[IndexKind, int] = {"vector": 32, "halfvec": 16, "bit": 1, "none": 0}
+"""Bits per dimension that an ANN index stores."""
 
 PATIENCE_SECONDS = 1.0
 """How long a bulk load tries to lock an empty table."""
@@ -55,13 +60,15 @@ def read_chunk_table(connection: Connection, config: SchemaConfig) -> LiveTable:
     """Read the live chunk table of a configuration.
 
     Raises:
-        MigrationError: The table does not exist, has other dimensions, or lacks a partition.
+        MigrationError: The table does not exist, has other dimensions or another metric, or lacks a
+            partition.
     """
     live = read_table(connection, config.table_name, config.schema)
     if live is None or live.column_type is None:
         raise MigrationError(f"there is no chunk table {config.table_name!r}")
     subject = subject_of(config.table_name, config.schema)
     finding = embedding_finding(subject, live.column_type, live.dimensions, config)
+    finding = finding or metric_finding(subject, live.comment, config)
     if not live.complete:
         finding = finding or partitions_finding(subject, live, config)
     if finding is not None:
@@ -95,19 +102,20 @@ def ann_index(
         name: Name of the index.
         live: The live table.
         on: Name of the table or partition that gets the index.
-        config: Configuration with the HNSW parameters.
+        config: Configuration with the kind and the HNSW parameters of the index.
         concurrently: Whether the index is built concurrently.
     """
     target = table_of(on, live.schema)
     target.append_column(Column("embedding", embedding_type(config.column_type)))
-    return Index(
-        name,
-        target.c.embedding,
-        postgresql_using="hnsw",
-        postgresql_ops={"embedding": OPERATOR_CLASS[config.column_type]},
-        postgresql_with={"m": config.hnsw_m, "ef_construction": config.hnsw_ef_construction},
-        postgresql_concurrently=concurrently,
-    )
+    return mixin.ann_index(name, target, config, postgresql_concurrently=concurrently)
+
+
+def with_kind(config: SchemaConfig, live: LiveTable) -> SchemaConfig:
+    """Return a configuration with the kind of the ANN index to build.
+
+    It is the configured kind, or else the live table's, or else that of a new table.
+    """
+    return replace(config, index=config.index or live.index_kind or config.index_kind)
 
 
 # -- the session -----------------------------------------------------------------------------------
@@ -222,7 +230,7 @@ def _graph_kilobytes(connection: Connection, live: LiveTable, config: SchemaConf
         connection.scalar(select(func.count()).select_from(table_of(part, live.schema))) or 0
         for part in live.partitions or (live.name,)
     )
-    vector = config.dimensions * (2 if config.column_type == "halfvec" else 4)
+    vector = config.dimensions * _BITS[config.index_kind] // 8
     return min(rows * (vector + 2 * config.hnsw_m * 18 + 150) // 1024 + 1024, 2**20)
 
 

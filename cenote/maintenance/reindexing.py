@@ -24,7 +24,7 @@ from cenote.config import SchemaConfig
 from cenote.errors import MigrationError
 from cenote.inspection.checks.indexes import NEW, OLD, left_over_names, part_name
 from cenote.inspection.citus import read_shards, set_ddl_propagation
-from cenote.inspection.live_table import LiveTable, is_owner_query
+from cenote.inspection.live_table import LiveIndex, LiveTable, is_owner_query
 from cenote.maintenance.index_build import (
     PATIENCE_SECONDS,
     ann_index,
@@ -35,12 +35,15 @@ from cenote.maintenance.index_build import (
     set_build_memory,
     set_for_build,
     transact,
+    with_kind,
 )
 from cenote.maintenance.recall import warn_of_lost_recall
 from cenote.migrate.connection import own_connection
-from cenote.orm.mixin import OPERATOR_CLASS, ann_index_name
+from cenote.orm.mixin import ann_index_name
+from cenote.postgres.ann_index import marked_comment
 from cenote.postgres.ddl import (
     attach_index,
+    comment_on_table,
     create_index_on_only,
     lock_table,
     rename_index,
@@ -89,6 +92,9 @@ async def reindex(
 ) -> None:
     """Rebuild the ANN index with the configuration's parameters, while the table is in use.
 
+    ``SchemaConfig.index`` is the kind of the new index; None keeps the kind. ``"none"`` drops the
+    index, and records in the table's comment that it is meant to be missing.
+
     A missing or invalid index is built. Indexes that an interrupted run left behind are dropped
     first. Like every concurrent build in Postgres, the build waits for transactions that are open
     when it starts and hold a snapshot or have written to the table. At the end it locks the table
@@ -113,6 +119,7 @@ async def reindex(
     """
     async with build_session(engine, config, _NOT_REBUILT) as connection:
         live = await connection.run_sync(_read_for_build, config)
+        config = with_kind(config, live)
         await connection.run_sync(set_build_memory, live, config, memory, workers)
         await _build(engine, connection, live, config, progress)
 
@@ -185,8 +192,9 @@ async def build_after_load(
     """
     async with build_session(engine, config, _NOT_BUILT, math.inf) as connection:
         live = await connection.run_sync(_read_for_build, config)
+        config = with_kind(config, live)
         index = live.index(ann_index_name(live.name))
-        if index is None or not index.valid:
+        if config.index != "none" and (index is None or not index.valid):
             await connection.run_sync(set_build_memory, live, config, memory, workers)
             await connection.execute(vacuum_analyze(live.name, live.schema))
             await _build(engine, connection, live, config, progress)
@@ -282,11 +290,15 @@ async def reindex_plan(engine: AsyncEngine, config: SchemaConfig) -> list[Execut
     """
     async with own_connection(engine, _NOT_REBUILT) as connection:
         live = await connection.run_sync(read_chunk_table, config)
-        return [*make_plan(live, config).statements()]
+        return [*make_plan(live, with_kind(config, live)).statements()]
 
 
 def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
     """Return the statements that rebuild the ANN index of a live table.
+
+    Args:
+        live: The live table.
+        config: Configuration with the kind of the index; see `with_kind`.
 
     Raises:
         MigrationError: Another index has a name that the index of a partition needs.
@@ -294,6 +306,14 @@ def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
     name = ann_index_name(live.name)
     exists = live.index(name) is not None
     plan = Plan(clear=[*_drop_leftovers(live)])
+    comment = marked_comment(live.comment, config.metric, config.index_kind)
+    if comment != live.comment:
+        plan.swap.append(comment_on_table(live.name, live.schema, comment))
+    if config.index == "none":
+        if exists:
+            plan.swap.append(lock_table(live.name, live.schema))
+            plan.swap.append(_drop_statement(name, live, concurrently=False))
+        return plan
     if live.shards is not None:
         # No concurrent DROP at the end: if it is interrupted, Citus has dropped the coordinator's
         # index, but not the indexes of the shards.
@@ -310,7 +330,7 @@ def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
             plan.finish.append(_drop_statement(name + OLD, live))
         plan.swap.append(rename_index(name + NEW, name, live.schema))
         return plan
-    _check_names(live, config)
+    _check_names(live)
     parts = {partition: part_name(partition) + NEW for partition in live.partitions}
     for partition, part in parts.items():
         plan.build[part] = CreateIndex(ann_index(part, live, partition, config))
@@ -326,7 +346,7 @@ def make_plan(live: LiveTable, config: SchemaConfig) -> Plan:
     return plan
 
 
-def _check_names(live: LiveTable, config: SchemaConfig) -> None:
+def _check_names(live: LiveTable) -> None:
     """Check before hours of building that the names of the partitions' indexes are free.
 
     A partition's index of the old ANN index may have such a name, whatever its definition is,
@@ -335,18 +355,18 @@ def _check_names(live: LiveTable, config: SchemaConfig) -> None:
     Raises:
         MigrationError: Another index has such a name.
     """
-    ann_shapes: set[tuple[str, tuple[str, ...], tuple[str, ...]]]
-    ann_shapes = {("hnsw", ("embedding",), (OPERATOR_CLASS[config.column_type],))}
     old = live.index(ann_index_name(live.name))
-    if old is not None:
-        ann_shapes.add((old.method, old.columns, old.operator_classes))
     for index in live.indexes:
-        shape = (index.method, index.columns, index.operator_classes)
-        if index.name == part_name(index.table) and shape not in ann_shapes:
+        is_part = old is not None and _shape(index) == _shape(old)
+        if index.name == part_name(index.table) and not is_part and live.ann_index(index) is None:
             raise MigrationError(
                 f"index {index.name!r} has a name that the ANN index of partition {index.table!r} "
                 "needs; rename it first"
             )
+
+
+def _shape(index: LiveIndex) -> tuple[object, ...]:
+    return index.method, index.columns, index.operator_classes
 
 
 def _drop_leftovers(live: LiveTable) -> Iterator[DropIndex]:

@@ -10,7 +10,13 @@ from alembic.operations import ops
 from sqlalchemy import Column
 
 from cenote.migrate.versions import UnconfiguredRevisionError
-from cenote.orm.mixin import LANGUAGES, PARTITIONS, ROW_SECURITY, missing_dimensions_message
+from cenote.orm.mixin import (
+    INDEX_KIND,
+    LANGUAGES,
+    PARTITIONS,
+    ROW_SECURITY,
+    missing_dimensions_message,
+)
 
 
 class EnsureExtensionOp(ops.MigrateOperation):
@@ -45,7 +51,7 @@ class CreateChunkTableOp(ops.CreateTableOp):
         """Return the operation that replaces Alembic's."""
         replacement = cls.__new__(cls)
         replacement.__dict__.update(operation.__dict__)
-        settings = (LANGUAGES, PARTITIONS, ROW_SECURITY)
+        settings = (INDEX_KIND, LANGUAGES, PARTITIONS, ROW_SECURITY)
         replacement.info = {
             key: value for key, value in operation.info.items() if key not in settings
         }

@@ -22,7 +22,15 @@ from cenote.operations import downgrade_chunks, upgrade_chunks
 CHUNKS = {settings}
 """
 
-_PERMANENT = ("dimensions", "column_type", "table_name", "schema", "text_search", "row_security")
+_PERMANENT = (
+    "dimensions",
+    "column_type",
+    "metric",
+    "table_name",
+    "schema",
+    "text_search",
+    "row_security",
+)
 """Settings that are also written into a revision that upgrades an existing table."""
 
 

@@ -16,6 +16,7 @@ from cenote.inspection.checks.table import (
     check_can_secure,
     distribution_finding,
     embedding_finding,
+    metric_finding,
     partitions_finding,
     row_security_finding,
     table_finding,
@@ -326,7 +327,8 @@ def check_shape(connection: Connection, config: SchemaConfig) -> None:
     elif live.column_type is not None:
         finding = embedding_finding(
             subject, live.column_type, live.dimensions, config
-        ) or partitions_finding(subject, live, config)
+        ) or metric_finding(subject, live.comment, config)
+        finding = finding or partitions_finding(subject, live, config)
         if finding is None and (live.text_search or recorded not in _BEFORE_FULL_TEXT):
             finding = text_search_finding(subject, live.text_search, config, live.configurations)
         if finding is None and (live.row_security or recorded not in _BEFORE_ROW_SECURITY):

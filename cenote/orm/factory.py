@@ -18,6 +18,8 @@ from cenote.orm.mixin import ChunkMixin, ChunkRow
 _CLASS_ARGUMENTS = (
     "dimensions",
     "column_type",
+    "metric",
+    "index",
     "hnsw_m",
     "hnsw_ef_construction",
     "partitions",
@@ -59,8 +61,9 @@ def _create_model(config: SchemaConfig) -> type[Any]:
 
 def model_for_config(config: SchemaConfig) -> type[Any]:
     """Return a mapped class for the configured table: `ChunkRow` for the default table."""
-    table = (config.table_name, config.schema, config.column_type)
-    return ChunkRow if table == (ChunkRow.__tablename__, None, "vector") else _create_model(config)
+    table = (config.table_name, config.schema, config.column_type, config.metric)
+    default = (ChunkRow.__tablename__, None, "vector", "cosine")
+    return ChunkRow if table == default else _create_model(config)
 
 
 def chunk_table(config: SchemaConfig) -> Table:

@@ -27,6 +27,7 @@ from sqlalchemy import (
     event,
     func,
     literal,
+    literal_column,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.dialects.postgresql.base import PGDialect
@@ -47,12 +48,19 @@ from cenote import config as defaults
 from cenote.config import SchemaConfig, check_text_search
 from cenote.errors import ConfigurationError
 from cenote.filters.operands import json_number, json_string
+from cenote.postgres.ann_index import (
+    distance,
+    index_expression,
+    marked_comment,
+    operator_class,
+    score,
+)
 from cenote.postgres.ddl import create_hash_partition, partition_name, store_inline
 from cenote.postgres.full_text import COLUMN as TEXT_COLUMN
 from cenote.postgres.full_text import generated
 from cenote.postgres.row_security import enable_row_security_statements
 from cenote.postgres.vector import HalfvecType, VectorType, embedding_type
-from cenote.types import ColumnType, Float32Array, Metadata, Vector
+from cenote.types import ColumnType, Float32Array, IndexKind, Metadata, Metric, Vector
 from cenote.validation.vectors import check_query_vector
 
 __all__ = [
@@ -80,8 +88,9 @@ convention.
 KEY = ("namespace", "id")
 """Columns of the primary key."""
 
-OPERATOR_CLASS: dict[str, str] = {"vector": "vector_cosine_ops", "halfvec": "halfvec_cosine_ops"}
-"""Operator class of the ANN index, by column type. Both serve ``<=>``, the cosine distance."""
+INDEX_KIND = "cenote_index"
+"""Key in a chunk table's `Table.info` for the kind of its ANN index; None if the model does not set
+it."""
 
 PARTITIONS = "cenote_partitions"
 """Key in a chunk table's `Table.info` for the number of partitions."""
@@ -160,8 +169,8 @@ class ChunkMixin:
     Args:
         dimensions: Number of dimensions of every vector. A model without it can be queried, but
             only cenote's revisions, which know the number, can create its table.
-        column_type, hnsw_m, hnsw_ef_construction, partitions, text_search, row_security: see
-            `SchemaConfig`.
+        column_type, metric, index, hnsw_m, hnsw_ef_construction, partitions, text_search,
+            row_security: see `SchemaConfig`.
 
     Raises:
         ConfigurationError: A setting is invalid, the name of the table is not an identifier of at
@@ -202,6 +211,8 @@ class ChunkMixin:
         *,
         dimensions: int | None = None,
         column_type: ColumnType | None = None,
+        metric: Metric | None = None,
+        index: IndexKind | None = None,
         hnsw_m: int | None = None,
         hnsw_ef_construction: int | None = None,
         partitions: int | None = None,
@@ -212,6 +223,8 @@ class ChunkMixin:
         arguments = {
             "dimensions": dimensions,
             "column_type": column_type,
+            "metric": metric,
+            "index": index,
             "hnsw_m": hnsw_m,
             "hnsw_ef_construction": hnsw_ef_construction,
             "partitions": partitions,
@@ -246,11 +259,12 @@ class ChunkMixin:
 
     @classmethod
     def distance_to(cls, vector: Vector) -> ColumnElement[float]:
-        """Return the cosine distance to a vector, 0 to 2, as an expression to order by.
+        """Return the distance to a vector, as an expression to order by: nearest first.
 
-        The ANN index serves this order. A query with ``order_by(Passage.distance_to(v)).limit(n)``
-        may return fewer than n rows although more match; `PgVectorStore.search_statement` returns
-        all of them.
+        It is pgvector's operator for the metric: the cosine distance, 0 to 2; the negative inner
+        product; or the Euclidean distance. An ANN index on the column itself serves this order. A
+        query with ``order_by(Passage.distance_to(v)).limit(n)`` may return fewer than n rows
+        although more match; `PgVectorStore.search_statement` returns all of them.
 
         Raises:
             DimensionMismatchError: The vector has another number of dimensions than the model.
@@ -260,20 +274,25 @@ class ChunkMixin:
         column_type: ColumnType = "halfvec" if isinstance(type_, HalfvecType) else "vector"
         dimensions = np.size(vector) if type_.dim is None else type_.dim
         query = check_query_vector(vector, dimensions, column_type)
-        distance: ColumnElement[float] = cls.embedding.cosine_distance(query)
-        return distance
+        return distance(_metric(cls), cls.embedding, query)  # type: ignore[arg-type]
 
     @classmethod
     def similarity_to(cls, vector: Vector) -> ColumnElement[float]:
-        """Return the cosine similarity to a vector, -1 to 1, as an expression to select or compare.
+        """Return the score of a vector, as an expression to select or compare; see `VectorStore`.
 
-        It is NaN for zero vectors. No index serves an order by it: order by :meth:`distance_to`.
+        The cosine similarity is NaN for zero vectors. No index serves an order by the score: order
+        by :meth:`distance_to`.
 
         Raises:
             DimensionMismatchError: The vector has another number of dimensions than the model.
             InvalidInputError: The vector contains values that are not finite numbers.
         """
-        return 1 - cls.distance_to(vector)
+        return score(_metric(cls), cls.distance_to(vector))
+
+
+def _metric(cls: type[ChunkMixin]) -> Metric:
+    metric: Metric = cls._cenote_settings.get("metric", "cosine")
+    return metric
 
 
 def _merge_arguments(cls: type[ChunkMixin]) -> dict[str, Any]:
@@ -388,6 +407,8 @@ def _complete_table(mapper: Mapper[Any], cls: type[ChunkMixin]) -> None:
         **{"dimensions": 1, **cls._cenote_settings}, table_name=table.name, schema=table.schema
     )
     _check_columns(table, config)
+    table.comment = marked_comment(table.comment, config.metric, config.index_kind)
+    table.info[INDEX_KIND] = config.index
     if config.languages and TEXT_COLUMN not in table.columns:
         text_column = Column(TEXT_COLUMN, TSVECTOR, generated(config.languages), nullable=False)
         table.append_column(text_column)
@@ -460,12 +481,35 @@ def _add_indexes(table: Table, config: SchemaConfig) -> None:
     )
     if config.languages:
         Index(text_index_name(table.name), columns[TEXT_COLUMN], postgresql_using="gin")
-    Index(
-        ann_index_name(table.name),
-        columns.embedding,
+    if config.index_kind != "none":
+        ann_index(ann_index_name(table.name), table, config)
+
+
+def ann_index(name: str, table: Table, config: SchemaConfig, **options: Any) -> Index:
+    """Add an ANN index to a table with the column ``embedding``.
+
+    Args:
+        name: Name of the index.
+        table: The table.
+        config: Settings of the index, whose kind is not ``"none"``.
+        **options: Options of `Index`.
+    """
+    kind = config.index_kind
+    operators = operator_class(config.metric, kind)
+    expression = index_expression(kind, config.column_type, config.dimensions)
+    if expression is None:
+        indexed: ColumnElement[Any] = table.c.embedding
+        options["postgresql_ops"] = {"embedding": operators}
+    else:
+        # Alembic's autogenerate would lose the operator class beside an expression.
+        indexed = literal_column(f"{expression} {operators}")
+    return Index(
+        name,
+        indexed,
         postgresql_using="hnsw",
-        postgresql_ops={"embedding": OPERATOR_CLASS[config.column_type]},
         postgresql_with={"m": config.hnsw_m, "ef_construction": config.hnsw_ef_construction},
+        _table=table,
+        **options,
     )
 
 

@@ -272,11 +272,20 @@ def rename_index(old: str, new: str, schema: str | None, *, if_exists: bool = Fa
 
 def comment_on_index(index: str, schema: str | None, comment: str | None) -> DDLTemplate:
     """Return ``COMMENT ON INDEX ... IS ...``; None removes the comment."""
+    return _comment_on("COMMENT ON INDEX {name} IS {comment}", index, schema, comment)
+
+
+def comment_on_table(table_name: str, schema: str | None, comment: str | None) -> DDLTemplate:
+    """Return ``COMMENT ON TABLE ... IS ...``; None removes the comment."""
+    return _comment_on("COMMENT ON TABLE {name} IS {comment}", table_name, schema, comment)
+
+
+def _comment_on(template: str, name: str, schema: str | None, comment: str | None) -> DDLTemplate:
     quote = String().literal_processor(_DIALECT)  # type: ignore[no-untyped-call]
     assert quote is not None
     return DDLTemplate(
-        "COMMENT ON INDEX {index} IS {comment}",
-        index=table_of(index, schema),
+        template,
+        name=table_of(name, schema),
         comment=RawSQL("NULL" if comment is None else quote(comment)),
     )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cenote.models import RetrievalResult
 from cenote.responsive import run, stop_at_exit
-from cenote.types import Vector
+from cenote.types import Metric, Vector
 
 Item = TypeVar("Item", bound=str | int)
 
@@ -61,7 +61,11 @@ def fused(
 
 
 def maximal_marginal_relevance(
-    query: NDArray[Any], candidates: NDArray[Any], limit: int, diversity: float
+    query: NDArray[Any],
+    candidates: NDArray[Any],
+    limit: int,
+    diversity: float,
+    metric: Metric = "cosine",
 ) -> list[int]:
     """Choose candidates that are near to the query and far from the candidates chosen before.
 
@@ -71,31 +75,44 @@ def maximal_marginal_relevance(
 
     Args:
         query: Vector of shape (dimensions,).
-        candidates: Non-zero vectors of shape (n, dimensions), n of 0 or more.
+        candidates: Vectors of shape (n, dimensions), n of 0 or more; with cosine, none is zero.
         limit: Maximum number of candidates to choose.
         diversity: Weight of the differences, from 0 (only nearness counts) to 1.
+        metric: Metric whose score is the similarity; see `VectorStore`.
 
     Returns:
         Positions in `candidates`, in the order chosen. Of equally good candidates, the first is
         chosen.
     """
-    return list(_choose(query, candidates, limit, diversity))
+    return list(_choose(query, candidates, limit, diversity, metric))
 
 
 def _choose(
-    query: NDArray[Any], candidates: NDArray[Any], limit: int, diversity: float
+    query: NDArray[Any], candidates: NDArray[Any], limit: int, diversity: float, metric: Metric
 ) -> Iterator[int]:
     """Return an iterator over the positions; see `maximal_marginal_relevance`."""
-    units = candidates / np.linalg.norm(candidates, axis=1, keepdims=True)
-    relevance = (units @ (query / np.linalg.norm(query))) * (1 - diversity)
-    similarity_to_chosen = np.full(len(units), -1.0)
-    available = np.ones(len(units), dtype=np.bool_)
-    for number in range(min(limit, len(units))):
+    if metric == "cosine":
+        candidates = candidates / np.linalg.norm(candidates, axis=1, keepdims=True)
+        query = query / np.linalg.norm(query)
+    relevance = _similarities(candidates, query, metric) * (1 - diversity)
+    similarity_to_chosen = np.full(len(candidates), -np.inf)
+    available = np.ones(len(candidates), dtype=np.bool_)
+    for number in range(min(limit, len(candidates))):
         marginal = relevance - diversity * similarity_to_chosen if number else relevance
         best = int(np.argmax(np.where(available, marginal, -np.inf)))
         yield best
         available[best] = False
-        similarity_to_chosen = np.maximum(similarity_to_chosen, units @ units[best])
+        similarities = _similarities(candidates, candidates[best], metric)
+        similarity_to_chosen = np.maximum(similarity_to_chosen, similarities)
+
+
+def _similarities(rows: NDArray[Any], vector: NDArray[Any], metric: Metric) -> NDArray[np.float64]:
+    """Return the scores of rows for a vector; with cosine, all have length 1."""
+    if metric == "l2":
+        distances: NDArray[np.float64] = np.linalg.norm(rows - vector, axis=1)
+        return -distances
+    products: NDArray[np.float64] = rows @ vector
+    return products
 
 
 def at_least(min_score: float | None, results: list[RetrievalResult]) -> list[RetrievalResult]:
@@ -115,6 +132,7 @@ async def diverse(
     vectors: Mapping[str, NDArray[Any]],
     limit: int,
     diversity: float,
+    metric: Metric,
 ) -> list[RetrievalResult]:
     """Choose diverse results of a search; see `VectorStore.search_diverse`.
 
@@ -126,6 +144,7 @@ async def diverse(
             they were deleted after the search.
         vectors: Embeddings by chunk id.
         limit, diversity: As for `VectorStore.search_diverse`.
+        metric: Metric of the store.
     """
     available = [result for result in results if result.chunk.id in vectors]
     if not available:
@@ -137,7 +156,7 @@ async def diverse(
 
         def choose() -> list[RetrievalResult]:
             candidates = np.array(rows, dtype=np.float64)
-            order = _choose(query, candidates, limit, diversity)
+            order = _choose(query, candidates, limit, diversity, metric)
             chosen = takewhile(lambda _: not stop.is_set(), order)
             return [available[position] for position in chosen]
 

@@ -14,7 +14,7 @@ from cenote.validation.arguments import as_list, check_limit, check_namespace
 
 @runtime_checkable
 class VectorStore(Protocol):
-    """A store of chunks and embeddings, separated by namespace, searched by cosine similarity.
+    """A store of chunks and embeddings, separated by namespace, searched by similarity.
 
     The rules below hold for every method. Each method states what it adds to them.
 
@@ -31,8 +31,24 @@ class VectorStore(Protocol):
     floats (16-bit floats in a store with ``halfvec``) and do not have to be normalised. A vector
     whose squared norm underflows or overflows a 32-bit float is an error, because its similarities
     would be wrong. So is a value outside the range of a 16-bit float in a store with ``halfvec``.
-    A chunk with a zero vector can be stored and read. No search by vector returns it;
-    :meth:`search_text` can. A search by a zero vector returns nothing.
+
+    **Scores.** A store has one metric, which determines the score of a stored vector v for a query
+    q. A higher score is nearer, whatever the metric:
+
+    - ``"cosine"``: ``q . v / (|q| |v|)``, the cosine similarity, from -1 to 1. A zero vector has no
+      direction, so it has no score: a chunk with a zero vector can be stored and read, but no
+      search by vector returns it (:meth:`search_text` can), and a search by a zero vector returns
+      nothing. The score of a vector for itself is exactly 1.
+    - ``"inner_product"``: ``q . v``, any finite number. It equals the cosine similarity if all
+      vectors have length 1. Zero vectors have the score 0.
+    - ``"l2"``: ``-|q - v|``, the negative Euclidean distance, 0 or less. The distance is in the
+      units of the vectors, so ``min_score=-0.5`` is a radius of 0.5; ``1 / (1 + distance)`` would
+      hide it, and round large distances to equal scores. The score of a vector for itself is
+      exactly 0.
+
+    Scores are accurate to 1e-6, and with the other metrics than cosine to 1e-6 times the lengths of
+    the vectors: their product for the inner product, their sum for the distance. Identical vectors
+    have identical scores.
 
     **Metadata** is a JSON object: keys are ``str``; values are ``str``, ``int``, ``float``,
     ``bool``, ``None``, ``list`` or ``dict``, nested at most 200 levels deep. Tuples, NaN,
@@ -124,15 +140,14 @@ class VectorStore(Protocol):
             namespace: Tenant to search in.
             limit: Maximum number of results, from 1 to 10,000.
             filter: Condition that the chunks must match.
-            min_score: Minimum score, from -1 to 1. Chunks with a lower score do not match.
+            min_score: Minimum score, in the range of the metric's scores. Chunks with a lower score
+                do not match.
             per_document: Maximum number of chunks per document, 1 or more. Only the nearest
                 `per_document` chunks of each document count as matching.
 
         Returns:
             All matching chunks, but at most `limit`, by score descending, then by id ascending in
-            code-point order. Chunks with zero vectors never match. Scores are cosine similarities
-            from -1 to 1 (higher is nearer), accurate to 1e-6. Identical vectors have identical
-            scores, and the score of a vector for itself is exactly 1.
+            code-point order.
 
             If many chunks have identical vectors, a store with an ANN index may return others of
             them than those with the smallest ids. The index returns at least 40 chunks more than
@@ -404,7 +419,8 @@ class VectorStore(Protocol):
         """Find chunks that are near to a vector but differ from one another.
 
         The chunks are chosen from the nearest ones by maximal marginal relevance; see
-        `cenote.retrievers.maximal_marginal_relevance`.
+        `cenote.retrievers.maximal_marginal_relevance`. Both similarities are scores of the store's
+        metric.
 
         Args:
             query_vector, namespace, limit, filter: As for :meth:`search`.

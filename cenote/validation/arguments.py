@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard, get_args
 
 from cenote.errors import ConfigurationError, InvalidInputError
-from cenote.types import ColumnType
+from cenote.types import ColumnType, Metric
 from cenote.validation.json import longer_than, unstorable
 
 MAX_KEY_BYTES = 1024
@@ -18,6 +19,18 @@ MAX_DIMENSIONS = 16_000
 
 MAX_EF_SEARCH = 1000
 """Maximum of pgvector's setting ``hnsw.ef_search``."""
+
+_LARGEST = sys.float_info.max
+
+_SCORES: dict[Metric, tuple[float, float, str]] = {
+    "cosine": (-1.0, 1.0, "a number from -1 to 1"),
+    "inner_product": (-_LARGEST, _LARGEST, "a finite number with metric='inner_product'"),
+    "l2": (-_LARGEST, 0.0, "a number of 0 or less with metric='l2'"),
+}
+"""Least and greatest score of each metric, and their range in words."""
+
+MAX_RERANK = 10_000
+"""Maximum number of candidates that an index of kind ``"bit"`` finds."""
 
 MAX_LIMIT = 10_000
 """Maximum number of results of a search, and of chunks of a page.
@@ -133,6 +146,12 @@ def check_ef_search(ef_search: int | None) -> None:
         check_integer_argument(ef_search, field="ef_search", least=1, most=MAX_EF_SEARCH)
 
 
+def check_rerank(rerank: int | None) -> None:
+    """Check that a number of candidates is None or an integer in its range."""
+    if rerank is not None:
+        check_integer_argument(rerank, field="rerank", least=1, most=MAX_RERANK)
+
+
 def as_list(values: Any, rule: str, *, field: str, but_not: tuple[type, ...] = (str,)) -> list[Any]:
     """Return the elements of an iterable as a list.
 
@@ -174,12 +193,12 @@ def check_ids_in_order(chunk_ids: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def check_min_score(min_score: float | None) -> None:
-    """Check that a minimum score is None or a number from -1 to 1."""
-    if min_score is not None and not is_number(min_score, -1, 1):
+def check_min_score(min_score: float | None, metric: Metric) -> None:
+    """Check that a minimum score is None or a number in the range of the metric's scores."""
+    least, most, rule = _SCORES[metric]
+    if min_score is not None and not is_number(min_score, least, most):
         raise InvalidInputError(
-            f"min_score must be a number from -1 to 1, not {safe_repr(min_score)}",
-            field="min_score",
+            f"min_score must be {rule}, not {safe_repr(min_score)}", field="min_score"
         )
 
 
@@ -316,10 +335,21 @@ def check_dimensions(dimensions: int | None) -> int:
 
 def check_column_type(column_type: ColumnType) -> None:
     """Check that a column type is ``"vector"`` or ``"halfvec"``."""
-    if not isinstance(column_type, str) or column_type not in get_args(ColumnType):
+    check_choice(column_type, ColumnType, setting="column_type")
+
+
+def check_choice(value: Any, choices: Any, *, setting: str) -> None:
+    """Check that a setting is one of the values of a Literal.
+
+    Raises:
+        ConfigurationError: It is another value.
+    """
+    allowed = get_args(choices)
+    if not isinstance(value, str) or value not in allowed:
+        *others, last = map(repr, allowed)
         raise ConfigurationError(
-            f"column_type must be 'vector' or 'halfvec', not {safe_repr(column_type)}",
-            setting="column_type",
+            f"{setting} must be {', '.join(others)} or {last}, not {safe_repr(value)}",
+            setting=setting,
         )
 
 

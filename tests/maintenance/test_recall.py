@@ -305,7 +305,7 @@ async def test_an_explicit_ef_search_overrides_the_measured_one(store: PgVectorS
     explicit = another(store, hnsw_ef_search=DEFAULT_EF_SEARCH)
     await explicit.search(np.ones(DIMENSIONS), "large")
     assert used_ef_search(explicit) == DEFAULT_EF_SEARCH
-    assert explicit._searches.measured_ef_search == 77
+    assert explicit._searches.measured == MEASURED
 
 
 async def test_a_target_that_nothing_reaches(store: PgVectorStore) -> None:

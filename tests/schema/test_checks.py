@@ -393,6 +393,13 @@ HINTS: list[tuple[str, list[str], dict[str, Any], bool]] = [
         {},
         True,
     ),
+    ("metric", ["COMMENT ON TABLE cenote_chunks IS 'ours; cenote: metric=l2'"], {}, True),
+    (
+        "operator_class",
+        ["COMMENT ON TABLE cenote_chunks IS 'ours'"],
+        {"index": "none"},
+        True,
+    ),
     ("hnsw_parameters", [], {"hnsw_m": 8, "hnsw_ef_construction": 32}, True),
     ("index_missing", ["DROP INDEX ix_cenote_chunks_embedding"], {}, True),
     ("index_missing", ["DROP INDEX ix_cenote_chunks_metadata"], {}, True),

@@ -150,7 +150,7 @@ async def _plan(
 ) -> str:
     await prepare(connection, migrations="nothing")
     conditions = Conditions(as_filter(filter))
-    statement = store._searches.search(conditions, 10, exact=False)
+    statement = store._searches.search(conditions, store._searches.rows_to_fetch(10))
     parameters = _search_parameters(store, query, "n") | conditions.parameters
     parameters["query"] = str(np.asarray(query).tolist())
     return await explain(connection, statement, mode, parameters, after=after)
@@ -167,7 +167,7 @@ async def test_a_search_restores_the_settings(
 ) -> None:
     """A transaction has its own settings again after a search, even one without results."""
     await store.upsert(random_chunks(rows), "n")
-    statement = store._searches.search(Conditions(None), 10, exact=False)
+    statement = store._searches.search(Conditions(None), store._searches.rows_to_fetch(10))
     settings = text(
         "SELECT current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan')"
     )

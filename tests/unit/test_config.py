@@ -73,12 +73,34 @@ def test_invalid_settings(setting: str, value: Any) -> None:
     assert setting in str(error.value)
 
 
-def test_too_many_dimensions() -> None:
-    """The error suggests halfvec if halfvec allows the dimensions."""
-    with pytest.raises(ConfigurationError, match="halfvec"):
-        SchemaConfig(dimensions=3072)
-    with pytest.raises(ConfigurationError, match="HNSW"):
-        SchemaConfig(dimensions=4001, column_type="halfvec")
+@pytest.mark.parametrize(
+    ("settings", "setting", "named"),
+    [
+        ({"dimensions": 3072}, "dimensions", ["'halfvec' supports", "4,000", "'bit'", "16,000"]),
+        ({"dimensions": 3072, "metric": "l2"}, "dimensions", ["'halfvec' supports", "'none'"]),
+        (
+            {"dimensions": 4001, "column_type": "halfvec"},
+            "dimensions",
+            ["4,000", "'bit'", "'none'"],
+        ),
+        ({"dimensions": 4001, "index": "halfvec", "metric": "l2"}, "dimensions", ["'none'"]),
+        ({"dimensions": 16_001, "index": "bit"}, "dimensions", ["16,000", "shorten"]),
+        ({"column_type": "halfvec", "index": "vector"}, "index", ["32 bits", "omit `index`"]),
+        ({"index": "bit", "metric": "l2"}, "index", ["only the signs", "'cosine'", "'halfvec'"]),
+        ({"index": "ivfflat"}, "index", ["'vector', 'halfvec', 'bit' or 'none'"]),
+        ({"metric": "hamming"}, "metric", ["'cosine', 'inner_product' or 'l2'"]),
+    ],
+)
+def test_a_kind_of_index_and_its_limits(
+    settings: dict[str, Any], setting: str, named: list[str]
+) -> None:
+    """The error names the setting, the reason, and the kinds that would work."""
+    with pytest.raises(ConfigurationError) as error:
+        SchemaConfig(**({"dimensions": 3} | settings))
+    assert error.value.setting == setting
+    for words in named:
+        assert words in str(error.value)
+    assert ("'bit' supports" in str(error.value)) is ("'bit'" in named)
 
 
 @pytest.mark.parametrize("dimensions", [0, -3, 1.5, None, True])
@@ -131,6 +153,7 @@ def test_priority_of_sources() -> None:
         oid=1,
         schema="s",
         name="cenote_chunks",
+        comment=None,
         column_type="halfvec",
         dimensions=7,
         partitioned=True,

@@ -20,6 +20,7 @@ FindingKind = Literal[
     "revision_ahead",
     "dimensions",
     "column_type",
+    "metric",
     "key",
     "partitions",
     "columns",

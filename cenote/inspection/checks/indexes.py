@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from sqlalchemy import Index
@@ -38,7 +39,19 @@ def part_name(partition: str) -> str:
 
 def index_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
     """Check that the expected indexes exist, and that no index is invalid or left over."""
+    config = _with_live_kind(config, live)
     expected = {str(index.name): index for index in chunk_table(config).indexes}
+    unexpected = live.index(ann_index_name(live.name))
+    if config.index_kind == "none" and unexpected is not None:
+        yield Finding(
+            kind="operator_class",
+            subject=f"index {unexpected.name}",
+            actual="it is "
+            + _describe(unexpected.method, unexpected.columns, unexpected.operator_classes),
+            expected="no ANN index",
+            hint="omit the setting index, or set it to the kind of the index, or run "
+            f"{reindex_command(config)} --index none",
+        )
     for name, index in sorted(expected.items()):
         actual = live.index(name)
         if actual is None and not set(index.columns.keys()) <= live.columns.keys():
@@ -52,7 +65,7 @@ def index_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
                 hint="run " + _creation_command(index, config),
             )
         else:
-            yield from _differing_index_findings(actual, index, config)
+            yield from _differing_index_findings(live, actual, index, config)
     left_over = left_over_names(live)
     for actual in live.indexes:
         if actual.name in left_over:
@@ -87,12 +100,28 @@ def _recall_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]
         )
 
 
+def _with_live_kind(config: SchemaConfig, live: LiveTable) -> SchemaConfig:
+    """Return a configuration that accepts the kind of the live ANN index, unless it sets one.
+
+    The kind says nothing if the embedding column or the metric is another: that is a finding.
+    """
+    column = (live.column_type, live.dimensions, live.metric)
+    expected = (config.column_type, config.dimensions, config.metric)
+    if config.index or column != expected or live.index_kind in (None, config.index_kind):
+        return config
+    return replace(config, index=live.index_kind)
+
+
 def _differing_index_findings(
-    actual: LiveIndex, index: Index, config: SchemaConfig
+    live: LiveTable, actual: LiveIndex, index: Index, config: SchemaConfig
 ) -> Iterator[Finding]:
     if not actual.valid:
         yield _invalid_index_finding(actual, None, config)
-    for kind, state, expected in index_differences(actual, index):
+    differences = index_differences(actual, index)
+    parsed = live.ann_index(actual) if _is_ann(index) else None
+    if parsed is not None and (parsed.metric, parsed.kind) == (config.metric, config.index_kind):
+        differences = parameter_differences(actual, index)
+    for kind, state, expected in differences:
         hint = "run " + _creation_command(index, config)
         if kind == "hnsw_parameters":
             settings = _differing_settings(actual, index)
@@ -128,6 +157,13 @@ def index_differences(
             "it is " + _describe(actual.method, actual.columns, actual.operator_classes),
             _describe(method, columns, operator_classes),
         )
+    yield from parameter_differences(actual, index)
+
+
+def parameter_differences(
+    actual: LiveIndex, index: Index
+) -> Iterator[tuple[Literal["hnsw_parameters"], str, str]]:
+    """Yield the differing parameters of an HNSW index: kind, actual and expected state."""
     options = index.dialect_kwargs.get("postgresql_with") or {}
     if actual.method == "hnsw" and (differing := _other_options(actual.options, options)):
         yield (
@@ -140,9 +176,10 @@ def index_differences(
 def _definition(index: Index) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """Return the method, columns and operator classes of a model's index."""
     options = index.dialect_kwargs
+    columns = tuple(column.name for column in index.columns)
     return (
         options.get("postgresql_using") or "btree",
-        tuple(column.name for column in index.columns),
+        columns or tuple(str(expression) for expression in index.expressions),
         tuple((options.get("postgresql_ops") or {}).values()),
     )
 
@@ -192,4 +229,7 @@ def _is_ann(index: Index) -> bool:
 
 
 def _creation_command(index: Index, config: SchemaConfig) -> str:
-    return reindex_command(config) if _is_ann(index) else ddl_sql(CreateIndex(index))
+    if not _is_ann(index):
+        return ddl_sql(CreateIndex(index))
+    kind = f" --index {config.index}" if config.index else ""
+    return reindex_command(config) + kind

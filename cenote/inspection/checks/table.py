@@ -27,8 +27,10 @@ from cenote.inspection.hints import (
 from cenote.inspection.live_table import LiveTable, embedding_sql
 from cenote.orm.factory import chunk_table
 from cenote.orm.mixin import KEY, ann_index_name
+from cenote.postgres.ann_index import has_no_index, marked_comment, parse_metric
 from cenote.postgres.ddl import (
     attach_partition,
+    comment_on_table,
     create_extension,
     create_hash_partition,
     partition_name,
@@ -61,6 +63,7 @@ def findings(
     subject = subject_of(config.table_name, config.schema)
     found = [
         embedding_finding(subject, live.column_type, live.dimensions, config),
+        metric_finding(subject, live.comment, config),
         _columns_finding(subject, live, config),
         _key_finding(subject, live, config),
         partitions_finding(subject, live, config),
@@ -448,6 +451,23 @@ def _attach_hint(live: LiveTable) -> str:
             f"or, to go on with an empty one, run {'; '.join(create)}"
         )
     return ". ".join(hints) or "attach its partitions"
+
+
+def metric_finding(subject: str, comment: str | None, config: SchemaConfig) -> Finding | None:
+    """Check the metric of the table, which its comment records."""
+    metric = parse_metric(comment)
+    if metric == config.metric:
+        return None
+    marked = marked_comment(comment, config.metric, "none" if has_no_index(comment) else "vector")
+    statement = ddl_sql(comment_on_table(config.table_name, config.schema, marked))
+    return Finding(
+        kind="metric",
+        subject=subject,
+        actual=f"its metric is {metric}",
+        expected=config.metric,
+        hint=f"set metric={metric}, or use a new table for {config.metric}; if the table's comment "
+        f"was lost, run {statement}",
+    )
 
 
 def _columns_finding(subject: str, live: LiveTable, config: SchemaConfig) -> Finding | None:

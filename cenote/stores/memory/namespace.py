@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from cenote.stores.memory.lists import with_lists
 from cenote.stores.memory.metadata_index import Mask, Posting, PostingIndex
 from cenote.stores.memory.readers import Readers
 from cenote.stores.memory.user_values import Values, WrittenValues
-from cenote.types import Float32Array
+from cenote.types import Float32Array, Metric
 from cenote.validation.batches import Batch
 from cenote.validation.json import json_text
 
@@ -131,7 +132,9 @@ rows on one core, and rounded up."""
 
 
 class Namespace:
-    """The chunks of one namespace, with a matrix that holds one unit vector per chunk.
+    """The chunks of one namespace, with a matrix that holds one vector per chunk.
+
+    With the metric cosine, the vectors have length 1.
 
     Each chunk has a number: its place in the list of rows and in the matrix. Numbers of deleted
     chunks are reused.
@@ -140,7 +143,8 @@ class Namespace:
     filled twice, with the same values.
     """
 
-    def __init__(self, dimensions: int) -> None:
+    def __init__(self, dimensions: int, metric: Metric) -> None:
+        self._metric: Metric = metric
         self.readers = Readers()
         self._characters = 0
         self._matrix: Float32Array = np.zeros((16, dimensions), dtype=np.float32)
@@ -169,10 +173,10 @@ class Namespace:
         """
         self._reserve(sum(chunk.id not in self._numbers for chunk in batch.chunks))
         numbers = [self._number(chunk.id) for chunk in batch.chunks]
-        units, norms = _unit_vectors(batch.embeddings)
-        same_vectors = (self._matrix[numbers] == units).all(axis=1)
+        vectors, norms = _scaled(batch.embeddings, self._metric)
+        same_vectors = (self._matrix[numbers] == vectors).all(axis=1)
         same_vectors &= self._norms[numbers] == norms
-        self._matrix[numbers] = units
+        self._matrix[numbers] = vectors
         self._norms[numbers] = norms
         self._searchable[numbers] = norms > 0
         now = datetime.now(UTC)
@@ -351,7 +355,8 @@ class Namespace:
         for query in queries:
             if stop.is_set():
                 break
-            found = self.search(query, limit, filter, None) if query.any() else []
+            can_match = stored_can_match(self._metric, query)
+            found = self.search(query, limit, filter, None) if can_match else []
             results.append(at_least(min_score, found))
         return results
 
@@ -363,11 +368,12 @@ class Namespace:
         per_document: int | None,
     ) -> list[RetrievalResult]:
         """Return the chunks nearest to a query vector, exactly."""
-        unit = _unit_vectors(query[np.newaxis])[0][0]
-        numbers, scores = self._scored(unit, filter)
+        vector = _scaled(query[np.newaxis], self._metric)[0][0]
+        numbers, scores = self._scored(vector, filter)
         depth = limit if per_document is None else len(numbers)
-        candidates = numbers[_candidates(scores, depth, len(unit))]
-        exact = _cosines(self._matrix[candidates], unit)
+        slack = self._slack(vector)
+        candidates = numbers[_candidates(scores, depth, slack)]
+        exact = _exact_scores(self._matrix[candidates], vector, self._metric)
         ranking = [
             (float(score), self._row(number))
             for score, number in zip(exact, candidates, strict=True)
@@ -470,12 +476,12 @@ class Namespace:
             yield self._sorted_ids[position]
 
     def _scored(
-        self, unit: Float32Array, filter: Filter | None
+        self, vector: Float32Array, filter: Filter | None
     ) -> tuple[NDArray[np.intp], Float32Array]:
         """Return the numbers of the chunks that a search may return, and their scores in float32.
 
         Args:
-            unit: Query vector of length 1.
+            vector: Query vector; with cosine, of length 1.
             filter: Filter for the chunks.
         """
         used = len(self._rows)
@@ -485,13 +491,34 @@ class Namespace:
             numbers = numbers[searchable[numbers]]
             # To copy a few vectors is cheaper than to compute the product with all vectors.
             if len(numbers) < used // 8:
-                return numbers, self._matrix[numbers] @ unit
-            return numbers, (self._matrix[:used] @ unit)[numbers]
-        scores = self._matrix[:used] @ unit
+                return numbers, _scores(self._matrix[numbers], vector, self._metric)
+            return numbers, _scores(self._matrix[:used], vector, self._metric)[numbers]
+        scores = _scores(self._matrix[:used], vector, self._metric)
         if searchable.all():
             return _range(used), scores
         numbers = np.flatnonzero(searchable)
         return numbers, scores[numbers]
+
+    def _slack(self, vector: Float32Array) -> float:
+        """Return how much two scores in float32 may differ from the exact ones, together.
+
+        A sum of n products in float32 differs from the exact sum by at most ``n * 2**-24`` times
+        the lengths of both vectors.
+        """
+        rounding = 2 * len(vector) * 2.0**-24
+        if self._metric == "cosine":
+            return rounding
+        length = float(np.linalg.norm(vector.astype(np.float64)))
+        largest = float(np.abs(self._matrix[: len(self._rows)]).max(initial=0.0))
+        longest = largest * math.sqrt(len(vector))
+        if self._metric == "inner_product":
+            return rounding * length * longest
+        return rounding * (length + longest)
+
+
+def stored_can_match(metric: Metric, query: Float32Array) -> bool:
+    """Return whether chunks have a score for a query: a zero vector has no direction."""
+    return metric != "cosine" or bool(query.any())
 
 
 def _words_of(row: _Row, languages: tuple[str, ...]) -> Sequence[str]:
@@ -520,8 +547,14 @@ def _limit_per_document(
     return best
 
 
-def _unit_vectors(matrix: Float32Array) -> tuple[Float32Array, NDArray[np.float64]]:
-    """Return vectors scaled to length 1, and their original lengths. Zero vectors stay zero."""
+def _scaled(matrix: Float32Array, metric: Metric) -> tuple[Float32Array, NDArray[np.float64]]:
+    """Return vectors as the matrix stores them, and the lengths that they were divided by.
+
+    With cosine, the vectors get length 1, and zero vectors stay zero. Otherwise, all stay as they
+    are.
+    """
+    if metric != "cosine":
+        return matrix, np.ones(len(matrix))
     norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
     divisors = np.where(norms > 0, norms, 1.0)[:, np.newaxis]
     units = np.empty_like(matrix)
@@ -529,27 +562,54 @@ def _unit_vectors(matrix: Float32Array) -> tuple[Float32Array, NDArray[np.float6
     return units, norms
 
 
-def _cosines(units: Float32Array, unit: Float32Array) -> NDArray[np.float64]:
-    """Return the cosine similarities of rows and a vector, each of length 1 but for its rounding.
+_BLOCK_ROWS = 1024
+"""Number of rows whose differences from a query are in memory at a time."""
 
-    A matrix product may give identical rows different scores; a sum per row does not. The lengths
-    are computed as the products are, so the score of a vector for itself is exactly 1, as in
-    pgvector.
+
+def _scores(rows: Float32Array, vector: Float32Array, metric: Metric) -> Float32Array:
+    """Return the scores of rows for a vector, in float32; with cosine, all have length 1."""
+    if metric != "l2":
+        products: Float32Array = rows @ vector
+        return products
+    scores = np.empty(len(rows), dtype=np.float32)
+    with np.errstate(over="ignore"):  # far apart, and therefore last
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            differences = rows[start : start + _BLOCK_ROWS] - vector
+            squares = np.einsum("ij,ij->i", differences, differences)
+            scores[start : start + _BLOCK_ROWS] = -np.sqrt(squares)
+    return scores
+
+
+def _exact_scores(rows: Float32Array, vector: Float32Array, metric: Metric) -> NDArray[np.float64]:
+    """Return the scores of rows for a vector; with cosine, all have length 1 but for rounding.
+
+    A matrix product may give identical rows different scores; a sum per row does not. With cosine,
+    the lengths are computed as the products are, so the score of a vector for itself is exactly 1,
+    as in pgvector.
     """
-    rows, query = units.astype(np.float64), unit.astype(np.float64)[np.newaxis]
-    squared_lengths = (rows * rows).sum(axis=1) * (query * query).sum(axis=1)
-    cosines: NDArray[np.float64] = (rows * query).sum(axis=1) / np.sqrt(squared_lengths)
+    exact, query = rows.astype(np.float64), vector.astype(np.float64)[np.newaxis]
+    if metric == "l2":
+        distances: NDArray[np.float64] = np.sqrt(((exact - query) ** 2).sum(axis=1))
+        return 0.0 - distances
+    products: NDArray[np.float64] = (exact * query).sum(axis=1)
+    if metric == "inner_product":
+        return products
+    squared_lengths = (exact * exact).sum(axis=1) * (query * query).sum(axis=1)
+    cosines: NDArray[np.float64] = products / np.sqrt(squared_lengths)
     return cosines.clip(-1.0, 1.0)
 
 
-def _candidates(scores: Float32Array, limit: int, dimensions: int) -> NDArray[np.intp]:
-    """Return the positions of scores that could be among the best `limit` if computed exactly."""
+def _candidates(scores: Float32Array, limit: int, slack: float) -> NDArray[np.intp]:
+    """Return the positions of scores that could be among the best `limit` if computed exactly.
+
+    Args:
+        scores: Scores in float32.
+        limit: Number of best scores.
+        slack: How much two scores may differ from the exact ones, together.
+    """
     if limit >= len(scores):
         return _range(len(scores))
     worst = np.partition(scores, len(scores) - limit)[len(scores) - limit]
-    # The float32 product of two unit vectors differs from the exact product by at most
-    # dimensions * 2**-24. Two scores are compared, so the difference counts twice.
-    slack = 2 * dimensions * 2.0**-24
     return np.flatnonzero(scores >= worst - slack)
 
 

@@ -19,14 +19,15 @@ from cenote.ranking.bm25 import stems
 from cenote.ranking.fusion import DEPTH, at_least, diverse, fused
 from cenote.responsive import stop_at_exit
 from cenote.stores import bulk_load
-from cenote.stores.memory.namespace import Namespace
+from cenote.stores.memory.namespace import Namespace, stored_can_match
 from cenote.stores.memory.user_values import ModelValues, UserValues, WrittenValues
 from cenote.stores.protocol import VectorStore
 from cenote.telemetry import NamespaceInTelemetry, Telemetry, record, reported
-from cenote.types import ColumnType, Float32Array, Vector
+from cenote.types import ColumnType, Float32Array, Metric, Vector
 from cenote.validation.arguments import (
     MAX_LIMIT,
     check_boolean,
+    check_choice,
     check_chunk_id,
     check_column_type,
     check_dimensions,
@@ -43,6 +44,7 @@ from cenote.validation.arguments import (
     check_namespace,
     check_neighbours,
     check_per_document,
+    check_rerank,
     check_text,
 )
 from cenote.validation.batches import (
@@ -75,14 +77,15 @@ class InMemoryVectorStore(VectorStore):
             only the database can compute raises an error. Without a model, the store keeps
             `EmbeddedChunk.columns` as they are.
         column_type: ``"halfvec"`` rounds vectors to 16 bits, as a table of that type does.
+        metric: ``"cosine"``, ``"inner_product"`` or ``"l2"``; see `VectorStore`.
         embedding_model: Reject chunks with the embedding of another model.
         text_search: One or more languages of the full-text search, as for `PgVectorStore`. Words
             are stemmed by `cenote.retrievers.stems`. Requires the extra ``cenote[bm25]``.
         namespaces_in_telemetry: ``"hashed"`` or ``"plain"``; see `cenote.telemetry`.
 
     Raises:
-        ConfigurationError: `dimensions` is not a positive integer, the column type or a language
-            is unknown, or `model` is not a chunk model, or has other settings.
+        ConfigurationError: `dimensions` is not a positive integer, the column type, the metric or a
+            language is unknown, or `model` is not a chunk model, or has other settings.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class InMemoryVectorStore(VectorStore):
         *,
         model: type[ChunkMixin] | None = None,
         column_type: ColumnType = "vector",
+        metric: Metric = "cosine",
         embedding_model: str | None = None,
         text_search: str | None = None,
         namespaces_in_telemetry: NamespaceInTelemetry = "hashed",
@@ -103,16 +107,20 @@ class InMemoryVectorStore(VectorStore):
             settings = {
                 "dimensions": dimensions,
                 "column_type": column_type,
+                "metric": metric,
                 "text_search": text_search,
             }
             config = config_from_model(model, settings)
             dimensions, column_type = config.dimensions, config.column_type
+            metric = config.metric
             text_search = config.text_search
             self._user_values = ModelValues(model)
         check_column_type(column_type)
+        check_choice(metric, Metric, setting="metric")
         check_embedding_model(embedding_model)
         self._dimensions = check_dimensions(dimensions)
         self._column_type: ColumnType = column_type
+        self._metric: Metric = metric
         self._languages = languages(text_search)
         self._embedding_model = embedding_model
         self._telemetry = Telemetry("memory", namespaces_in_telemetry)
@@ -150,7 +158,9 @@ class InMemoryVectorStore(VectorStore):
         if batch.chunks:
             values = self._user_values.check(batch)
             await self._writable(namespace)
-            stored = self._namespaces.setdefault(namespace, Namespace(self._dimensions))
+            stored = self._namespaces.setdefault(
+                namespace, Namespace(self._dimensions, self._metric)
+            )
             stored.upsert(batch, values)
         record(rows=len(batch.chunks))
 
@@ -166,23 +176,25 @@ class InMemoryVectorStore(VectorStore):
         per_document: int | None = None,
         exact: bool = True,
         ef_search: int | None = None,
+        rerank: int | None = None,
     ) -> list[RetrievalResult]:
         """Find the chunks nearest to a vector; see `VectorStore.search`.
 
         Args:
-            exact, ef_search: Accepted for compatibility with `PgVectorStore`; every search of this
-                store is exact.
+            exact, ef_search, rerank: Accepted for compatibility with `PgVectorStore`; every search
+                of this store is exact.
         """
         check_namespace(namespace)
         check_limit(limit)
         check_boolean(exact, field="exact")
         check_ef_search(ef_search)
+        check_rerank(rerank)
         query = check_query_vector(query_vector, self._dimensions, self._column_type)
         condition = await self._checked_filter(filter)
-        check_min_score(min_score)
+        check_min_score(min_score, self._metric)
         check_per_document(per_document)
         record(path="exact")
-        if not query.any():
+        if not stored_can_match(self._metric, query):
             return []
         stored = self._chunks_in(namespace)
         seconds = stored.search_seconds(limit if per_document is None else MAX_LIMIT, condition)
@@ -202,17 +214,19 @@ class InMemoryVectorStore(VectorStore):
         min_score: float | None = None,
         exact: bool = True,
         ef_search: int | None = None,
+        rerank: int | None = None,
     ) -> list[list[RetrievalResult]]:
         """Search for several vectors at once; see `VectorStore.search_many`.
 
         Args:
-            exact, ef_search: As for :meth:`search`.
+            exact, ef_search, rerank: As for :meth:`search`.
         """
         check_namespace(namespace)
         check_limit(limit)
         check_boolean(exact, field="exact")
         check_ef_search(ef_search)
-        check_min_score(min_score)
+        check_rerank(rerank)
+        check_min_score(min_score, self._metric)
         queries = await check_query_vectors(query_vectors, self._dimensions, self._column_type)
         condition = await self._checked_filter(filter)
         stored = self._chunks_in(namespace)
@@ -238,7 +252,7 @@ class InMemoryVectorStore(VectorStore):
         stored = self._chunks_in(namespace)
         ids = [result.chunk.id for result in found]
         vectors = await stored.readers.run(stored.read_seconds(len(ids)), stored.embeddings, ids)
-        return await diverse(query_vector, found, vectors, limit, diversity)
+        return await diverse(query_vector, found, vectors, limit, diversity, self._metric)
 
     @reported("search_namespaces")
     async def search_namespaces(
@@ -300,7 +314,11 @@ class InMemoryVectorStore(VectorStore):
         stored = self._chunks_in(namespace)
 
         def search() -> list[RetrievalResult]:
-            nearest = stored.search(query, depth, condition, None) if query.any() else []
+            nearest = (
+                stored.search(query, depth, condition, None)
+                if stored_can_match(self._metric, query)
+                else []
+            )
             question = text[:QUERY_CHARACTERS]
             by_words = stored.search_text(question, depth, condition, self._languages)
             return fused((nearest, by_words), (vector_weight, text_weight), limit)
@@ -396,7 +414,7 @@ class InMemoryVectorStore(VectorStore):
         values = self._user_values.check(batch) if batch.chunks else WrittenValues([], [])
         on_update = self._user_values.on_update()
         await self._writable(namespace)
-        stored = self._namespaces.setdefault(namespace, Namespace(self._dimensions))
+        stored = self._namespaces.setdefault(namespace, Namespace(self._dimensions, self._metric))
         reject_unembedded(unembedded.chunks, stored.hashes(), self._embedding_model)
         ids = {chunk.id for chunk in (*batch.chunks, *unembedded.chunks)}
         before = stored.matching(as_filter(field("document_id") == document_id))
@@ -488,7 +506,7 @@ class InMemoryVectorStore(VectorStore):
 
     def _chunks_in(self, namespace: str) -> Namespace:
         """Return the chunks of a namespace, which may be empty."""
-        return self._namespaces.get(namespace) or Namespace(self._dimensions)
+        return self._namespaces.get(namespace) or Namespace(self._dimensions, self._metric)
 
     async def _writable(self, namespace: str) -> Namespace:
         """Return the chunks of a namespace as soon as no thread reads them.
@@ -499,7 +517,7 @@ class InMemoryVectorStore(VectorStore):
             if not stored.readers.any_running:
                 return stored
             await stored.readers.finish()
-        return Namespace(self._dimensions)
+        return Namespace(self._dimensions, self._metric)
 
     async def _page(
         self, stored: Namespace, after: str | None, filter: Filter | None, limit: int

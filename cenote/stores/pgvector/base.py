@@ -84,15 +84,13 @@ class PgVectorStoreBase(VectorStore, Generic[Model]):
         async with self._executor.statement(operation, None, None):
             pass
 
-    async def _read_measured_ef_search(
-        self, operation: str, session: CallerTransaction | None
-    ) -> None:
-        """Check the table before the store's first search, which reads the measured ``ef_search``.
+    async def _read_index(self, operation: str, session: CallerTransaction | None) -> None:
+        """Check the table before a search, if it was not checked for a while.
 
-        Without ``session=``, this borrows a connection once more, the first time only. It sends no
-        statement that the search itself would not send.
+        The check reads the kind of the ANN index and its measured ``ef_search``, which may change
+        while the store is in use. Without ``session=``, it borrows a connection once more.
         """
-        if not self._executor.table_checked:
+        if self._executor.must_check_table():
             async with self._executor.statement(operation, session, None):
                 pass
 

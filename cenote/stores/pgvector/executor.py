@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -42,6 +43,7 @@ from cenote.inspection.hints import (
     migration_hint,
     row_security_command,
 )
+from cenote.postgres.ann_index import AnnIndex
 from cenote.postgres.connection_parameters import unsupported_argument
 from cenote.postgres.driver_errors import (
     database_errors,
@@ -89,8 +91,7 @@ class StatementExecutor:
         config: Expected configuration of the model's table.
         user_model: True if the application defines the model.
         operation_timeout: Maximum seconds per operation; unlimited if None.
-        on_measured_ef_search: Called with the measured ``ef_search`` that the table's ANN index
-            records, or None, when the table is checked.
+        on_index: Called with the ANN index that searches use, or None, when the table is checked.
 
     Attributes:
         table: Chunk table.
@@ -107,7 +108,7 @@ class StatementExecutor:
         *,
         user_model: bool,
         operation_timeout: float | None,
-        on_measured_ef_search: Callable[[int | None], None],
+        on_index: Callable[[AnnIndex | None], None],
     ) -> None:
         # Without BEGIN and COMMIT, one statement is one round trip.
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -120,9 +121,10 @@ class StatementExecutor:
         self._migrations = migration_hint(config, user_model=user_model)
         self._has_row_security = bool(config.row_security)
         self._operation_timeout = operation_timeout
-        self._on_measured_ef_search = on_measured_ef_search
+        self._on_index = on_index
         self._driver = engine.dialect.driver
         self.table_checked = False
+        self._checked_at = 0.0
         self.has_citus = False
         direct = DirectPsycopgConnections if isinstance(engine, SyncEngine) else DirectConnections
         self._direct = direct(engine, self._migrations)
@@ -364,19 +366,28 @@ class StatementExecutor:
         await prepare(connection, migrations=self._migrations)
         if self.table_checked:
             return
-        # Needed once per store, and not for importing this package.
+        # Needed rarely, and not for importing this package.
         from cenote.inspection import live_table
-        from cenote.inspection.recall_comment import parse_comment
 
         query = live_table.shape_query(self._config.table_name, self._config.schema)
         live = (await connection.execute(query)).one_or_none()
         # If the table is missing or is not a chunk table, the statement fails by itself.
         if live is not None and live.column_type is not None:
             await self._check_table(connection, live)
-            measured = parse_comment(live.index_comment)
-            self._on_measured_ef_search(None if measured is None else measured.ef_search)
+            self._on_index(live_table.search_index_of(live, self.table.name))
             self.has_citus = bool(live.has_citus)
+            self._checked_at = time.monotonic()
             self.table_checked = True
+
+    def must_check_table(self) -> bool:
+        """Return whether the next statement must check the table, at first and once a minute."""
+        if self.table_checked and time.monotonic() - self._checked_at > _CHECK_SECONDS:
+            self.forget_table()
+        return not self.table_checked
+
+    def forget_table(self) -> None:
+        """Make the next statement check the table, because its ANN index may have changed."""
+        self.table_checked = False
 
     async def _check_snapshot(self, connection: AsyncConnection, operation: str) -> None:
         """Check that a caller's transaction does not see the table from before a rewrite.
@@ -432,10 +443,15 @@ class StatementExecutor:
 
     async def _check_table(self, connection: AsyncConnection, live: Row[Any]) -> None:
         from cenote.inspection import live_table
-        from cenote.inspection.checks.table import embedding_finding, text_search_finding
+        from cenote.inspection.checks.table import (
+            embedding_finding,
+            metric_finding,
+            text_search_finding,
+        )
 
         subject = "table " + self.table.fullname
         finding = embedding_finding(subject, live.column_type, live.dimensions, self._config)
+        finding = finding or metric_finding(subject, live.comment, self._config)
         text_search = languages_of(live.generates_words)
         if finding is None and self._config.languages:
             rows = (await connection.execute(live_table.CONFIGURATIONS)).all()
@@ -568,6 +584,12 @@ async def run_statement(
     finally:
         adapter._prepared_statement_cache = cache
 
+
+_CHECK_SECONDS = 60.0
+"""Seconds after which a search checks the table again.
+
+If the index was rebuilt as another kind meanwhile, searches up to then were exact, and slow.
+"""
 
 _CANCELED = "57014"
 """SQLSTATE query_canceled. Source: PostgreSQL manual, appendix A."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
+from cenote.config import SchemaConfig
 from cenote.models import EmbeddedChunk
 from cenote.progress import Report
 from cenote.stores import bulk_load
@@ -75,13 +77,20 @@ class Loading(Writing[Model]):
             first: list[EmbeddedChunk] = await anext(batches, [])
             self._check_batch(first)  # before the index is dropped
             await self._check_table("bulk_load")
-            build = bulk_load.Build(self._engine, self._config, memory, workers, progress)
+            build = bulk_load.Build(self._engine, self._build_config(), memory, workers, progress)
             async with build.after_load(ann_index):
-                return await bulk_load.load(
+                loaded = await bulk_load.load(
                     partial(self._upsert, namespace=namespace),
                     bulk_load.with_first(batches, first),
                     progress,
                 )
+            self._executor.forget_table()  # there may be an index now
+            return loaded
+
+    def _build_config(self) -> SchemaConfig:
+        """Return the settings of an ANN index that replaces the present one, which is dropped."""
+        kind = self._searches.vectors.kind
+        return self._config if kind == "none" else replace(self._config, index=kind)
 
     @asynccontextmanager
     async def deferred_ann_index(
@@ -112,8 +121,9 @@ class Loading(Writing[Model]):
         """
         self._reject_if_bound("deferred_ann_index", "call it on the store that is not bound")
         await self._check_table("deferred_ann_index")
-        build = bulk_load.Build(self._engine, self._config, memory, workers, progress)
+        build = bulk_load.Build(self._engine, self._build_config(), memory, workers, progress)
         await build.drop()
+        self._executor.forget_table()
         with build.noting_missing_index():
             self._deferrals += 1
             try:
@@ -122,3 +132,4 @@ class Loading(Writing[Model]):
                 self._deferrals -= 1
             if not self._deferrals:  # the last of several concurrent blocks builds
                 await build.now()
+                self._executor.forget_table()

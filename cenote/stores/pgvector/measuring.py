@@ -219,7 +219,7 @@ class Measuring(Reading[Model], Searching[Model]):
             date=datetime.now(UTC).date(),
         )
         await record_recall(self._engine, self._config, measured)
-        self._searches.set_measured_ef_search(point.ef_search)
+        self._searches.measured = measured
         return point.ef_search
 
     def _effective_values(self, ef_search: Sequence[int], limit: int) -> list[int]:

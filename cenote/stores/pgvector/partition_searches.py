@@ -33,7 +33,7 @@ from cenote.stores.pgvector.search_hints import Place, SearchHints
 from cenote.stores.pgvector.sql import rows
 from cenote.stores.pgvector.sql.partition_search import Scope, Strategy
 from cenote.stores.pgvector.sql.search_statements import SearchStatements
-from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO, rows_to_fetch
+from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO
 
 Row: TypeAlias = Sequence[Any]
 
@@ -86,18 +86,24 @@ class PartitionSearches:
         self,
         namespace: str,
         conditions: Conditions,
-        limit: int,
+        fetch: int | None,
         parameters: Mapping[str, Any],
         *,
-        exact: bool,
         per_document: int | None,
     ) -> Sequence[Row]:
         """Search outside a caller's transaction.
 
+        Args:
+            namespace: Tenant to search in.
+            conditions: Filter for the chunks.
+            fetch: Number of rows for the ANN scan to find; None for an exact search.
+            parameters: Parameters of the statement.
+            per_document: Maximum number of chunks per document; unlimited if None.
+
         Returns:
             Rows for `rows.to_results`.
         """
-        request = _Request(namespace, conditions, limit, parameters, exact, per_document)
+        request = _Request(namespace, conditions, fetch, parameters, per_document)
         place = self.hints.places.get(namespace)
         if place is not None:
             found = await self._search_place(request, place)
@@ -111,12 +117,13 @@ class PartitionSearches:
         Returns:
             The rows; None if they may be incomplete.
         """
-        several = request.per_document is not None
-        fetch = rows_to_fetch(request.limit, per_document=several)
         strategy = self.hints.strategy(
-            place, request.filter_key, fetch=fetch, exact=request.exact, per_document=several
+            place,
+            request.filter_key,
+            fetch=request.fetch,
+            per_document=request.per_document is not None,
         )
-        statement = self._statement(request, place, strategy, fetch)
+        statement = self._statement(request, place, strategy)
         names = {
             "partition": qualified(place.partition, self._table.schema),
             "parent": self._parent,
@@ -136,14 +143,13 @@ class PartitionSearches:
             self._loaded = None
             self.hints.places.forget(request.namespace)
             return None
-        return self._proven(request, place, strategy, fetch, found)
+        return self._proven(request, place, strategy, found)
 
     def _proven(
         self,
         request: _Request,
         place: Place,
         strategy: Strategy,
-        fetch: int,
         found: Sequence[Row],
     ) -> Sequence[Row] | None:
         """Return the rows if they are complete, and remember what they tell."""
@@ -154,8 +160,8 @@ class PartitionSearches:
         if not first[rows.ATTACHED] or not present or (self._row_security and not has_rows):
             self.hints.places.forget(request.namespace)
             return None
-        if strategy == "ann" and first[rows.FOUND] < fetch:
-            self._remember_short_index(request, place, fetch)
+        if strategy == "ann" and request.fetch is not None and first[rows.FOUND] < request.fetch:
+            self._remember_short_index(request, place, request.fetch)
             return None
         if strategy == "small":
             self.hints.places.refresh(request.namespace, replace(place, rows=present))
@@ -178,13 +184,12 @@ class PartitionSearches:
             rows_seen = EXACT_UP_TO + 1 if by_ann else EXACT_UP_TO
             self.hints.places.put(request.namespace, Place(place.partition, rows_seen))
 
-    def _statement(
-        self, request: _Request, place: Place, strategy: Strategy, fetch: int
-    ) -> Select[Any]:
+    def _statement(self, request: _Request, place: Place, strategy: Strategy) -> Select[Any]:
         partition: str | None = place.partition
         scope: Scope = "partition"
-        to_find = fetch if strategy in ("ann", "either") else None
-        text = (partition, strategy, to_find, request.per_document, request.conditions.shape)
+        to_find = request.fetch if strategy in ("ann", "either") else None
+        kind = self._searches.vectors.kind
+        text = (partition, strategy, to_find, kind, request.per_document, request.conditions.shape)
         if partition == self._table.name:
             partition, scope = None, "plain"
         elif partition not in self._readable or (
@@ -220,8 +225,7 @@ class PartitionSearches:
         locate = bool(self._names)
         statement = self._searches.search(
             request.conditions,
-            request.limit,
-            exact=request.exact,
+            request.fetch,
             per_document=request.per_document,
             locate=locate,
         )
@@ -266,10 +270,13 @@ class _Request:
 
     namespace: str
     conditions: Conditions
-    limit: int
+    fetch: int | None
     parameters: Mapping[str, Any]
-    exact: bool
     per_document: int | None
+
+    @property
+    def exact(self) -> bool:
+        return self.fetch is None
 
     @property
     def filter_key(self) -> Hashable | None:

@@ -116,8 +116,7 @@ class SearchHints:
         place: Place,
         filter_key: Hashable | None,
         *,
-        fetch: int,
-        exact: bool,
+        fetch: int | None,
         per_document: bool,
     ) -> Strategy:
         """Return how to search a namespace.
@@ -125,18 +124,17 @@ class SearchHints:
         Args:
             place: Where the namespace is.
             filter_key: Key of the filter in :attr:`filters`; None without a filter.
-            fetch: Number of rows for the ANN scan to find.
-            exact: True if the caller asks for an exact search.
+            fetch: Number of rows for the ANN scan to find; None for an exact search.
             per_document: True if the number of results per document is limited.
         """
         small = place.rows is not None and place.rows <= EXACT_UP_TO
         if filter_key is None:
-            if small or exact:
+            if small or fetch is None:
                 return "small"
             falls_short = place.falls_short_at is not None and fetch >= place.falls_short_at
             unknown = place.rows is None or falls_short
             return "either" if per_document or unknown else "ann"
-        if small or exact:
+        if small or fetch is None:
             few = place.rows is not None and place.rows <= _COMPARED_BY_KEY
             return "small" if few else "exact"
         if per_document:

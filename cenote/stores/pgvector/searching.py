@@ -32,6 +32,7 @@ from cenote.validation.arguments import (
     check_min_score,
     check_namespace,
     check_per_document,
+    check_rerank,
     check_text,
 )
 from cenote.validation.vectors import check_query_vector, check_query_vectors
@@ -63,6 +64,7 @@ class Searching(PgVectorStoreBase[Model]):
         where: ColumnElement[bool] | None = None,
         exact: bool = False,
         ef_search: int | None = None,
+        rerank: int | None = None,
         session: Session | None = None,
     ) -> list[RetrievalResult]:
         """Find the chunks nearest to a vector; see `VectorStore.search`.
@@ -71,44 +73,50 @@ class Searching(PgVectorStoreBase[Model]):
             where: Additional SQL condition, applied before the limit; see :meth:`search_statement`.
             exact: Compare with every matching chunk, without the ANN index.
             ef_search: Replaces the store's `hnsw_ef_search`, or the measured one, for this call.
+            rerank: Replaces the store's `rerank`, or the measured one, for this call.
             session: Transaction to join; see `PgVectorStore`.
         """
         query, condition = self._check_search(
-            query_vector, namespace, limit, where, exact, ef_search
+            query_vector, namespace, limit, where, exact, ef_search, rerank
         )
         conditions = await self._conditions_of(filter)
-        check_min_score(min_score)
+        check_min_score(min_score, self._config.metric)
         check_per_document(per_document)
         transaction = self._transaction(session)
-        if not query[0] and not query.any():  # any() takes as long as all other checks
+        if self._finds_nothing(query):
             return []
         if self._never_holds(conditions):
             record(path="exact")
             return []
-        await self._read_measured_ef_search("search", transaction)
+        await self._read_index("search", transaction)
+        exact = exact or self._searches.must_be_exact(query)
+        fetch = self._searches.rows_to_fetch(
+            limit, exact=exact, per_document=per_document is not None, rerank=rerank
+        )
         parameters: dict[str, Any] = {
             "namespace": namespace,
             "query": to_wire_one(query, self._config.column_type),
             **self._searches.search_parameters(
-                limit, ef_search, filtered=bool(conditions) or condition is not None
+                limit,
+                ef_search,
+                filtered=bool(conditions) or condition is not None,
+                fetch=fetch,
             ),
             **conditions.parameters,
         }
         if condition is not None:
             statement = self._searches.search_where(
-                condition, conditions, limit, parameters, exact=exact, per_document=per_document
+                condition, conditions, fetch, parameters, per_document=per_document
             )
             found = await self._executor.execute("search", transaction, namespace, statement, {})
         elif transaction is not None or self._translates_schemas:
-            statement = self._searches.search(
-                conditions, limit, exact=exact, per_document=per_document
-            )
+            statement = self._searches.search(conditions, fetch, per_document=per_document)
             found = await self._executor.fetch(
                 "search", transaction, namespace, statement, parameters
             )
         else:
             found = await self._partition_searches.search(
-                namespace, conditions, limit, parameters, exact=exact, per_document=per_document
+                namespace, conditions, fetch, parameters, per_document=per_document
             )
         record(path="ann" if found and found[0][rows.BY_ANN] else "exact")
         return at_least(min_score, await rows.results_from(found))
@@ -124,35 +132,41 @@ class Searching(PgVectorStoreBase[Model]):
         min_score: float | None = None,
         exact: bool = False,
         ef_search: int | None = None,
+        rerank: int | None = None,
         session: Session | None = None,
     ) -> list[list[RetrievalResult]]:
         """Search for several vectors in one round trip; see `VectorStore.search_many`.
 
         Args:
-            exact, ef_search, session: See :meth:`search`.
+            exact, ef_search, rerank, session: See :meth:`search`.
         """
         check_namespace(namespace)
         check_limit(limit)
         check_boolean(exact, field="exact")
         check_ef_search(ef_search)
-        check_min_score(min_score)
+        check_rerank(rerank)
+        check_min_score(min_score, self._config.metric)
         queries = await check_query_vectors(
             query_vectors, self._config.dimensions, self._config.column_type
         )
         conditions = await self._conditions_of(filter)
         transaction = self._transaction(session)
         results: list[list[RetrievalResult]] = [[] for _ in queries]
-        asked = [number for number, query in enumerate(queries) if query.any()]
+        asked = [n for n, query in enumerate(queries) if not self._finds_nothing(query)]
         if self._never_holds(conditions) or not asked:
             return results
-        await self._read_measured_ef_search("search_many", transaction)
+        await self._read_index("search_many", transaction)
+        exact = exact or any(self._searches.must_be_exact(queries[number]) for number in asked)
+        fetch = self._searches.rows_to_fetch(limit, exact=exact, rerank=rerank)
         values = {
             "namespace": namespace,
             "query_list": to_wire(queries[asked], self._config.column_type),
-            **self._searches.search_parameters(limit, ef_search, filtered=bool(conditions)),
+            **self._searches.search_parameters(
+                limit, ef_search, filtered=bool(conditions), fetch=fetch
+            ),
             **conditions.parameters,
         }
-        statement = self._searches.search_many(conditions, limit, exact=exact)
+        statement = self._searches.search_many(conditions, fetch)
         found = list(
             await self._executor.fetch("search_many", transaction, namespace, statement, values)
         )
@@ -194,7 +208,9 @@ class Searching(PgVectorStoreBase[Model]):
         values = {"namespace": namespace, "ids": sorted(result.chunk.id for result in found)}
         async with self._executor.statement("search_diverse", transaction, namespace) as connection:
             stored = await fetch_all(await connection.execute(self._reads.embeddings, values))
-        return await diverse(query_vector, found, dict(stored), limit, diversity)
+        return await diverse(
+            query_vector, found, dict(stored), limit, diversity, self._config.metric
+        )
 
     @operation("search_text", retry=Retry.ALWAYS)
     async def search_text(
@@ -239,15 +255,17 @@ class Searching(PgVectorStoreBase[Model]):
         depth: int = DEPTH,
         where: ColumnElement[bool] | None = None,
         ef_search: int | None = None,
+        rerank: int | None = None,
         session: Session | None = None,
     ) -> list[RetrievalResult]:
         """Find the best chunks by vector and by words; see `VectorStore.search_hybrid`.
 
         Args:
-            where, ef_search, session: See :meth:`search`.
+            where, ef_search, rerank, session: See :meth:`search`.
         """
         check_fusion(vector_weight, text_weight, depth)
         check_ef_search(ef_search)
+        check_rerank(rerank)
         query = check_query_vector(query_vector, self._config.dimensions, self._config.column_type)
         values, conditions, condition = await self._check_text_search(
             text, namespace, limit, filter, where
@@ -255,10 +273,12 @@ class Searching(PgVectorStoreBase[Model]):
         transaction = self._transaction(session)
         if self._never_holds(conditions):
             return []
-        await self._read_measured_ef_search("search_hybrid", transaction)
+        await self._read_index("search_hybrid", transaction)
         depth = max(depth, limit)
+        exact = self._searches.must_be_exact(query)
+        fetch = self._searches.rows_to_fetch(depth, exact=exact, rerank=rerank)
         search_parameters = self._searches.search_parameters(
-            depth, ef_search, filtered=bool(conditions) or condition is not None
+            depth, ef_search, filtered=bool(conditions) or condition is not None, fetch=fetch
         )
         values |= {
             **search_parameters,
@@ -268,7 +288,7 @@ class Searching(PgVectorStoreBase[Model]):
             "vector_weight": float(vector_weight),
             "text_weight": float(text_weight),
         }
-        statement, bound = self._searches.hybrid_search(conditions, depth, condition, values)
+        statement, bound = self._searches.hybrid_search(conditions, fetch, condition, values)
         async with self._executor.statement("search_hybrid", transaction, namespace) as connection:
             found = await fetch_all(await run_statement(connection, statement, bound))
         return await rows.results_from(found, "hybrid")
@@ -320,6 +340,7 @@ class Searching(PgVectorStoreBase[Model]):
         where: ColumnElement[bool] | None = None,
         exact: bool = False,
         ef_search: int | None = None,
+        rerank: int | None = None,
     ) -> Select[Model, float]:
         """Return a search as a statement that selects rows of (mapped chunk, score).
 
@@ -353,15 +374,15 @@ class Searching(PgVectorStoreBase[Model]):
             query_vector, namespace, limit, filter: See `VectorStore.search`.
             where: Additional SQL condition.
             exact: Compare with every matching chunk, without the ANN index.
-            ef_search: Replaces the store's `hnsw_ef_search` for this statement. A measured
-                ``ef_search`` (see :meth:`apply_recall`) applies once an operation of the store has
-                read it.
+            ef_search, rerank: Replace the store's `hnsw_ef_search` and `rerank` for this statement.
+                Measured values (see :meth:`apply_recall`), and the kind of an index that was
+                rebuilt as another kind, apply once an operation of the store has read them.
 
         Raises:
             InvalidInputError: An argument is invalid.
         """
         query, condition = self._check_search(
-            query_vector, namespace, limit, where, exact, ef_search
+            query_vector, namespace, limit, where, exact, ef_search, rerank
         )
         conditions = Conditions(self._checked_filter(filter))
         if conditions.weight > MAX_STATEMENT_PARAMETERS:
@@ -371,10 +392,23 @@ class Searching(PgVectorStoreBase[Model]):
                 "or put a condition into where=",
                 field="filter",
             )
+        exact = exact or self._searches.must_be_exact(query)
         statement: Select[Model, float] = self._searches.composable_search(
-            query, namespace, limit, conditions, exact=exact, ef_search=ef_search, where=condition
+            query,
+            namespace,
+            limit,
+            conditions,
+            fetch=self._searches.rows_to_fetch(limit, exact=exact, rerank=rerank),
+            ef_search=ef_search,
+            where=condition,
         )
         return statement
+
+    def _finds_nothing(self, query: Float32Array) -> bool:
+        """Return whether no chunk has a score for a query: a zero vector has no direction."""
+        if self._config.metric != "cosine" or query[0]:
+            return False
+        return not query.any()  # any() takes as long as all other checks
 
     def _check_search(
         self,
@@ -384,6 +418,7 @@ class Searching(PgVectorStoreBase[Model]):
         where: Any,
         exact: bool,
         ef_search: int | None,
+        rerank: int | None,
     ) -> tuple[Float32Array, ColumnElement[bool] | None]:
         """Check the arguments of a search, except the filter.
 
@@ -394,5 +429,6 @@ class Searching(PgVectorStoreBase[Model]):
         check_limit(limit)
         check_boolean(exact, field="exact")
         check_ef_search(ef_search)
+        check_rerank(rerank)
         query = check_query_vector(query_vector, self._config.dimensions, self._config.column_type)
         return query, check_condition(where, self._executor.table)

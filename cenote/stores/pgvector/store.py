@@ -25,9 +25,11 @@ from cenote.config import SchemaConfig
 from cenote.errors import InvalidInputError, MigrationError, StoreConnectionError
 from cenote.inspection.citus import is_distributed
 from cenote.inspection.hints import APPLICATION_MIGRATIONS
+from cenote.inspection.recall_comment import parse_comment
 from cenote.orm.factory import config_from_model, model_for_config
 from cenote.orm.mixin import ChunkRow
 from cenote.orm.user_columns import UserColumns
+from cenote.postgres.ann_index import AnnIndex
 from cenote.postgres.driver_errors import database_errors
 from cenote.postgres.dsn import CITUS_SETTINGS, create_engine
 from cenote.postgres.event_loops import belongs_to_other_loop
@@ -45,7 +47,7 @@ from cenote.stores.pgvector.sql.search_statements import SearchStatements
 from cenote.stores.pgvector.sql.statement_cache import StatementCache
 from cenote.stores.pgvector.sql.write_statements import WriteStatements
 from cenote.telemetry import NamespaceInTelemetry, Telemetry
-from cenote.types import ColumnType
+from cenote.types import ColumnType, IndexKind, Metric
 from cenote.validation.arguments import (
     check_embedding_model,
     check_namespace,
@@ -106,6 +108,9 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         table_name: Name of the chunk table. One table holds the vectors of one embedding model.
         schema: Schema of the table; the connection's default schema if None.
         column_type: ``"vector"`` or ``"halfvec"``.
+        metric: ``"cosine"``, ``"inner_product"`` or ``"l2"``; the table must have the same.
+        index: Kind of the ANN index for `apply_migrations`; see `SchemaConfig`. Searches use the
+            kind that the table has, and notice within a minute if it was rebuilt as another kind.
         hnsw_m, hnsw_ef_construction, partitions, extension_schema: Settings for
             `apply_migrations`; see `SchemaConfig`.
         text_search: One or more text search configurations for `search_text` and `search_hybrid`;
@@ -116,6 +121,10 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
             larger number finds more and takes longer. If None, the store uses the number that
             `apply_recall` has stored in the index, which its first operation reads, or else 150. In
             these two cases, a search with a filter considers two thirds more.
+        rerank: Minimum number of candidates that an index of kind ``"bit"`` finds, 1 to 10,000. A
+            search compares them again with their stored vectors. It is raised to the limit of the
+            search, and rounded up to 1, 2 or 5 times a power of ten. If None, the store uses the
+            number that `apply_recall` has stored in the index, or else 200.
         embedding_model: Reject chunks with the embedding of another model.
         operation_timeout: Maximum seconds for each attempt of an operation, including the wait for
             a connection of the pool; unlimited if None. In a bulk load, it applies to each batch.
@@ -134,9 +143,12 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         table_name: str = ...,
         schema: str | None = ...,
         column_type: ColumnType = ...,
+        metric: Metric = ...,
+        index: IndexKind | None = ...,
         hnsw_m: int = ...,
         hnsw_ef_construction: int = ...,
         hnsw_ef_search: int | None = ...,
+        rerank: int | None = ...,
         partitions: int | None = ...,
         extension_schema: str | None = ...,
         text_search: str | None = ...,
@@ -153,6 +165,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         *,
         model: type[Model],
         hnsw_ef_search: int | None = ...,
+        rerank: int | None = ...,
         embedding_model: str | None = ...,
         operation_timeout: float | None = ...,
         namespaces_in_telemetry: NamespaceInTelemetry = ...,
@@ -167,9 +180,12 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         table_name: str = defaults.DEFAULT_TABLE_NAME,
         schema: str | None = None,
         column_type: ColumnType = "vector",
+        metric: Metric = "cosine",
+        index: IndexKind | None = None,
         hnsw_m: int = defaults.DEFAULT_HNSW_M,
         hnsw_ef_construction: int = defaults.DEFAULT_HNSW_EF_CONSTRUCTION,
         hnsw_ef_search: int | None = None,
+        rerank: int | None = None,
         partitions: int | None = None,
         extension_schema: str | None = None,
         text_search: str | None = None,
@@ -181,6 +197,8 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         given: dict[str, Any] = {
             "dimensions": dimensions,
             "column_type": column_type,
+            "metric": metric,
+            "index": index,
             "table_name": table_name,
             "schema": schema,
             "hnsw_m": hnsw_m,
@@ -213,6 +231,7 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
             self._model,
             self._config,
             hnsw_ef_search,
+            rerank,
             cache,
             schemas_translated=self._translates_schemas,
         )
@@ -424,8 +443,15 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
             self._config,
             user_model=self._has_user_model,
             operation_timeout=self._operation_timeout,
-            on_measured_ef_search=self._searches.set_measured_ef_search,
+            on_index=self._set_index,
         )
+
+    def _set_index(self, index: AnnIndex | None) -> None:
+        """Adapt searches to the ANN index of the table. Without one, they are exact."""
+        if index is None:
+            self._searches.set_index("none", None)
+        else:
+            self._searches.set_index(index.kind, parse_comment(index.comment))
 
     def _build_partition_searches(self) -> PartitionSearches:
         return PartitionSearches(

@@ -293,6 +293,7 @@ class SyncPgVectorStore(SyncVectorStore[PgVectorStore[Model]], Generic[Model]):
         where: ColumnElement[bool] | None = None,
         exact: bool = False,
         ef_search: int | None = None,
+        rerank: int | None = None,
         session: SynchronousSession | None = None,
     ) -> list[RetrievalResult]:
         """See `PgVectorStore.search`."""
@@ -307,6 +308,7 @@ class SyncPgVectorStore(SyncVectorStore[PgVectorStore[Model]], Generic[Model]):
                 where=where,
                 exact=exact,
                 ef_search=ef_search,
+                rerank=rerank,
                 session=adapted(session),
             )
         )
@@ -321,6 +323,7 @@ class SyncPgVectorStore(SyncVectorStore[PgVectorStore[Model]], Generic[Model]):
         min_score: float | None = None,
         exact: bool = False,
         ef_search: int | None = None,
+        rerank: int | None = None,
         session: SynchronousSession | None = None,
     ) -> list[list[RetrievalResult]]:
         """See `PgVectorStore.search_many`."""
@@ -333,6 +336,7 @@ class SyncPgVectorStore(SyncVectorStore[PgVectorStore[Model]], Generic[Model]):
                 min_score=min_score,
                 exact=exact,
                 ef_search=ef_search,
+                rerank=rerank,
                 session=adapted(session),
             )
         )
@@ -391,6 +395,7 @@ class SyncPgVectorStore(SyncVectorStore[PgVectorStore[Model]], Generic[Model]):
         depth: int = DEPTH,
         where: ColumnElement[bool] | None = None,
         ef_search: int | None = None,
+        rerank: int | None = None,
         session: SynchronousSession | None = None,
     ) -> list[RetrievalResult]:
         """See `PgVectorStore.search_hybrid`."""
@@ -406,6 +411,7 @@ class SyncPgVectorStore(SyncVectorStore[PgVectorStore[Model]], Generic[Model]):
                 depth=depth,
                 where=where,
                 ef_search=ef_search,
+                rerank=rerank,
                 session=adapted(session),
             )
         )
@@ -435,10 +441,18 @@ class SyncPgVectorStore(SyncVectorStore[PgVectorStore[Model]], Generic[Model]):
         where: ColumnElement[bool] | None = None,
         exact: bool = False,
         ef_search: int | None = None,
+        rerank: int | None = None,
     ) -> Select[Model, float]:
         """See `PgVectorStore.search_statement`."""
         return self._store.search_statement(
-            query_vector, namespace, limit, filter, where=where, exact=exact, ef_search=ef_search
+            query_vector,
+            namespace,
+            limit,
+            filter,
+            where=where,
+            exact=exact,
+            ef_search=ef_search,
+            rerank=rerank,
         )
 
     def bulk_load(

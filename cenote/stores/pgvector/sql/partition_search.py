@@ -71,7 +71,6 @@ Scope: TypeAlias = Literal["partition", "plain", "partitioned"]
 """Table to search: a partition, a chunk table without partitions, or one with partitions."""
 
 _ZERO = integer(0)
-_ONE = integer(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +113,9 @@ class PartitionSearch(Search):
         distance = hits.c.distance
         columns = [as_text(column) for column in hits.c if column.key != BY_ANN]
         return (
-            select(*columns, *proof.c, hits.c[BY_ANN], (_ONE - distance).label("score"))
+            select(*columns, *proof.c, hits.c[BY_ANN], self._score(distance))
             .select_from(proof)
-            # The distance of a zero vector is NaN, which in Postgres is greater than every number.
-            .outerjoin(hits, distance <= integer(2))
+            .outerjoin(hits, self._is_comparable(distance))
             .where(*self._custom_plan_condition())
             .order_by(distance + _ZERO, hits.c.id)
             .limit(self._limit())

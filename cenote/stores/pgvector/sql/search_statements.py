@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, OID
 
 from cenote.config import SchemaConfig
 from cenote.filters.compiler import Bind, Conditions
+from cenote.inspection.recall_comment import MeasuredRecall
 from cenote.postgres.vector import WireVector, WireVectorArray, embedding_type
 from cenote.stores.pgvector.sql.compiled_select import SelectTemplate, not_cached
 from cenote.stores.pgvector.sql.loader_criteria import LoaderCriteria
@@ -37,15 +39,21 @@ from cenote.stores.pgvector.sql.statement_cache import StatementCache, parameter
 from cenote.stores.pgvector.sql.text_search import TextSearch
 from cenote.stores.pgvector.sql.vector_search import (
     DEFAULT_EF_SEARCH,
+    DEFAULT_RERANK,
     FILTERED_EF_SEARCH_FACTOR,
     Search,
+    Vectors,
     materialized,
     rows_to_fetch,
     search_parameters,
 )
 from cenote.stores.pgvector.sql.vector_search_many import SearchMany
-from cenote.types import ColumnType, Float32Array
-from cenote.validation.arguments import MAX_EF_SEARCH, check_integer_setting
+from cenote.types import ColumnType, Float32Array, IndexKind
+from cenote.validation.arguments import MAX_EF_SEARCH, MAX_RERANK, check_integer_setting
+
+_HALF_RANGE = (1e-3, 65_504.0)
+"""Range of a query's largest element for a graph of 16-bit vectors: above, an element would become
+infinite; below, the smaller elements would lose most of their bits."""
 
 
 class SearchStatements:
@@ -55,16 +63,20 @@ class SearchStatements:
         model: Chunk model.
         config: Expected configuration of its table.
         ef_search: Minimum of ``hnsw.ef_search``; None for the measured or default one.
+        rerank: Minimum number of candidates that an index of kind ``"bit"`` finds; None for the
+            measured or default one.
         cache: Cache of the store for its statements.
         schemas_translated: True if the engine has a ``schema_translate_map``, which does not apply
             to SQL that is compiled in advance.
 
     Attributes:
-        measured_ef_search: Minimum that `cenote recall` has measured for the index. None if it has
-            not, or as long as no statement has read it.
+        vectors: What the table and its ANN index store. The kind of the index is the configured one
+            until a statement has read it.
+        measured: What `cenote recall` has measured for the index. None if it has not, or as long as
+            no statement has read it.
 
     Raises:
-        ConfigurationError: `ef_search` is neither None nor an integer from 1 to 1,000.
+        ConfigurationError: `ef_search` or `rerank` is not an integer in its range.
     """
 
     def __init__(
@@ -72,15 +84,24 @@ class SearchStatements:
         model: type[Any],
         config: SchemaConfig,
         ef_search: int | None,
+        rerank: int | None,
         cache: StatementCache,
         *,
         schemas_translated: bool,
     ) -> None:
         if ef_search is not None:
             check_integer_setting(ef_search, setting="hnsw_ef_search", least=1, most=MAX_EF_SEARCH)
+        if rerank is not None:
+            check_integer_setting(rerank, setting="rerank", least=1, most=MAX_RERANK)
         self._explicit_ef_search = ef_search
-        self.measured_ef_search: int | None = None
-        self._row_bytes = config.dimensions * (2 if config.column_type == "halfvec" else 4) + 600
+        self._explicit_rerank = rerank
+        self.measured: MeasuredRecall | None = None
+        self.vectors = Vectors(
+            dimensions=config.dimensions,
+            column_type=config.column_type,
+            metric=config.metric,
+            kind=config.index_kind,
+        )
         self._model = model
         self._table = model.__table__
         self._column_type: ColumnType = config.column_type
@@ -100,18 +121,57 @@ class SearchStatements:
     @property
     def ef_search(self) -> int:
         """Minimum of ``hnsw.ef_search``: explicit, or else measured, or else the default."""
-        return self._explicit_ef_search or self.measured_ef_search or DEFAULT_EF_SEARCH
+        measured = None if self.measured is None else self.measured.ef_search
+        return self._explicit_ef_search or measured or DEFAULT_EF_SEARCH
 
-    def set_measured_ef_search(self, ef_search: int | None) -> None:
-        """Set the minimum that searches use if the store has no explicit one."""
-        self.measured_ef_search = ef_search
+    def set_index(self, kind: IndexKind, measured: MeasuredRecall | None) -> None:
+        """Set the kind of the live index, and what was measured for it.
+
+        Searches use the measured values where the store has no explicit ones.
+        """
+        self.vectors = replace(self.vectors, kind=kind)
+        self.measured = measured
+
+    def must_be_exact(self, query: Float32Array) -> bool:
+        """Return whether an ANN index cannot serve a query vector."""
+        if self.vectors.kind == "none":
+            return True
+        if self.vectors.metric == "inner_product" and not query.any():
+            return True  # all chunks have the same score, so the ids decide
+        if self.vectors.kind == "halfvec" and self.vectors.column_type == "vector":
+            largest = float(np.abs(query).max())
+            return not _HALF_RANGE[0] <= largest <= _HALF_RANGE[1]
+        return False
+
+    def rows_to_fetch(
+        self,
+        limit: int,
+        *,
+        exact: bool = False,
+        per_document: bool = False,
+        rerank: int | None = None,
+    ) -> int | None:
+        """Return the number of rows for the ANN scan to find; None for an exact search.
+
+        Args:
+            limit: Maximum number of results.
+            exact: True for an exact search.
+            per_document: True if the number of results per document is limited.
+            rerank: Minimum number of candidates of an index of kind ``"bit"``; the store's if None.
+        """
+        if exact or self.vectors.kind == "none":
+            return None
+        least = 0
+        if self.vectors.kind == "bit":
+            measured = None if self.measured is None else self.measured.rerank
+            least = rerank or self._explicit_rerank or measured or DEFAULT_RERANK
+        return rows_to_fetch(limit, per_document=per_document, rerank=least)
 
     def search(
         self,
         filter: Conditions,
-        limit: int,
+        fetch: int | None,
         *,
-        exact: bool,
         per_document: int | None = None,
         locate: bool = False,
     ) -> Select[Any]:
@@ -119,10 +179,8 @@ class SearchStatements:
 
         With `locate`, also select the oid of the chunk's partition, after the chunk's columns.
         """
-        several = per_document is not None
-        fetch = None if exact else rows_to_fetch(limit, per_document=several)
         statement: Select[Any] = self._search(
-            filter, fetch, per_document=per_document, locate=locate
+            filter, fetch, self.vectors, per_document=per_document, locate=locate
         )
         return statement
 
@@ -148,7 +206,7 @@ class SearchStatements:
             per_document: Maximum number of chunks per document; unlimited if None.
         """
         statement: Select[Any] = self._partition_search(
-            filter, partition, scope, strategy, fetch, per_document=per_document
+            filter, partition, scope, strategy, fetch, self.vectors, per_document=per_document
         )
         return statement
 
@@ -159,6 +217,7 @@ class SearchStatements:
         scope: Scope,
         strategy: Strategy,
         fetch: int | None,
+        vectors: Vectors,
         *,
         per_document: int | None,
     ) -> Select[Any]:
@@ -170,7 +229,7 @@ class SearchStatements:
             bind=parameter,
             filter=filter,
             fetch=fetch,
-            row_bytes=self._row_bytes,
+            vectors=vectors,
             per_document=per_document,
             strategy=strategy,
             scope=scope,
@@ -185,16 +244,17 @@ class SearchStatements:
             self._partitions[name] = Table(name, MetaData(), *columns, schema=schema)
         return self._partitions[name]
 
-    def search_many(self, filter: Conditions, limit: int, *, exact: bool) -> Select[Any]:
+    def search_many(self, filter: Conditions, fetch: int | None) -> Select[Any]:
         """Select the nearest chunks of each query vector, after the vector's number from 1."""
-        fetch = None if exact else rows_to_fetch(limit)
-        statement: Select[Any] = self._search_many(filter, fetch)
+        statement: Select[Any] = self._search_many(filter, fetch, self.vectors)
         return statement
 
-    def _build_search_many(self, filter: Conditions, fetch: int | None) -> Select[Any]:
-        vectors = bindparam("query_list", type_=WireVectorArray(self._column_type))
+    def _build_search_many(
+        self, filter: Conditions, fetch: int | None, vectors: Vectors
+    ) -> Select[Any]:
+        query_list = bindparam("query_list", type_=WireVectorArray(self._column_type))
         queries = (
-            func.unnest(vectors)
+            func.unnest(query_list)
             .table_valued(column("vector", WireVector(self._column_type)), with_ordinality="number")
             .render_derived(name="queries")
         )
@@ -206,17 +266,16 @@ class SearchStatements:
             bind=parameter,
             filter=filter,
             fetch=fetch,
-            row_bytes=self._row_bytes,
+            vectors=vectors,
         ).statement()
 
     def search_where(
         self,
         where: ColumnElement[bool],
         filter: Conditions,
-        limit: int,
+        fetch: int | None,
         values: Mapping[str, Any],
         *,
-        exact: bool,
         per_document: int | None = None,
     ) -> Select[Any]:
         """Select the nearest chunks under the caller's condition.
@@ -224,10 +283,13 @@ class SearchStatements:
         The statement contains all values. If it had named parameters, parameters of the condition
         could have the same names.
         """
-        several = per_document is not None
-        fetch = None if exact else rows_to_fetch(limit, per_document=several)
         statement = self._build_search(
-            filter, fetch, where, per_document=per_document, bind=partial(value, values)
+            filter,
+            fetch,
+            self.vectors,
+            where,
+            per_document=per_document,
+            bind=partial(value, values),
         )
         return self._cache.with_values(statement, filter)
 
@@ -253,19 +315,25 @@ class SearchStatements:
     def hybrid_search(
         self,
         filter: Conditions,
-        depth: int,
+        fetch: int | None,
         where: ColumnElement[bool] | None,
         values: Mapping[str, Any],
     ) -> tuple[Select[Any], Mapping[str, Any]]:
         """Select the best chunks by vector and by words; see :meth:`text_search`."""
-        fetch = rows_to_fetch(depth)
         if where is None:
-            return self._hybrid_search(filter, fetch), values
-        statement = self._build_hybrid_search(filter, fetch, where, bind=partial(value, values))
+            return self._hybrid_search(filter, fetch, self.vectors), values
+        statement = self._build_hybrid_search(
+            filter, fetch, self.vectors, where, bind=partial(value, values)
+        )
         return self._cache.with_values(statement, filter), {}
 
     def _build_hybrid_search(
-        self, filter: Conditions, fetch: int, *where: ColumnElement[bool], bind: Bind
+        self,
+        filter: Conditions,
+        fetch: int | None,
+        vectors: Vectors,
+        *where: ColumnElement[bool],
+        bind: Bind,
     ) -> Select[Any]:
         search = Search(
             table=self._table,
@@ -275,7 +343,7 @@ class SearchStatements:
             filter=filter,
             where=where,
             fetch=fetch,
-            row_bytes=self._row_bytes,
+            vectors=vectors,
             named=False,
             limit_name="depth",
         )
@@ -294,12 +362,19 @@ class SearchStatements:
         )
 
     def search_parameters(
-        self, limit: int, ef_search: int | None = None, *, filtered: bool = False
+        self,
+        limit: int,
+        ef_search: int | None = None,
+        *,
+        filtered: bool = False,
+        fetch: int | None = None,
     ) -> dict[str, Any]:
         """Return the parameters of :meth:`search` for a limit.
 
         Args:
             limit: Maximum number of results.
+            fetch: Number of rows for the ANN scan to find. An index of kind ``"bit"`` has to
+                consider as many at once.
             ef_search: Minimum of ``hnsw.ef_search``; the store's minimum if None.
             filtered: True if the search has conditions. It then considers more candidates, unless
                 the caller chose their number.
@@ -309,12 +384,15 @@ class SearchStatements:
             chosen = self.ef_search
             if filtered:
                 chosen = int(chosen * FILTERED_EF_SEARCH_FACTOR)
+        if self.vectors.kind == "bit" and fetch is not None:
+            chosen = max(chosen, fetch)
         return search_parameters(limit, chosen)
 
     def _build_search(
         self,
         filter: Conditions,
         fetch: int | None,
+        vectors: Vectors,
         *where: ColumnElement[bool],
         per_document: int | None,
         bind: Bind,
@@ -331,7 +409,7 @@ class SearchStatements:
             filter=filter,
             where=where,
             fetch=fetch,
-            row_bytes=self._row_bytes,
+            vectors=vectors,
             per_document=per_document,
             named=not where,
         ).statement()
@@ -343,7 +421,7 @@ class SearchStatements:
         limit: int,
         filter: Conditions,
         *,
-        exact: bool,
+        fetch: int | None,
         ef_search: int | None,
         where: ColumnElement[bool] | None,
     ) -> Any:
@@ -351,18 +429,22 @@ class SearchStatements:
 
         Callers can extend the statement. It works on every connection, with or without the codec.
         """
-        fetch = None if exact else rows_to_fetch(limit)
+        vectors = self.vectors
         filtered = bool(filter) or where is not None
-        values = filter.parameters | self.search_parameters(limit, ef_search, filtered=filtered)
+        values = filter.parameters | self.search_parameters(
+            limit, ef_search, filtered=filtered, fetch=fetch
+        )
         values |= {"namespace": namespace, "query": query.tolist()}
         found: Any
         if where is None and not self._schemas_translated:
-            template: SelectTemplate = self._template(filter, fetch, limit)
-            build = partial(self._nearest_ids, filter, fetch, limit)
+            template: SelectTemplate = self._template(filter, fetch, vectors, limit)
+            build = partial(self._nearest_ids, filter, fetch, vectors, limit)
             found = template.with_values(values, self._model, build)
         else:
             conditions = [LoaderCriteria(self._model), *([] if where is None else [where])]
-            found = self._nearest_ids(filter, fetch, limit, partial(value, values), *conditions)
+            found = self._nearest_ids(
+                filter, fetch, vectors, limit, partial(value, values), *conditions
+            )
         hits = materialized(found)
         model = self._model
         statement = (
@@ -374,21 +456,24 @@ class SearchStatements:
         )
         if not filter.is_kept:
             statement = statement.where(not_cached())
-        if np.any(query):
+        if vectors.metric != "cosine" or np.any(query):
             return statement
         # false() would replace the other conditions, and leave a cartesian product.
         return statement.where(literal_column("1") == literal_column("0"))
 
-    def _build_template(self, filter: Conditions, fetch: int | None, limit: int) -> SelectTemplate:
+    def _build_template(
+        self, filter: Conditions, fetch: int | None, vectors: Vectors, limit: int
+    ) -> SelectTemplate:
         """Compile the search for the nearest ids, for reuse."""
         template = SelectTemplate()
-        template.compile(self._nearest_ids(filter, fetch, limit, template.marker))
+        template.compile(self._nearest_ids(filter, fetch, vectors, limit, template.marker))
         return template
 
     def _nearest_ids(
         self,
         filter: Conditions,
         fetch: int | None,
+        vectors: Vectors,
         limit: int,
         bind: Bind,
         *where: ColumnElement[bool],
@@ -407,6 +492,6 @@ class SearchStatements:
             filter=filter,
             where=where,
             fetch=fetch,
-            row_bytes=self._row_bytes,
+            vectors=vectors,
             named=False,
         ).statement()

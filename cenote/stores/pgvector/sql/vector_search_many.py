@@ -64,12 +64,11 @@ class SearchMany(Search):
         )
         ranked = (
             select(*map(as_text, hits.c), place.label("place"))
-            .where(hits.c.distance <= integer(2))
+            .where(self._is_comparable(hits.c.distance))
             .subquery("ranked")
         )
         columns = [ranked.c[column.key] for column in hits.c]
-        score = (integer(1) - ranked.c.distance).label("score")
-        found: Any = select(*columns, score)
+        found: Any = select(*columns, self._score(ranked.c.distance))
         statement: Select[Any] = found.where(ranked.c.place <= self._limit()).order_by(
             ranked.c.number, ranked.c.place
         )
