@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import PoolProxiedConnection, Select, Text, literal_column, select
+from sqlalchemy import ClauseElement, PoolProxiedConnection, Text, literal_column, select
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -40,7 +40,7 @@ _WITH_TYPES_QUERY = EXTENSION_QUERY.add_columns(
 """`EXTENSION_QUERY` with the oids of pgvector's types, which psycopg needs."""
 
 
-def _to_text(query: Select[Any]) -> str:
+def _to_text(query: ClauseElement) -> str:
     dialect: Any = PGDialect
     return str(query.compile(dialect=dialect(), compile_kwargs={"literal_binds": True}))
 
