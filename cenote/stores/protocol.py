@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from cenote.filters.language import Filter, FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.ranking.fusion import DEPTH
-from cenote.types import Float32Array, Vector
+from cenote.types import Float32Array, Metric, Vector
 from cenote.validation.arguments import as_list, check_limit, check_namespace
 
 
@@ -90,6 +90,11 @@ class VectorStore(Protocol):
     def dimensions(self) -> int:
         """The number of dimensions of every vector."""
         ...
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that determines the scores; cosine unless a store overrides it."""
+        return "cosine"
 
     def in_session(self, session: Any) -> VectorStore:
         """Return a store whose every call joins a session or connection of the application.

@@ -13,7 +13,7 @@ from cenote.models import Chunk, EmbeddedChunk, RetrievalResult, SyncResult
 from cenote.ranking.fusion import DEPTH
 from cenote.responsive import drive, drive_iterator
 from cenote.stores.protocol import VectorStore
-from cenote.types import Float32Array, Vector
+from cenote.types import Float32Array, Metric, Vector
 
 Result = TypeVar("Result")
 Store = TypeVar("Store", bound=VectorStore, default=VectorStore, covariant=True)
@@ -40,6 +40,11 @@ class SyncVectorStore(ABC, Generic[Store]):
     def dimensions(self) -> int:
         """The number of dimensions of every vector."""
         return self._store.dimensions
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that determines the scores; see `VectorStore`."""
+        return self._store.metric
 
     @abstractmethod
     def in_session(self, session: Any) -> Self:

@@ -11,6 +11,8 @@ Requires the extra ``cenote[testing]``. The test file of a store needs only a fe
                 return MyStore(dimensions, **options)
             return make
 
+The tests expect the scores of the store's property ``metric``.
+
 Set pytest-asyncio to its automatic mode (``asyncio_mode = "auto"``). For readable failures, call
 ``pytest.register_assert_rewrite("cenote.testing")`` in the conftest before importing this package.
 """
@@ -18,10 +20,17 @@ Set pytest-asyncio to its automatic mode (``asyncio_mode = "auto"``). For readab
 from cenote.testing.basics import BasicContract
 from cenote.testing.documents import DocumentContract
 from cenote.testing.full_text import TextContract
-from cenote.testing.helpers import MakeStore, embedded, found, stored
+from cenote.testing.helpers import MakeStore, embedded, expected_score, found, stored
 from cenote.testing.searches import SearchContract
 
-__all__ = ["MakeStore", "VectorStoreContract", "embedded", "found", "stored"]
+__all__ = [
+    "MakeStore",
+    "VectorStoreContract",
+    "embedded",
+    "expected_score",
+    "found",
+    "stored",
+]
 
 
 class VectorStoreContract(BasicContract, DocumentContract, SearchContract, TextContract):

@@ -21,6 +21,7 @@ from cenote.testing.helpers import (
     Awkward,
     MakeStore,
     embedded,
+    expected_score,
     found,
     stored,
 )
@@ -93,23 +94,40 @@ class BasicContract:
 
     # -- scores and order
 
-    async def test_score_is_cosine_similarity(self, store: VectorStore) -> None:
-        """Scores range from 1 (same direction) to -1 (opposite); lengths do not matter."""
-        await store.upsert(
-            [
-                embedded("same", [3, 4, 0, 0]),
-                embedded("longer", [300, 400, 0, 0]),
-                embedded("near", [4, 3, 0, 0]),
-                embedded("across", [0, 0, 7, 0]),
-                embedded("opposite", [-0.375, -0.5, 0, 0]),
-            ],
-            NAMESPACE,
-        )
-        results = await store.search([0.75, 1, 0, 0], NAMESPACE)
+    async def test_score_of_the_metric(self, store: VectorStore) -> None:
+        """With cosine, scores range from 1 to -1, and lengths do not matter."""
+        vectors = {
+            "same": [3, 4, 0, 0],
+            "longer": [300, 400, 0, 0],
+            "near": [4, 3, 0, 0],
+            "across": [0, 0, 7, 0],
+            "opposite": [-0.375, -0.5, 0, 0],
+        }
+        query = [0.75, 1, 0, 0]
+        await store.upsert([embedded(id, vector) for id, vector in vectors.items()], NAMESPACE)
+        results = await store.search(query, NAMESPACE)
         scores = {result.chunk.id: result.score for result in results}
-        assert list(scores) == ["longer", "same", "near", "across", "opposite"]
-        assert list(scores.values()) == pytest.approx([1, 1, 0.96, 0, -1], abs=1e-6)
-        assert all(-1 <= score <= 1 and type(score) is float for score in scores.values())
+        order, expected = {
+            "cosine": (["longer", "same", "near", "across", "opposite"], [1, 1, 0.96, 0, -1]),
+            "inner_product": (
+                ["longer", "same", "near", "across", "opposite"],
+                [625, 6.25, 6, 0, -0.78125],
+            ),
+            "l2": (
+                ["opposite", "same", "near", "across", "longer"],
+                [-1.875, -3.75, -3.8161, -7.1107, -498.75],
+            ),
+        }[store.metric]
+        assert list(scores) == order
+        assert list(scores.values()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert scores == pytest.approx(
+            {id: expected_score(store.metric, query, vector) for id, vector in vectors.items()},
+            rel=1e-6,
+            abs=1e-6,
+        )
+        assert all(type(score) is float for score in scores.values())
+        if store.metric == "cosine":
+            assert all(-1 <= score <= 1 for score in scores.values())
         assert {result.retriever for result in results} == {"vector"}
 
     async def test_ties_are_ordered_by_id_in_code_point_order(self, store: VectorStore) -> None:
@@ -141,13 +159,13 @@ class BasicContract:
         await store.upsert(
             [embedded(f"{row:03}", vector) for row, vector in enumerate(vectors)], NAMESPACE
         )
-        wide, wide_query = vectors.astype(np.float64), query.astype(np.float64)
-        cosine = wide @ wide_query
-        cosine /= np.linalg.norm(wide, axis=1) * np.linalg.norm(wide_query)
-        best = np.argsort(-cosine)[:25]
+        scores = np.array([expected_score(store.metric, query, vector) for vector in vectors])
+        best = np.argsort(-scores)[:25]
         results = await store.search(query, NAMESPACE, 25)
         assert [int(result.chunk.id) for result in results] == best.tolist()
-        assert [result.score for result in results] == pytest.approx(cosine[best], abs=1e-6)
+        assert [result.score for result in results] == pytest.approx(
+            scores[best], rel=1e-6, abs=1e-6
+        )
 
     # -- number of results
 
@@ -206,7 +224,8 @@ class BasicContract:
         """Vectors can be lists, tuples, or arrays of any number type and stride."""
         await store.upsert([embedded("a", vector)], NAMESPACE)
         (result,) = await store.search(vector, NAMESPACE)
-        assert result.score == pytest.approx(1, abs=1e-6)
+        expected = expected_score(store.metric, vector, vector)
+        assert result.score == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
     @pytest.mark.parametrize(
         "vector",
@@ -264,15 +283,33 @@ class BasicContract:
             await store.upsert([embedded("a", [1.0]), embedded("a")], NAMESPACE)
         assert await stored(store) == []
 
-    async def test_zero_vectors_are_stored_and_never_found(self, store: VectorStore) -> None:
-        """A zero vector has no direction, so no search returns it; a zero query finds nothing."""
-        await store.upsert([embedded("zero", [0, 0, 0, 0]), embedded("a")], NAMESPACE)
+    async def test_zero_vectors(self, store: VectorStore) -> None:
+        """With cosine, no search returns a zero vector, and a search by one finds nothing.
+
+        With the other metrics, zero vectors are vectors like all others.
+        """
+        zero, one = [0, -0.0, 0, 0], [1, 0, 0, 0]
+        await store.upsert([embedded("zero", zero), embedded("a", one)], NAMESPACE)
         assert [chunk.id for chunk in await stored(store)] == ["a", "zero"]
-        assert await found(store, [1, 0, 0, 0], NAMESPACE) == ["a"]
-        assert await found(store, [1, 0, 0, 0], NAMESPACE, 2, {}) == ["a"]
-        assert await found(store, [0, 0, 0, 0], NAMESPACE) == []
-        await store.upsert([embedded("zero"), embedded("a", [0, -0.0, 0, 0])], NAMESPACE)
-        assert await found(store, [1, 0, 0, 0], NAMESPACE) == ["zero"]
+        by_one, by_zero = ["a"], []
+        if store.metric != "cosine":
+            by_one, by_zero = ["a", "zero"], ["a", "zero"]
+        if store.metric == "l2":
+            by_zero = ["zero", "a"]
+        for options in ({}, {"limit": 2, "filter": {}}, {"per_document": 2}):
+            assert await found(store, one, NAMESPACE, **options) == by_one
+            assert await found(store, zero, NAMESPACE, **options) == by_zero
+        many = await store.search_many([one, [0, 0, 0, 0]], NAMESPACE)
+        assert [[result.chunk.id for result in results] for results in many] == [by_one, by_zero]
+        for query in (one, zero) if store.metric != "cosine" else ():
+            for result in await store.search(query, NAMESPACE):
+                vector = zero if result.chunk.id == "zero" else one
+                expected = expected_score(store.metric, query, vector)
+                # -0.0 would be printed as a score below 0.
+                assert (result.score, str(result.score)) == (expected, str(expected))
+        await store.upsert([embedded("zero", one), embedded("a", zero)], NAMESPACE)
+        swapped = {"a": "zero", "zero": "a"}
+        assert await found(store, one, NAMESPACE, 1) == [swapped[by_one[0]]]
 
     # -- writing
 
@@ -351,7 +388,7 @@ class BasicContract:
         metadata["tags"].append("y")  # type: ignore[attr-defined]
         for _ in range(2):
             (result,) = await store.search([1, 0, 0, 0], NAMESPACE)
-            assert result.score == pytest.approx(1)
+            assert result.score == pytest.approx(0 if store.metric == "l2" else 1)
             assert result.chunk.metadata == {"tags": ["x"], "deep": {"n": 1}}
             result.chunk.metadata["deep"]["n"] = 2
             (chunk,) = await stored(store)

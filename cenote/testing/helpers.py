@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk, EmbeddedChunk
 from cenote.stores.protocol import VectorStore
-from cenote.types import Vector
+from cenote.types import Metric, Vector
 
 MakeStore = Callable[..., Awaitable[Any]]
 """Async function ``(dimensions, **options)`` that returns an empty store."""
@@ -65,6 +67,20 @@ async def stored(
 async def found(store: VectorStore, *args: Any, **kwargs: Any) -> list[str]:
     """Return the ids of the chunks that a search finds, in order."""
     return [result.chunk.id for result in await store.search(*args, **kwargs)]
+
+
+def expected_score(metric: Metric, query: Vector, vector: Vector) -> float:
+    """Return the score of a vector for a query, computed in 64 bits; see `VectorStore`.
+
+    With cosine, neither vector may be zero.
+    """
+    q, v = np.asarray(query, dtype=np.float64), np.asarray(vector, dtype=np.float64)
+    if metric == "l2":
+        return 0.0 - float(np.linalg.norm(q - v))
+    product = float(q @ v)
+    if metric == "inner_product":
+        return product
+    return product / float(np.linalg.norm(q) * np.linalg.norm(v))
 
 
 class Awkward:

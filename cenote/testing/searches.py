@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ import pytest
 from cenote.errors import InvalidInputError
 from cenote.filters.language import meta
 from cenote.stores.protocol import VectorStore
-from cenote.testing.helpers import NAMESPACE, embedded, found
+from cenote.testing.helpers import NAMESPACE, embedded, expected_score, found
 
 NEAR = [1.0, 0.0, 0.0, 0.0]
-LIKE_NEAR = [1.0, 0.1, 0.0, 0.0]
-FARTHER = [1.0, 0.0, 0.9, 0.0]
+LIKE_NEAR = [0.99, 0.1, 0.0, 0.0]
+FARTHER = [0.9, 0.0, 0.9, 0.0]
 FAR = [0.0, 1.0, 0.0, 0.0]
 OPPOSITE = [-1.0, 0.0, 0.0, 0.0]
 
@@ -26,38 +27,71 @@ class SearchContract:
         """A score equal to the minimum matches."""
         vectors = {"a": NEAR, "b": LIKE_NEAR, "c": FAR, "d": OPPOSITE}
         await store.upsert([embedded(id, vector) for id, vector in vectors.items()], NAMESPACE)
-        for min_score, expected in (
-            (1, "a"),
-            (0.9, "ab"),
-            (0.0, "abc"),
-            (-1, "abcd"),
-            (None, "abcd"),
+        limits = [0, -0.2, -1.5, -2] if store.metric == "l2" else [1, 0.9, 0.0, -1]
+        for min_score, expected in zip(
+            [*limits, None], ["a", "ab", "abc", "abcd", "abcd"], strict=True
         ):
             assert await found(store, NEAR, NAMESPACE, min_score=min_score) == list(expected)
-        assert await found(store, FAR, NAMESPACE, 1, min_score=0.5) == ["c"]
+            (many,) = await store.search_many([NEAR], NAMESPACE, min_score=min_score)
+            assert [result.chunk.id for result in many] == list(expected)
+        min_score = -0.5 if store.metric == "l2" else 0.5
+        assert await found(store, FAR, NAMESPACE, 1, min_score=min_score) == ["c"]
+
+    async def test_range_of_min_score(self, store: VectorStore) -> None:
+        """A number that no score can reach is an error."""
+        invalid: list[Any] = [math.nan, math.inf, -math.inf, 10**400, True, "0", [0]]
+        if store.metric == "cosine":
+            invalid += [-1.001, 1.001]
+        elif store.metric == "l2":
+            invalid += [0.001, 1]
+        for min_score in invalid:
+            for search in (
+                store.search(NEAR, NAMESPACE, min_score=min_score),
+                store.search_many([NEAR], NAMESPACE, min_score=min_score),
+            ):
+                with pytest.raises(InvalidInputError) as error:
+                    await search
+                assert error.value.field == "min_score"
+        if store.metric != "cosine":
+            await store.upsert([embedded("a", FAR)], NAMESPACE)
+            assert await found(store, OPPOSITE, NAMESPACE, min_score=-1e308) == ["a"]
 
     async def test_vectors_find_themselves(self, store: VectorStore) -> None:
-        """The score of a vector for itself is exactly 1, whatever its length and its rounding."""
+        """The score of a vector for itself is exact, whatever its length and its rounding.
+
+        It is 1 with cosine and 0 with l2.
+        """
         generator = np.random.default_rng(11)
         matrix = generator.standard_normal((200, 4)) * 10 ** generator.uniform(-3, 3, (200, 1))
         vectors = list(matrix)
         ids = [f"{number:03}" for number in range(200)]
         await store.upsert([*map(embedded, ids, vectors)], NAMESPACE)
-        together = await store.search_many(vectors, NAMESPACE, 200, min_score=1.0)
+        own = {"cosine": 1.0, "l2": 0.0}.get(store.metric)
+        together = await store.search_many(vectors, NAMESPACE, 200, min_score=own)
         for id, vector, results in zip(ids, vectors, together, strict=True):
-            assert id in await found(store, vector, NAMESPACE, 200, min_score=1.0)
-            assert id in {result.chunk.id for result in results}
-            assert {result.score for result in results} == {1.0}
+            assert id in await found(store, vector, NAMESPACE, 200, min_score=own)
+            scores = {result.chunk.id: result.score for result in results}
+            assert id in scores
+            if own is None:
+                expected = expected_score(store.metric, vector, vector)
+                assert scores[id] == pytest.approx(expected, rel=1e-3)  # halfvec rounds
+            else:
+                assert set(scores.values()) == {own}
 
     async def test_per_document(self, store: VectorStore) -> None:
         """The nearest chunks of each document match, however many chunks it has."""
         generator = np.random.default_rng(3)
         many = [
-            embedded(f"many{n:04}", [1, *(generator.random(3) / 1000)], document_id="many")
+            embedded(
+                f"many{n:04}",
+                [1 - generator.random() / 10, *(generator.random(3) / 1000)],
+                document_id="many",
+            )
             for n in range(1500)
         ]
         few = [
-            embedded(f"few{n}", [1, n / 10, 0.5, 0.5], document_id=f"few{n % 3}") for n in range(9)
+            embedded(f"few{n}", [0.8 - n / 100, n / 10, 0.5, 0.5], document_id=f"few{n % 3}")
+            for n in range(9)
         ]
         await store.upsert(many + few, NAMESPACE)
         best = await store.search(NEAR, NAMESPACE, 10, per_document=1)
@@ -86,8 +120,10 @@ class SearchContract:
                 assert [[result.chunk for result in results] for results in together] == [
                     [result.chunk for result in results] for results in one_by_one
                 ]
-            above_half = await store.search_many(queries, namespace, 50, min_score=0.5)
-            assert all(result.score >= 0.5 for results in above_half for result in results)
+            least = -0.5 if store.metric == "l2" else 0.5
+            near = await store.search_many(queries, namespace, 50, min_score=least)
+            assert all(result.score >= least for results in near for result in results)
+            assert any(near)
         assert await store.search_many([], "small") == []
         assert await store.search_many([NEAR, NEAR], "nobody") == [[], []]
 
@@ -100,12 +136,15 @@ class SearchContract:
             results = await store.search_diverse(NEAR, NAMESPACE, limit, **options)
             return [result.chunk.id for result in results]
 
+        # The chunk zero is no candidate with cosine, and the farthest one with the other metrics.
+        zero = [] if store.metric == "cosine" else ["zero"]
         assert await chosen(2, diversity=0) == ["a", "b"]
-        assert await chosen(2, diversity=0.7) == ["a", "c"]
+        assert await chosen(2, diversity=0.7, candidates=3) == ["a", "c"]
         assert await chosen(2, diversity=0.7, candidates=2) == ["a", "b"]
-        assert await chosen(9, diversity=0.7) == ["a", "c", "b"]
+        assert await chosen(9, diversity=0.7) == ["a", *zero, "c", "b"]
         assert await store.search_diverse(NEAR, "nobody") == []
-        assert await store.search_diverse([0.0] * 4, NAMESPACE) == []
+        by_zero = await store.search_diverse([0.0] * 4, NAMESPACE)
+        assert {result.chunk.id for result in by_zero} == ({*"abc", *zero} if zero else set())
 
     async def test_several_namespaces(self, store: VectorStore) -> None:
         """Only the named namespaces are searched, each once."""
@@ -123,8 +162,6 @@ class SearchContract:
     @pytest.mark.parametrize(
         ("call", "field_name"),
         [
-            (lambda store: store.search(NEAR, "n", min_score=2), "min_score"),
-            (lambda store: store.search(NEAR, "n", min_score=float("nan")), "min_score"),
             (lambda store: store.search(NEAR, "n", per_document=0), "per_document"),
             (lambda store: store.search(NEAR, "n", per_document=True), "per_document"),
             (lambda store: store.search_many(NEAR, "n"), "query_vector"),

@@ -14,6 +14,7 @@ from support.database import APP_ROLE, execute
 from cenote import ChunkMixin, InMemoryVectorStore, PgVectorStore, VectorStore, VectorStoreError
 from cenote.orm.factory import chunk_table
 from cenote.testing import MakeStore, VectorStoreContract
+from cenote.types import Metric
 
 
 class TestInMemory(VectorStoreContract):
@@ -51,6 +52,16 @@ class TestInMemoryHalfvec(VectorStoreContract):
     def make_store(self) -> MakeStore:
         async def make(dimensions: int, **options: Any) -> InMemoryVectorStore:
             return InMemoryVectorStore(dimensions, column_type="halfvec", **options)
+
+        return make
+
+
+@pytest.mark.parametrize("metric", ["inner_product", "l2"], scope="class")
+class TestInMemoryMetrics(VectorStoreContract):
+    @pytest.fixture
+    def make_store(self, metric: Metric) -> MakeStore:
+        async def make(dimensions: int, **options: Any) -> InMemoryVectorStore:
+            return InMemoryVectorStore(dimensions, metric=metric, **options)
 
         return make
 
@@ -106,6 +117,30 @@ class TestPgVectorHalfvec(VectorStoreContract):
                 table_name=_table_name("Half", options),
                 **options,
             )
+            return await _empty(await _ensure_table(store, existing_tables))
+
+        return make
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"metric": "l2", "index": "halfvec", "partitions": 0},
+        {"metric": "inner_product", "index": "none"},
+        # Four dimensions have only 16 patterns of signs, so the candidates must be all rows.
+        {"metric": "cosine", "index": "bit", "rerank": 2000},
+    ],
+    ids=lambda settings: f"{settings['metric']}-{settings['index']}",
+    scope="class",
+)
+class TestPgVectorMetricsAndIndexes(VectorStoreContract):
+    @pytest.fixture
+    def make_store(
+        self, class_engine: AsyncEngine, existing_tables: set[str], settings: dict[str, Any]
+    ) -> MakeStore:
+        async def make(dimensions: int, **options: Any) -> PgVectorStore:
+            name = _table_name(f"{settings['metric']}_{settings['index']}", options)
+            store = PgVectorStore(class_engine, dimensions, table_name=name, **(settings | options))
             return await _empty(await _ensure_table(store, existing_tables))
 
         return make

@@ -133,6 +133,10 @@ class InMemoryVectorStore(VectorStore):
     def dimensions(self) -> int:
         return self._dimensions
 
+    @property
+    def metric(self) -> Metric:
+        return self._metric
+
     def in_session(self, session: object) -> Self:
         """Return the store itself: a rollback of the session does not undo its writes."""
         return self

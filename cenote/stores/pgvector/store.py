@@ -357,6 +357,10 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         return self._config.dimensions
 
     @property
+    def metric(self) -> Metric:
+        return self._config.metric
+
+    @property
     def config(self) -> SchemaConfig:
         """Expected configuration of the table."""
         return self._config
