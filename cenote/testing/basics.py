@@ -96,7 +96,7 @@ class BasicContract:
 
     async def test_score_of_the_metric(self, store: VectorStore) -> None:
         """With cosine, scores range from 1 to -1, and lengths do not matter."""
-        vectors = {
+        vectors: dict[str, list[float]] = {
             "same": [3, 4, 0, 0],
             "longer": [300, 400, 0, 0],
             "near": [4, 3, 0, 0],
