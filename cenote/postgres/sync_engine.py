@@ -6,6 +6,7 @@ driver leaves to wait. A synchronous driver never leaves it, so these coroutines
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection
@@ -17,6 +18,16 @@ from cenote.postgres.psycopg_engine import PsycopgConnection, PsycopgEngine
 
 class SyncConnection(PsycopgConnection):
     """A synchronous connection with the methods of `AsyncConnection` that cenote calls."""
+
+    async def execute(self, statement: Any, parameters: Any = None, **options: Any) -> Any:
+        try:
+            return await super().execute(statement, parameters, **options)
+        except BaseException:
+            connection: Any = self.sync_connection
+            is_open = connection is not None and not (connection.closed or connection.invalidated)
+            if is_open and end_statement(connection.connection.driver_connection):
+                await self.invalidate()
+            raise
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
@@ -51,3 +62,28 @@ class SyncScopedSession:
 def wrap_connection(connection: Connection) -> SyncConnection:
     """Return a connection of the application with the methods of `AsyncConnection`."""
     return SyncConnection(SyncEngine(connection.engine), connection)
+
+
+def is_in_a_statement(driver: Any) -> bool:
+    """Return whether an exception has left a connection of psycopg in the middle of a statement."""
+    from psycopg.pq import TransactionStatus
+
+    status: int = driver.info.transaction_status
+    return status == TransactionStatus.ACTIVE
+
+
+def end_statement(driver: Any) -> bool:
+    """Cancel the statement that an exception has interrupted on a connection of psycopg.
+
+    psycopg itself does so after `KeyboardInterrupt` only. Other exceptions of signal handlers, such
+    as Celery's SoftTimeLimitExceeded, leave a connection that accepts no other statement, not even
+    a rollback.
+
+    Returns:
+        True if there was a statement. The connection is of no use then.
+    """
+    if not is_in_a_statement(driver):
+        return False
+    with suppress(Exception):  # the server may be gone
+        driver.cancel()
+    return True

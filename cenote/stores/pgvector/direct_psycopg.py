@@ -13,9 +13,11 @@ from typing import Any
 from sqlalchemy import Dialect, PoolProxiedConnection, Select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote.postgres.driver_errors import is_stale_plan
+from cenote.errors import CenoteError
+from cenote.postgres.driver_errors import database_errors, is_stale_plan
 from cenote.postgres.extension import is_prepared, prepare_psycopg
 from cenote.postgres.psycopg_engine import untranslatable_character
+from cenote.postgres.sync_engine import end_statement, is_in_a_statement
 from cenote.stores.pgvector.direct import DirectConnections
 from cenote.stores.pgvector.sql.compiled_query import CompiledQuery
 
@@ -51,11 +53,12 @@ class DirectPsycopgConnections(DirectConnections):
                 return None
             with limit_time(driver):
                 return self._fetch_rows(connection, driver, query, arguments)
-        except Exception as error:
-            self._invalidate_pool_if_useless(connection, error)
-            raise
-        except BaseException:  # interrupted: the connection may be in the middle of an answer
-            connection.invalidate()
+        except BaseException as error:
+            expected = isinstance(error, (CenoteError, *database_errors()))
+            if end_statement(connection.driver_connection) or not expected:
+                connection.invalidate()  # a signal handler has raised it
+            else:
+                self._invalidate_pool_if_useless(connection, error)
             raise
         finally:
             connection.close()
@@ -71,9 +74,9 @@ class DirectPsycopgConnections(DirectConnections):
         from psycopg.rows import tuple_row
 
         autocommit = driver.autocommit
-        if not autocommit:
-            driver.autocommit = True  # without BEGIN and ROLLBACK, which are round trips
         try:
+            if not autocommit:
+                driver.autocommit = True  # without BEGIN and ROLLBACK, which are round trips
             if not is_prepared(connection):
                 prepare_psycopg(connection, migrations=self._migrations)
             # A connection's own threshold for prepared statements applies, or none behind a pooler.
@@ -84,13 +87,11 @@ class DirectPsycopgConnections(DirectConnections):
         except UnicodeEncodeError:  # it contains the text, and has a place in the next error
             pass
         finally:
-            if not autocommit and not driver.closed:
+            if not autocommit and not driver.closed and not is_in_a_statement(driver):
                 driver.autocommit = False
         raise untranslatable_character()
 
-    def _invalidate_pool_if_useless(
-        self, connection: PoolProxiedConnection, error: Exception
-    ) -> None:
+    def _invalidate_pool_if_useless(self, connection: PoolProxiedConnection, error: Any) -> None:
         """Make the pool replace its connections if they are lost or have stale plans.
 
         psycopg keeps a prepared statement on each connection, also if its table has changed.
