@@ -2,7 +2,7 @@
 
 python -m benchmarks.row_security
 
-Two databases of one server contain the same rows. As docs/reliability.md recommends, one role owns
+Two databases of one server contain the same rows. As docs/row-security.md recommends, one role owns
 each table and another one, which is no superuser, uses it.
 """
 

@@ -54,14 +54,14 @@ SKIPPED_BLOCKS = {
     ),
     ("schema.md", "cenote check --model"): "tests/schema/test_checks.py checks a model",
     ("schema.md", "import asyncio"): "test_change_of_the_embedding_model_without_downtime runs it",
-    ("reliability.md", "import asyncio\nimport os\n\nfrom sqlalchemy import select"): (
+    ("row-security.md", "import asyncio\nimport os\n\nfrom sqlalchemy import select"): (
         "tests/maintenance/test_row_security.py runs it as the application's role"
     ),
     (
         "reliability.md",
         "import asyncio\nimport os\n\nfrom sqlalchemy.ext",
     ): "tests/pgbouncer runs it",
-    ("reliability.md", "CREATE ROLE"): "tests/support/deployment.py creates these roles",
+    ("row-security.md", "CREATE ROLE"): "tests/support/deployment.py creates these roles",
     ("scaling.md", "cenote migrate -x dimensions=384 -x distribution"): (
         "tests/maintenance/test_citus.py distributes a table"
     ),

@@ -35,8 +35,8 @@ deployed = deployment.deployed
 
 
 async def test_the_program_of_the_documentation(roles: Deployment) -> None:
-    """The program of docs/reliability.md prints what the page shows."""
-    page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
+    """The program of docs/row-security.md prints what the page shows."""
+    page = (REPOSITORY / "docs" / "row-security.md").read_text(encoding="utf-8")
     code, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     await PgVectorStore(roles.owner, 2, row_security=True).apply_migrations()
     await execute(roles.owner, GRANTS.format("cenote_chunks"))

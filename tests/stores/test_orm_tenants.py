@@ -281,7 +281,7 @@ async def test_objects_cannot_be_moved_to_another_tenant(app: Application) -> No
 
 
 async def test_a_cascade_passes_row_security(app: Application) -> None:
-    """Deleting a shared document deletes the chunks of all tenants, as docs/reliability.md says."""
+    """Deleting a shared document deletes all tenants' chunks, as docs/row-security.md says."""
     async with AsyncSession(app.engine) as session:
         async with app.store.tenant(session, "acme"):
             await session.delete(await session.get_one(app.Paper, 1))

@@ -1,4 +1,4 @@
-"""A deployment with row-level security: roles, engines and stores, as in docs/reliability.md."""
+"""A deployment with row-level security: roles, engines and stores, as in docs/row-security.md."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Deployment:
 
 @pytest.fixture
 async def roles(empty_dsn: str, empty_engine: AsyncEngine) -> AsyncIterator[Deployment]:
-    """Create the roles of docs/reliability.md: the table's owner and the application's role."""
+    """Create the roles of docs/row-security.md: the table's owner and the application's role."""
     await execute(empty_engine, *ROLES)
     url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     owner = create_async_engine(url.set(username="cenote_owner"))
