@@ -109,8 +109,7 @@ def _prepare_embedder(
         else:
             # Learn from the public passages alone: a tenant's private texts must not influence a
             # model that other tenants share.
-            texts = [f"{passage.text}\n{passage.surroundings}" for passage in passages]
-            embedder = LatentSemanticAnalysis(texts, folder)
+            embedder = LatentSemanticAnalysis(passages, folder)
         step.outcome = f"{embedder.description}, {embedder.dimensions} dimensions"
     return embedder
 

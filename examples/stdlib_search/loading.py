@@ -85,7 +85,7 @@ async def apply_changes(
     passages = changes.new + changes.changed
     for start in range(0, len(passages), BATCH_SIZE):
         batch = passages[start : start + BATCH_SIZE]
-        vectors = embedder.embed([passage.text for passage in batch])
+        vectors = embedder.embed(batch)
         embedded = [
             EmbeddedChunk(chunk=passage.chunk, embedding=vector, embedding_model=embedder.name)
             for passage, vector in zip(batch, vectors, strict=True)

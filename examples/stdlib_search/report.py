@@ -90,7 +90,9 @@ class Report:
     def answers(self, results: Sequence[RetrievalResult], *, lines: int = 1) -> None:
         """Print the results, each with the first lines of its text."""
         if not results:
-            self._console.print("  No results: none of its words occurs in these docstrings.")
+            self._console.print(
+                "  No results: these docstrings contain none of the question's words."
+            )
         for result in results:
             metadata, position = result.chunk.metadata, result.chunk.position
             kind = metadata["kind"] + (f", part {position + 1}" if position else "")
