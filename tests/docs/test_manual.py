@@ -58,7 +58,7 @@ SKIPPED_BLOCKS = {
         "tests/maintenance/test_row_security.py runs it as the application's role"
     ),
     (
-        "reliability.md",
+        "pgbouncer.md",
         "import asyncio\nimport os\n\nfrom sqlalchemy.ext",
     ): "tests/pgbouncer runs it",
     ("row-security.md", "CREATE ROLE"): "tests/support/deployment.py creates these roles",

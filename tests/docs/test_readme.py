@@ -1,4 +1,4 @@
-"""The README's code runs, and the tests that the comparison and reliability.md name exist."""
+"""The README's code runs, and the tests that the comparison and tested-faults.md name exist."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_tests_named_in_the_comparison_exist() -> None:
         assert test in defined, file
 
 
-def test_tests_named_in_the_reliability_page_exist() -> None:
-    """Each test named in docs/reliability.md exists."""
-    page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
+def test_tests_named_in_the_page_of_faults_exist() -> None:
+    """Each test named in docs/tested-faults.md exists."""
+    page = (REPOSITORY / "docs" / "tested-faults.md").read_text(encoding="utf-8")
     files = (REPOSITORY / "tests").rglob("test_*.py")
     defined = re.findall(r"def (test_\w+)", "".join(file.read_text("utf-8") for file in files))
     named = re.findall(r"`(?:tests/[\w/]+\.py::)?(test_\w+)`", page)

@@ -39,7 +39,7 @@ NO_PREPARED_STATEMENTS = {"statement_cache_size": 0, "prepared_statement_cache_s
 
 
 def engine_of(url: URL, **options: Any) -> AsyncEngine:
-    """Create an engine with the options that docs/reliability.md recommends."""
+    """Create an engine with the options that docs/pgbouncer.md recommends."""
     return create_async_engine(url, connect_args=NO_PREPARED_STATEMENTS, **options)
 
 
@@ -246,8 +246,8 @@ async def test_a_pooler_that_rejects_jit(dsn: str) -> None:
 
 
 def test_the_program_of_the_documentation(empty_dsn: str) -> None:
-    """The code in docs/reliability.md runs and prints what the page shows."""
-    page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
+    """The code in docs/pgbouncer.md runs and prints what the page shows."""
+    page = (REPOSITORY / "docs" / "pgbouncer.md").read_text(encoding="utf-8")
     codes = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (code,) = [code for code in codes if "statement_cache_size" in code]
     direct = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
