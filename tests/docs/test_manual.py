@@ -66,6 +66,7 @@ SKIPPED_BLOCKS = {
         "tests/maintenance/test_citus.py distributes a table"
     ),
     ("scaling.md", "python -m benchmarks.growth"): "takes hours",
+    ("scaling.md", "python -m benchmarks.index_kinds"): "takes ten minutes",
 }
 """Blocks that are not run, by page and the start of the block, each with the reason."""
 
