@@ -5,7 +5,7 @@
 # make pgbouncer  test the store behind PgBouncer (installs it on Debian)
 # make attack     attack tenants, memory, the event loop and writes for ten times as long, and print a table
 # make torture    run the fault, load and fuzz tests for twenty times as long
-# make check   formatting, lint, import order, types
+# make check   formatting, lint, import order, types, spelling, prose
 # make build      build the wheel and the sdist in dist/
 # make docs       build the manual in site/
 # make lowest     run the tests with the oldest versions that pyproject.toml allows
@@ -23,6 +23,8 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 PARALLEL = $(if $(CENOTE_TEST_DATABASE_URL),,--numprocesses logical --maxprocesses 4 --dist worksteal)
 
 .PHONY: demo app test attack torture lowest browser pgbouncer check build docs sbom audit benchmark clean
+
+PROSE = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md benchmarks docs cenote examples
 
 PEERS = langchain llama vecs
 
@@ -59,6 +61,8 @@ check: $(VENV)/dev-installed
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/codespell $(PROSE) alembic
+	$(BIN)/python docs/lint_prose.py $(PROSE) tests
 
 build: $(VENV)/dev-installed
 	$(BIN)/python -m build

@@ -7,9 +7,9 @@ A filter is a dict, or an expression built from :func:`meta` (a value of the met
     {"year": {"$gte": 2020}, "$or": [{"lang": "es"}, {"lang": {"$exists": False}}]}
     (meta("year") >= 2020) & ~meta("tags").contains("draft") & (field("position") == 0)
 
-A filter either matches a chunk or does not; there is no third value as in SQL. ``~`` and ``!=`` are
-exact opposites, so they also match chunks that lack the key. `cenote.filters.predicates` defines
-what each predicate means, in Python and in SQL.
+A filter either matches a chunk or does not; there is no third value as in SQL. ``~`` and ``!=``
+match all other chunks, including those that lack the key. `cenote.filters.predicates` defines what
+each predicate means, in Python and in SQL.
 """
 
 from cenote.filters.language import (

@@ -179,7 +179,7 @@ async def test_large_bodies(client: httpx.AsyncClient, engine: AsyncEngine) -> N
 
 
 async def test_many_passages(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
-    """A text that would be cut into very many passages is rejected before it is embedded."""
+    """A text that would be cut into too many passages is rejected before it is embedded."""
     body = {"title": "t", "text": "a\n\n" * 33_000}
     response = await client.post("/documents", headers=ANN, json=body)
     assert response.status_code == 422

@@ -155,7 +155,7 @@ async def test_a_hint_in_use_ends_after_ten_minutes(
 ) -> None:
     """A namespace that is searched all the time is looked for again after ten minutes.
 
-    Otherwise, after a plain table was partitioned, the chunk table would be searched for ever.
+    Otherwise, after a plain table was partitioned, the chunk table would always be searched.
     """
     assert await repartition(engine, SchemaConfig(dimensions=4, partitions=0))
     store = PgVectorStore(engine, 4)

@@ -37,7 +37,7 @@ def running_pgbouncer(
     role: str | None = None,
     ignored: str = "jit",
 ) -> Iterator[URL]:
-    """Run a PgBouncer in front of a database, on a Unix socket, for the duration of the block.
+    """Run a PgBouncer in front of a database, on a Unix socket, until the block ends.
 
     Args:
         dsn: Connection string of the database.

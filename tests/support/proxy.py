@@ -84,7 +84,7 @@ class Proxy:
 
 @asynccontextmanager
 async def running_proxy(dsn: str) -> AsyncIterator[Proxy]:
-    """Run a proxy to the database for the duration of the block."""
+    """Run a proxy to the database until the block ends."""
     proxy = Proxy(dsn)
     await proxy.start()
     try:
