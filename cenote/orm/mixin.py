@@ -273,7 +273,7 @@ class ChunkMixin:
         type_: Any = cls.embedding.type
         column_type: ColumnType = "halfvec" if isinstance(type_, HalfvecType) else "vector"
         dimensions = np.size(vector) if type_.dim is None else type_.dim
-        query = check_query_vector(vector, dimensions, column_type)
+        query = check_query_vector(vector, dimensions, column_type, _metric(cls))
         return distance(_metric(cls), cls.embedding, query)  # type: ignore[arg-type]
 
     @classmethod

@@ -13,7 +13,7 @@ import numpy as np
 
 from cenote.errors import InvalidInputError
 from cenote.models import Chunk, EmbeddedChunk
-from cenote.types import ColumnType, Float32Array
+from cenote.types import ColumnType, Float32Array, Metric
 from cenote.validation.arguments import (
     MAX_INT64,
     MAX_KEY_BYTES,
@@ -79,8 +79,14 @@ def check_batch(
     dimensions: int,
     column_type: ColumnType,
     embedding_model: str | None,
+    metric: Metric = "cosine",
+    *,
+    half_index: bool = False,
 ) -> Batch:
-    """Check a whole batch. If several chunks have the same id, keep the last of them."""
+    """Check a whole batch. If several chunks have the same id, keep the last of them.
+
+    `metric` and `half_index` are described at `checked_vectors`.
+    """
     items = as_list(
         embedded_chunks,
         "embedded_chunks must be a list of EmbeddedChunk",
@@ -94,6 +100,8 @@ def check_batch(
         [item.chunk.id for item in items],
         dimensions,
         column_type,
+        metric,
+        half_index=half_index,
     )
     last = {item.chunk.id: index for index, item in enumerate(items)}
     order = [last[chunk_id] for chunk_id in sorted(last)]

@@ -12,18 +12,26 @@ from numpy.typing import NDArray
 
 from cenote.errors import DimensionMismatchError, InvalidInputError
 from cenote.responsive import Pauses
-from cenote.types import ColumnType, Float32Array, Vector
+from cenote.types import ColumnType, Float32Array, Metric, Vector
 from cenote.validation.arguments import MAX_QUERY_VECTORS, as_list, safe_repr
 
 _FLOAT32 = np.finfo(np.float32)
 _OUT_OF_RANGE = "is too small or too large: its squared norm leaves the range of a 32-bit float"
+_OUT_OF_RANGE_FOR_L2 = (
+    "is too small or too large for metric='l2': squared distances leave the range of a 32-bit float"
+)
 _BEYOND_32_BITS = "contains NaN, an infinity or a number beyond 32 bits"
 _HALF_MAX = float(np.finfo(np.float16).max)
-_CLEARLY_VALID = (1e-30, 1e30)
+_CLEARLY_VALID = (1e-29, 1e30)
 """Squared norms, computed in 32 bits, of vectors that are finite, not zero and surely in range."""
 
+_CLEARLY_HALF = (1e-6, 4e9)
+"""Squared norms, computed in 32 bits, of vectors whose largest element surely fits 16 bits."""
 
-def check_query_vector(vector: Vector, dimensions: int, column_type: ColumnType) -> Float32Array:
+
+def check_query_vector(
+    vector: Vector, dimensions: int, column_type: ColumnType, metric: Metric = "cosine"
+) -> Float32Array:
     """Return a query vector as float32, shape (dimensions,)."""
     if column_type == "vector" and type(vector) in (list, np.ndarray):
         row = _as_row(vector, None, dimensions)
@@ -31,7 +39,7 @@ def check_query_vector(vector: Vector, dimensions: int, column_type: ColumnType)
             query: Float32Array = row.astype(np.float32, copy=False)
             if _CLEARLY_VALID[0] < float(query.dot(query)) < _CLEARLY_VALID[1]:
                 return query
-    checked: Float32Array = checked_vectors([vector], [None], dimensions, column_type)[0]
+    checked: Float32Array = checked_vectors([vector], [None], dimensions, column_type, metric)[0]
     return checked
 
 
@@ -40,7 +48,10 @@ _BLOCK_VECTORS = 50
 
 
 async def check_query_vectors(
-    vectors: Sequence[Vector], dimensions: int, column_type: ColumnType
+    vectors: Sequence[Vector],
+    dimensions: int,
+    column_type: ColumnType,
+    metric: Metric = "cosine",
 ) -> Float32Array:
     """Return query vectors as float32, shape (n, dimensions), n at most `MAX_QUERY_VECTORS`.
 
@@ -63,7 +74,7 @@ async def check_query_vectors(
     for start in range(0, len(queries), _BLOCK_VECTORS):
         block = queries[start : start + _BLOCK_VECTORS]
         checked[start : start + len(block)] = checked_vectors(
-            block, [None] * len(block), dimensions, column_type
+            block, [None] * len(block), dimensions, column_type, metric
         )
         await pauses()
     return checked
@@ -77,19 +88,35 @@ def checked_vectors(
     chunk_ids: Sequence[str | None],
     dimensions: int,
     column_type: ColumnType,
+    metric: Metric = "cosine",
+    *,
+    half_index: bool = False,
 ) -> Float32Array:
     """Return vectors as one float32 matrix, shape (len(vectors), dimensions).
 
     A vector whose chunk id is None is a query vector.
+
+    Args:
+        vectors: The vectors.
+        chunk_ids: Id of each vector's chunk.
+        dimensions: Number of dimensions.
+        column_type: ``"halfvec"`` rounds the vectors to 16 bits.
+        metric: Metric whose distances must not leave the range of a 32-bit float.
+        half_index: True if an index of 16-bit floats has to store the vectors.
     """
+    clearly_valid = _CLEARLY_HALF if half_index else _CLEARLY_VALID
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         matrix = _stacked(vectors, chunk_ids, dimensions)
-        if column_type == "vector" and _all_clearly_valid(matrix):
+        if column_type == "vector" and _all_between(matrix, *clearly_valid):
             return matrix
+        out_of_range = _OUT_OF_RANGE_FOR_L2 if metric == "l2" else _OUT_OF_RANGE
         for row in np.flatnonzero(~matrix.any(axis=1)).tolist():
             if np.asarray(vectors[row]).any():  # it was not zero before rounding
-                raise _vector_error(chunk_ids[row], _OUT_OF_RANGE)
-        for bad, rule in _broken_rules(matrix, column_type):
+                raise _vector_error(chunk_ids[row], out_of_range)
+        for bad, rule in (
+            *_broken_rules(matrix, metric, out_of_range),
+            *_broken_half_rules(matrix, column_type, half_index=half_index),
+        ):
             if bad.any():
                 raise _vector_error(chunk_ids[int(np.argmax(bad))], rule)
         if column_type == "halfvec":
@@ -114,10 +141,10 @@ def _stacked(
     return matrix
 
 
-def _all_clearly_valid(matrix: Float32Array) -> bool:
-    """Test all rows at once, which suffices for most matrices; NaN fails both comparisons."""
+def _all_between(matrix: Float32Array, least: float, most: float) -> bool:
+    """Test the squared norms of all rows at once; NaN fails both comparisons."""
     squared = np.einsum("ij,ij->i", matrix, matrix)
-    return bool(np.all((squared > _CLEARLY_VALID[0]) & (squared < _CLEARLY_VALID[1])))
+    return bool(np.all((squared > least) & (squared < most)))
 
 
 def _as_row(vector: Vector, chunk_id: str | None, dimensions: int) -> NDArray[Any]:
@@ -187,28 +214,56 @@ def _from_objects(row: NDArray[Any], chunk_id: str | None) -> NDArray[Any]:
 
 
 def _broken_rules(
-    matrix: Float32Array, column_type: ColumnType
+    matrix: Float32Array, metric: Metric, out_of_range: str
 ) -> Iterator[tuple[NDArray[np.bool_], str]]:
     """Yield, for each rule, the rows that break it and the message."""
     infinite = np.logical_not(np.isfinite(matrix).all(axis=1))
     yield infinite, _BEYOND_32_BITS
-    yield _out_of_range(matrix), _OUT_OF_RANGE
-    if column_type == "halfvec":
-        half = matrix.astype(np.float16)
-        too_large = f"contains an element above {_HALF_MAX:.0f}, the maximum of halfvec"
-        yield np.logical_not(np.isfinite(half).all(axis=1)), too_large
-        vanished = np.logical_and(matrix.any(axis=1), ~half.any(axis=1))
-        yield vanished, "is so small that halfvec would make it zero"
+    yield _out_of_range(matrix, metric), out_of_range
 
 
-def _out_of_range(matrix: Float32Array) -> NDArray[np.bool_]:
+def _broken_half_rules(
+    matrix: Float32Array, column_type: ColumnType, *, half_index: bool
+) -> Iterator[tuple[NDArray[np.bool_], str]]:
+    """Yield, for each rule about 16-bit floats, the rows that break it and the message."""
+    if column_type != "halfvec" and not half_index:
+        return
+    of_what, remedy = "halfvec", ""
+    if column_type != "halfvec":
+        of_what = "an index of kind halfvec"
+        remedy = "; scale the vectors, or run cenote reindex --index with another kind"
+    half = matrix.astype(np.float16)
+    too_large = f"contains an element above {_HALF_MAX:.0f}, the maximum of {of_what}{remedy}"
+    yield np.logical_not(np.isfinite(half).all(axis=1)), too_large
+    vanished = np.logical_and(matrix.any(axis=1), ~half.any(axis=1))
+    yield vanished, f"is so small that {of_what} would make it zero{remedy}"
+
+
+def reject_beyond_half(matrix: Float32Array, chunk_ids: Sequence[str]) -> None:
+    """Check that an index of 16-bit floats can store vectors.
+
+    Raises:
+        InvalidInputError: It cannot; the error names the first chunk.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        for bad, rule in _broken_half_rules(matrix, "vector", half_index=True):
+            if bad.any():
+                raise _vector_error(chunk_ids[int(np.argmax(bad))], rule)
+
+
+def _out_of_range(matrix: Float32Array, metric: Metric) -> NDArray[np.bool_]:
     """Return the non-zero rows whose squared norm a 32-bit float cannot hold, or only coarsely.
 
-    pgvector computes in 32 bits: the similarity of these rows is 0, 1 or NaN for any query.
+    pgvector computes in 32 bits: the similarity of these rows is 0, 1 or NaN for any query. With
+    l2, it squares differences. A difference may be twice as long as a vector. The square of a short
+    one loses up to 2**-150 per dimension, and a distance shall be accurate to 1e-6 times the length
+    of a vector.
     """
     squared = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
-    smallest = matrix.shape[1] * float(_FLOAT32.tiny)
-    in_range = (squared >= smallest) & (squared <= float(_FLOAT32.max))
+    smallest, largest = matrix.shape[1] * float(_FLOAT32.tiny), float(_FLOAT32.max)
+    if metric == "l2":
+        smallest, largest = smallest * 2**14, largest / 4
+    in_range = (squared >= smallest) & (squared <= largest)
     bad: NDArray[np.bool_] = matrix.any(axis=1) & ~in_range
     return bad
 

@@ -509,11 +509,13 @@ class Namespace:
         if self._metric == "cosine":
             return rounding
         length = float(np.linalg.norm(vector.astype(np.float64)))
-        largest = float(np.abs(self._matrix[: len(self._rows)]).max(initial=0.0))
+        used = self._matrix[: len(self._rows)]
+        largest = max(float(used.max(initial=0.0)), -float(used.min(initial=0.0)))
         longest = largest * math.sqrt(len(vector))
         if self._metric == "inner_product":
             return rounding * length * longest
-        return rounding * (length + longest)
+        # A squared difference in float32 may lose up to 2**-150.
+        return rounding * (length + longest) + math.sqrt(len(vector)) * 2.0**-75
 
 
 def stored_can_match(metric: Metric, query: Float32Array) -> bool:

@@ -157,7 +157,11 @@ class InMemoryVectorStore(VectorStore):
     async def upsert(self, embedded_chunks: list[EmbeddedChunk], namespace: str) -> None:
         check_namespace(namespace)
         batch = check_batch(
-            embedded_chunks, self._dimensions, self._column_type, self._embedding_model
+            embedded_chunks,
+            self._dimensions,
+            self._column_type,
+            self._embedding_model,
+            self._metric,
         )
         if batch.chunks:
             values = self._user_values.check(batch)
@@ -193,7 +197,7 @@ class InMemoryVectorStore(VectorStore):
         check_boolean(exact, field="exact")
         check_ef_search(ef_search)
         check_rerank(rerank)
-        query = check_query_vector(query_vector, self._dimensions, self._column_type)
+        query = check_query_vector(query_vector, self._dimensions, self._column_type, self._metric)
         condition = await self._checked_filter(filter)
         check_min_score(min_score, self._metric)
         check_per_document(per_document)
@@ -231,7 +235,9 @@ class InMemoryVectorStore(VectorStore):
         check_ef_search(ef_search)
         check_rerank(rerank)
         check_min_score(min_score, self._metric)
-        queries = await check_query_vectors(query_vectors, self._dimensions, self._column_type)
+        queries = await check_query_vectors(
+            query_vectors, self._dimensions, self._column_type, self._metric
+        )
         condition = await self._checked_filter(filter)
         stored = self._chunks_in(namespace)
         seconds = len(queries) * stored.search_seconds(limit, condition)
@@ -312,7 +318,7 @@ class InMemoryVectorStore(VectorStore):
         depth: int = DEPTH,
     ) -> list[RetrievalResult]:
         check_fusion(vector_weight, text_weight, depth)
-        query = check_query_vector(query_vector, self._dimensions, self._column_type)
+        query = check_query_vector(query_vector, self._dimensions, self._column_type, self._metric)
         condition = await self._check_text_search(text, namespace, limit, filter)
         depth = max(depth, limit)
         stored = self._chunks_in(namespace)
@@ -413,7 +419,9 @@ class InMemoryVectorStore(VectorStore):
     ) -> SyncResult:
         check_namespace(namespace)
         embedded, kept_chunks = check_document(document_id, chunks)
-        batch = check_batch(embedded, self._dimensions, self._column_type, self._embedding_model)
+        batch = check_batch(
+            embedded, self._dimensions, self._column_type, self._embedding_model, self._metric
+        )
         unembedded = batch_without_embeddings(kept_chunks, self._dimensions)
         values = self._user_values.check(batch) if batch.chunks else WrittenValues([], [])
         on_update = self._user_values.on_update()

@@ -141,4 +141,6 @@ class PgVectorStoreBase(VectorStore, Generic[Model]):
             self._config.dimensions,
             self._config.column_type,
             self._embedding_model,
+            self._config.metric,
+            half_index=self._searches.vectors.kind == "halfvec",
         )

@@ -147,7 +147,10 @@ class Searching(PgVectorStoreBase[Model]):
         check_rerank(rerank)
         check_min_score(min_score, self._config.metric)
         queries = await check_query_vectors(
-            query_vectors, self._config.dimensions, self._config.column_type
+            query_vectors,
+            self._config.dimensions,
+            self._config.column_type,
+            self._config.metric,
         )
         conditions = await self._conditions_of(filter)
         transaction = self._transaction(session)
@@ -266,7 +269,7 @@ class Searching(PgVectorStoreBase[Model]):
         check_fusion(vector_weight, text_weight, depth)
         check_ef_search(ef_search)
         check_rerank(rerank)
-        query = check_query_vector(query_vector, self._config.dimensions, self._config.column_type)
+        query = self._check_query(query_vector)
         values, conditions, condition = await self._check_text_search(
             text, namespace, limit, filter, where
         )
@@ -404,6 +407,12 @@ class Searching(PgVectorStoreBase[Model]):
         )
         return statement
 
+    def _check_query(self, query_vector: Vector) -> Float32Array:
+        config = self._config
+        return check_query_vector(
+            query_vector, config.dimensions, config.column_type, config.metric
+        )
+
     def _finds_nothing(self, query: Float32Array) -> bool:
         """Return whether no chunk has a score for a query: a zero vector has no direction."""
         if self._config.metric != "cosine" or query[0]:
@@ -430,5 +439,5 @@ class Searching(PgVectorStoreBase[Model]):
         check_boolean(exact, field="exact")
         check_ef_search(ef_search)
         check_rerank(rerank)
-        query = check_query_vector(query_vector, self._config.dimensions, self._config.column_type)
+        query = self._check_query(query_vector)
         return query, check_condition(where, self._executor.table)

@@ -14,6 +14,7 @@ from cenote.orm.user_columns import UserColumn, column_error, value_error
 from cenote.postgres.driver_errors import diagnostic, driver_error, redact, violated_key
 from cenote.stores.pgvector.executor import StatementExecutor
 from cenote.validation.batches import Batch
+from cenote.validation.vectors import reject_beyond_half
 
 _ABOUT_CONTENTS = ("22003", "22021", "22P05")
 """SQLSTATEs that a position of more than 32 bits in a legacy table, or a character that the
@@ -55,7 +56,7 @@ def naming_the_chunk(
         invalid = _unsendable(error, cause, batch, columns, parameters)
         if invalid is None and _is_about_values(cause, state):
             if state in _ABOUT_CONTENTS:
-                invalid = _unencodable(batch, columns, parameters)
+                invalid = _unencodable(batch, columns, parameters) or _beyond_half(batch)
             else:
                 checked = [column for column in columns if column.is_checked_by_server]
                 invalid = _not_accepted(batch, checked, parameters)
@@ -155,6 +156,18 @@ def _unencodable(
             else:
                 continue
             return column_error(chunk.id, f"the column {column.name} does not accept {character}")
+    return None
+
+
+def _beyond_half(batch: Batch) -> InvalidInputError | None:
+    """Return an error about a vector that an index of 16-bit floats cannot store; None if all fit.
+
+    A store that has not read the kind of the index yet does not check the vectors before.
+    """
+    try:
+        reject_beyond_half(batch.embeddings, [chunk.id for chunk in batch.chunks])
+    except InvalidInputError as error:
+        return error
     return None
 
 

@@ -228,7 +228,7 @@ class PartitionSearch(Search):
         In a generic plan, Postgres does not know that the namespace is large, and could prefer the
         primary key to the ANN index. A condition outside the CASE requires a custom plan.
         """
-        namespace, *filtered = self._conditions()
+        namespace, *filtered = self._conditions_for_ann()
         if not self._exposes_namespace:
             return [_in_case(namespace, *filtered)]
         return [namespace, *([_in_case(*filtered)] if filtered else [])]

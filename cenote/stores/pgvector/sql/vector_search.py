@@ -413,10 +413,21 @@ class Search:
         prevents both, because neither an index nor a join can serve it. The planner estimates that
         a CASE matches half of the rows.
         """
-        namespace, *filtered = self._conditions()
+        namespace, *filtered = self._conditions_for_ann()
         if not filtered:
             return [namespace]
         return [namespace, case((and_(*filtered), true()), else_=false())]
+
+    def _conditions_for_ann(self) -> list[ColumnElement[bool]]:
+        """Return the conditions, with one that keeps zero vectors from an index of signs.
+
+        A zero vector has the signs of a vector of negative elements. It has no score, but the index
+        would return it in place of chunks that have one. Other indexes do not contain it.
+        """
+        conditions = self._conditions()
+        if self.vectors.kind == "bit":
+            conditions.append(self._is_comparable(self._distance()))
+        return conditions
 
     def _custom_plan_condition(self) -> list[ColumnElement[bool]]:
         """Return a condition that is always true, and makes generic plans look expensive.
