@@ -16,7 +16,9 @@ import griffe
 _ROLE = re.compile(r":(?:meth|class|mod|func|attr|data|exc):`~?([^`]+)`")
 _NAME = re.compile(r"(?<!'s )(?<![`\[\w])`([A-Za-z_][\w.]*)(\(\))?`(?!`)")
 _LITERAL = re.compile(r"^(.*?):?::\n\n((?:[ ]{4}.*\n|\n)+)", re.MULTILINE)
-_TABLE = re.compile(r"^(=+(?: +=+)+)\n((?:.*\n)+?)\1$(?:\n((?:.*\n)+?)\1$)?", re.MULTILINE)
+_TABLE = re.compile(
+    r"^(=+(?: +=+)+)\n((?:.*\n)+?)\1$(?:\n((?:.*\n)+?)\1$)?", re.MULTILINE
+)
 _SECTION = re.compile(r"^(Args|Attributes|Raises):$")
 _SEVERAL_NAMES = re.compile(r"^    (\w+(?:, \w+)+): (.*)$")
 
@@ -37,7 +39,9 @@ def markdown(text: str, obj: griffe.Object) -> str:
     text = "\n".join(_split_names(text.split("\n")))
     parts = text.split("```")
     # Parts with an even number are outside the code blocks.
-    parts[::2] = [_NAME.sub(lambda match: _link(match, obj), part) for part in parts[::2]]
+    parts[::2] = [
+        _NAME.sub(lambda match: _link(match, obj), part) for part in parts[::2]
+    ]
     return "```".join(parts)
 
 
@@ -57,7 +61,10 @@ def _table(match: re.Match[str]) -> str:
         if cells[0] and not (rows and rows[-1][0].endswith(",")):
             rows.append(cells)
         else:
-            rows[-1] = [" ".join(filter(None, pair)) for pair in zip(rows[-1], cells, strict=True)]
+            rows[-1] = [
+                " ".join(filter(None, pair))
+                for pair in zip(rows[-1], cells, strict=True)
+            ]
     header = [head[start:end].strip() for start, end in spans]
     lines = [header, ["---"] * len(spans), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

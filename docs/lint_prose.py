@@ -29,9 +29,13 @@ _MARKDOWN_CODE = re.compile(
     r"^(?P<fence>```+|~~~+).*?^(?P=fence)$|<!--.*?-->|(?P<ticks>`+).+?(?P=ticks)|\]\([^)]*\)",
     re.MULTILINE | re.DOTALL,
 )
-_DOCSTRING_CODE = re.compile(r"(?P<ticks>`+).+?(?P=ticks)|^ *>>>.*$", re.MULTILINE | re.DOTALL)
+_DOCSTRING_CODE = re.compile(
+    r"(?P<ticks>`+).+?(?P=ticks)|^ *>>>.*$", re.MULTILINE | re.DOTALL
+)
 _TABLE = re.compile(r"^ *=+(?: +=+)+\n(?:\s*\S.*\n)*", re.MULTILINE)
-_LITERAL_BLOCK = re.compile(r"::\n(?:\s*\n)+(?P<indent> +)\S.*\n(?:(?P=indent).*\n|\s*\n)*")
+_LITERAL_BLOCK = re.compile(
+    r"::\n(?:\s*\n)+(?P<indent> +)\S.*\n(?:(?P=indent).*\n|\s*\n)*"
+)
 
 
 def main() -> None:
@@ -40,7 +44,9 @@ def main() -> None:
     findings = 0
     for file in _files(sys.argv[1:]):
         text = file.read_text(encoding="utf-8")
-        prose = _docstrings(text) if file.suffix == ".py" else _hide(_MARKDOWN_CODE, text)
+        prose = (
+            _docstrings(text) if file.suffix == ".py" else _hide(_MARKDOWN_CODE, text)
+        )
         if not prose.strip():
             continue
         # A number sign in each empty line ends a heading like a sentence.
@@ -57,7 +63,9 @@ def _files(arguments: list[str]) -> Iterator[Path]:
         if path.is_file():
             yield path
         else:
-            yield from sorted(file for file in path.rglob("*") if file.suffix in {".md", ".py"})
+            yield from sorted(
+                file for file in path.rglob("*") if file.suffix in {".md", ".py"}
+            )
 
 
 def _docstrings(source: str) -> str:

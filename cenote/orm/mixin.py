@@ -436,7 +436,7 @@ def _reject_pydantic(cls: type[Any]) -> None:
             f"class {cls.__name__}: a chunk model cannot be a SQLModel class. Define it on a "
             "SQLAlchemy base that shares SQLModel's tables: class Base(DeclarativeBase): "
             f"metadata = SQLModel.metadata, then class {cls.__name__}(ChunkMixin, Base, "
-            "dimensions=384). docs/application.md shows it in the section SQLModel",
+            "dimensions=384), as in docs/frameworks/sqlmodel.md",
             setting="model",
         )
 

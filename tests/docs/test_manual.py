@@ -22,9 +22,10 @@ import pytest
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support import commands
-from support.commands import REPOSITORY, asyncpg_url, clean_environment, output_of, run
+from support.commands import REPOSITORY, asyncpg_url, clean_environment, output_of
 from support.database import run_script
 from support.manual import DOCS, Block, Page, blocks
+from support.recipes import Reader
 
 import cenote as cenote_package
 from cenote import PgVectorStore, cli
@@ -39,16 +40,28 @@ SETUP = {
 }
 """Commands to run before a page whose blocks assume an existing schema."""
 
+APPLICATION_PAGES = [
+    "application.md",
+    "existing-documents.md",
+    "chunk-models.md",
+    "orm-queries.md",
+    "testing.md",
+    "drivers.md",
+]
+"""Pages that continue one application, in this order."""
+
 OTHER_TESTS = {
-    "application.md": "test_the_application_page_runs",
-    "frameworks.md": "tests/docs/test_frameworks.py",
+    **dict.fromkeys(APPLICATION_PAGES, "test_the_application_pages_run"),
+    **dict.fromkeys(
+        [page for page in PAGES if page.startswith("frameworks")], "tests/docs/test_frameworks.py"
+    ),
     "synchronous.md": "tests/docs/test_frameworks.py",
 }
 """Pages that are not run by `test_pages_run`, and their tests."""
 
 SKIPPED_BLOCKS = {
     ("index.md", 'pip install ".[embedded]"'): "tests/unit/test_package.py installs the wheel",
-    ("index.md", "# server.py"): "waits for a key; test_the_example_server runs it",
+    ("quickstart.md", "# server.py"): "waits for a key; test_the_example_server runs it",
     ("schema.md", "cenote host-revision"): (
         "tests/schema/test_application_history.py runs it in an application with a history"
     ),
@@ -119,41 +132,23 @@ def test_pages_run(
         reader.check_output_is_shown()
 
 
-def test_the_application_page_runs(tmp_path: Path, empty_dsn: str) -> None:
-    """Python blocks are written to the files they name, and commands run in their folder."""
-    environ = {"DATABASE_URL": asyncpg_url(empty_dsn), "PYTHONPATH": str(tmp_path)}
+def test_the_application_pages_run(tmp_path: Path, empty_dsn: str) -> None:
+    """The pages run one after another in one folder, and so does each file alone."""
+    reader = Reader(tmp_path, empty_dsn)
     ini = "[alembic]\nscript_location = %(here)s/migrations\npath_separator = os\n"
     (tmp_path / "migrations" / "versions").mkdir(parents=True)
     (tmp_path / "alembic.ini").write_text(ini)
     (tmp_path / "migrations" / "script.py.mako").write_text(
         (REPOSITORY / "tests" / "application" / "migrations" / "script.py.mako").read_text()
     )
-    outputs = {}
-    page = (DOCS / "application.md").read_text(encoding="utf-8")
-    run_by_the_page = re.findall(r"^python (\S+)$", page, re.MULTILINE)
-    for block in blocks("application.md"):
-        code = block.code
-        if block.language == "python":
-            name = re.match(r"# (\S+)\n", code)
-            assert name is not None
-            file = tmp_path / name[1]
-            with file.open("a") as stream:
-                stream.write(code + "\n\n")
-            if "env" not in file.name and file.name not in run_by_the_page:
-                python = (sys.executable, "-W", "error", str(file))
-                output_of(run(*python, cwd=tmp_path, **environ))
-        elif block.language == "console":
-            for line in code.splitlines():
-                command, *arguments = shlex.split(line)
-                if command == "alembic":
-                    output_of(commands.alembic(*arguments, cwd=tmp_path, **environ))
-                else:
-                    result = run(sys.executable, *arguments, cwd=tmp_path, **environ)
-                    outputs[command] = output_of(result)
-        else:
-            assert (block.language, code) == ("text", outputs["python"])
-    for arguments in (["check"], ["downgrade", "base"]):
-        output_of(commands.alembic(*arguments, cwd=tmp_path, **environ))
+    for page in APPLICATION_PAGES:
+        reader.follow(page)
+    text = "".join((DOCS / page).read_text(encoding="utf-8") for page in APPLICATION_PAGES)
+    run_by_the_pages = re.findall(r"^(?:python|pytest) (\S+)$", text, re.MULTILINE)
+    for file in {file.name for file in reader.written} - {"env.py", "conftest.py"}:
+        if file not in run_by_the_pages:
+            reader.python(file)
+    reader.commands("alembic check", "alembic downgrade base")
 
 
 async def test_change_of_the_embedding_model_without_downtime(
@@ -206,7 +201,7 @@ async def test_change_of_the_embedding_model_without_downtime(
 def test_the_example_server(tmp_path: Path) -> None:
     """The program prints settings as export commands, and runs until a key is pressed."""
     (program,) = [
-        block.code for block in blocks("index.md") if block.code.startswith("# server.py")
+        block.code for block in blocks("quickstart.md") if block.code.startswith("# server.py")
     ]
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", program],
