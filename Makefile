@@ -67,9 +67,8 @@ check: $(VENV)/dev-installed
 build: $(VENV)/dev-installed
 	$(BIN)/python -m build
 
-# NO_MKDOCS_2_WARNING hides a notice about the future of MkDocs, which does not concern the manual.
 docs: $(VENV)/docs-installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
+	$(BIN)/zensical build --clean --strict
 
 lowest: .lowest/installed
 	.lowest/bin/python -m pytest $(PARALLEL) $(ARGS)
@@ -110,7 +109,7 @@ benchmark: $(VENV)/benchmark-installed $(PEERS:%=.bench/%/installed)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .bench .demo .lowest .release dist site
+	rm -rf $(VENV) .bench .cache .demo .lowest .release dist site
 
 $(VENV)/%-installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"

@@ -7,6 +7,7 @@ simple tables become Markdown tables, and "a, b: ..." becomes one line for each 
 
 from __future__ import annotations
 
+import logging
 import re
 import textwrap
 from typing import Any
@@ -21,6 +22,17 @@ _TABLE = re.compile(
 )
 _SECTION = re.compile(r"^(Args|Attributes|Raises):$")
 _SEVERAL_NAMES = re.compile(r"^    (\w+(?:, \w+)+): (.*)$")
+
+
+class _WarningsAreErrors(logging.Handler):
+    """Ends the build at the first warning about a docstring, which Zensical only prints."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            raise ValueError(record.getMessage())
+
+
+logging.getLogger("mkdocs.plugins.griffe").addHandler(_WarningsAreErrors())
 
 
 class HouseStyle(griffe.Extension):

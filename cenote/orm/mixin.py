@@ -169,8 +169,8 @@ class ChunkMixin:
     Args:
         dimensions: Number of dimensions of every vector. A model without it can be queried, but
             only cenote's revisions, which know the number, can create its table.
-        column_type, metric, index, hnsw_m, hnsw_ef_construction, partitions, text_search,
-            row_security: see `SchemaConfig`.
+        column_type, metric, index, hnsw_m, hnsw_ef_construction, partitions: See `SchemaConfig`.
+        text_search, row_security: See `SchemaConfig`.
 
     Raises:
         ConfigurationError: A setting is invalid, the name of the table is not an identifier of at

@@ -1,0 +1,28 @@
+"""Checks of the manual that its build does not make: its pictures and its menu."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from support.commands import REPOSITORY
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+
+def test_pictures_exist() -> None:
+    """Each picture of a page exists."""
+    pictures = [
+        page.parent / path
+        for page in [*PAGES, REPOSITORY / "README.md"]
+        for path in re.findall(r"!\[[^]]*\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert pictures
+    assert [picture for picture in pictures if not picture.is_file()] == []
+
+
+def test_the_menu_has_every_page() -> None:
+    """The menu of the site contains every page once."""
+    menu = re.findall(r"[-:] ([\w/-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(menu) == sorted(str(page.relative_to(DOCS).as_posix()) for page in PAGES)
