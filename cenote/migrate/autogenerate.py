@@ -331,7 +331,7 @@ def _warn_of_embedding(operation: AlterEmbeddingOp) -> None:
     warn(
         f"{subject_of(str(operation.table_name), operation.schema)}: the embedding column is "
         f"{actual}, expected {expected}; {consequence}. To fill a second table while the first is "
-        'in use, see docs/schema.md, "Another embedding model, without downtime"'
+        "in use, see docs/embedding-model.md"
     )
 
 

@@ -112,7 +112,7 @@ def _render_embedding(autogen_context: AutogenContext, operation: AlterEmbedding
         return [alter_column]
     return [
         f"# This fails if the table has rows: their vectors do not have {after} dimensions.",
-        '# See "Another embedding model, without downtime" in docs/schema.md.',
+        "# See docs/embedding-model.md.",
         alter_column,
     ]
 

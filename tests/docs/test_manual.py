@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
+from typing import get_args
 from unittest.mock import patch
 
 import pytest
@@ -30,13 +31,14 @@ from support.recipes import Reader
 import cenote as cenote_package
 from cenote import PgVectorStore, cli
 from cenote import __all__ as public_names
+from cenote.inspection.checks.findings import FindingKind
 from cenote.testing import embedded
 
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 SETUP = {
+    "change-table.md": "cenote migrate -x dimensions=384 upgrade head",
     "scaling.md": "cenote migrate -x dimensions=2 upgrade head",
-    "schema.md": "cenote migrate -x dimensions=384 upgrade head",
 }
 """Commands to run before a page whose blocks assume an existing schema."""
 
@@ -62,11 +64,17 @@ OTHER_TESTS = {
 SKIPPED_BLOCKS = {
     ("index.md", 'pip install ".[embedded]"'): "tests/unit/test_package.py installs the wheel",
     ("quickstart.md", "# server.py"): "waits for a key; test_the_example_server runs it",
-    ("schema.md", "cenote host-revision"): (
+    ("migrations.md", "cenote host-revision -x"): (
+        "tests/schema/test_application_history.py runs it in an application with a history"
+    ),
+    ("migrations.md", "cenote host-revision --from"): (
         "tests/schema/test_application_history.py runs it in an application with a history"
     ),
     ("schema.md", "cenote check --model"): "tests/schema/test_checks.py checks a model",
-    ("schema.md", "import asyncio"): "test_change_of_the_embedding_model_without_downtime runs it",
+    (
+        "embedding-model.md",
+        "import asyncio",
+    ): "test_change_of_the_embedding_model_without_downtime runs it",
     ("row-security.md", "import asyncio\nimport os\n\nfrom sqlalchemy import select"): (
         "tests/maintenance/test_row_security.py runs it as the application's role"
     ),
@@ -75,7 +83,7 @@ SKIPPED_BLOCKS = {
         "import asyncio\nimport os\n\nfrom sqlalchemy.ext",
     ): "tests/pgbouncer runs it",
     ("row-security.md", "CREATE ROLE"): "tests/support/deployment.py creates these roles",
-    ("scaling.md", "cenote migrate -x dimensions=384 -x distribution"): (
+    ("citus.md", "cenote migrate -x dimensions=384 -x distribution"): (
         "tests/maintenance/test_citus.py distributes a table"
     ),
     ("scaling.md", "python -m benchmarks.growth"): "takes hours",
@@ -160,9 +168,9 @@ async def test_change_of_the_embedding_model_without_downtime(
     ids = [f"{number:04}" for number in range(1200)]
     for tenant in ("a", "b"):
         await old.upsert([embedded(id, content=f"first {id}") for id in ids], tenant)
-    text = (DOCS / "schema.md").read_text(encoding="utf-8")
+    text = (DOCS / "embedding-model.md").read_text(encoding="utf-8")
     steps = re.findall(r"^\d\. `cenote (.*?)`", text, re.MULTILINE)
-    program = blocks("schema.md")[-1].code
+    program = blocks("embedding-model.md")[-1].code
     output_of(commands.cenote(*steps[0].split(), **url))
     recipe = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-c", program),
@@ -186,7 +194,7 @@ async def test_change_of_the_embedding_model_without_downtime(
             break
     output, _ = await asyncio.wait_for(communication, 60)
     assert recipe.returncode == 0
-    assert output == b"nothing differs any more\n"
+    assert output == b"the tables agree\n"
     assert writes > 10
     for tenant in ("a", "b"):
         expected = [chunk async for chunk in old.get_all_chunks(tenant)]
@@ -253,6 +261,14 @@ def test_the_command_page_documents_every_command_and_option() -> None:
                 or options & {"-h", "-x", "-c"}
                 or any(f"`{option}`" in row for option in options)
             ), (name, options)
+
+
+def test_the_command_page_documents_every_kind_of_finding() -> None:
+    """The table of findings contains each kind once, and no others."""
+    page = (DOCS / "reference" / "command.md").read_text(encoding="utf-8")
+    table = page.partition("## Kinds of findings")[2]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert Counter(re.findall(r"`(\w+)`", " ".join(rows))) == Counter(get_args(FindingKind))
 
 
 def test_figures_equal_the_benchmarks_results() -> None:

@@ -702,7 +702,7 @@ async def test_colocate_with_an_application_table(cluster: AsyncEngine, name: st
         by_name = in_documents.where(rows.c.tenant == "acme")
         assert len(await store.search(QUERY, "acme", where=by_name)) == 3
         by_column = in_documents.where(rows.c.tenant == model.namespace)
-        with pytest.raises(VectorStoreError):  # as docs/scaling.md says
+        with pytest.raises(VectorStoreError):  # as docs/citus.md says
             await store.search(QUERY, "acme", where=by_column)
     finally:
         await execute(cluster, f"DROP TABLE IF EXISTS {name}, {documents} CASCADE")

@@ -137,6 +137,22 @@ async def test_an_existing_table_is_kept(
     assert cenote("check") == "no differences found\n"
 
 
+async def test_a_later_release_needs_one_more_revision(
+    application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+) -> None:
+    """With `--from`, `host-revision` writes a revision for the newer revisions of cenote only."""
+    cenote("host-revision", "-x", "dimensions=4", "--to", "cenote_0001")
+    alembic("upgrade", "head")
+    assert cenote("migrate", "current") == "cenote_0001\n"
+    before = revisions(application)
+    cenote("host-revision", "--from", "cenote_0001", "-x", "text_search=spanish")
+    written = new_revision(application, before)
+    assert 'upgrade_chunks(CHUNKS, start="cenote_0001", to="cenote_0004")' in written
+    alembic("upgrade", "head")
+    assert cenote("migrate", "current") == "cenote_0004 (head)\n"
+    await PgVectorStore(empty_engine, 4, text_search="spanish").search_text("gatos", "n")
+
+
 async def test_existing_tables_with_other_dimensions_are_rejected(
     application: Path, alembic: Command, cenote: Command, environ: dict[str, str]
 ) -> None:

@@ -225,7 +225,7 @@ async def test_a_changed_type(
     await store.upsert([embedded("a", [1, 0, 0]), embedded("b", [0, 1, 0.5])], "n")
     with pytest.warns(UserWarning, match="rewrites the table") as warnings:
         revision = await autogenerate(empty_engine, new.metadata, **options)
-    assert "Another embedding model, without downtime" in str(warnings[0].message)
+    assert "docs/embedding-model.md" in str(warnings[0].message)
     for body, model in ((revision.upgrade, new), (revision.downgrade, old)) * 2:
         positions = [body.index(word) for word in ("drop_index", "alter_column", "create_index")]
         assert positions == sorted(positions)
@@ -254,7 +254,7 @@ async def test_changed_dimensions(empty_engine: AsyncEngine, after: dict[str, An
         revision = await autogenerate(empty_engine, new.metadata)
     message = str(warnings[0].message)
     assert message.startswith("table passages: the embedding column is vector(3), expected ")
-    assert "Another embedding model, without downtime" in message
+    assert "docs/embedding-model.md" in message
     for body, model in ((revision.upgrade, new), (revision.downgrade, old)):
         assert "# This fails if the table has rows" in body
         await run_body(empty_engine, body)
