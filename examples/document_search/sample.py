@@ -18,7 +18,7 @@ DOCUMENTS = {
 Come in against the wind or the current, whichever is stronger. Put the fenders out before you are
 near the quay, and have the bow and stern lines ready in your hands.
 
-Make the line fast that holds the boat against the wind first. Then add the springs: they run
+First make fast the line that holds the boat against the wind. Then add the springs: they run
 forward from the stern and aft from the bow, and keep the boat from surging along the quay.
 
 Leave slack where the tide falls. A boat that hangs in its lines at low water has been moored by
@@ -31,8 +31,8 @@ chart datum, so they are added to the depths on the chart.
 Springs come shortly after new and full moon, and have the largest range. Neaps come at the quarters
 of the moon, and have the smallest.
 
-By the rule of twelfths the water rises one twelfth of its range in the first hour, two in the
-second, three in the third and the fourth, two in the fifth, and one in the sixth.
+According to the rule of twelfths, the water rises one twelfth of its range in the first hour, two
+in the second, three in the third and the fourth, two in the fifth, and one in the sixth.
 """,
     ("Bo", "Care of ropes"): """\
 Rinse ropes with fresh water at the end of the season: salt crystals cut the fibres from within.
