@@ -47,6 +47,7 @@ from cenote.stores.pgvector.measuring import (
     DEFAULT_TARGET,
     EF_SEARCH_VALUES,
     MEASURED_NAMESPACES,
+    RERANK_VALUES,
     SAMPLED_ROWS,
     not_reached,
 )
@@ -54,7 +55,7 @@ from cenote.types import IndexKind
 
 EXIT_FINDINGS = 1
 """Exit status of ``cenote check`` if there are findings, and of ``cenote recall`` if no measured
-``ef_search`` reaches the target. Errors exit with 2."""
+value reaches the target. Errors exit with 2."""
 
 _READING = "the schema cannot be read"
 
@@ -210,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     recall = commands.add_parser(
         "recall",
         parents=[common],
-        help="measure the recall of the ANN index at several values of ef_search",
+        help="measure the recall of the ANN index at several values of ef_search, or of rerank",
     )
     recall.add_argument(
         "--namespace",
@@ -229,9 +230,16 @@ def _parser() -> argparse.ArgumentParser:
         "--ef-search",
         type=int,
         nargs="+",
-        default=EF_SEARCH_VALUES,
         metavar="N",
         help="values to measure; default: " + " ".join(map(str, EF_SEARCH_VALUES)),
+    )
+    recall.add_argument(
+        "--rerank",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="values to measure if the index is of kind bit; default: "
+        + " ".join(map(str, RERANK_VALUES)),
     )
     recall.add_argument("--json", action="store_true", help="print the report as JSON")
     recall.add_argument(
@@ -241,11 +249,11 @@ def _parser() -> argparse.ArgumentParser:
         "--target",
         type=float,
         metavar="RECALL",
-        help="find the smallest ef_search with this recall in every namespace; exit with 1 if none "
-        f"has it; default of --apply: {DEFAULT_TARGET}",
+        help="find the smallest value with this recall in every namespace; exit with 1 if none has "
+        f"it; default of --apply: {DEFAULT_TARGET}",
     )
     recall.add_argument(
-        "--apply", action="store_true", help="store this ef_search in the index, for all stores"
+        "--apply", action="store_true", help="store this value in the index, for all stores"
     )
     recall.set_defaults(run=_recall)
 
@@ -450,11 +458,21 @@ def _recall(options: argparse.Namespace) -> int:
     async def work(engine: AsyncEngine, given: dict[str, Any]) -> int:
         store = _store(engine, await _live_config(engine, given))
         report = await store.measure_recall(
-            options.namespace, queries, options.limit, options.ef_search, progress=progress_bar()
+            options.namespace,
+            queries,
+            options.limit,
+            options.ef_search,
+            rerank=options.rerank,
+            progress=progress_bar(),
         )
         point = None if target is None else report.smallest(target)
         if not options.json:
-            print(table_of_report(report, options.ef_search))
+            requested = (
+                options.rerank or RERANK_VALUES
+                if report.kind == "bit"
+                else options.ef_search or EF_SEARCH_VALUES
+            )
+            print(table_of_report(report, requested))
         if options.picture is not None and report.namespaces:
             draw(report, options.picture, target)
         if options.apply and target is not None and point is not None:
@@ -463,6 +481,7 @@ def _recall(options: argparse.Namespace) -> int:
             result = {
                 "target": target,
                 "smallest_ef_search": None if point is None else point.ef_search,
+                "smallest_rerank": None if point is None else point.rerank,
                 "applied": options.apply and point is not None,
             }
             print(json.dumps(report.as_dict() | result, indent=2))
@@ -473,8 +492,8 @@ def _recall(options: argparse.Namespace) -> int:
             return EXIT_FINDINGS
         if not options.json:
             print(
-                f"\nef_search {point.ef_search} reaches {target:g} in every measured namespace "
-                f"(lowest: {point.recall:.4f})"
+                f"\n{report.setting} {report.value(point)} reaches {target:g} in every measured "
+                f"namespace (lowest: {point.recall:.4f})"
                 + ("; it is stored in the index" if options.apply else "")
             )
         return 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from cenote.types import Metadata, Vector
+from cenote.types import IndexKind, Metadata, Vector
 
 __all__ = [
     "Chunk",
@@ -136,18 +136,21 @@ class SyncResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecallPoint:
-    """Recall and speed of ANN searches with one value of ``ef_search``.
+    """Recall and speed of ANN searches with one value of ``ef_search``, or of `rerank`.
 
     Attributes:
         ef_search: The value with which the searches ran.
         recall: Share of the exact results that the ANN searches found, 0 to 1: the mean over all
             queries. A result that is exactly as near as the last exact one counts as found.
         p50_ms: Median duration of a search, in milliseconds.
+        rerank: Number of candidates that an index of kind ``"bit"`` found, and that were compared
+            again with their stored vectors; None for other kinds.
     """
 
     ef_search: int
     recall: float
     p50_ms: float
+    rerank: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +162,7 @@ class NamespaceRecall:
         rows: Number of its chunks.
         queries: Number of query vectors.
         exact_p50_ms: Median duration of an exact search, in milliseconds.
-        points: One measurement for each ``ef_search``, in ascending order.
+        points: One measurement for each measured value, in ascending order.
     """
 
     namespace: str
@@ -171,12 +174,13 @@ class NamespaceRecall:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecallReport:
-    """Recall and speed of the ANN index at several values of ``ef_search``.
+    """Recall and speed of the ANN index at several values of ``ef_search``, or of `rerank`.
 
     `PgVectorStore.measure_recall` creates it.
 
     Attributes:
         table: Name of the chunk table, with its schema if the store has one.
+        kind: Kind of the measured index.
         limit: Number of results of each search.
         sampled: True if the query vectors were stored rows, False if they were the caller's. Each
             sampled row is left out of its own results.
@@ -186,11 +190,12 @@ class RecallReport:
         left_out: Names of namespaces that were not measured, because larger ones were.
         exact_p50_ms: Median duration of an exact search over all measured namespaces, in
             milliseconds; None if none was measured.
-        points: One measurement over all queries for each ``ef_search``, in ascending order; empty
+        points: One measurement over all queries for each measured value, in ascending order; empty
             if no namespace was measured.
     """
 
     table: str
+    kind: IndexKind
     limit: int
     sampled: bool
     namespaces: tuple[NamespaceRecall, ...]
@@ -199,19 +204,29 @@ class RecallReport:
     exact_p50_ms: float | None
     points: tuple[RecallPoint, ...]
 
+    @property
+    def setting(self) -> Literal["ef_search", "rerank"]:
+        """Name of the setting whose values were measured: for kind ``"bit"``, it is `rerank`."""
+        return "rerank" if self.kind == "bit" else "ef_search"
+
+    def value(self, point: RecallPoint) -> int:
+        """Return the measured value of a point: its ``ef_search``, or its `rerank`."""
+        value: int = getattr(point, self.setting)
+        return value
+
     def worst(self) -> tuple[RecallPoint, ...]:
-        """Return the lowest recall of any namespace for each ``ef_search``, in ascending order."""
-        by_ef_search = zip(*(measured.points for measured in self.namespaces), strict=True)
-        return tuple(min(points, key=lambda point: point.recall) for points in by_ef_search)
+        """Return the lowest recall of any namespace for each measured value, in ascending order."""
+        by_value = zip(*(measured.points for measured in self.namespaces), strict=True)
+        return tuple(min(points, key=lambda point: point.recall) for points in by_value)
 
     def smallest(self, target: float) -> RecallPoint | None:
-        """Return the worst namespace's measurement at the smallest ``ef_search`` that is enough.
+        """Return the worst namespace's measurement at the smallest value that is enough.
 
         Args:
             target: Recall that every measured namespace must reach.
 
         Returns:
-            None if no measured ``ef_search`` reaches the target.
+            None if no measured value reaches the target.
         """
         return next((point for point in self.worst() if point.recall >= target), None)
 

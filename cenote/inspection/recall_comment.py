@@ -1,4 +1,4 @@
-"""The comment on an ANN index that records a measured ``ef_search``.
+"""The comment on an ANN index that records a measured ``ef_search`` or `rerank`.
 
 The comment belongs to the index: pg_dump copies it, and it disappears when the index is dropped. An
 example::
@@ -28,14 +28,16 @@ _MAX_LENGTH = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRecall:
-    """A measured ``ef_search``.
+    """A measured ``ef_search``, or a measured `rerank`.
 
     Attributes:
-        ef_search: Smallest measured value that reached the target.
+        ef_search: Smallest measured value that reached the target. For kind ``"bit"``, the value
+            that searches used with this `rerank`.
         recall: Recall of the worst namespace with this value.
         rows: Number of rows of the table at that time.
         date: Day of the measurement, in UTC.
-        rerank: Number of candidates of an index of kind ``"bit"``; None for other kinds.
+        rerank: Smallest measured number of candidates of an index of kind ``"bit"`` that reached
+            the target; None for other kinds.
     """
 
     ef_search: int
@@ -43,6 +45,11 @@ class MeasuredRecall:
     rows: int
     date: date
     rerank: int | None = None
+
+    @property
+    def setting(self) -> str:
+        """Name of the setting whose values were measured."""
+        return "ef_search" if self.rerank is None else "rerank"
 
     def comment(self) -> str:
         """Return the comment that records the measurement."""

@@ -37,20 +37,27 @@ def table_of_report(report: RecallReport, requested: Sequence[int]) -> str:
 
     Args:
         report: The report.
-        requested: Values of ``ef_search`` that the user asked for. Searches may have raised them.
+        requested: Values that the user asked for. Searches may have raised them.
     """
     lines = []
     if report.namespaces:
         queries = "stored rows as queries" if report.sampled else "your own queries"
-        lines.append(f"recall@{report.limit} by ef_search, with {queries}")
+        lines.append(f"recall@{report.limit} by {report.setting}, with {queries}")
         lines += _aligned(_rows(report, lambda point: f"{point.recall:.4f}", exact=False))
-        lines += ["", "p50 in milliseconds by ef_search"]
+        lines += ["", f"p50 in milliseconds by {report.setting}"]
         lines += _aligned(_rows(report, lambda point: f"{point.p50_ms:.2f}", exact=True))
         lines.append("")
-        if min(requested) < report.points[0].ef_search:
+        least = report.value(report.points[0])
+        if report.kind == "bit":
+            if not {*requested} <= {*map(report.value, report.points)}:
+                lines.append(
+                    f"a search for {report.limit} results raises rerank to at least {least}, and "
+                    "to the next 1, 2 or 5 times a power of ten"
+                )
+        elif min(requested) < least:
             lines.append(
-                f"a search for {report.limit} results uses an ef_search of at least "
-                f"{report.points[0].ef_search}: smaller values were raised to it"
+                f"a search for {report.limit} results uses an ef_search of at least {least}: "
+                "smaller values were raised to it"
             )
     else:
         lines.append("nothing was measured: every search in these namespaces is exact")
@@ -67,7 +74,8 @@ def _rows(
     report: RecallReport, cell: Callable[[RecallPoint], str], *, exact: bool
 ) -> Iterator[list[str]]:
     """Yield the rows of a table: a header, one row for each namespace, and the whole."""
-    header = ["namespace", "chunks", "queries", *(str(point.ef_search) for point in report.points)]
+    values = map(str, map(report.value, report.points))
+    header = ["namespace", "chunks", "queries", *values]
     yield header + ["exact"] * exact
     for measured in report.namespaces:
         row = [_label(measured.namespace), f"{measured.rows:,}", f"{measured.queries:,}"]
@@ -129,7 +137,7 @@ def check_picture(file: Path) -> None:
 
 
 def draw(report: RecallReport, file: Path, target: float | None = None) -> None:
-    """Draw recall and duration by ``ef_search`` into a file.
+    """Draw recall and duration by measured value into a file.
 
     Args:
         report: Report with at least one measured namespace.
@@ -180,8 +188,8 @@ def draw(report: RecallReport, file: Path, target: float | None = None) -> None:
             (duration, f"p50 in milliseconds ({exact})"),
         ):
             axes.set_title(title, loc="left")
-            axes.set_xlabel("ef_search")
-            axes.set_xticks(ticks, [str(point.ef_search) for point in report.points])
+            axes.set_xlabel(report.setting)
+            axes.set_xticks(ticks, [str(report.value(point)) for point in report.points])
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         figure.legend(*recall.get_legend_handles_labels(), loc="outside lower center", ncols=3)

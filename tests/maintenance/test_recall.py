@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support import deployment
@@ -29,6 +29,7 @@ from cenote import (
     MigrationError,
     PgVectorStore,
     SchemaConfig,
+    SyncPgVectorStore,
     VectorStoreError,
 )
 from cenote.inspection.recall_comment import MeasuredRecall, parse_comment
@@ -39,6 +40,7 @@ from cenote.models import NamespaceRecall, RecallPoint, RecallReport
 from cenote.progress import RecallProgress, progress_bar
 from cenote.stores.pgvector.sql.vector_search import DEFAULT_EF_SEARCH
 from cenote.testing import embedded, found
+from cenote.types import IndexKind, Metric
 
 TABLE = "measured"
 INDEX = "ix_measured_embedding"
@@ -51,6 +53,8 @@ OPTIONS: dict[str, Any] = {
 }
 """Settings of a table with a poor graph, which needs many candidates."""
 
+SIGNS: dict[str, Any] = {"table_name": "signs", "partitions": 0, "index": "bit"}
+SIGNS_INDEX = "ix_signs_embedding"
 SIZES = {"large": 2_500, "middle": 1_500, "small": 300}
 MEASURED = MeasuredRecall(ef_search=77, recall=0.985, rows=5_000, date=date(2026, 1, 31))
 COMMENT = "SELECT obj_description('{}'::regclass)"
@@ -66,19 +70,55 @@ def filled_dsn(module_dsn: str) -> str:
     async def load() -> None:
         engine = create_async_engine(make_url(module_dsn).set(drivername="postgresql+asyncpg"))
         store = PgVectorStore(engine, DIMENSIONS, **OPTIONS)
-        await store.apply_migrations()
-        random = np.random.default_rng(0)
-        async with store.deferred_ann_index():
-            for name, number in SIZES.items():
-                vectors = random.standard_normal((number, DIMENSIONS))
-                await store.bulk_load(
-                    [embedded(f"{row:05}", vector) for row, vector in enumerate(vectors)], name
-                )
-        await execute(engine, "ANALYZE")
+        await fill(store, SIZES)
         await engine.dispose()
 
     asyncio.run(load())
     return module_dsn
+
+
+@pytest.fixture(scope="module")
+def signs_dsn(filled_dsn: str) -> str:
+    """Connection string of the same database, with a second table whose index is of kind bit."""
+
+    async def load() -> None:
+        engine = create_async_engine(make_url(filled_dsn).set(drivername="postgresql+asyncpg"))
+        await fill(PgVectorStore(engine, DIMENSIONS, **SIGNS), {"large": 1_400, "small": 300})
+        await engine.dispose()
+
+    asyncio.run(load())
+    return filled_dsn
+
+
+@pytest.fixture
+async def signs(signs_dsn: str) -> AsyncIterator[PgVectorStore]:
+    """Return a store over the table with an index of kind bit, which has no comment."""
+    engine = engine_by_index(signs_dsn)
+    await execute(engine, f"COMMENT ON INDEX {SIGNS_INDEX} IS NULL")
+    yield PgVectorStore(engine, DIMENSIONS, **SIGNS)
+    await engine.dispose()
+
+
+def engine_by_index(dsn: str) -> AsyncEngine:
+    """Return an engine whose planner prefers the ANN index, also in a table of few small rows.
+
+    Without it, the planner may compare all signs, and choose others of equally near candidates.
+    """
+    url = make_url(dsn).set(drivername="postgresql+asyncpg")
+    return create_async_engine(url, connect_args={"server_settings": {"enable_sort": "off"}})
+
+
+async def fill(store: PgVectorStore, sizes: dict[str, int]) -> None:
+    """Create the table of a store, and fill namespaces of these sizes with random vectors."""
+    await store.apply_migrations()
+    random = np.random.default_rng(0)
+    async with store.deferred_ann_index():
+        for name, number in sizes.items():
+            vectors = random.standard_normal((number, DIMENSIONS))
+            await store.bulk_load(
+                [embedded(f"{row:05}", vector) for row, vector in enumerate(vectors)], name
+            )
+    await execute(store.engine, "ANALYZE")
 
 
 @pytest.fixture
@@ -90,16 +130,25 @@ async def store(filled_dsn: str) -> AsyncIterator[PgVectorStore]:
     await engine.dispose()
 
 
-def report_of(recalls: dict[int, float], table: str = TABLE) -> RecallReport:
-    """Return a report with one namespace."""
+def report_of(
+    recalls: dict[int, float], table: str = TABLE, kind: IndexKind = "vector"
+) -> RecallReport:
+    """Return a report with one namespace: recall by ef_search, or by rerank for kind bit."""
     points = tuple(
-        RecallPoint(ef_search=value, recall=recall, p50_ms=1.0) for value, recall in recalls.items()
+        RecallPoint(
+            ef_search=value,
+            rerank=value if kind == "bit" else None,
+            recall=recall,
+            p50_ms=1.0,
+        )
+        for value, recall in recalls.items()
     )
     measured = NamespaceRecall(
         namespace="large", rows=2_500, queries=10, exact_p50_ms=1.0, points=points
     )
     return RecallReport(
         table=table,
+        kind=kind,
         limit=10,
         sampled=True,
         namespaces=(measured,),
@@ -231,6 +280,8 @@ async def test_namespaces_beyond_the_largest_are_left_out(
         ({"ef_search": []}, "ef_search"),
         ({"ef_search": 40}, "ef_search"),
         ({"ef_search": [1001]}, "ef_search"),
+        ({"rerank": [100]}, "rerank"),
+        ({"ef_search": [60], "rerank": [100]}, "rerank"),
     ],
 )
 async def test_invalid_arguments(
@@ -249,6 +300,174 @@ async def test_a_missing_index_is_not_measured(engine: AsyncEngine) -> None:
     await execute(engine, "DROP INDEX ix_cenote_chunks_embedding")
     with pytest.raises(VectorStoreError, match="no valid ANN index"):
         await store.measure_recall()
+
+
+async def test_a_table_without_index_is_not_measured(empty_engine: AsyncEngine) -> None:
+    """The error says that every search of a table of kind none is exact."""
+    store = PgVectorStore(empty_engine, 4, partitions=0, index="none")
+    await store.apply_migrations()
+    await store.upsert([embedded("a")], "n")
+    with pytest.raises(VectorStoreError, match=r"no valid ANN index .* every search is exact"):
+        await store.measure_recall()
+
+
+async def test_a_replaced_index_is_not_reported(
+    empty_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the index was rebuilt during the measurement, the report would mix two indexes."""
+    store = PgVectorStore(empty_engine, 4, partitions=0)
+    await store.apply_migrations()
+    await store.bulk_load([embedded(f"{n:05}", [1, n, 0, 0]) for n in range(1_100)], "n")
+    search = store.search
+
+    async def rebuild(*arguments: Any, **options: Any) -> Any:
+        await reindex(store.engine, replace(store.config, index="bit"))
+        monkeypatch.setattr(store, "search", search)
+        return await search(*arguments, **options)
+
+    monkeypatch.setattr(store, "search", rebuild)
+    with pytest.raises(VectorStoreError, match="was replaced while its recall was measured"):
+        await store.measure_recall(ef_search=[60])
+    assert (await store.measure_recall(rerank=[100])).kind == "bit"
+
+
+@pytest.mark.parametrize(
+    ("metric", "index"), [("l2", "vector"), ("inner_product", "halfvec"), ("cosine", "halfvec")]
+)
+async def test_metrics_and_kinds(empty_dsn: str, metric: Metric, index: IndexKind) -> None:
+    """Recall is that of the table's metric. Zero vectors are queries unless they find nothing."""
+    engine = engine_by_index(empty_dsn)
+    store = PgVectorStore(engine, 8, partitions=0, metric=metric, index=index)
+    await store.apply_migrations()
+    vectors = np.random.default_rng(5).standard_normal((1_200, 8))
+    vectors[::5] = 0  # a fifth of the chunks are equally near
+    chunks = [embedded(f"{row:05}", vector) for row, vector in enumerate(vectors)]
+    await store.bulk_load(chunks, "n")
+    report = await store.measure_recall(ef_search=[400])
+    assert (report.kind, report.setting) == (index, "ef_search")
+    assert (report.namespaces[0].queries == 100) is (metric == "l2")
+    assert 0.95 < report.points[0].recall <= 1
+    queries = np.array([np.zeros(8), np.ones(8)])
+    if metric == "cosine":
+        with pytest.raises(InvalidInputError, match="zero vectors"):
+            await store.measure_recall(queries=queries)
+    else:
+        report = await store.measure_recall(queries=queries, ef_search=[400])
+        assert report.points[0].recall > 0.9
+    if metric == "l2":  # checked before anything is read
+        with pytest.raises(InvalidInputError, match="too large for metric='l2'"):
+            await store.measure_recall(["nobody"], [[1e20] * 8])
+    await engine.dispose()
+
+
+# -- kind "bit" ------------------------------------------------------------------------------------
+
+
+async def test_recall_by_rerank(signs: PgVectorStore) -> None:
+    """The recall of an index of signs grows with the number of candidates that are re-ranked."""
+    report = await signs.measure_recall()
+    assert (report.kind, report.setting, report.exact) == ("bit", "rerank", ("small",))
+    points = report.points
+    assert [point.rerank for point in points] == [100, 200, 500, 1000]
+    assert [point.ef_search for point in points] == [150, 200, 500, 1000]
+    assert list(map(report.value, points)) == [100, 200, 500, 1000]
+    recalls = [point.recall for point in points]
+    assert recalls == sorted(recalls)
+    assert 0.3 < recalls[0] < recalls[-1] - 0.1
+    smallest = report.smallest(recalls[1])
+    assert smallest is not None
+    assert smallest.rerank == 200
+    assert json.loads(json.dumps(report.as_dict()))["points"][0]["rerank"] == 100
+
+
+async def test_recall_by_rerank_equals_that_of_the_searches(signs: PgVectorStore) -> None:
+    """The report has the values that searches use: rounded up, and at least the limit and 40."""
+    queries = np.random.default_rng(1).standard_normal((20, DIMENSIONS))
+    report = await signs.measure_recall(["large"], queries, limit=5, rerank=[1, 50, 60, 150])
+    assert [point.rerank for point in report.points] == [50, 100, 200]
+    for requested, point in zip([1, 60, 150], report.points, strict=True):
+        hits = 0
+        for query in queries:
+            expected = await found(signs, query, "large", 5, exact=True)
+            hits += len({*expected} & {*await found(signs, query, "large", 5, rerank=requested)})
+        assert point.recall == pytest.approx(hits / 100)
+    report = await signs.measure_recall(["large"], queries[:1], limit=10_000, rerank=[10_000])
+    assert [point.rerank for point in report.points] == [10_000]
+
+
+async def test_a_measured_rerank_is_stored_and_read(signs: PgVectorStore) -> None:
+    """The smallest rerank that reaches the target is stored with its ef_search, and used."""
+    report = await signs.measure_recall(rerank=[100, 500, 1000])
+    target = report.points[1].recall
+    assert await signs.apply_recall(report, target) == 500
+    measured = parse_comment(await scalar(signs.engine, COMMENT.format(SIGNS_INDEX)))
+    assert measured is not None
+    assert (measured.rerank, measured.ef_search, measured.rows) == (500, 500, 1_700)
+    assert signs._searches.rows_to_fetch(1) == 500
+
+    second = PgVectorStore(signs.engine, DIMENSIONS, **SIGNS)
+    few = PgVectorStore(signs.engine, DIMENSIONS, **SIGNS, rerank=100)
+    differs = False
+    for query in np.random.default_rng(2).standard_normal((8, DIMENSIONS)):
+        ids = await found(second, query, "large")
+        assert ids == await found(few, query, "large", rerank=500)
+        differs |= ids != await found(few, query, "large")
+    assert differs
+    # The stored values do not change what another measurement finds.
+    second_report = await second.measure_recall(rerank=[100])
+    assert second_report.points[0].ef_search == 150
+    assert second_report.points[0].recall == report.points[0].recall
+
+
+async def test_a_rerank_that_is_too_small(signs: PgVectorStore) -> None:
+    """The error suggests more candidates, or an index that stores more of a vector."""
+    report = report_of({100: 0.8, 200: 0.9}, table="signs", kind="bit")
+    with pytest.raises(VectorStoreError) as error:
+        await signs.apply_recall(report)
+    assert str(error.value) == (
+        "no measured rerank reaches a recall of 0.98 in every namespace: the best is 0.9000, with "
+        "200; measure larger values, or rebuild the index as another kind (cenote reindex --index "
+        "halfvec, for up to 4,000 dimensions)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "message"),
+    [
+        ({"ef_search": [60]}, "ef_search", "pass values of rerank"),
+        ({"ef_search": [60], "rerank": [100]}, "ef_search", "pass values of rerank"),
+        ({"rerank": []}, "rerank", "must not be empty"),
+        ({"rerank": 100}, "rerank", "must be a list"),
+        ({"rerank": [0]}, "rerank", "from 1 to 10,000"),
+        ({"rerank": [10_001]}, "rerank", "from 1 to 10,000"),
+    ],
+)
+async def test_invalid_arguments_for_an_index_of_signs(
+    signs: PgVectorStore, arguments: dict[str, Any], field: str, message: str
+) -> None:
+    """ef_search is not what limits the recall of an index of kind bit, so it is not measured."""
+    with pytest.raises(InvalidInputError, match=message) as error:
+        await signs.measure_recall(**arguments)
+    assert error.value.field == field
+
+
+async def test_reports_of_another_kind(store: PgVectorStore, signs: PgVectorStore) -> None:
+    """A report about an index that was rebuilt as another kind is not stored."""
+    with pytest.raises(MigrationError, match=r"kind 'bit' was measured, and .* of kind 'vector'"):
+        await store.apply_recall(report_of({500: 1.0}, kind="bit"))
+    with pytest.raises(MigrationError, match=r"kind 'vector' was measured, and .* of kind 'bit'"):
+        await signs.apply_recall(report_of({60: 1.0}, table="signs"))
+
+
+async def test_a_synchronous_store_measures_rerank(signs: PgVectorStore, signs_dsn: str) -> None:
+    """A synchronous store measures the same recall."""
+    url = make_url(signs_dsn).set(drivername="postgresql+psycopg")
+    engine = create_engine(url, connect_args={"options": "-c enable_sort=off"})
+    twin = SyncPgVectorStore(engine, DIMENSIONS, **SIGNS)
+    report = await asyncio.to_thread(twin.measure_recall, rerank=[200])
+    twin.close()
+    engine.dispose()
+    assert report.points[0].recall == (await signs.measure_recall(rerank=[200])).points[0].recall
 
 
 # -- applying --------------------------------------------------------------------------------------
@@ -285,7 +504,7 @@ async def test_a_measured_ef_search_is_stored_and_read(store: PgVectorStore) -> 
 
 async def test_the_first_search_uses_the_measured_value(store: PgVectorStore) -> None:
     """The first search of a store already runs with the measured ef_search."""
-    await record_recall(store.engine, store.config, replace(MEASURED, ef_search=46))
+    await record_recall(store.engine, store.config, replace(MEASURED, ef_search=46), "vector")
     queries = np.random.default_rng(2).standard_normal((8, DIMENSIONS))
     differs = False
     for query in queries:
@@ -299,9 +518,22 @@ async def test_the_first_search_uses_the_measured_value(store: PgVectorStore) ->
     await own_pool.engine.dispose()
 
 
+async def test_a_store_in_use_reads_the_measured_value(
+    store: PgVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search reads the value once a minute, so a store need not be created anew."""
+    await store.search(np.ones(DIMENSIONS), "large")
+    await record_recall(store.engine, store.config, MEASURED, "vector")
+    await store.search(np.ones(DIMENSIONS), "large")
+    assert used_ef_search(store) == DEFAULT_EF_SEARCH
+    monkeypatch.setattr("cenote.stores.pgvector.executor._CHECK_SECONDS", 0)
+    await store.search(np.ones(DIMENSIONS), "large")
+    assert used_ef_search(store) == 77
+
+
 async def test_an_explicit_ef_search_overrides_the_measured_one(store: PgVectorStore) -> None:
     """A store with hnsw_ef_search uses it, whatever the index records."""
-    await record_recall(store.engine, store.config, MEASURED)
+    await record_recall(store.engine, store.config, MEASURED, "vector")
     explicit = another(store, hnsw_ef_search=DEFAULT_EF_SEARCH)
     await explicit.search(np.ones(DIMENSIONS), "large")
     assert used_ef_search(explicit) == DEFAULT_EF_SEARCH
@@ -352,6 +584,9 @@ def test_the_comment_can_be_read_back() -> None:
     rounded = parse_comment(replace(MEASURED, recall=0.97999).comment())
     assert rounded is not None
     assert rounded.recall == 0.9799  # never rounded up
+    signs = replace(MEASURED, rerank=500)
+    assert signs.comment() == "cenote recall: " + GOOD.replace("}", ', "rerank": 500}')
+    assert parse_comment(signs.comment()) == signs
 
 
 @pytest.mark.parametrize(
@@ -375,6 +610,9 @@ def test_the_comment_can_be_read_back() -> None:
         "cenote recall: " + GOOD.replace("2026-01-31", "soon"),
         "cenote recall: " + GOOD.replace('"2026-01-31"', "7"),
         "cenote recall: " + GOOD.replace("}", ', "more": 1}'),
+        "cenote recall: " + GOOD.replace("}", ', "rerank": 0}'),
+        "cenote recall: " + GOOD.replace("}", ', "rerank": 10001}'),
+        "cenote recall: " + GOOD.replace("}", ', "rerank": "500"}'),
         "cenote recall: [1]",
         "cenote recall: " + "[" * 100_000,
     ],
@@ -446,7 +684,7 @@ async def small(empty_engine: AsyncEngine, request: pytest.FixtureRequest) -> Pg
     store = PgVectorStore(empty_engine, 4, partitions=request.param)
     await store.apply_migrations()
     await store.upsert([embedded(f"{n}", [1, n, 0, 0]) for n in range(20)], "n")
-    await record_recall(empty_engine, store.config, MEASURED)
+    await record_recall(empty_engine, store.config, MEASURED, "vector")
     return store
 
 
@@ -525,7 +763,7 @@ async def test_growth_is_reported(small: PgVectorStore) -> None:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(text("VACUUM ANALYZE cenote_chunks"))
     for rows, reported in [(3, False), (2, True)]:
-        await record_recall(small.engine, small.config, replace(MEASURED, rows=rows))
+        await record_recall(small.engine, small.config, replace(MEASURED, rows=rows), "vector")
         findings = await small.check_schema()
         assert bool(findings) is reported
     (finding,) = findings
@@ -536,10 +774,31 @@ async def test_growth_is_reported(small: PgVectorStore) -> None:
     assert finding.hint == "run cenote recall --apply"
 
 
+async def test_reindex_drops_a_measured_rerank(
+    empty_engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The finding about growth, and the warning of a rebuild as another kind, name rerank."""
+    store = PgVectorStore(empty_engine, 4, partitions=0, index="bit")
+    await store.apply_migrations()
+    await store.upsert([embedded(f"{n}", [1, n, 0, 0]) for n in range(20)], "n")
+    await execute(empty_engine, "ANALYZE cenote_chunks")
+    measured = replace(MEASURED, rerank=500, rows=2)
+    await record_recall(empty_engine, store.config, measured, "bit")
+    (finding,) = await store.check_schema()
+    assert (finding.kind, finding.hint) == ("recall_outdated", "run cenote recall --apply")
+    assert finding.actual.startswith("its rerank was measured with 2 rows")
+    await reindex(empty_engine, replace(store.config, index="halfvec"))
+    assert warnings(caplog) == [
+        "the measured rerank 500 of index ix_cenote_chunks_embedding was dropped with the index: "
+        "run cenote recall --apply again"
+    ]
+    assert await scalar(empty_engine, COMMENT.format("ix_cenote_chunks_embedding")) is None
+
+
 async def test_growth_is_not_reported_if_the_rows_are_unknown(engine: AsyncEngine) -> None:
     """As long as Postgres has not counted the rows, nothing is reported."""
     store = PgVectorStore(engine, 4)
-    await record_recall(engine, store.config, replace(MEASURED, rows=0))
+    await record_recall(engine, store.config, replace(MEASURED, rows=0), "vector")
     assert await store.check_schema() == []
 
 
@@ -598,6 +857,40 @@ async def test_the_command_fails_if_nothing_reaches_the_target(
     assert result.returncode == 1
     assert "nothing was measured" in result.stdout
     assert await scalar(store.engine, COMMENT.format(INDEX)) is None
+
+
+async def test_the_command_measures_rerank(
+    signs: PgVectorStore, signs_dsn: str, tmp_path: Path
+) -> None:
+    """For an index of kind bit, the columns of the table are values of rerank, which is stored."""
+    pytest.importorskip("matplotlib")
+    command = ["recall", "-x", "table_name=signs", "--rerank", "150", "1000", "--target", "0.5"]
+    picture = tmp_path / "recall.svg"
+    output = output_of(
+        cenote(*command, "--picture", str(picture), "--apply", CENOTE_DATABASE_URL=signs_dsn)
+    )
+    header, columns, large, *_ = output.splitlines()
+    assert header == "recall@10 by rerank, with stored rows as queries"
+    assert columns.split() == ["namespace", "chunks", "queries", "200", "1000"]
+    assert large.split()[:3] == ["large", "1,400", "100"]
+    assert "p50 in milliseconds by rerank" in output
+    assert "raises rerank to at least 200, and to the next 1, 2 or 5 times a power" in output
+    assert "rerank 200 reaches 0.5 in every measured namespace" in output
+    assert "it is stored in the index" in output
+    assert picture.read_text().count("<svg ") == 1
+    measured = parse_comment(await scalar(signs.engine, COMMENT.format(SIGNS_INDEX)))
+    assert measured is not None
+    assert measured.rerank == 200
+
+    result = json.loads(output_of(cenote(*command, "--json", CENOTE_DATABASE_URL=signs_dsn)))
+    assert (result["kind"], result["smallest_rerank"], result["smallest_ef_search"]) == (
+        "bit",
+        200,
+        200,
+    )
+    failed = cenote(*command, "--ef-search", "60", CENOTE_DATABASE_URL=signs_dsn)
+    assert failed.returncode == 2
+    assert "pass values of rerank, not of ef_search" in failed.stderr
 
 
 @pytest.mark.parametrize(

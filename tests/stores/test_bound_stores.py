@@ -71,6 +71,7 @@ async def _own_pool(store: PgVectorStore) -> None:
 
 REPORT = RecallReport(
     table="t",
+    kind="vector",
     limit=10,
     sampled=True,
     namespaces=(),
@@ -144,7 +145,7 @@ async def test_calls_join(bound: PgVectorStore) -> None:
 def test_every_method_is_tried() -> None:
     """The tables above name every public coroutine method of `VectorStore`."""
     methods = {name for name in vars(VectorStore) if not name.startswith("_")}
-    assert methods - {"dimensions", "in_session"} <= JOINING.keys()
+    assert methods - {"dimensions", "metric", "in_session"} <= JOINING.keys()
 
 
 async def test_a_rollback_undoes_the_calls(unbound: PgVectorStore, engine: AsyncEngine) -> None:

@@ -20,7 +20,7 @@ NEW, OLD = "_new", "_old"
 """Suffixes that a rebuild gives to the new index and, for a moment, to the old one."""
 
 _GROWTH = 10
-"""Growth of a table after which its measured ``ef_search`` should be measured again."""
+"""Growth of a table after which its ``ef_search`` or `rerank` should be measured again."""
 
 
 # -- indexes ---------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def index_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
 
 
 def _recall_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]:
-    """Check that the table has not outgrown the measured ``ef_search`` of its ANN index.
+    """Check that the table has not outgrown the measured setting of its ANN index.
 
     The number of rows is an estimate, and too low rather than too high.
     """
@@ -93,8 +93,8 @@ def _recall_findings(live: LiveTable, config: SchemaConfig) -> Iterator[Finding]
         yield Finding(
             kind="recall_outdated",
             subject=f"index {live.search_index.name}",
-            actual=f"its ef_search was measured with {measured.rows:,} rows, and the table has "
-            f"about {live.rows:,}",
+            actual=f"its {measured.setting} was measured with {measured.rows:,} rows, and the "
+            f"table has about {live.rows:,}",
             expected=f"less than {_GROWTH} times the rows",
             hint="run " + recall_command(config),
         )

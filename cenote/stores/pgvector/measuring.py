@@ -16,15 +16,22 @@ from numpy.typing import NDArray
 
 from cenote.errors import InvalidInputError, VectorStoreError
 from cenote.models import NamespaceRecall, RecallPoint, RecallReport, RetrievalResult
+from cenote.postgres.ann_index import AnnIndex
 from cenote.progress import RecallProgress, Report, send_report
 from cenote.stores.pgvector.base import Model
 from cenote.stores.pgvector.reading import Reading
 from cenote.stores.pgvector.retry import Retry, operation
 from cenote.stores.pgvector.searching import Searching
-from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO
-from cenote.types import Float32Array, Vector
+from cenote.stores.pgvector.sql.vector_search import (
+    DEFAULT_EF_SEARCH,
+    EXACT_UP_TO,
+    rows_to_fetch,
+    search_parameters,
+)
+from cenote.types import Float32Array, IndexKind, Vector
 from cenote.validation.arguments import (
     MAX_EF_SEARCH,
+    MAX_RERANK,
     as_list,
     check_integer_argument,
     check_namespace,
@@ -44,30 +51,42 @@ With 100 queries for 10 results and a recall of .98, the standard error is about
 EF_SEARCH_VALUES = (40, 60, 100, 150, 200, 300)
 """Default values of ``ef_search`` to measure."""
 
+RERANK_VALUES = (100, 200, 500, 1000)
+"""Default values of `rerank` to measure for an index of kind ``"bit"``."""
+
 DEFAULT_TARGET = 0.98
 """Default recall that `apply_recall` requires of every measured namespace."""
 
 
+@dataclass(slots=True, frozen=True, order=True)
+class _Value:
+    """Arguments of a measured search. `rerank` is None unless the index is of kind ``"bit"``."""
+
+    ef_search: int
+    rerank: int | None
+
+
 @dataclass(slots=True)
 class _Measurement:
-    """Durations in milliseconds, and recall of each query, by ``ef_search``."""
+    """Durations in milliseconds, and recall of each query, by measured value."""
 
     exact: list[float] = field(default_factory=list)
-    ann: dict[int, list[float]] = field(default_factory=dict)
-    recall: dict[int, list[float]] = field(default_factory=dict)
+    ann: dict[_Value, list[float]] = field(default_factory=dict)
+    recall: dict[_Value, list[float]] = field(default_factory=dict)
 
-    def add(self, ef_search: int, milliseconds: float, recall: float) -> None:
-        self.ann.setdefault(ef_search, []).append(milliseconds)
-        self.recall.setdefault(ef_search, []).append(recall)
+    def add(self, value: _Value, milliseconds: float, recall: float) -> None:
+        self.ann.setdefault(value, []).append(milliseconds)
+        self.recall.setdefault(value, []).append(recall)
 
     def points(self) -> tuple[RecallPoint, ...]:
         return tuple(
             RecallPoint(
-                ef_search=ef_search,
-                recall=fmean(self.recall[ef_search]),
-                p50_ms=median(self.ann[ef_search]),
+                ef_search=value.ef_search,
+                rerank=value.rerank,
+                recall=fmean(self.recall[value]),
+                p50_ms=median(self.ann[value]),
             )
-            for ef_search in sorted(self.ann)
+            for value in sorted(self.ann)
         )
 
 
@@ -80,18 +99,25 @@ class Measuring(Reading[Model], Searching[Model]):
         namespaces: Sequence[str] | None = None,
         queries: Sequence[Vector] | NDArray[np.floating[Any]] | None = None,
         limit: int = 10,
-        ef_search: Sequence[int] = EF_SEARCH_VALUES,
+        ef_search: Sequence[int] | None = None,
         *,
+        rerank: Sequence[int] | None = None,
         progress: Report | None = None,
     ) -> RecallReport:
-        """Measure recall and speed of the ANN index at several values of ``ef_search``.
+        """Measure recall and speed of the ANN index at several values of one setting.
+
+        The setting is ``ef_search`` if the index is of kind ``"vector"`` or ``"halfvec"``, and
+        `rerank` if it is of kind ``"bit"``: its recall depends on the number of candidates that are
+        compared again with their stored vectors.
 
         Each query is searched for exactly, and then through the index with each value, by
         :meth:`search` without a filter. **The exact searches read every vector of the namespace for
         every query**; other operations continue meanwhile. Nothing is written.
 
-        A search raises a small ``ef_search`` to `limit` and 40 spare rows. The report contains the
-        values that the searches really used: with 10 results, 40 is reported as 50.
+        The report contains the values that the searches really used. A search raises a small
+        ``ef_search`` to `limit` and 40 spare rows: with 10 results, 40 is reported as 50. It rounds
+        `rerank` up to 1, 2 or 5 times a power of ten, and raises it in the same way. With each
+        `rerank`, the searches use an ``ef_search`` of 150, raised to `rerank`.
 
         Args:
             namespaces: Tenants to search in. By default the 10 with the most chunks (equal numbers
@@ -104,21 +130,27 @@ class Measuring(Reading[Model], Searching[Model]):
                 10 results is judged by the 9 others. Vectors of real queries are better: they may
                 be farther from the stored vectors, and harder to search for.
             limit: Number of results of each search. At least 2 without `queries`.
-            ef_search: Values to measure, 1 to 1,000 each.
+            ef_search: Values to measure, 1 to 1,000 each; by default 40, 60, 100, 150, 200 and 300.
+                Not for an index of kind ``"bit"``.
+            rerank: Values to measure, 1 to 10,000 each; by default 100, 200, 500 and 1,000. Only
+                for an index of kind ``"bit"``.
             progress: Called with a `RecallProgress` after each query. Errors that it raises are
                 logged.
 
         Raises:
-            InvalidInputError: An argument is invalid, or a namespace of `namespaces` has no chunks.
-            VectorStoreError: The table has no valid ANN index, row-level security hides rows from
-                the role, or the server raised an error.
+            InvalidInputError: An argument is invalid or does not suit the kind of the index, or a
+                namespace of `namespaces` has no chunks.
+            VectorStoreError: The table has no valid ANN index, the index was replaced meanwhile,
+                row-level security hides rows from the role, or the server raised an error.
         """
         self._reject_if_bound("measure_recall", "call it on the store that is not bound")
         check_integer_argument(limit, field="limit", least=2 if queries is None else 1)
-        values = self._effective_values(ef_search, limit)
+        ef_search = _check_values(ef_search, field="ef_search", most=MAX_EF_SEARCH)
+        rerank = _check_values(rerank, field="rerank", most=MAX_RERANK)
         vectors = None if queries is None else self._check_queries(queries)
         rows = await self._count_rows(namespaces)
-        await self._check_ann_index()
+        index = await self._read_ann_index()
+        values = self._effective_values(index.kind, ef_search, rerank, limit)
         large = [name for name, number in rows.items() if number > EXACT_UP_TO]
         measured = large[:MEASURED_NAMESPACES] if namespaces is None else large
         samples: dict[str, dict[str, Float32Array]] = {}
@@ -149,8 +181,14 @@ class Measuring(Reading[Model], Searching[Model]):
                     points=own.points(),
                 )
             )
+        if (await self._read_ann_index()).oid != index.oid:
+            raise VectorStoreError(
+                f"the ANN index of table {self._executor.table.fullname!r} was replaced while its "
+                "recall was measured; measure again"
+            )
         return RecallReport(
             table=self._model.__table__.fullname,
+            kind=index.kind,
             limit=limit,
             sampled=vectors is None,
             namespaces=tuple(by_namespace),
@@ -162,13 +200,15 @@ class Measuring(Reading[Model], Searching[Model]):
 
     @operation("apply_recall", retry=Retry.NEVER)
     async def apply_recall(self, report: RecallReport, target: float = DEFAULT_TARGET) -> int:
-        """Store the smallest ``ef_search`` that reaches a recall, as a comment on the ANN index.
+        """Store the smallest measured value that reaches a recall, as a comment on the ANN index.
 
-        The smallest value counts with which **every** measured namespace reaches the target, not
-        only their mean. The comment records the value, the recall of the worst namespace, the
-        number of rows of the table and the date. Stores that were created without `hnsw_ef_search`
-        read it with their first operation; this store uses it at once, stores that are in use keep
-        their value. `cenote check` reports an index whose table has grown tenfold since.
+        The value is an ``ef_search``, or a `rerank` and the ``ef_search`` that belongs to it for an
+        index of kind ``"bit"``. The smallest value counts with which **every** measured namespace
+        reaches the target, not only their mean. The comment records the value, the recall of the
+        worst namespace, the number of rows of the table and the date. Stores that were created
+        without `hnsw_ef_search` or `rerank` read it with their first operation, and once a minute;
+        this store uses it at once. `cenote check` reports an index whose table has grown tenfold
+        since.
 
         pg_dump copies the comment. It disappears with the index, also when `reindex`, `repartition`
         or a bulk load replaces the index. To remove it by hand, run ``COMMENT ON INDEX ... IS
@@ -179,14 +219,15 @@ class Measuring(Reading[Model], Searching[Model]):
             target: Recall that every measured namespace must reach, more than 0 and at most 1.
 
         Returns:
-            The stored ``ef_search``.
+            The stored ``ef_search``; the stored `rerank` for an index of kind ``"bit"``.
 
         Raises:
             InvalidInputError: An argument is invalid.
-            VectorStoreError: No measured ``ef_search`` reaches the target, or row-level security
-                hides rows from the role, which needs BYPASSRLS.
-            MigrationError: The role does not own the index, the index has a comment of yours, there
-                is no valid ANN index, or the database raised an error.
+            VectorStoreError: No measured value reaches the target, or row-level security hides rows
+                from the role, which needs BYPASSRLS.
+            MigrationError: The role does not own the index, the index has a comment of yours, it is
+                of another kind than the measured one, there is no valid ANN index, or the database
+                raised an error.
         """
         self._reject_if_bound("apply_recall", "call it on the store that is not bound")
         if not isinstance(report, RecallReport):
@@ -214,33 +255,66 @@ class Measuring(Reading[Model], Searching[Model]):
 
         measured = MeasuredRecall(
             ef_search=point.ef_search,
+            rerank=point.rerank,
             recall=point.recall,
             rows=rows,
             date=datetime.now(UTC).date(),
         )
-        await record_recall(self._engine, self._config, measured)
+        await record_recall(self._engine, self._config, measured, report.kind)
         self._searches.measured = measured
-        return point.ef_search
+        return report.value(point)
 
-    def _effective_values(self, ef_search: Sequence[int], limit: int) -> list[int]:
-        """Return the values that searches will use, in ascending order."""
-        values = as_list(ef_search, "ef_search must be a list of integers", field="ef_search")
-        if not values:
-            raise InvalidInputError("ef_search must not be empty", field="ef_search")
-        for value in values:
-            check_integer_argument(value, field="ef_search", least=1, most=MAX_EF_SEARCH)
-        parameters = (self._searches.search_parameters(limit, value) for value in values)
-        return sorted({int(parameter["ef_search"]) for parameter in parameters})
+    def _effective_values(
+        self,
+        kind: IndexKind,
+        ef_search: Sequence[int] | None,
+        rerank: Sequence[int] | None,
+        limit: int,
+    ) -> list[_Value]:
+        """Return the values that searches will use, in ascending order.
+
+        Raises:
+            InvalidInputError: A setting was passed that searches of this kind do not have.
+        """
+        if kind != "bit":
+            if rerank is not None:
+                raise InvalidInputError(
+                    f"rerank applies only to an ANN index of kind 'bit', and this one is of kind "
+                    f"{kind!r}; pass values of ef_search",
+                    field="rerank",
+                )
+            parameters = (
+                search_parameters(limit, value) for value in ef_search or EF_SEARCH_VALUES
+            )
+            return sorted({_Value(int(values["ef_search"]), None) for values in parameters})
+        if ef_search is not None:
+            raise InvalidInputError(
+                "the recall of an ANN index of kind 'bit' depends on rerank; pass values of "
+                "rerank, not of ef_search",
+                field="ef_search",
+            )
+        # Not the ef_search of an earlier measurement, because that one may be too large.
+        fetched = {rows_to_fetch(limit, rerank=value) for value in rerank or RERANK_VALUES}
+        return sorted(
+            _Value(
+                ef_search=int(search_parameters(limit, max(DEFAULT_EF_SEARCH, rows))["ef_search"]),
+                rerank=min(rows, MAX_RERANK),
+            )
+            for rows in fetched
+        )
 
     def _check_queries(self, queries: Sequence[Vector] | NDArray[np.floating[Any]]) -> Float32Array:
         vectors = as_list(queries, "queries must be a list of vectors", field="queries")
         if not vectors:
             raise InvalidInputError("queries must not be empty", field="queries")
+        config = self._config
         checked = checked_vectors(
-            vectors, [None] * len(vectors), self._config.dimensions, self._config.column_type
+            vectors, [None] * len(vectors), config.dimensions, config.column_type, config.metric
         )
-        if not checked.any(axis=1).all():
-            raise InvalidInputError("queries must not contain zero vectors", field="queries")
+        if config.metric == "cosine" and not checked.any(axis=1).all():
+            raise InvalidInputError(
+                "queries must not contain zero vectors, which have no direction", field="queries"
+            )
         return checked
 
     async def _count_rows(self, namespaces: Sequence[str] | None) -> dict[str, int]:
@@ -261,25 +335,33 @@ class Measuring(Reading[Model], Searching[Model]):
                     )
         return dict(sorted(rows.items(), key=lambda item: (-item[1], item[0])))
 
-    async def _check_ann_index(self) -> None:
-        """Check that there is an ANN index: without it, every search is exact.
+    async def _read_ann_index(self) -> AnnIndex:
+        """Return the live ANN index, and make the next searches use it.
 
         Raises:
-            VectorStoreError: There is no valid ANN index.
+            VectorStoreError: There is no valid ANN index, so every search is exact.
         """
         from cenote.inspection.live_table import read_table
 
         name, schema = self._config.table_name, self._config.schema
+        self._executor.forget_table()  # the next statement reads the kind of the index
         async with self._executor.statement("measure_recall", None, None) as connection:
             live = await connection.run_sync(partial(read_table, name=name, schema=schema))
         if live is None or live.search_index is None:
+            hint = "run cenote reindex"
+            if live is not None and live.index_kind == "none":
+                hint = "with index='none', every search is exact"
             raise VectorStoreError(
-                f"table {self._executor.table.fullname!r} has no valid ANN index to measure; run "
-                "cenote reindex"
+                f"table {self._executor.table.fullname!r} has no valid ANN index to measure: {hint}"
             )
+        return live.search_index
 
     async def _sample(self, namespace: str) -> dict[str, Float32Array]:
-        """Return the vectors of sampled rows by id, without zero vectors, which find nothing."""
+        """Return the vectors of sampled rows by id.
+
+        Zero vectors are left out unless the metric is l2: under cosine they find nothing, and under
+        inner product every search for one is exact.
+        """
         values = {"namespace": namespace, "number": SAMPLED_ROWS}
         async with self._executor.statement("measure_recall", None, namespace) as connection:
             ids = [*(await connection.execute(self._reads.sample, values)).scalars()]
@@ -287,7 +369,7 @@ class Measuring(Reading[Model], Searching[Model]):
         sample = {
             chunk_id: vectors[chunk_id]
             for chunk_id in ids
-            if chunk_id in vectors and vectors[chunk_id].any()
+            if chunk_id in vectors and (self._config.metric == "l2" or vectors[chunk_id].any())
         }
         if not sample:
             raise VectorStoreError(
@@ -301,7 +383,7 @@ class Measuring(Reading[Model], Searching[Model]):
         chunk_id: str | None,
         vector: Float32Array,
         limit: int,
-        values: Sequence[int],
+        values: Sequence[_Value],
         measurements: tuple[_Measurement, ...],
     ) -> None:
         """Search for one vector in all ways, and add what was measured.
@@ -312,7 +394,7 @@ class Measuring(Reading[Model], Searching[Model]):
                 of the caller.
             vector: Query vector.
             limit: Number of results.
-            values: Values of ``ef_search``, in the order of the searches.
+            values: Values to measure, in the order of the searches.
             measurements: Measurements to add to.
         """
         begin = time.perf_counter()
@@ -325,7 +407,9 @@ class Measuring(Reading[Model], Searching[Model]):
             begin = time.perf_counter()
             # Not for one result more: a search for 11 results fetches twice as many candidates as
             # one for 10, so its recall would be too good.
-            found = await self.search(vector, namespace, limit, ef_search=value)
+            found = await self.search(
+                vector, namespace, limit, ef_search=value.ef_search, rerank=value.rerank
+            )
             milliseconds = (time.perf_counter() - begin) * 1000
             recall = _recall(exact, found, limit, chunk_id)
             for measurement in measurements:
@@ -354,15 +438,35 @@ def _recall(
 
 
 def not_reached(report: RecallReport, target: float) -> str:
-    """Return the error message for a target that no measured ``ef_search`` reaches."""
+    """Return the error message for a target that no measured value reaches."""
+    setting = report.setting
     if not report.namespaces:
         return (
             "the report contains no measured namespace: searches compare up to "
-            f"{EXACT_UP_TO:,} chunks exactly, and need no ef_search"
+            f"{EXACT_UP_TO:,} chunks exactly, and need no {setting}"
         )
-    best: Any = max(report.worst(), key=lambda point: point.recall)
+    best = max(report.worst(), key=lambda point: point.recall)
+    rebuild = "with a larger m (cenote reindex)"
+    if report.kind == "bit":
+        rebuild = "as another kind (cenote reindex --index halfvec, for up to 4,000 dimensions)"
     return (
-        f"no measured ef_search reaches a recall of {target:g} in every namespace: the best is "
-        f"{best.recall:.4f}, with {best.ef_search}; measure larger values, or rebuild the index "
-        "with a larger m (cenote reindex)"
+        f"no measured {setting} reaches a recall of {target:g} in every namespace: the best is "
+        f"{best.recall:.4f}, with {report.value(best)}; measure larger values, or rebuild the "
+        f"index {rebuild}"
     )
+
+
+def _check_values(values: Sequence[int] | None, *, field: str, most: int) -> list[int] | None:
+    """Return the values of a setting as a list; None if the caller passed none.
+
+    Raises:
+        InvalidInputError: They are no list, or a value is not an integer from 1 to `most`.
+    """
+    if values is None:
+        return None
+    checked = as_list(values, f"{field} must be a list of integers", field=field)
+    if not checked:
+        raise InvalidInputError(f"{field} must not be empty", field=field)
+    for value in checked:
+        check_integer_argument(value, field=field, least=1, most=most)
+    return checked

@@ -32,7 +32,7 @@ from cenote.ranking.fusion import DEPTH
 from cenote.responsive import drive, drive_iterator
 from cenote.stores.bulk_load import AnnIndexDuringLoad, check_is_synchronous
 from cenote.stores.pgvector.base import Model
-from cenote.stores.pgvector.measuring import DEFAULT_TARGET, EF_SEARCH_VALUES
+from cenote.stores.pgvector.measuring import DEFAULT_TARGET
 from cenote.stores.pgvector.store import PgVectorStore
 from cenote.stores.synchronous import SyncVectorStore
 from cenote.types import Float32Array, Vector
@@ -497,13 +497,16 @@ class SyncPgVectorStore(SyncVectorStore[PgVectorStore[Model]], Generic[Model]):
         namespaces: Sequence[str] | None = None,
         queries: Sequence[Vector] | NDArray[np.floating[Any]] | None = None,
         limit: int = 10,
-        ef_search: Sequence[int] = EF_SEARCH_VALUES,
+        ef_search: Sequence[int] | None = None,
         *,
+        rerank: Sequence[int] | None = None,
         progress: Report | None = None,
     ) -> RecallReport:
         """See `PgVectorStore.measure_recall`."""
         return drive(
-            self._store.measure_recall(namespaces, queries, limit, ef_search, progress=progress)
+            self._store.measure_recall(
+                namespaces, queries, limit, ef_search, rerank=rerank, progress=progress
+            )
         )
 
     def apply_recall(self, report: RecallReport, target: float = DEFAULT_TARGET) -> int:
