@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from cenote.config import SchemaConfig
 from cenote.inspection.checks.findings import subject_of
-from cenote.inspection.checks.indexes import index_differences
+from cenote.inspection.checks.indexes import index_differences, parameter_differences
 from cenote.inspection.checks.table import text_search_finding
 from cenote.inspection.index_definitions import equal_indexes, needs_the_server
 from cenote.inspection.live_table import LiveIndex, LiveTable, embedding_sql, read_table
@@ -35,7 +35,15 @@ from cenote.migrate.autogenerate_operations import (
     StoreInlineOp,
 )
 from cenote.migrate.versions import UnconfiguredRevisionError
-from cenote.orm.mixin import CHUNK_COLUMNS, KEY, LANGUAGES, missing_dimensions_message
+from cenote.orm.mixin import (
+    CHUNK_COLUMNS,
+    INDEX_KIND,
+    KEY,
+    LANGUAGES,
+    ann_index_name,
+    missing_dimensions_message,
+)
+from cenote.postgres.ann_index import has_no_index, marked_comment, parse_metric
 
 __all__ = ["compare_type", "hooks", "include_object", "render_item"]
 
@@ -222,7 +230,9 @@ def _compare_table(
     live = read_table(autogen_context.connection, name, schema)
     assert live is not None
     _warn_of_languages(live, table)
+    _compare_comment(modify_ops, live, table)
     _compare_indexes(autogen_context, modify_ops, live, live_table, table)
+    _keep_ann_index(modify_ops, live, live_table, table)
     _alter_embedding(modify_ops)
     return PriorityDispatchResult.CONTINUE
 
@@ -275,6 +285,67 @@ def _compare_indexes(
             if actual is not None and _loses_expressions(live, reflected[name]):
                 faithful = _reflected_expressions(actual, reflected[name], live_table)
                 modify_ops.ops[place] = ops.DropIndexOp.from_index(faithful)
+
+
+def _compare_comment(modify_ops: ops.ModifyTableOps, live: LiveTable, table: Table) -> None:
+    """Correct Alembic's comparison of the table's comment, which records the metric.
+
+    A model that does not set ``index`` accepts the mark of a table without ANN index.
+    """
+    metric = parse_metric(table.comment)
+    if metric != live.metric:
+        warn(
+            f"{subject_of(table.name, table.schema)}: its metric is {live.metric}, expected "
+            f"{metric}; the revision changes the scores of all searches, builds the ANN index "
+            "again and locks the table until that ends, and stores with the old metric reject the "
+            "table afterwards. To fill a second table while the first is in use, see "
+            'docs/schema.md, "Another embedding model, without downtime"'
+        )
+    without_index = has_no_index(table.comment)
+    if table.info.get(INDEX_KIND) is None:
+        without_index = has_no_index(live.comment)
+    comment = marked_comment(table.comment, metric, "none" if without_index else "vector")
+    for place, operation in enumerate(modify_ops.ops):
+        if isinstance(operation, ops.CreateTableCommentOp | ops.DropTableCommentOp):
+            if comment == live.comment:
+                del modify_ops.ops[place]
+            elif comment is not None:
+                modify_ops.ops[place] = ops.CreateTableCommentOp(
+                    table.name, comment, schema=table.schema, existing_comment=live.comment
+                )
+            return
+
+
+def _keep_ann_index(
+    modify_ops: ops.ModifyTableOps, live: LiveTable, live_table: Table, table: Table
+) -> None:
+    """Keep the kind of the live ANN index if the model does not set ``index``.
+
+    ``cenote reindex --index`` may have changed the kind, which is no matter of the model then.
+    """
+    name = ann_index_name(live.name)
+    (index,) = [index for index in table.indexes if index.name == name] or [None]
+    changes_embedding = any(
+        isinstance(operation, ops.AlterColumnOp)
+        and operation.column_name == "embedding"
+        and operation.modify_type is not None
+        for operation in modify_ops.ops
+    )
+    kind = live.index_kind
+    is_kept = table.info.get(INDEX_KIND) is None and kind not in (None, live.column_type)
+    if not is_kept or index is None or changes_embedding:
+        return
+    if parse_metric(table.comment) != live.metric and kind != "none":
+        return
+    modify_ops.ops[:] = [op for op in modify_ops.ops if getattr(op, "index_name", None) != name]
+    actual = live.index(name)
+    if actual is None or not any(parameter_differences(actual, index)):
+        return
+    reflected = next(index for index in live_table.indexes if index.name == name)
+    old, new = (_reflected_expressions(actual, reflected, live_table) for _ in range(2))
+    new.dialect_kwargs["postgresql_with"] = index.dialect_kwargs["postgresql_with"]
+    modify_ops.ops.append(ops.DropIndexOp.from_index(old))
+    modify_ops.ops.append(ops.CreateIndexOp.from_index(new))
 
 
 def _loses_expressions(live: LiveTable, reflected: Index) -> bool:

@@ -497,16 +497,15 @@ def ann_index(name: str, table: Table, config: SchemaConfig, **options: Any) -> 
     kind = config.index_kind
     operators = operator_class(config.metric, kind)
     expression = index_expression(kind, config.column_type, config.dimensions)
-    if expression is None:
-        indexed: ColumnElement[Any] = table.c.embedding
-        options["postgresql_ops"] = {"embedding": operators}
-    else:
-        # Alembic's autogenerate would lose the operator class beside an expression.
-        indexed = literal_column(f"{expression} {operators}")
+    indexed: ColumnElement[Any] = table.c.embedding
+    if expression is not None:
+        # The label is the key of `postgresql_ops`.
+        indexed = literal_column(expression).label("embedding")
     return Index(
         name,
         indexed,
         postgresql_using="hnsw",
+        postgresql_ops={"embedding": operators},
         postgresql_with={"m": config.hnsw_m, "ef_construction": config.hnsw_ef_construction},
         _table=table,
         **options,
