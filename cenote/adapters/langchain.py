@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
@@ -24,6 +25,7 @@ from cenote.errors import ConfigurationError, InvalidInputError
 from cenote.filters.language import FilterLike
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.stores import SyncVectorStore, VectorStore
+from cenote.types import Metric
 from cenote.validation.arguments import MAX_LIMIT, as_list, check_integer_argument, safe_repr
 
 __all__ = ["CenoteVectorStore"]
@@ -43,8 +45,8 @@ class CenoteVectorStore(LangChainVectorStore):
     With ``store.in_session(session)`` they join the transaction of a session. Asynchronous methods
     run in another thread.
 
-    A document's id is the chunk's id; documents without an id get a random one. Scores are cosine
-    similarities, -1 to 1. Filters are cenote filters: dicts or expressions.
+    A document's id is the chunk's id; documents without an id get a random one. Scores are those
+    of the store's metric; see `VectorStore`. Filters are cenote filters: dicts or expressions.
 
     Metadata and dicts as filters may contain dates, UUIDs and other objects of document loaders;
     see `cenote.adapters.metadata`. Searches return their JSON.
@@ -79,6 +81,7 @@ class CenoteVectorStore(LangChainVectorStore):
         self._namespace = namespace
         self._embedding_model = embedding_model
         self._document_id_key = document_id_key
+        self._metric = store.metric
         self._runner = StoreRunner(store)
 
     @property
@@ -260,8 +263,12 @@ class CenoteVectorStore(LangChainVectorStore):
         return _with_scores(results)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        """Return the function that maps a score, -1 to 1, to LangChain's relevance, 0 to 1."""
-        return lambda score: (score + 1) / 2
+        """Return the function that maps a score of the metric to LangChain's relevance, 0 to 1.
+
+        Scores range from -1 to 1 with cosine, are any number with inner_product, and are negative
+        distances with l2.
+        """
+        return _RELEVANCE[self._metric]
 
     def max_marginal_relevance_search(
         self,
@@ -483,6 +490,19 @@ def _contents(documents: Sequence[Document]) -> list[str]:
 
 def _document(chunk: Chunk) -> Document:
     return Document(id=chunk.id, page_content=chunk.content, metadata=chunk.metadata)
+
+
+def _logistic(score: float) -> float:
+    """Return ``1 / (1 + exp(-score))``, without an overflow for large scores."""
+    return 0.5 * (1 + math.tanh(score / 2))
+
+
+_RELEVANCE: dict[Metric, Callable[[float], float]] = {
+    "cosine": lambda score: (score + 1) / 2,
+    "inner_product": _logistic,
+    "l2": lambda score: 1 / (1 - score),
+}
+"""Function that maps a score to a relevance from 0 to 1, by metric."""
 
 
 def _with_scores(results: list[RetrievalResult]) -> list[tuple[Document, float]]:

@@ -324,7 +324,7 @@ def _keep_ann_index(
     ``cenote reindex --index`` may have changed the kind, which is no matter of the model then.
     """
     name = ann_index_name(live.name)
-    (index,) = [index for index in table.indexes if index.name == name] or [None]
+    index = next((index for index in table.indexes if index.name == name), None)
     changes_embedding = any(
         isinstance(operation, ops.AlterColumnOp)
         and operation.column_name == "embedding"

@@ -18,10 +18,10 @@ from cenote.adapters._arguments import document_id
 from cenote.adapters.haystack.filters import NO_CONTENT, RESERVED, is_empty, translate
 from cenote.adapters.metadata import json_metadata
 from cenote.errors import InvalidInputError
-from cenote.filters.language import field
+from cenote.filters.language import Filter, field, meta
 from cenote.models import Chunk, EmbeddedChunk, RetrievalResult
 from cenote.stores import VectorStore
-from cenote.types import Vector
+from cenote.types import Metric, Vector
 from cenote.validation.arguments import (
     MAX_LIMIT,
     as_list,
@@ -43,10 +43,16 @@ _ZERO = "zero_embedding"
 embedding."""
 
 
+_MISSING = "no_embedding"
+"""Flag under the reserved key: the document has no embedding. Written if the metric of the store is
+not cosine, because its searches find zero vectors."""
+
 # -- conversion --------------------------------------------------------------------------
 
 
-def embedded_chunk(document: Document, dimensions: int, embedding_model: str) -> EmbeddedChunk:
+def embedded_chunk(
+    document: Document, dimensions: int, embedding_model: str, metric: Metric
+) -> EmbeddedChunk:
     """Convert a document to the chunk that is stored.
 
     Raises:
@@ -61,6 +67,8 @@ def embedded_chunk(document: Document, dimensions: int, embedding_model: str) ->
         extra[NO_CONTENT] = True
     if document.embedding is not None and _is_zero(document.embedding, dimensions):
         extra[_ZERO] = True
+    if document.embedding is None and metric != "cosine":
+        extra[_MISSING] = True
     if (blob := document.blob) is not None:
         if not isinstance(blob, ByteStream) or not isinstance(blob.data, bytes | bytearray):
             raise _invalid_part(document, "blob", "a ByteStream of bytes")
@@ -172,8 +180,9 @@ class Documents:
         if top_k == 0:
             return []
         limit = top_k if translated.exact else min(2 * top_k, MAX_LIMIT)
+        condition = self._with_embedding(translated.filter)
         while True:
-            results = await self.store.search(query, self.namespace, limit, translated.filter)
+            results = await self.store.search(query, self.namespace, limit, condition)
             found = [document_of(result.chunk, score=result.score) for result in results]
             if not translated.exact:
                 found = [document for document in found if translated.matches(document)]
@@ -182,6 +191,13 @@ class Documents:
             if limit == MAX_LIMIT:
                 return await self._nearest_of_all(query, filters, top_k)
             limit = min(4 * limit, MAX_LIMIT)
+
+    def _with_embedding(self, condition: Filter | None) -> Filter | None:
+        """Return a filter for documents that a search by vector may return."""
+        if self.store.metric == "cosine":
+            return condition
+        has_embedding = ~meta(RESERVED, _MISSING).exists()
+        return has_embedding if condition is None else has_embedding & condition
 
     async def _nearest_of_all(
         self, query: list[float], filters: dict[str, Any] | None, top_k: int
@@ -192,8 +208,8 @@ class Documents:
         """
         best: list[RetrievalResult] = []
         async for page in self._pages(filters):
-            ids = field("id").in_([chunk.id for chunk in page])
-            best += await self.store.search(query, self.namespace, top_k, ids)
+            condition = self._with_embedding(field("id").in_([chunk.id for chunk in page]))
+            best += await self.store.search(query, self.namespace, top_k, condition)
             best.sort(key=lambda result: (-result.score, result.chunk.id))
             del best[top_k:]
         return [document_of(result.chunk, score=result.score) for result in best]
@@ -218,7 +234,10 @@ class Documents:
             first = {document.id: document for document in reversed(documents)}
             new = [document for document in first.values() if document.id not in stored]
         dimensions = self.store.dimensions
-        chunks = [embedded_chunk(document, dimensions, self.embedding_model) for document in new]
+        chunks = [
+            embedded_chunk(document, dimensions, self.embedding_model, self.store.metric)
+            for document in new
+        ]
         await self.store.upsert(chunks, self.namespace)
         return len(new)
 

@@ -336,7 +336,7 @@ class CenoteDocumentStore:
     ) -> list[Document]:
         """Return the documents most similar to a vector, without their embeddings.
 
-        Scores are cosine similarities, -1 to 1.
+        Scores are those of the store's metric; see `VectorStore`.
         """
         return self._run(lambda stored: stored.nearest(query_embedding, filters, top_k))
 
@@ -354,7 +354,8 @@ class CenoteDocumentStore:
 class CenoteEmbeddingRetriever:
     """Component that retrieves the documents most similar to an embedding.
 
-    Documents are returned without their embeddings. Scores are cosine similarities, -1 to 1.
+    Documents are returned without their embeddings. Scores are those of the store's metric; see
+    `VectorStore`.
 
     Args:
         document_store: Document store to search.

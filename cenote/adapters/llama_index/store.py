@@ -55,8 +55,8 @@ class CenoteVectorStore(BasePydanticVectorStore):
     as `TextNode`. A node of a class that LlamaIndex does not define is returned as a `TextNode` or
     a `Node`. Nodes are returned without their embeddings.
 
-    Similarities are cosine similarities, -1 to 1. The modes that search by words need a store with
-    full-text search and return the scores of `VectorStore.search_text` and
+    Similarities are scores of the store's metric; see `VectorStore`. The modes that search by words
+    need a store with full-text search and return the scores of `VectorStore.search_text` and
     `VectorStore.search_hybrid`.
 
     Args:
