@@ -299,7 +299,7 @@ def _compare_comment(modify_ops: ops.ModifyTableOps, live: LiveTable, table: Tab
             f"{metric}; the revision changes the scores of all searches, builds the ANN index "
             "again and locks the table until that ends, and stores with the old metric reject the "
             "table afterwards. To fill a second table while the first is in use, see "
-            'docs/schema.md, "Another embedding model, without downtime"'
+            "docs/embedding-model.md"
         )
     without_index = has_no_index(table.comment)
     if table.info.get(INDEX_KIND) is None:
