@@ -246,6 +246,14 @@ def test_the_reference_documents_every_public_name() -> None:
         assert {f"cenote.{name}", path, path.rpartition(".")[0]} & set(documented), name
 
 
+def test_the_reference_links_an_example_of_every_method() -> None:
+    """The table of examples names each public method of a store."""
+    page = (DOCS / "reference" / "stores.md").read_text(encoding="utf-8")
+    table = page.partition("## Find an example")[2].partition("\n## ")[0]
+    methods = {name for name in dir(PgVectorStore) if not name.startswith("_")}
+    assert methods - set(re.findall(r"`(\w+)`", table)) == set()
+
+
 def test_the_command_page_documents_every_command_and_option() -> None:
     """The page contains every command and option, except for the options of all commands."""
     page = (DOCS / "reference" / "command.md").read_text(encoding="utf-8")
