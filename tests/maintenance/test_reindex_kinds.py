@@ -58,7 +58,8 @@ async def test_a_store_notices_another_kind(
     done.set()
     assert await task > 0
     # Repartitioning keeps the kind.
-    for kind in ("bit", "none"):
+    kept: list[Any] = ["bit", "none"]
+    for kind in kept:
         await reindex(engine, replace(store.config, index=kind))
         await repartition(engine, replace(store.config, partitions=2 if partitions == 0 else 0))
         await asyncio.sleep(0.1)
