@@ -29,6 +29,9 @@ CONFIGS = [
     SchemaConfig(dimensions=2000, partitions=0, hnsw_m=5, hnsw_ef_construction=10),
     SchemaConfig(dimensions=4000, column_type="halfvec", schema="Select", table_name="User"),
     SchemaConfig(dimensions=3, table_name="t" * 38, schema="s", partitions=128),
+    SchemaConfig(dimensions=4000, index="halfvec", metric="l2", table_name="l2", partitions=0),
+    SchemaConfig(dimensions=16_000, index="bit", table_name="signs", partitions=2),
+    SchemaConfig(dimensions=3, index="none", metric="inner_product", table_name="no_index"),
 ]
 
 
@@ -370,7 +373,16 @@ async def test_alembic_check_after_an_upgrade(engine: AsyncEngine, dsn: str) -> 
     assert "No new upgrade operations detected" in result.stdout
 
 
-@pytest.mark.parametrize("settings", [{}, {"schema": "s", "table_name": "T", "partitions": "0"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"schema": "s", "table_name": "T", "partitions": "0"},
+        {"index": "bit", "partitions": "0"},
+        {"index": "none", "metric": "l2", "partitions": "2"},
+    ],
+    ids=str,
+)
 async def test_sql_scripts(empty_engine: AsyncEngine, settings: dict[str, str]) -> None:
     """A script printed without a database creates the same objects as an online upgrade."""
     arguments = [part for name, value in settings.items() for part in ("-x", f"{name}={value}")]
