@@ -12,6 +12,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
+_PAUSE_SECONDS = 0.5
+"""Time between two cancellations of a block that does not end."""
+
 
 class TimeLimit:
     """Limits the time of the block that it is entered for.
@@ -43,12 +46,18 @@ class TimeLimit:
         _watchdog.forget(self)
 
     def expire(self) -> None:
-        """Cancel the connection, unless the block has ended."""
-        with self._lock:  # the block's end waits: the connection's next user must not be cancelled
-            if not self._is_over:
+        """Cancel the connection until the block has ended.
+
+        The server ignores a cancellation that arrives before or between two statements.
+        """
+        while True:
+            with self._lock:  # the block's end waits: the next user must not be cancelled
+                if self._is_over:
+                    return
                 self.expired = True
                 with suppress(Exception):  # the server or the connection may be gone
                     self._driver.cancel()
+            time.sleep(_PAUSE_SECONDS)
 
 
 class _Watchdog:

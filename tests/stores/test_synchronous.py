@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, delete, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.database import APP_ROLE
@@ -35,6 +36,7 @@ from cenote import (
     VectorStoreError,
 )
 from cenote.orm.factory import chunk_table
+from cenote.postgres.watchdog import TimeLimit
 from cenote.responsive import is_driving
 from cenote.testing import MakeStore, VectorStoreContract, embedded
 
@@ -396,6 +398,19 @@ def test_a_timeout(engine: Engine) -> None:
         connection.rollback()
         for _ in range(50):
             assert store.count("n") == 0
+
+
+def test_a_time_limit_between_statements(engine: Engine) -> None:
+    """The server ignores a cancellation between statements, so the next one is cancelled, too."""
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        start = time.monotonic()
+        with TimeLimit(0.1, driver) as limit:
+            time.sleep(0.3)
+            with pytest.raises(OperationalError, match="statement"):
+                connection.execute(text("SELECT pg_sleep(60)"))
+        assert limit.expired
+        assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("kind", ["Postgres", "memory"])

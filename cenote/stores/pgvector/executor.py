@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -259,14 +266,17 @@ class StatementExecutor:
         if isinstance(session, AsyncSession):
             await session.flush()  # the caller's own errors are raised unchanged
         prepared = self._prepared_connection(operation, session, namespace, connect)
-        if is_driving():
-            async with prepared as connection:
-                raw = await connection.get_raw_connection()
-                with self._cancel_in_time(operation, raw.driver_connection):
-                    yield connection
-            return
         async with self._limit_time(operation), prepared as connection:
             yield connection
+
+    async def _synchronous_limit(
+        self, operation: str, connection: AsyncConnection
+    ) -> AbstractContextManager[None]:
+        """Return the time limit of a synchronous connection. Tasks have another one."""
+        if self._operation_timeout is None or not is_driving():
+            return nullcontext()
+        raw = await connection.get_raw_connection()
+        return self._cancel_in_time(operation, raw.driver_connection)
 
     @contextmanager
     def _cancel_in_time(self, operation: str, driver: Any) -> Iterator[None]:
@@ -297,7 +307,7 @@ class StatementExecutor:
 
     @asynccontextmanager
     async def _limit_time(self, operation: str) -> AsyncIterator[None]:
-        if self._operation_timeout is None:
+        if self._operation_timeout is None or is_driving():
             yield
             return
         limit = asyncio.timeout(self._operation_timeout)
@@ -323,28 +333,32 @@ class StatementExecutor:
                 before = cancellations()
                 async with connect() as connection:
                     raise_lost_cancellation(before)
-                    await self._prepare(connection)
-                    if self._has_row_security and namespace is not None:
-                        await connection.execute(_SET_TENANT, {"namespace": namespace})
-                    try:
-                        yield connection
-                    except DBAPIError as error:
-                        if self._driver == "psycopg" and is_stale_plan(error):
-                            await _replace_connections(connection, error)
-                        raise
+                    with await self._synchronous_limit(operation, connection):
+                        await self._prepare(connection)
+                        if self._has_row_security and namespace is not None:
+                            await connection.execute(_SET_TENANT, {"namespace": namespace})
+                        try:
+                            yield connection
+                        except DBAPIError as error:
+                            if self._driver == "psycopg" and is_stale_plan(error):
+                                await _replace_connections(connection, error)
+                            raise
                 return
             connection = await self._connection_of(session)
-            await self._prepare(connection)
-            await self._check_snapshot(connection, operation)
-            if not self._has_row_security or namespace is None:
-                yield connection
-                return
-            await _check_not_autocommit(connection)
-            previous = await _swap_tenant(connection, namespace)
-            try:
-                yield connection
-            finally:
-                await _restore_tenant(connection, previous)
+            with ExitStack() as limit:
+                limit.enter_context(await self._synchronous_limit(operation, connection))
+                await self._prepare(connection)
+                await self._check_snapshot(connection, operation)
+                if not self._has_row_security or namespace is None:
+                    yield connection
+                    return
+                await _check_not_autocommit(connection)
+                previous = await _swap_tenant(connection, namespace)
+                try:
+                    with limit.pop_all():  # it must not cancel what restores the tenant
+                        yield connection
+                finally:
+                    await _restore_tenant(connection, previous)
 
     async def _connection_of(self, session: CallerTransaction) -> AsyncConnection:
         if isinstance(session, AsyncConnection):
