@@ -21,6 +21,7 @@ from support import deployment
 from support.commands import cenote, output_of, run
 from support.database import VERSION, execute, programs, scalar
 from support.deployment import Deployment
+from support.drivers import on_both_drivers, store_on
 from support.library import Passage
 
 from cenote import (
@@ -232,9 +233,10 @@ async def test_rows_do_not_find_themselves(
     assert report.points[0].recall == 0
 
 
+@on_both_drivers
 async def test_equal_vectors_count_as_found(empty_engine: AsyncEngine) -> None:
     """Which of many equally near chunks a search finds does not change its recall."""
-    store = PgVectorStore(empty_engine, 4, partitions=0)
+    store = store_on(empty_engine, 4, partitions=0)
     await store.apply_migrations()
     await store.bulk_load([embedded(f"{n:05}", [1, n % 3, 0, 0]) for n in range(1_200)], "n")
     report = await store.measure_recall(ef_search=[60])
@@ -663,14 +665,15 @@ async def test_row_level_security(deployed: Deployment) -> None:
     assert used_ef_search(app_store) == 60
 
 
+@on_both_drivers
 async def test_an_index_with_another_name(library: AsyncEngine) -> None:
     """On a table with an index of another name, that index has the comment."""
     await execute(library, "ALTER INDEX ix_passages_embedding RENAME TO mine")
-    store = PgVectorStore(library, model=Passage)
+    store = store_on(library, model=Passage)
     await store.apply_recall(report_of({60: 0.99}, table="passages"))
     comment = await scalar(library, COMMENT.format("mine"))
     assert parse_comment(comment) is not None
-    second = PgVectorStore(library, model=Passage)
+    second = store_on(library, model=Passage)
     await second.count("n")
     assert used_ef_search(second) == 60
 

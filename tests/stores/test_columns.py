@@ -30,6 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, undefer
 from sqlalchemy.types import TypeEngine
 from support.database import execute, scalar
+from support.drivers import SYNCHRONOUS, on_both_drivers, store_on
 from support.library import Document, Mood, Passage, passage
 
 from cenote import (
@@ -47,12 +48,13 @@ V = [1.0, 0.0, 0.0, 0.0]
 @pytest.fixture
 def store(library: AsyncEngine) -> PgVectorStore[Passage]:
     """A store for the user model, in a database with its tables."""
-    return PgVectorStore(library, model=Passage)
+    store: PgVectorStore[Passage] = store_on(library, model=Passage)
+    return store
 
 
 async def row(store: PgVectorStore[Passage], id: str = "a") -> Passage:
     """Return a stored chunk with all its columns."""
-    async with AsyncSession(store.engine) as session:
+    async with AsyncSession(store._engine) as session:
         options = [undefer(Passage.embedding)]
         return await session.get_one(Passage, ("t", id), options=options)
 
@@ -85,6 +87,18 @@ VALUES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("values", VALUES, ids=str)
 async def test_values_of_all_types(store: PgVectorStore[Passage], values: dict[str, Any]) -> None:
     """Values of all types are read as they were written, by inserts and by updates."""
+    await _check_values(store, values)
+
+
+@pytest.mark.parametrize("driver", [SYNCHRONOUS], indirect=True)
+async def test_values_of_all_types_on_psycopg(store: PgVectorStore[Passage]) -> None:
+    """The synchronous store writes the same values."""
+    for values in VALUES:
+        await _check_values(store, values)
+        await store.delete_namespace("t")
+
+
+async def _check_values(store: PgVectorStore[Passage], values: dict[str, Any]) -> None:
     await store.upsert([embedded(id, columns=values) for id in "ab"], "t")
     await store.upsert([embedded("a", columns=dict.fromkeys(values, None) | values)], "t")
     for id in "ab":
@@ -98,6 +112,7 @@ async def test_values_of_all_types(store: PgVectorStore[Passage], values: dict[s
             assert actual == value
 
 
+@on_both_drivers
 async def test_columns_without_a_value_are_kept(store: PgVectorStore[Passage]) -> None:
     """New rows get defaults, changed rows keep values that are not passed, and onupdate applies."""
     await store.upsert([embedded(id, columns={"page": 1}) for id in "ab"], "t")
@@ -111,17 +126,18 @@ async def test_columns_without_a_value_are_kept(store: PgVectorStore[Passage]) -
     assert after.changed_at is not None
 
 
+@on_both_drivers
 async def test_rows_with_equal_columns_are_not_rewritten(store: PgVectorStore[Passage]) -> None:
     """A row is rewritten only if a user column, of any type, gets another value."""
     columns = {"page": 1, "extra": {"a": 1}, "readers": ["x"], "summary": [1, 2]}
     version = "SELECT xmin::text FROM passages"
     await store.upsert([embedded("a", columns=columns)], "t")
-    first = await scalar(store.engine, version)
+    first = await scalar(store._engine, version)
     await store.upsert([embedded("a", columns=columns)], "t")
-    assert await scalar(store.engine, version) == first
+    assert await scalar(store._engine, version) == first
     for name, value in {"page": 2, "extra": {}, "readers": [], "summary": [2, 1]}.items():
         await store.upsert([embedded("a", columns={name: value})], "t")
-        second = await scalar(store.engine, version)
+        second = await scalar(store._engine, version)
         assert second != first
         first = second
 
@@ -169,7 +185,7 @@ async def test_invalid_columns(
 async def test_values_of_the_wrong_length_are_rejected(store: PgVectorStore[Passage]) -> None:
     """Values are neither cut nor padded to the length of their column."""
     await store.upsert([embedded("b", columns={"flags": BitString("101")})], "t")
-    assert await scalar(store.engine, "SELECT flags::text FROM passages") == "101"
+    assert await scalar(store._engine, "SELECT flags::text FROM passages") == "101"
     for columns, problem in (
         ({"short": "too long"}, "the column short accepts at most 5 characters"),
         ({"flags": BitString("1")}, "Postgres does not accept its value for flags"),
@@ -210,7 +226,7 @@ async def test_values_that_a_column_does_not_accept(
 ) -> None:
     """The error names the chunk and the column; it never quotes the value; nothing is written."""
     chunk = embedded("bad", columns={column: value})
-    async with AsyncSession(store.engine) as session:
+    async with AsyncSession(store._engine) as session:
         with pytest.raises(InvalidInputError, match=problem) as error:
             await store.upsert([chunk], "t", session=session if in_session else None)
     assert (error.value.field, error.value.chunk_id) == ("columns", "bad")
@@ -373,9 +389,9 @@ async def test_columns_with_another_type_in_postgres(empty_engine: AsyncEngine) 
     values = {"guid": uuid.uuid4(), "code": "x" * 30, "size": 2**40, "took": timedelta(hours=1)}
     await store.upsert([embedded(id, columns=values) for id in "ab"], "t")
     version = "SELECT xmin::text FROM sheets WHERE id = 'a'"
-    first = await scalar(store.engine, version)
+    first = await scalar(store._engine, version)
     await store.upsert([embedded("a", columns=values)], "t")
-    assert await scalar(store.engine, version) == first
+    assert await scalar(store._engine, version) == first
     async with AsyncSession(empty_engine) as session:
         row = await session.get_one(Sheet, ("t", "b"))
         assert {name: getattr(row, name) for name in values} == values
@@ -390,7 +406,7 @@ async def test_violated_constraints(
 ) -> None:
     """The error names the constraint, its columns and the chunk, never a value."""
     await execute(
-        store.engine,
+        store._engine,
         "ALTER TABLE passages ADD CONSTRAINT positive CHECK (page > 0)",
         "ALTER TABLE passages ADD CONSTRAINT once UNIQUE (namespace, language, page)",
     )
@@ -428,10 +444,11 @@ async def test_columns_without_a_user_model(engine: AsyncEngine) -> None:
     assert await found(memory, V, "t") == ["a"]
 
 
+@on_both_drivers
 async def test_conditions_on_columns(store: PgVectorStore[Passage]) -> None:
     """where= filters searches and iterations by user columns, before the limit applies."""
     documents = [Document(title="a"), Document(title="b")]
-    async with AsyncSession(store.engine, expire_on_commit=False) as session, session.begin():
+    async with AsyncSession(store._engine, expire_on_commit=False) as session, session.begin():
         session.add_all(documents)
         await session.flush()
         for document in documents:

@@ -22,6 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support.database import APP_ROLE, execute, scalar
 from support.driver import ids_of, insert, partition_of, reference, watch
+from support.drivers import on_both_drivers, store_on
 from support.plans import explain
 
 from cenote import PgVectorStore, SchemaConfig, VectorStoreError
@@ -174,12 +175,13 @@ async def _detach(engine: AsyncEngine, partition: str) -> None:
     await execute(engine, f"ALTER TABLE cenote_chunks DETACH PARTITION {partition}")
 
 
+@on_both_drivers
 @pytest.mark.parametrize("size", [5, LARGE])
 async def test_a_detached_partition_is_not_searched(
     engine: AsyncEngine, sent: list[str], size: int
 ) -> None:
     """A detached table's rows are not returned; those of an attached one are."""
-    store = PgVectorStore(engine, 4)
+    store = store_on(engine, 4)
     await insert(engine, "n", size)
     exact = await ids_of(store, QUERY, "n", exact=True)
     partition = await remember(store, sent, "n")
@@ -248,9 +250,10 @@ async def test_a_pending_detachment(engine: AsyncEngine, sent: list[str]) -> Non
     assert any(partition_of(sql) == partition for sql in sent)
 
 
+@on_both_drivers
 async def test_dropped_and_recreated_tables(engine: AsyncEngine, sent: list[str]) -> None:
     """A partition and a chunk table that are dropped and created anew are searched again."""
-    store = PgVectorStore(engine, 4)
+    store = store_on(engine, 4)
     await insert(engine, "n", 5)
     partition = await remember(store, sent, "n")
     await execute(engine, f"DROP TABLE {partition}")
@@ -281,11 +284,12 @@ async def test_dropped_and_recreated_tables(engine: AsyncEngine, sent: list[str]
 # -- namespaces that change
 
 
+@on_both_drivers
 async def test_a_namespace_grows(
     engine: AsyncEngine, sent: list[str], paths: Callable[[], list[str]]
 ) -> None:
     """New rows are found at once, and the search after that uses the ANN index."""
-    store = PgVectorStore(engine, 4)
+    store = store_on(engine, 4)
     await insert(engine, "n", 10)
     await remember(store, sent, "n")
     assert set(paths()) == {"exact"}
@@ -546,10 +550,11 @@ async def test_another_process_writes_and_repartitions(
     assert await process.wait() == 0
 
 
+@on_both_drivers
 async def test_two_stores_of_one_engine(engine: AsyncEngine, sent: list[str]) -> None:
     """Stores of two tables on one engine do not share hints, and see each other's writes."""
-    one, two = PgVectorStore(engine, 4), PgVectorStore(engine, 4)
-    other = PgVectorStore(engine, 4, table_name="other", partitions=2)
+    one, two = store_on(engine, 4), PgVectorStore(engine, 4)
+    other = store_on(engine, 4, table_name="other", partitions=2)
     await other.apply_migrations()
     await one.upsert([embedded("a")], "n")
     await other.upsert([embedded("x"), embedded("y")], "n")

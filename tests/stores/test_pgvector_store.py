@@ -13,6 +13,7 @@ from sqlalchemy import QueuePool, event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support.chunks import random_chunks
 from support.commands import asyncpg_url
+from support.drivers import connect_on, on_both_drivers
 from support.proxy import running_proxy
 
 from cenote import Chunk, ChunkRow, InvalidInputError, PgVectorStore, VectorStoreError
@@ -31,11 +32,12 @@ def checked_out(engine: AsyncEngine) -> int:
 # -- round trips and connections
 
 
-async def test_round_trips(dsn: str) -> None:
+@on_both_drivers
+async def test_round_trips(dsn: str, driver: str) -> None:
     """A search, a page and a deletion take one round trip; an upsert takes three."""
     async with (
         running_proxy(dsn) as proxy,
-        await PgVectorStore.connect(proxy.dsn, 4, max_size=1) as store,
+        await connect_on(driver, proxy.dsn, 4, max_size=1) as store,
     ):
 
         async def round_trips(call: Any) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from support.drivers import on_both_drivers, store_on
 
 from cenote import PgVectorStore
 from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO
@@ -22,7 +23,7 @@ ESCAPES = ("true) OR (true", "true) OR (namespace <> 'own'")
 @pytest.fixture
 async def store(empty_engine: AsyncEngine) -> PgVectorStore:
     """A store with a small and a large tenant, and as many chunks of another tenant."""
-    store = PgVectorStore(empty_engine, 4, text_search="english")
+    store: PgVectorStore = store_on(empty_engine, 4, text_search="english")
     await store.apply_migrations()
     for namespace, number in (("own", 3), ("large", EXACT_UP_TO + 50), ("other", 1500)):
         batch = [
@@ -54,6 +55,7 @@ async def test_escaping_conditions(
         assert_own([chunk.id for chunk, _ in rows], namespace)
 
 
+@on_both_drivers
 async def test_conditions_that_do_not_escape(store: PgVectorStore) -> None:
     """The repeated condition removes no chunk of the tenant itself."""
     where: Any = text("id <> 'own0001'")

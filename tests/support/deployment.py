@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import APP_ROLE, execute
+from support.drivers import engine_on, store_on
 
 from cenote import (
     ChunkRow,
@@ -39,21 +40,25 @@ class Deployment:
 
     def store(self, **options: Any) -> PgVectorStore:
         """Return a store for the application's role."""
-        return PgVectorStore(self.app, 4, **OPTIONS | options)
+        store: PgVectorStore = store_on(self.app, 4, **OPTIONS | options)
+        return store
 
     @property
     def owner_store(self) -> PgVectorStore:
         """Store for the owner's role, which runs the migrations."""
-        return PgVectorStore(self.owner, 4, **OPTIONS)
+        store: PgVectorStore = store_on(self.owner, 4, **OPTIONS)
+        return store
 
 
 @pytest.fixture
-async def roles(empty_dsn: str, empty_engine: AsyncEngine) -> AsyncIterator[Deployment]:
+async def roles(
+    empty_dsn: str, empty_engine: AsyncEngine, driver: str
+) -> AsyncIterator[Deployment]:
     """Create the roles of docs/row-security.md: the table's owner and the application's role."""
     await execute(empty_engine, *ROLES)
-    url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
-    owner = create_async_engine(url.set(username="cenote_owner"))
-    app = create_async_engine(url.set(username="cenote_app"), pool_size=1, max_overflow=0)
+    url = make_url(empty_dsn)
+    owner = engine_on(driver, url.set(username="cenote_owner"))
+    app = engine_on(driver, url.set(username="cenote_app"), pool_size=1, max_overflow=0)
     yield Deployment(owner, app, empty_engine)
     for engine in (owner, app):
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import cache, wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import psycopg
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -22,9 +25,36 @@ def watch(engine: AsyncEngine) -> list[str]:
 
     @event.listens_for(engine.sync_engine, "connect")
     def _(connection: Any, record: Any) -> None:
-        connection.driver_connection.add_query_logger(lambda query: sent.append(query.query))
+        if isinstance(connection, psycopg.Connection):
+            _log_statements(connection, sent)
+        else:
+            connection.driver_connection.add_query_logger(lambda query: sent.append(query.query))
 
     return sent
+
+
+_statements: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
+"""Lists of `watch` by connection of psycopg."""
+
+
+def _log_statements(connection: Any, sent: list[str]) -> None:
+    """Append the SQL of each statement, which is executed by a cursor, to a list."""
+    _log_cursors()
+    _statements[connection] = sent
+
+
+@cache
+def _log_cursors() -> None:
+    execute: Any = psycopg.Cursor.execute
+
+    @wraps(execute)
+    def log_and_execute(cursor: Any, query: Any, *arguments: Any, **options: Any) -> Any:
+        if cursor.connection in _statements:
+            _statements[cursor.connection].append(query)
+        return execute(cursor, query, *arguments, **options)
+
+    cursors: Any = psycopg.Cursor
+    cursors.execute = log_and_execute
 
 
 def partition_of(sql: str, table: str = "cenote_chunks") -> str | None:

@@ -8,16 +8,24 @@ store on either of them.
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Any, TypeAlias
 
 import pytest
 from sqlalchemy import URL, create_engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from support.synchronous import Awaited
 
 from cenote import PgVectorStore, SyncPgVectorStore
 from cenote.postgres.sync_engine import SyncEngine
+
+Sessions: TypeAlias = async_sessionmaker[AsyncSession]
 
 ASYNCPG = "asyncpg"
 SYNCHRONOUS = "synchronous"
@@ -38,14 +46,15 @@ def another_engine(engine: AsyncEngine, **options: Any) -> AsyncEngine:
     return engine_on(driver, engine.url, **options)
 
 
-def store_on(engine: AsyncEngine, *args: Any, **options: Any) -> Any:
-    """Create a store on an engine.
+def store_on(engine: AsyncEngine | Sessions, *args: Any, **options: Any) -> Any:
+    """Create a store on an engine or a sessionmaker.
 
     Returns:
         A `PgVectorStore`, or a `SyncPgVectorStore` whose methods are awaited and run in threads.
     """
-    if isinstance(engine, SyncEngine):
-        store: SyncPgVectorStore[Any] = SyncPgVectorStore(engine.sync_engine, *args, **options)
+    bind = engine.kw["bind"] if isinstance(engine, async_sessionmaker) else engine
+    if isinstance(bind, SyncEngine):
+        store: SyncPgVectorStore[Any] = SyncPgVectorStore(bind.sync_engine, *args, **options)
         return Awaited(store, in_threads=True)
     return PgVectorStore(engine, *args, **options)
 
@@ -53,5 +62,6 @@ def store_on(engine: AsyncEngine, *args: Any, **options: Any) -> Any:
 async def connect_on(driver: str, *args: Any, **options: Any) -> Any:
     """Create a store with `connect`; see `store_on` for the result."""
     if driver == SYNCHRONOUS:
-        return Awaited(SyncPgVectorStore.connect(*args, **options), in_threads=True)
+        connect: Any = SyncPgVectorStore.connect
+        return Awaited(await asyncio.to_thread(connect, *args, **options), in_threads=True)
     return await PgVectorStore.connect(*args, **options)

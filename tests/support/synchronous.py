@@ -30,6 +30,12 @@ class Awaited:
     def __repr__(self) -> str:
         return repr(self.sync)
 
+    async def __aenter__(self) -> Awaited:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._call(self.sync.close)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             return getattr(self.sync._store, name)
