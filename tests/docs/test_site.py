@@ -1,4 +1,4 @@
-"""Checks of the manual that its build does not make: its pictures and its menu."""
+"""Checks of the manual that its build does not make: pictures, the menu, and long lines of code."""
 
 from __future__ import annotations
 
@@ -25,3 +25,19 @@ def test_the_menu_has_every_page() -> None:
     """The menu of the site contains every page once."""
     menu = re.findall(r"[-:] ([\w/-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(menu) == sorted(str(page.relative_to(DOCS).as_posix()) for page in PAGES)
+
+
+def test_lines_of_code_fit_the_page() -> None:
+    """No line of code has more than 88 characters, which fit the site at 1280 pixels.
+
+    The site wraps text and shell commands.
+    """
+    code = re.compile(r"^```(?!text|console)\w+[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    too_long = [
+        f"{page.name}: {line}"
+        for page in PAGES
+        for block in code.findall(page.read_text(encoding="utf-8"))
+        for line in block.splitlines()
+        if len(line) > 88
+    ]
+    assert too_long == []
