@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, delete, text
@@ -63,20 +63,22 @@ def psycopg_engine(dsn: str, **options: Any) -> Engine:
 
 
 class TestSyncPgVector(VectorStoreContract):
-    """A table of 16-bit vectors without partitions, with a timeout.
+    """A table of 16-bit vectors without partitions, with a timeout."""
 
-    The contract suite also runs on 32-bit vectors and partitions: below with row security, and in
-    ``tests/pgbouncer`` without.
-    """
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "column_type": "halfvec",
+        "partitions": 0,
+        "operation_timeout": 60,
+    }
 
     @pytest.fixture
     def make_store(self, class_sync_engine: Engine, existing_tables: set[str]) -> MakeStore:
         async def make(dimensions: int, **options: Any) -> Any:
             languages = options.get("text_search", "").split(", ")
             name = "_".join(filter(None, ("sync", *languages)))
-            settings: dict[str, Any] = {"column_type": "halfvec", "partitions": 0, **options}
+            settings = self.SETTINGS | options
             store: SyncPgVectorStore = SyncPgVectorStore(
-                class_sync_engine, dimensions, table_name=name, operation_timeout=60, **settings
+                class_sync_engine, dimensions, table_name=name, **settings
             )
             if name not in existing_tables:
                 store.apply_migrations()
@@ -86,6 +88,12 @@ class TestSyncPgVector(VectorStoreContract):
             return Awaited(store)
 
         return make
+
+
+class TestSyncPgVectorPartitioned(TestSyncPgVector):
+    """A table of 32-bit vectors with few partitions."""
+
+    SETTINGS: ClassVar[dict[str, Any]] = {"partitions": 2}
 
 
 class TestSyncPgVectorRowSecurity(VectorStoreContract):
