@@ -81,7 +81,7 @@ class CenoteVectorStore(LangChainVectorStore):
         self._namespace = namespace
         self._embedding_model = embedding_model
         self._document_id_key = document_id_key
-        self._metric = store.metric
+        self._metric: Metric = store.metric
         self._runner = StoreRunner(store)
 
     @property

@@ -200,6 +200,14 @@ async def test_tables_that_differ_from_legacy_tables_are_rejected(
     assert await schema.current(empty_engine, config) is None
 
 
+async def test_another_metric_is_rejected(empty_engine: AsyncEngine) -> None:
+    """Legacy tables are searched by cosine similarity, and the metric of a table cannot change."""
+    await create_legacy_table(empty_engine)
+    with pytest.raises(MigrationError, match="its metric is cosine, expected l2"):
+        await PgVectorStore(empty_engine, 4, metric="l2").apply_migrations()
+    assert await scalar(empty_engine, "SELECT obj_description('cenote_chunks'::regclass)") is None
+
+
 async def test_foreign_keys_to_a_legacy_table(empty_engine: AsyncEngine) -> None:
     """A foreign key to (namespace, id) is kept; a foreign key to (id) prevents the upgrade."""
     await create_legacy_table(empty_engine, 1)
