@@ -100,7 +100,8 @@ def error_hint(sqlstate: str | None, config: SchemaConfig, *, user_model: bool) 
         case "23503":
             return (
                 "; a foreign key rejects the change: add and flush the row that the chunks refer "
-                "to, or first delete the rows that refer to the chunks"
+                "to, and pass session= if your transaction is still open; or first delete the rows "
+                "that refer to the chunks"
             )
         case "23514":
             return (

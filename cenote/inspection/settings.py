@@ -8,6 +8,7 @@ live table for all settings that remain.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -63,6 +64,10 @@ def gather(
         value = arguments.get(name, section.get(name, from_environ[name]))
         if value is not None:
             given[name] = _parsed(name, str(value))
+    if "database_url" in given:
+        # The URL of a synchronous application; the commands connect with asyncpg.
+        url = given["database_url"]
+        given["database_url"] = re.sub(r"^postgresql\+psycopg://", "postgresql://", url)
     return given
 
 

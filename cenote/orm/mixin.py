@@ -435,8 +435,8 @@ def _reject_pydantic(cls: type[Any]) -> None:
         raise ConfigurationError(
             f"class {cls.__name__}: a chunk model cannot be a SQLModel class. Define it on a "
             "SQLAlchemy base that shares SQLModel's tables: class Base(DeclarativeBase): "
-            f"metadata = SQLModel.metadata, then class {cls.__name__}(ChunkMixin, Base, "
-            "dimensions=384), as in docs/frameworks/sqlmodel.md",
+            f"metadata = SQLModel.metadata; registry = SQLModel._sa_registry, then class "
+            f"{cls.__name__}(ChunkMixin, Base, dimensions=384), as in docs/frameworks/sqlmodel.md",
             setting="model",
         )
 

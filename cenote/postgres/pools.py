@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from numbers import Integral, Real
 from typing import Any
 
+from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -46,9 +47,12 @@ def async_engine(
             setting="engine",
         )
     if not isinstance(bind, AsyncEngine):
+        remedy = "for a connection string: await PgVectorStore.connect(...)"
+        if isinstance(bind, Engine | Connection):
+            remedy = "SyncPgVectorStore takes an Engine"
         raise ConfigurationError(
             "engine must be an AsyncEngine, an AsyncConnection, or an async_sessionmaker, not "
-            f"{type(bind).__name__}; for a connection string: await PgVectorStore.connect(...)",
+            f"{type(bind).__name__}; {remedy}",
             setting="engine",
         )
     if bind.dialect.driver not in ("asyncpg", "psycopg"):

@@ -24,8 +24,9 @@ class SyncConnection(PsycopgConnection):
             return await super().execute(statement, parameters, **options)
         except BaseException:
             connection: Any = self.sync_connection
-            is_open = connection is not None and not (connection.closed or connection.invalidated)
-            if is_open and end_statement(connection.connection.driver_connection):
+            if connection is None or connection.closed or connection.invalidated:
+                raise
+            if end_statement(connection.connection.driver_connection):
                 await self.invalidate()
             raise
 

@@ -187,10 +187,9 @@ assert app.store.count("acme") == 0
 CELERY_CALL = """
 import tasks
 from app import app
-tasks.open_store()
 app.test_client().post("/documents", data={"title": "Cats", "text": "Cats purr at dawn."})
 tasks.celery.conf.task_always_eager = True
-print(tasks.delete_tenant.delay("acme").get(), tasks.store.count("acme"))
+print(tasks.delete_tenant.delay("acme").get(), tasks.store().count("acme"))
 """
 
 

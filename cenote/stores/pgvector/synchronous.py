@@ -541,10 +541,12 @@ def psycopg_engine(engine: Any) -> Engine:
             setting="engine",
         )
     if not isinstance(bind, Engine):
-        remedy = "PgVectorStore takes an AsyncEngine" if "Async" in type(bind).__name__ else ""
+        remedy = "for a connection string: SyncPgVectorStore.connect(...)"
+        if "async" in type(bind).__name__.lower():
+            remedy = "PgVectorStore takes an AsyncEngine"
         raise ConfigurationError(
             "engine must be an Engine, a Connection, or a sessionmaker, not "
-            f"{type(bind).__name__}" + (remedy and f"; {remedy}"),
+            f"{type(bind).__name__}; {remedy}",
             setting="engine",
         )
     if bind.dialect.driver != "psycopg":
