@@ -378,8 +378,9 @@ class Searching(PgVectorStoreBase[Model]):
             where: Additional SQL condition.
             exact: Compare with every matching chunk, without the ANN index.
             ef_search, rerank: Replace the store's `hnsw_ef_search` and `rerank` for this statement.
-                Measured values (see :meth:`apply_recall`), and the kind of an index that was
-                rebuilt as another kind, apply once an operation of the store has read them.
+                The statement uses the measured values (see :meth:`apply_recall`) and the kind of
+                the index that the store has read last. The store reads them with its first
+                operation, and again once a minute.
 
         Raises:
             InvalidInputError: An argument is invalid.
