@@ -329,7 +329,7 @@ async def test_too_many_connections(tmp_path: Path) -> None:
 def test_the_list_of_operations_is_complete() -> None:
     """`OPERATIONS` has every method of the protocol that runs statements, and bulk_load."""
     methods = {name for name in dir(VectorStore) if not name.startswith("_")}
-    assert OPERATIONS.keys() == (methods - {"dimensions", "in_session"}) | {"bulk_load"}
+    assert OPERATIONS.keys() == (methods - {"dimensions", "in_session", "metric"}) | {"bulk_load"}
 
 
 # -- retries

@@ -36,7 +36,11 @@ on_both_drivers = pytest.mark.parametrize("driver", [ASYNCPG, SYNCHRONOUS], indi
 def engine_on(driver: str, dsn: str | URL, **options: Any) -> AsyncEngine:
     """Create an engine as an application would, on the driver that a test asks for."""
     if driver == ASYNCPG:
-        return create_async_engine(make_url(dsn).set(drivername="postgresql+asyncpg"), **options)
+        url = make_url(dsn).set(drivername="postgresql+asyncpg")
+        if "sslmode" in url.query:  # SQLAlchemy's dialect calls it ssl
+            ssl = {"ssl": url.query["sslmode"]}
+            url = url.difference_update_query(["sslmode"]).update_query_dict(ssl)
+        return create_async_engine(url, **options)
     return SyncEngine(create_engine(make_url(dsn).set(drivername="postgresql+psycopg"), **options))
 
 
