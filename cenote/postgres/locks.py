@@ -113,11 +113,6 @@ def migration_lock(
     deadline = time.monotonic() + seconds
     waiting = False
     while not _scalar(connection, select(func.pg_try_advisory_lock(LOCK_KEY))):
-        if time.monotonic() > deadline:
-            raise InUseError(
-                f"another schema change by cenote in this database did not end within "
-                f"{seconds:.0f} seconds; table {table_name!r} was not changed: try again later"
-            )
         if not waiting:
             _logger.info(
                 "waiting to change table %s: another schema change by cenote runs in this database "
@@ -126,6 +121,11 @@ def migration_lock(
                 _scalar(connection, _HOLDER),
             )
             waiting = True
+        if time.monotonic() > deadline:
+            raise InUseError(
+                f"another schema change by cenote in this database did not end within "
+                f"{seconds:.0f} seconds; table {table_name!r} was not changed: try again later"
+            )
         sleep(connection, _POLL_SECONDS)
     try:
         yield
