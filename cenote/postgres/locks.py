@@ -113,7 +113,7 @@ def migration_lock(
     deadline = time.monotonic() + seconds
     waiting = False
     while not _scalar(connection, select(func.pg_try_advisory_lock(LOCK_KEY))):
-        if not waiting:
+        if not waiting and seconds > 0:
             _logger.info(
                 "waiting to change table %s: another schema change by cenote runs in this database "
                 "(server process %s)",
