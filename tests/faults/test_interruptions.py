@@ -49,9 +49,15 @@ SIGNALS: dict[str, tuple[signal.Signals, type[BaseException]]] = {
 @pytest.fixture
 def engine(dsn: str) -> Iterator[Engine]:
     engine = create_engine(make_url(dsn).set(drivername="postgresql+psycopg"), pool_size=2)
-    previous = signal.signal(signal.SIGUSR1, _raise)
+    # A process that a shell starts in the background ignores SIGINT.
+    handlers: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGUSR1: _raise,
+    }
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield engine
-    signal.signal(signal.SIGUSR1, previous)
+    for number, handler in previous.items():
+        signal.signal(number, handler)
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     engine.dispose()
 
