@@ -41,7 +41,7 @@ attack: $(VENV)/dev-installed
 	CENOTE_TORTURE=10 $(BIN)/python -m pytest $(PARALLEL) tests/attack tests/faults/test_killed_changes.py tests/faults/test_interrupted_loads.py tests/stores/test_filter_cost.py tests/stores/test_stalls.py tests/fuzz/test_fuzz_full_text.py $(ARGS)
 
 torture: $(VENV)/dev-installed
-	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/faults/test_faults.py tests/faults/test_load.py tests/faults/test_interrupted_loads.py tests/faults/test_killed_changes.py tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_adapters.py tests/fuzz/test_fuzz_full_text.py tests/stores/test_filter_cost.py $(ARGS)
+	CENOTE_TORTURE=20 $(BIN)/python -m pytest tests/faults/test_faults.py tests/faults/test_load.py tests/faults/test_threads.py tests/faults/test_interrupted_loads.py tests/faults/test_killed_changes.py tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_adapters.py tests/fuzz/test_fuzz_full_text.py tests/stores/test_filter_cost.py $(ARGS)
 
 browser: $(VENV)/dev-installed
 	@command -v chromium && command -v chromedriver || $(AS_ROOT) apt-get install -y -q \
