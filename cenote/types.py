@@ -26,5 +26,5 @@ Metric: TypeAlias = Literal["cosine", "inner_product", "l2"]
 """How near two vectors are: by cosine similarity, inner product, or Euclidean distance."""
 
 IndexKind: TypeAlias = Literal["vector", "halfvec", "bit", "none"]
-"""What the ANN index stores of each vector: 32 bits per dimension, 16 bits, or 1 bit (the sign).
+"""Form of a vector in the ANN index: 32 bits per dimension, 16 bits, or 1 bit (the sign).
 ``"none"`` means no ANN index."""

@@ -70,7 +70,7 @@ class SearchStatements:
             to SQL that is compiled in advance.
 
     Attributes:
-        vectors: What the table and its ANN index store. The kind of the index is the configured one
+        vectors: Vectors of the table, and the kind of its ANN index: the configured kind
             until a statement has read it.
         measured: What `cenote recall` has measured for the index. None if it has not, or as long as
             no statement has read it.

@@ -157,7 +157,7 @@ finds late. The outer query sorts the rows."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vectors:
-    """What a chunk table and its ANN index store.
+    """Vectors of a chunk table, and the kind of its ANN index.
 
     Attributes:
         dimensions: Number of dimensions.
@@ -189,7 +189,7 @@ class Search:
         bind: Function that returns a parameter by name and type: namespace, limit, ef_search,
             custom (see :func:`search_parameters`), or a parameter of the filter.
         filter: Filter for the chunks.
-        vectors: What the table and its ANN index store.
+        vectors: Vectors of the table, and the kind of its ANN index.
         where: Additional conditions.
         fetch: Number of rows for the ANN scan to find (see :func:`rows_to_fetch`); None for an
             exact search.
