@@ -32,6 +32,21 @@ COLOURS = {
     "vecs": "#CC79A7",
     "vecs-tuned": "#CC79A7",
 }
+LABELS = {
+    "cenote": "cenote",
+    "cenote-measured": "cenote, measured ef_search",
+    "complete": "the SQL of cenote alone",
+    "floor": "hand-written SQL, HNSW index",
+    "floor-exact": "hand-written SQL, no index",
+    "original": "first version of cenote",
+    "langchain": "langchain-postgres",
+    "langchain-tuned": "langchain-postgres, tuned",
+    "llama-index": "LlamaIndex",
+    "llama-index-tuned": "LlamaIndex, tuned",
+    "vecs": "vecs",
+    "vecs-tuned": "vecs, tuned",
+}
+"""Names for readers who do not know the names of the contenders."""
 _SIZE = (9.0, 4.8)  # 900 pixels wide
 _UNDATED: Any = {"Date": None}  # the same numbers always produce the same file
 _GAP = 0.045
@@ -93,11 +108,14 @@ def _by_share(axes: Any, result: Result, measure: str) -> None:
     axes.invert_xaxis()
     axes.set_xticks(shares, [f"{share:g}" for share in shares], rotation=45)
     axes.minorticks_off()
-    axes.set_xlabel("the tenant's share of all rows, per cent")
+    axes.set_xlabel("size of the tenant, in % of all rows (large tenants left, small ones right)")
     axes.set_ylim(-0.03, 1.05)
-    title = {"completeness": "Results returned of those that exist", "recall": "Recall@10"}
-    axes.set_title(f"{title[measure]}, no filter, limit 10", loc="left")
-    label_ends(axes, ends)
+    title = {
+        "completeness": "Share of the existing results that a search returns (10 requested)",
+        "recall": "Share of the 10 nearest rows that a search returns (recall@10)",
+    }
+    axes.set_title(title[measure], loc="left")
+    label_ends(axes, ends, LABELS)
 
 
 def _recall_and_latency(axes: Any, result: Result) -> None:
@@ -204,14 +222,20 @@ def _line(name: str) -> dict[str, Any]:
     return {"color": COLOURS[name], "linestyle": style, "linewidth": width}
 
 
-def label_ends(axes: Any, ends: dict[str, float]) -> None:
-    """Write each name beside the end of its line, and move names apart that would overlap."""
+def label_ends(axes: Any, ends: dict[str, float], labels: dict[str, str] | None = None) -> None:
+    """Write a label beside the end of each line, and move labels apart that would overlap.
+
+    Args:
+        axes: Axes with the lines.
+        ends: Last value of each line, by name. Names begin with the name of a contender.
+        labels: Labels by name; the name itself where there is no label.
+    """
     bottom, top = axes.get_ylim()
     lowest = top
     for name, value in sorted(ends.items(), key=lambda end: end[1], reverse=True):
         lowest = min(value, lowest - _GAP * (top - bottom))
         axes.annotate(
-            name,
+            (labels or {}).get(name, name),
             (1.01, lowest),
             xycoords=("axes fraction", "data"),
             color=COLOURS[name.partition(",")[0]],
