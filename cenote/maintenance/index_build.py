@@ -36,6 +36,12 @@ from cenote.types import IndexKind
 _BITS: dict[IndexKind, int] = {"vector": 32, "halfvec": 16, "bit": 1, "none": 0}
 """Bits per dimension that an ANN index stores."""
 
+_SHORT_ROW_BYTES = 150
+"""Approximate size of a row with a short content, without its vector."""
+
+_MAX_INLINE_BYTES = 8000
+"""Maximum size of a vector that is stored in its row, not in the TOAST table."""
+
 PATIENCE_SECONDS = 1.0
 """How long a bulk load tries to lock an empty table."""
 
@@ -85,12 +91,18 @@ def is_empty(connection: Connection, live: LiveTable) -> bool:
     if live.shards is not None:
         allow_all_shards(connection)
     relation = func.to_regclass(qualified(live.name, live.schema))
-    if connection.scalar(select(func.row_security_active(cast(relation, OID)))):
+    if _hides_rows(connection, live):
         tree = func.pg_partition_tree(relation).table_valued("relid")
         pages = func.coalesce(func.sum(func.pg_relation_size(tree.c.relid)), 0)
         return not connection.scalar(select(pages).select_from(tree))
     rows = select(literal(1)).select_from(table_of(live.name, live.schema)).limit(1)
     return connection.scalar(rows) is None
+
+
+def _hides_rows(connection: Connection, live: LiveTable) -> bool:
+    """Return whether row-level security hides rows from the current role."""
+    relation = func.to_regclass(qualified(live.name, live.schema))
+    return bool(connection.scalar(select(func.row_security_active(cast(relation, OID)))))
 
 
 def ann_index(
@@ -189,7 +201,7 @@ def set_build_memory(
     """
     _lift_timeouts(connection, local=local)
     if memory is None and live.shards is None:
-        needed = _graph_kilobytes(connection, live, config)
+        needed = estimate_graph_kilobytes(connection, live, config)
         if needed > _kilobytes_set(connection):
             memory = f"{needed}kB"
     set_for_build(connection, memory, workers, local=local)
@@ -220,18 +232,33 @@ def _lift_timeouts(connection: Connection, *, local: bool = False) -> None:
     connection.execute(no_timeout.where(pg_settings.c.name.in_(_TIMEOUTS)))
 
 
-def _graph_kilobytes(connection: Connection, live: LiveTable, config: SchemaConfig) -> int:
+def estimate_graph_kilobytes(connection: Connection, live: LiveTable, config: SchemaConfig) -> int:
     """Estimate the memory in kB that the largest graph needs during its build, up to 1 GB.
 
     Each element consists of its vector, up to 2 m neighbours of 16 bytes on the lowest level and a
     few above it, and about 150 further bytes (pgvector 0.8, src/hnsw.h).
     """
+    hidden = _hides_rows(connection, live)
     rows = max(
-        connection.scalar(select(func.count()).select_from(table_of(part, live.schema))) or 0
+        _max_rows(connection, live, part, config) if hidden else _count_rows(connection, live, part)
         for part in live.partitions or (live.name,)
     )
-    vector = config.dimensions * _BITS[config.index_kind] // 8
+    kind = with_kind(config, live).index_kind
+    vector = config.dimensions * _BITS[kind] // 8
     return min(rows * (vector + 2 * config.hnsw_m * 18 + 150) // 1024 + 1024, 2**20)
+
+
+def _count_rows(connection: Connection, live: LiveTable, name: str) -> int:
+    rows = select(func.count()).select_from(table_of(name, live.schema))
+    return int(connection.scalar(rows) or 0)
+
+
+def _max_rows(connection: Connection, live: LiveTable, name: str, config: SchemaConfig) -> int:
+    """Return the number of rows that a table of this size would have if its contents were short."""
+    size = func.pg_relation_size(func.to_regclass(qualified(name, live.schema)))
+    vector = config.dimensions * (2 if live.column_type == "halfvec" else 4)
+    row_bytes = _SHORT_ROW_BYTES + (vector if vector < _MAX_INLINE_BYTES else 0)
+    return int(connection.scalar(select(size)) or 0) // row_bytes
 
 
 def _kilobytes_set(connection: Connection) -> int:

@@ -6,6 +6,7 @@ names the difference and its hint repairs it. No row is lost.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,12 +15,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import NullPool
+from sqlalchemy import NullPool, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support.attacks import Recorded
@@ -28,7 +30,9 @@ from support.database import execute, objects, scalar, tables
 from support.kills import How, is_concurrent, run_and_kill, statements_of, writes_of
 from support.legacy import create_legacy_table
 
-from cenote import SchemaConfig, schema
+from cenote import PgVectorStore, SchemaConfig, schema
+from cenote.stores.pgvector import executor
+from cenote.testing import embedded
 
 HOW: tuple[How, ...] = ("process", "backend")
 
@@ -52,6 +56,7 @@ CHECKSUM = (
     " content, position, metadata, content_hash, embedding, embedding_model), '|'"
     " ORDER BY namespace, id)), '') FROM cenote_chunks"
 )
+COMMENT = "SELECT obj_description('cenote_chunks'::regclass)"
 INDEXES = (
     "SELECT string_agg(concat_ws(' ', relname, indisvalid, indisready, indislive,"
     # Recall is measured with rows that are chosen at random.
@@ -102,6 +107,12 @@ CHANGES = {
     "reindex": Change(["reindex", "--m", "8"], after=["-x", "hnsw_m=8"]),
     "reindex a plain table": Change(
         ["reindex", "--m", "8"], [*FULL, *PLAIN], after=["-x", "hnsw_m=8"]
+    ),
+    "reindex as another kind": Change(["reindex", "--index", "bit"], after=["-x", "index=bit"]),
+    "drop the ANN index of a plain table": Change(
+        ["reindex", "--index", "none"],
+        [*FULL, *PLAIN, "-x", "index=bit"],
+        after=["-x", "index=none"],
     ),
     "repartition": Change(["repartition", "3"], after=["-x", "partitions=3"]),
     "repartition to a plain table": Change(["repartition", "0"], after=PLAIN),
@@ -193,11 +204,13 @@ async def _engine(dsn: str) -> AsyncIterator[AsyncEngine]:
 
 async def state_of(engine: AsyncEngine) -> list[Any]:
     names = await tables(engine)
-    rows = await scalar(engine, CHECKSUM) if "cenote_chunks" in names else None
+    exists = "cenote_chunks" in names
+    rows = await scalar(engine, CHECKSUM) if exists else None
+    comment = await scalar(engine, COMMENT) if exists else None
     revision = await schema.current(engine, CONFIG)
     definitions = [repr(row) for part in await objects(engine, CONFIG) for row in part]
     definitions = [row for row in definitions if "pg.dropped" not in row]
-    return [*names, revision, *definitions, await scalar(engine, INDEXES), rows]
+    return [*names, revision, *definitions, await scalar(engine, INDEXES), comment, rows]
 
 
 def check(dsn: str, settings: list[str]) -> list[dict[str, str]]:
@@ -302,3 +315,76 @@ async def test_killed_during_a_concurrent_statement(
         repair(databases.dsn, change.after)
         assert await databases.state() == after
     assert killed >= 1
+
+
+SCANS_BY_KIND = (
+    "SELECT coalesce(sum(idx_scan) FILTER (WHERE NOT is_bit), 0) AS vector,"
+    " coalesce(sum(idx_scan) FILTER (WHERE is_bit), 0) AS bit FROM"
+    " (SELECT idx_scan, pg_get_indexdef(indexrelid) LIKE '%binary_quantize%' AS is_bit"
+    " FROM pg_stat_user_indexes WHERE pg_get_indexdef(indexrelid) LIKE '%USING hnsw%') AS ann"
+)
+UNFINISHED = (
+    "SELECT count(*) FROM pg_index JOIN pg_class ON oid = indexrelid"
+    " WHERE relname LIKE '%embedding%'"
+    " AND (relname ~ '(_new|_old)$' OR NOT (indisvalid AND indisready AND indislive))"
+)
+
+
+@pytest.mark.parametrize("shape", [PLAIN, PARTITIONED], ids=lambda shape: shape[1])
+async def test_killed_while_the_kind_changes_in_use(
+    databases: Databases, shape: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old index serves searches until the next run, which finishes the change."""
+    monkeypatch.setattr(executor, "_CHECK_SECONDS", 0)
+    await databases.prepare(Change([], ["-x", "dimensions=4", *shape]))
+    builds = {}
+    for kinds in (("vector", "bit"), ("bit", "vector")):
+        statements = statements_of(["reindex", "--index", kinds[1]], databases.dsn)
+        builds[kinds] = next(n for n, sql in enumerate(statements) if is_concurrent(sql))
+    databases.copy()
+    query = [0.1, 0.2, 0.3, 0.4]
+    async with _engine(databases.dsn) as engine:
+        # In a small table, the planner could prefer to sort all rows.
+        name = make_url(databases.dsn).database
+        await execute(engine, f'ALTER DATABASE "{name}" SET enable_sort = off', "ANALYZE")
+        store = PgVectorStore(engine, 4, partitions=int(shape[1][-1]))
+        done = asyncio.Event()
+
+        async def use() -> int:
+            turns = 0
+            while not done.is_set():
+                assert len(await store.search(query, "tenant 0", 30)) == 30
+                await store.upsert([embedded(f"new {turns % 20}", query)], "tenant 0")
+                await asyncio.sleep(0.02)
+                turns += 1
+            return turns
+
+        async def scans() -> dict[str, int]:
+            async with engine.connect() as connection:
+                return dict((await connection.execute(text(SCANS_BY_KIND))).mappings().one())
+
+        task = asyncio.create_task(use())
+        for (old, new), build in builds.items():
+            command = ["reindex", "--index", new]
+            kills: list[tuple[How, int]] = [("waiting", 2), ("process", 1)]
+            for how, waits in kills:
+                kill = partial(run_and_kill, command, databases.dsn, build, how, waits=waits)
+                assert (await asyncio.to_thread(kill)).returncode != 0
+                before = await scans()
+                for _ in range(3):
+                    assert len(await store.search(query, "tenant 0", 40)) == 40
+                after = await scans()
+                assert after[old] > before[old]
+                assert after[new] == before[new]
+                assert store._searches.vectors.kind == old
+                if how == "waiting":
+                    assert await scalar(engine, UNFINISHED) > 0
+            output_of(await asyncio.to_thread(cenote, *command, CENOTE_DATABASE_URL=databases.dsn))
+            assert await scalar(engine, UNFINISHED) == 0
+            before = await scans()
+            assert len(await store.search(query, "tenant 0", 40)) == 40
+            assert (await scans())[new] > before[new]
+            assert store._searches.vectors.kind == new
+            assert check(databases.dsn, ["-x", f"index={new}"]) == []
+        done.set()
+        assert await task > 0

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import and_, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import aliased
 from support.database import APP_ROLE, execute, scalar
 from support.driver import watch
 
 from cenote import InvalidInputError, PgVectorStore
+from cenote.ranking.fusion import DEPTH
+from cenote.stores.pgvector.sql import vector_search
 from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO
 from cenote.testing import embedded, expected_score
 from cenote.types import Metric
@@ -35,10 +40,10 @@ SCANS = """
 """
 
 
-def chunks(count: int = ROWS) -> list[Any]:
+def chunks(count: int = ROWS, prefix: str = "") -> list[Any]:
     return [
         embedded(
-            f"{n:05}",
+            f"{prefix}{n:05}",
             vector,
             document_id=f"d{n // 3}",
             content=WORD if n % 2 else "some text",
@@ -94,7 +99,7 @@ class TestLargeNamespaces:
             admin = PgVectorStore(engine, DIMENSIONS, **options)
             await admin.apply_migrations()
             await admin.upsert(chunks(), "large")
-            await admin.upsert(chunks(300), "other")
+            await admin.upsert(chunks(300, "other"), "other")
             await execute(engine, APP_ROLE, f"ANALYZE {name}", f"GRANT ALL ON {name} TO cenote_app")
             filled.add(name)
         if not settings.get("row_security"):
@@ -163,6 +168,92 @@ class TestLargeNamespaces:
                 accuracy = 1e-3 if store.config.column_type == "halfvec" else 1e-6
                 assert result.score == pytest.approx(expected, abs=1e-6, rel=accuracy)
         assert hits >= 0.97 * 10 * len(QUERIES)
+
+    async def test_results_through_the_index(self, store: PgVectorStore) -> None:
+        """All searches return results of the same scan, with the scores of the stored vectors.
+
+        The table holds the nearest vectors a second time for another tenant.
+        """
+        options: list[dict[str, Any]] = [{}, {"filter": {"most": True}}]
+        scanned = await scans(store.engine)
+        for query, filtered in zip(QUERIES[:8], cycle(options), strict=False):
+            found = await store.search(query, "large", **filtered)
+            exact = await store.search(query, "large", ROWS, exact=True, **filtered)
+            scores = {result.chunk.id: result.score for result in exact}
+            assert {result.chunk.id for result in found} <= scores.keys()
+            assert [result.score for result in found] == [scores[r.chunk.id] for r in found]
+            if filtered:
+                assert all(result.chunk.metadata["most"] for result in found)
+            # A score equal to the minimum matches.
+            least = found[4].score
+            assert await store.search(query, "large", min_score=least, **filtered) == found[:5]
+            many = await store.search_many([query, -query], "large", **filtered)
+            assert many[0] == found
+            (near, _) = await store.search_many([query, -query], "large", min_score=least)
+            assert found[4] in near
+            # With the same number of candidates, the order by vector alone is that of a search.
+            deep = await store.search(query, "large", DEPTH, **filtered)
+            hybrid = await store.search_hybrid(WORD, query, "large", text_weight=0, **filtered)
+            assert [result.chunk for result in hybrid] == [result.chunk for result in deep[:10]]
+            candidates = await store.search(query, "large", 50, **filtered)
+            alike = await store.search_diverse(
+                query, "large", diversity=0, candidates=50, **filtered
+            )
+            assert [r.chunk.id for r in alike] == [r.chunk.id for r in candidates[:10]]
+            diverse = await store.search_diverse(query, "large", candidates=50, **filtered)
+            assert len(diverse) == 10
+            assert all(result in candidates for result in diverse)
+            best = await store.search(query, "large", per_document=1, **filtered)
+            documents = [result.chunk.document_id for result in best]
+            assert len({*documents}) == 10
+            assert best[0] == found[0]
+            assert all(scores[result.chunk.id] == result.score for result in best)
+        assert await scans(store.engine) >= scanned + 8 * 8
+
+    async def test_statements_of_the_application(self, store: PgVectorStore) -> None:
+        """A search that is joined with other tables finds what `search` finds."""
+        sibling = aliased(store.model)
+        for query in QUERIES[:4]:
+            expected = await store.search(query, "large")
+            statement = store.search_statement(query, "large")
+            joined = statement.join(
+                sibling,
+                and_(
+                    sibling.namespace == "large",
+                    sibling.document_id == store.model.document_id,
+                    sibling.id != store.model.id,
+                ),
+            ).add_columns(sibling.id)
+            before = await scans(store.engine)
+            async with AsyncSession(store.engine) as session, session.begin():
+                secured = store.tenant(session, "large")
+                async with secured if store.config.row_security else nullcontext():
+                    rows = [(c.id, score) for c, score in await session.execute(statement)]
+                    ids = [chunk.id for chunk, _, _ in await session.execute(joined)]
+            assert await scans(store.engine) >= before + 2
+            assert rows == [(result.chunk.id, result.score) for result in expected]
+            assert len(ids) == 2 * len(rows)  # a document has three chunks
+            assert {*ids} == {id for id, _ in rows}
+
+    async def test_queries_that_the_index_cannot_serve_beside_others(
+        self, store: PgVectorStore
+    ) -> None:
+        """Only they are answered exactly: the others find what single searches find."""
+        queries = [*QUERIES[:3], np.zeros(DIMENSIONS), *QUERIES[3:5]]
+        if store.config.column_type != "halfvec":
+            queries.insert(1, QUERIES[0] * np.float32(1e-9))
+        expected = [await store.search(query, "large") for query in queries]
+        before = await scans(store.engine)
+        assert await store.search_many(queries, "large") == expected
+        # A lateral join scans the index once for each query.
+        assert await scans(store.engine) >= before + 5
+        assert await store.search_many(queries[3:4], "large") == expected[3:4]
+        async with store.engine.begin() as connection:
+            assert await store.search_many(queries, "large", session=connection) == expected
+        least = expected[0][4].score
+        assert [len(r) for r in await store.search_many(queries, "large", min_score=least)] == [
+            sum(result.score >= least for result in results) for results in expected
+        ]
 
     async def test_results_are_complete(self, store: PgVectorStore) -> None:
         """With filters that few rows match, and for limits up to all rows."""
@@ -235,6 +326,63 @@ async def test_zero_vectors_do_not_displace_others(class_engine: AsyncEngine) ->
             assert {r.chunk.id for r in found} == {r.chunk.id for r in exact}
         (many,) = await store.search_many([query], "n", 10)
         assert len(many) == 10
+
+
+async def test_candidates_that_run_out(
+    one_connection: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the graph finds too few rows of a tenant, all its rows are compared.
+
+    The nearest rows in the graph belong to another tenant, or were deleted.
+    """
+    engine = one_connection
+    store = PgVectorStore(engine, DIMENSIONS, table_name="far", index="bit", partitions=0)
+    await store.apply_migrations()
+    await store.upsert(chunks(), "near")
+    opposite = VECTORS[: EXACT_UP_TO + 100] * np.float32(0.3) - VECTORS[0]
+    await store.upsert([embedded(f"f{n:04}", vector) for n, vector in enumerate(opposite)], "far")
+    # Of few rows, Postgres may prefer to sort them all.
+    await execute(engine, "ANALYZE far", "SET enable_sort = off", "SET enable_seqscan = off")
+
+    # In a large table, the scan would end after more visits, which find only the other tenant.
+    with monkeypatch.context() as fewer_visits:
+        fewer_visits.setattr(vector_search, "_MIN_VISITS_PER_ROW", 1)
+        patched = PgVectorStore(engine, DIMENSIONS, table_name="far", partitions=0)
+        query = VECTORS[0]
+        exact = await patched.search(query, "far", 20, exact=True)
+        before = await scans(engine)
+        assert await patched.search(query, "far", 20) == exact
+        assert await patched.search_many([query, query], "far", 20) == [exact, exact]
+        async with engine.connect() as connection:
+            assert await patched.search(query, "far", 20, session=connection) == exact
+        diverse = await patched.search_diverse(query, "far", 20, diversity=0, candidates=20)
+        assert {r.chunk.id for r in diverse} == {r.chunk.id for r in exact}
+        assert await scans(engine) >= before + 4
+
+    # Rows that were deleted are not found again, and others take their places.
+    nearest = await store.search(query, "near", 500, exact=True)
+    gone = [result.chunk.id for result in nearest]
+    await store.delete(gone, "near")
+    before = await scans(engine)
+    left = await store.search(query, "near", 20)
+    (many,) = await store.search_many([query], "near", 20)
+    assert await scans(engine) >= before + 2
+    for found in (left, many):
+        assert len(found) == 20
+        assert not {result.chunk.id for result in found} & {*gone}
+    assert len(await store.search(query, "near", ROWS)) == ROWS - 500
+
+    # Of equal vectors, those with the smallest ids are found.
+    ids = [f"tie{n:02}" for n in range(30)]
+    await store.upsert([embedded(id, query) for id in reversed(ids)], "near")
+    before = await scans(engine)
+    ties = await store.search(query, "near", 10)
+    assert [result.chunk.id for result in ties] == ids[:10]
+    assert await store.search_many([query], "near", 10) == [ties]
+    least = ties[0].score
+    all_ties = await store.search(query, "near", 40, min_score=least)
+    assert [result.chunk.id for result in all_ties] == ids
+    assert await scans(engine) >= before + 3
 
 
 @pytest.mark.parametrize("element", [65_520.0, -1e15])

@@ -137,6 +137,9 @@ class Searching(PgVectorStoreBase[Model]):
     ) -> list[list[RetrievalResult]]:
         """Search for several vectors in one round trip; see `VectorStore.search_many`.
 
+        Queries that the ANN index cannot serve, e.g. a zero vector with the metric
+        ``"inner_product"``, are compared with all matching chunks, in a second round trip.
+
         Args:
             exact, ef_search, rerank, session: See :meth:`search`.
         """
@@ -159,27 +162,30 @@ class Searching(PgVectorStoreBase[Model]):
         if self._never_holds(conditions) or not asked:
             return results
         await self._read_index("search_many", transaction)
-        exact = exact or any(self._searches.must_be_exact(queries[number]) for number in asked)
-        fetch = self._searches.rows_to_fetch(limit, exact=exact, rerank=rerank)
-        values = {
-            "namespace": namespace,
-            "query_list": to_wire(queries[asked], self._config.column_type),
-            **self._searches.search_parameters(
-                limit, ef_search, filtered=bool(conditions), fetch=fetch
-            ),
-            **conditions.parameters,
-        }
-        statement = self._searches.search_many(conditions, fetch)
-        found = list(
-            await self._executor.fetch("search_many", transaction, namespace, statement, values)
-        )
+        is_exact = {n: exact or self._searches.must_be_exact(queries[n]) for n in asked}
         pauses = Pauses()
-        for start in range(0, len(found), _BLOCK_ROWS):
-            block = found[start : start + _BLOCK_ROWS]
-            for row, result in zip(block, rows.to_results(row[1:] for row in block), strict=True):
-                results[asked[row[0] - 1]].append(result)
-            found[start : start + len(block)] = [()] * len(block)  # freed in steps, too
-            await pauses()
+        for group_is_exact in sorted({*is_exact.values()}):
+            numbers = [n for n in asked if is_exact[n] is group_is_exact]
+            fetch = self._searches.rows_to_fetch(limit, exact=group_is_exact, rerank=rerank)
+            values = {
+                "namespace": namespace,
+                "query_list": to_wire(queries[numbers], self._config.column_type),
+                **self._searches.search_parameters(
+                    limit, ef_search, filtered=bool(conditions), fetch=fetch
+                ),
+                **conditions.parameters,
+            }
+            statement = self._searches.search_many(conditions, fetch)
+            found = list(
+                await self._executor.fetch("search_many", transaction, namespace, statement, values)
+            )
+            for start in range(0, len(found), _BLOCK_ROWS):
+                block = found[start : start + _BLOCK_ROWS]
+                block_results = rows.to_results(row[1:] for row in block)
+                for row, result in zip(block, block_results, strict=True):
+                    results[numbers[row[0] - 1]].append(result)
+                found[start : start + len(block)] = [()] * len(block)  # freed in steps, too
+                await pauses()
         if min_score is not None:
             for number, results_of_query in enumerate(results):
                 results[number] = at_least(min_score, results_of_query)
