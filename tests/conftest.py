@@ -176,7 +176,7 @@ async def engine(dsn: str, driver: str) -> AsyncIterator[AsyncEngine]:
         yield engine
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 async def class_engine(class_dsn: str) -> AsyncIterator[AsyncEngine]:
     """An engine on the class's database."""
     async for engine in _engine(class_dsn):

@@ -6,13 +6,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from support.contract import ContractStores
 from support.database import APP_ROLE, execute
 
 from cenote import ChunkMixin, InMemoryVectorStore, PgVectorStore, VectorStore, VectorStoreError
-from cenote.orm.factory import chunk_table
 from cenote.testing import MakeStore, VectorStoreContract
 from cenote.types import Metric
 
@@ -67,59 +66,39 @@ class TestInMemoryMetrics(VectorStoreContract):
 
 
 @pytest.fixture(scope="class")
-def existing_tables() -> set[str]:
-    """Names of the tables that exist. Asking the database would take longer than most tests."""
-    return set()
-
-
-async def _ensure_table(store: PgVectorStore, existing_tables: set[str]) -> PgVectorStore:
-    if store.config.table_name not in existing_tables:
-        await store.apply_migrations()
-        existing_tables.add(store.config.table_name)
-    return store
-
-
-async def _empty(store: PgVectorStore) -> PgVectorStore:
-    async with store.engine.begin() as connection:
-        await connection.execute(delete(chunk_table(store.config)))
-    return store
-
-
-def _table_name(name: str, options: dict[str, Any]) -> str:
-    """Return a table name for each full-text configuration."""
-    languages = options.get("text_search", "").split(", ")
-    return "_".join(filter(None, (name, *languages)))
+async def stores(class_engine: AsyncEngine) -> ContractStores:
+    return ContractStores(class_engine)
 
 
 class TestPgVector(VectorStoreContract):
     @pytest.fixture
-    def make_store(self, class_engine: AsyncEngine, existing_tables: set[str]) -> MakeStore:
-        async def make(dimensions: int, **options: Any) -> PgVectorStore:
-            options |= {"table_name": _table_name("cenote_chunks", options)}
+    async def make_store(
+        self, class_engine: AsyncEngine, stores: ContractStores
+    ) -> AsyncIterator[MakeStore]:
+        async def create(dimensions: int, **options: Any) -> PgVectorStore:
             store = PgVectorStore(class_engine, dimensions, **options)
-            return await _empty(await _ensure_table(store, existing_tables))
+            await store.apply_migrations()
+            return store
 
-        return make
+        async with stores.maker(create, "cenote_chunks") as make:
+            yield make
 
 
 class TestPgVectorHalfvec(VectorStoreContract):
     """A table of 16-bit vectors without partitions, in another schema, from a sessionmaker."""
 
     @pytest.fixture
-    def make_store(self, class_engine: AsyncEngine, existing_tables: set[str]) -> MakeStore:
-        async def make(dimensions: int, **options: Any) -> PgVectorStore:
-            store = PgVectorStore(
-                async_sessionmaker(class_engine),
-                dimensions,
-                column_type="halfvec",
-                schema="Search",
-                partitions=0,
-                table_name=_table_name("Half", options),
-                **options,
-            )
-            return await _empty(await _ensure_table(store, existing_tables))
+    async def make_store(
+        self, class_engine: AsyncEngine, stores: ContractStores
+    ) -> AsyncIterator[MakeStore]:
+        async def create(dimensions: int, **options: Any) -> PgVectorStore:
+            options |= {"column_type": "halfvec", "schema": "Search", "partitions": 0}
+            store = PgVectorStore(async_sessionmaker(class_engine), dimensions, **options)
+            await store.apply_migrations()
+            return store
 
-        return make
+        async with stores.maker(create, "Half") as make:
+            yield make
 
 
 @pytest.mark.parametrize(
@@ -135,44 +114,43 @@ class TestPgVectorHalfvec(VectorStoreContract):
 )
 class TestPgVectorMetricsAndIndexes(VectorStoreContract):
     @pytest.fixture
-    def make_store(
-        self, class_engine: AsyncEngine, existing_tables: set[str], settings: dict[str, Any]
-    ) -> MakeStore:
-        async def make(dimensions: int, **options: Any) -> PgVectorStore:
-            name = _table_name(f"{settings['metric']}_{settings['index']}", options)
-            store = PgVectorStore(class_engine, dimensions, table_name=name, **(settings | options))
-            return await _empty(await _ensure_table(store, existing_tables))
+    async def make_store(
+        self, class_engine: AsyncEngine, stores: ContractStores, settings: dict[str, Any]
+    ) -> AsyncIterator[MakeStore]:
+        async def create(dimensions: int, **options: Any) -> PgVectorStore:
+            store = PgVectorStore(class_engine, dimensions, **(settings | options))
+            await store.apply_migrations()
+            return store
 
-        return make
+        async with stores.maker(create, f"{settings['metric']}_{settings['index']}") as make:
+            yield make
+
+
+@pytest.fixture(scope="class")
+async def app_engine(class_engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
+    await execute(class_engine, APP_ROLE)
+    engine = create_async_engine(class_engine.url.set(username="cenote_app"))
+    yield engine
+    await engine.dispose()
 
 
 class TestPgVectorRowSecurity(VectorStoreContract):
     """A table with row security, used by a role that its policies apply to."""
 
     @pytest.fixture
-    def make_store(
-        self, class_engine: AsyncEngine, app_engine: AsyncEngine, existing_tables: set[str]
-    ) -> MakeStore:
-        async def make(dimensions: int, **options: Any) -> PgVectorStore:
-            name = _table_name("Guarded", options)
-            options |= {"table_name": name, "row_security": True}
-            admin_store = PgVectorStore(class_engine, dimensions, **options)
-            if name not in existing_tables:
-                await _ensure_table(admin_store, existing_tables)
-                await execute(class_engine, f'GRANT ALL ON "{name}" TO cenote_app')
-            await _empty(admin_store)
+    async def make_store(
+        self, class_engine: AsyncEngine, app_engine: AsyncEngine, stores: ContractStores
+    ) -> AsyncIterator[MakeStore]:
+        async def create(dimensions: int, **options: Any) -> PgVectorStore:
+            options |= {"row_security": True}
+            await PgVectorStore(class_engine, dimensions, **options).apply_migrations()
+            await execute(class_engine, f'GRANT ALL ON "{options["table_name"]}" TO cenote_app')
             return PgVectorStore(app_engine, dimensions, **options)
 
-        return make
+        async with stores.maker(create, "Guarded") as make:
+            yield make
 
     async def test_namespaces_are_listed(self, store: VectorStore) -> None:
         """Listing requires a role that can read every namespace; the error says so."""
         with pytest.raises(VectorStoreError, match="BYPASSRLS"):
             await store.list_namespaces()
-
-    @pytest.fixture
-    async def app_engine(self, class_engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
-        await execute(class_engine, APP_ROLE)
-        engine = create_async_engine(class_engine.url.set(username="cenote_app"))
-        yield engine
-        await engine.dispose()

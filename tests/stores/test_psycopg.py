@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, text
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
+from support.contract import ContractStores
 from support.library import Document, Passage, passage
 
 from cenote import (
@@ -31,7 +32,6 @@ from cenote import (
     VectorStoreError,
 )
 from cenote.maintenance import reindex, repartition
-from cenote.orm.factory import chunk_table
 from cenote.postgres.psycopg_engine import adapted_engine
 from cenote.testing import MakeStore, VectorStoreContract, embedded
 
@@ -47,9 +47,16 @@ def checked_out(engine: AsyncEngine) -> int:
 
 
 @pytest.fixture(scope="class")
-def existing_tables() -> set[str]:
-    """Names of the tables that exist."""
-    return set()
+async def class_engine(class_dsn: str) -> AsyncIterator[AsyncEngine]:
+    engine = psycopg_engine(class_dsn)
+    yield engine
+    assert checked_out(engine) == 0
+    await engine.dispose()
+
+
+@pytest.fixture(scope="class")
+async def stores(class_engine: AsyncEngine) -> ContractStores:
+    return ContractStores(class_engine)
 
 
 class TestPsycopg(VectorStoreContract):
@@ -57,25 +64,16 @@ class TestPsycopg(VectorStoreContract):
 
     @pytest.fixture
     async def make_store(
-        self, class_dsn: str, existing_tables: set[str]
+        self, class_engine: AsyncEngine, stores: ContractStores
     ) -> AsyncIterator[MakeStore]:
-        engine = psycopg_engine(class_dsn)
-
-        async def make(dimensions: int, **options: Any) -> PgVectorStore:
-            languages = options.get("text_search", "").split(", ")
-            name = "_".join(filter(None, ("psycopg", *languages)))
-            options = {"partitions": 0, "operation_timeout": 60, "table_name": name, **options}
-            store = PgVectorStore(engine, dimensions, **options)
-            if name not in existing_tables:
-                await store.apply_migrations()
-                existing_tables.add(name)
-            async with engine.begin() as connection:
-                await connection.execute(delete(chunk_table(store.config)))
+        async def create(dimensions: int, **options: Any) -> PgVectorStore:
+            options = {"partitions": 0, "operation_timeout": 60, **options}
+            store = PgVectorStore(class_engine, dimensions, **options)
+            await store.apply_migrations()
             return store
 
-        yield make
-        assert checked_out(engine) == 0
-        await engine.dispose()
+        async with stores.maker(create, "psycopg") as make:
+            yield make
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine, delete, text
+from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from support.contract import ContractStores
 from support.database import APP_ROLE
 from support.library import Document, Passage, passage
 from support.synchronous import Awaited
@@ -35,7 +36,6 @@ from cenote import (
     VectorStore,
     VectorStoreError,
 )
-from cenote.orm.factory import chunk_table
 from cenote.postgres.watchdog import TimeLimit
 from cenote.responsive import is_driving
 from cenote.testing import MakeStore, VectorStoreContract, embedded
@@ -53,9 +53,8 @@ def class_sync_engine(class_dsn: str) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="class")
-def existing_tables() -> set[str]:
-    """Names of the tables that exist."""
-    return set()
+def stores(class_sync_engine: Engine) -> ContractStores:
+    return ContractStores(class_sync_engine)
 
 
 def psycopg_engine(dsn: str, **options: Any) -> Engine:
@@ -72,22 +71,18 @@ class TestSyncPgVector(VectorStoreContract):
     }
 
     @pytest.fixture
-    def make_store(self, class_sync_engine: Engine, existing_tables: set[str]) -> MakeStore:
-        async def make(dimensions: int, **options: Any) -> Any:
-            languages = options.get("text_search", "").split(", ")
-            name = "_".join(filter(None, ("sync", *languages)))
-            settings = self.SETTINGS | options
+    async def make_store(
+        self, class_sync_engine: Engine, stores: ContractStores
+    ) -> AsyncIterator[MakeStore]:
+        async def create(dimensions: int, **options: Any) -> Any:
             store: SyncPgVectorStore = SyncPgVectorStore(
-                class_sync_engine, dimensions, table_name=name, **settings
+                class_sync_engine, dimensions, **(self.SETTINGS | options)
             )
-            if name not in existing_tables:
-                store.apply_migrations()
-                existing_tables.add(name)
-            with class_sync_engine.begin() as connection:
-                connection.execute(delete(chunk_table(store.config)))
+            store.apply_migrations()
             return Awaited(store)
 
-        return make
+        async with stores.maker(create, "sync") as make:
+            yield make
 
 
 class TestSyncPgVectorPartitioned(TestSyncPgVector):
@@ -96,33 +91,32 @@ class TestSyncPgVectorPartitioned(TestSyncPgVector):
     SETTINGS: ClassVar[dict[str, Any]] = {"partitions": 2}
 
 
+@pytest.fixture(scope="class")
+def app_engine(class_dsn: str, class_sync_engine: Engine) -> Iterator[Engine]:
+    with class_sync_engine.begin() as connection:
+        connection.execute(text(APP_ROLE))
+    url = make_url(class_dsn).set(username="cenote_app")
+    engine = psycopg_engine(url.render_as_string(hide_password=False))
+    yield engine
+    engine.dispose()
+
+
 class TestSyncPgVectorRowSecurity(VectorStoreContract):
     """A table with row security, used by a role that its policies apply to."""
 
     @pytest.fixture
-    def make_store(
-        self, class_dsn: str, class_sync_engine: Engine, existing_tables: set[str]
-    ) -> Iterator[MakeStore]:
-        url = make_url(class_dsn).set(username="cenote_app")
-        app_engine = psycopg_engine(url.render_as_string(hide_password=False))
-
-        async def make(dimensions: int, **options: Any) -> Any:
-            languages = options.get("text_search", "").split(", ")
-            name = "_".join(filter(None, ("guarded", *languages)))
-            options |= {"table_name": name, "row_security": True}
-            admin: SyncPgVectorStore = SyncPgVectorStore(class_sync_engine, dimensions, **options)
-            if name not in existing_tables:
-                admin.apply_migrations()
-                existing_tables.add(name)
-                with class_sync_engine.begin() as connection:
-                    connection.execute(text(APP_ROLE))
-                    connection.execute(text(f"GRANT ALL ON {name} TO cenote_app"))
+    async def make_store(
+        self, class_sync_engine: Engine, app_engine: Engine, stores: ContractStores
+    ) -> AsyncIterator[MakeStore]:
+        async def create(dimensions: int, **options: Any) -> Any:
+            options |= {"row_security": True}
+            SyncPgVectorStore(class_sync_engine, dimensions, **options).apply_migrations()
             with class_sync_engine.begin() as connection:
-                connection.execute(delete(chunk_table(admin.config)))
+                connection.execute(text(f"GRANT ALL ON {options['table_name']} TO cenote_app"))
             return Awaited(SyncPgVectorStore(app_engine, dimensions, **options))
 
-        yield make
-        app_engine.dispose()
+        async with stores.maker(create, "guarded") as make:
+            yield make
 
     async def test_namespaces_are_listed(self, store: VectorStore) -> None:
         """Listing requires a role that can read every namespace; the error says so."""
