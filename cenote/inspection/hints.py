@@ -28,11 +28,16 @@ def upgrade_command(given: Mapping[str, Any], *, has_table: bool = False) -> str
     return f"cenote migrate {dimensions}{arguments_for(given)}upgrade head"
 
 
-def migration_hint(config: SchemaConfig, *, user_model: bool) -> str:
+def migration_hint(config: SchemaConfig, *, user_model: bool, synchronous: bool) -> str:
     """Return the hint that says how to create or upgrade the table of a store."""
     if user_model:
         return APPLICATION_MIGRATIONS
-    return "await store.apply_migrations(), or " + upgrade_command(explicit_settings(config))
+    call = _call("apply_migrations", synchronous)
+    return f"{call}, or " + upgrade_command(explicit_settings(config))
+
+
+def _call(method: str, synchronous: bool) -> str:
+    return f"{'' if synchronous else 'await '}store.{method}()"
 
 
 def check_model_command(given: Mapping[str, Any]) -> str:
@@ -79,16 +84,30 @@ def arguments_for(given: Mapping[str, Any]) -> str:
     )
 
 
-def error_hint(sqlstate: str | None, config: SchemaConfig, *, user_model: bool) -> str:
+def error_hint(
+    sqlstate: str | None,
+    config: SchemaConfig,
+    *,
+    user_model: bool,
+    driver: str,
+    synchronous: bool,
+) -> str:
     """Return the hint for an error of the server, to be appended to a store's message.
 
-    Source of the codes: PostgreSQL manual, appendix A.
+    Args:
+        sqlstate: Code of the error. Source: PostgreSQL manual, appendix A.
+        config: Settings of the store.
+        user_model: True if the store has a model of the application.
+        driver: Name of the driver, ``asyncpg`` or ``psycopg``.
+        synchronous: True for a `SyncPgVectorStore`, whose methods are not awaited.
     """
     match sqlstate:
         case "42P01" | "42703" if user_model:
             return "; the table does not match the model: run " + APPLICATION_MIGRATIONS
         case "42P01":
-            return "; the table does not exist: run " + migration_hint(config, user_model=False)
+            return "; the table does not exist: run " + migration_hint(
+                config, user_model=False, synchronous=synchronous
+            )
         case "42703" if config.languages:
             return "; the table may have lost its full text: run " + text_search_command(config)
         case "42703":
@@ -106,17 +125,22 @@ def error_hint(sqlstate: str | None, config: SchemaConfig, *, user_model: bool) 
         case "23514":
             return (
                 "; a check constraint of the table rejects a row, or a partition is missing: call "
-                "await store.check_schema()"
+                + _call("check_schema", synchronous)
             )
         case "25P02":
             return "; an earlier statement failed: roll back the transaction, or its savepoint"
         case "42501":
             return "; the role lacks a privilege: GRANT it on the table"
         case "26000" | "42P05":
+            remedy = (
+                "statement_cache_size=0 and prepared_statement_cache_size=0 in connect_args, or in "
+                "the connection string"
+            )
+            if driver == "psycopg":
+                remedy = 'connect_args={"prepare_threshold": None}'
             return (
                 "; a pooler such as PgBouncer may assign server connections for one transaction "
-                "only: create the engine with statement_cache_size=0 and "
-                "prepared_statement_cache_size=0 in connect_args, or in the connection string"
+                "only: create the engine with " + remedy
             )
         case "53100":
             return "; the server's disk is full: free some space there and retry"

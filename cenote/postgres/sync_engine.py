@@ -6,7 +6,6 @@ driver leaves to wait. A synchronous driver never leaves it, so these coroutines
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection
@@ -14,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, scoped_session
 
 from cenote.postgres.psycopg_engine import PsycopgConnection, PsycopgEngine
+from cenote.postgres.watchdog import cancel
 
 
 class SyncConnection(PsycopgConnection):
@@ -85,6 +85,5 @@ def end_statement(driver: Any) -> bool:
     """
     if not is_in_a_statement(driver):
         return False
-    with suppress(Exception):  # the server may be gone
-        driver.cancel()
+    cancel(driver)
     return True

@@ -7,6 +7,7 @@ took 0.3 ms, a third of a short search.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -14,6 +15,9 @@ from typing import Any
 
 _PAUSE_SECONDS = 0.5
 """Time between two cancellations of a block that does not end."""
+
+CANCEL_SECONDS = 5.0
+"""Time that the server has to end a statement. Then the connection is given up."""
 
 
 class TimeLimit:
@@ -23,17 +27,31 @@ class TimeLimit:
         seconds: Time after which the connection is cancelled.
         driver: Connection of psycopg.
 
+    If the block has not ended `CANCEL_SECONDS` later, the connection's socket is shut down. What
+    waits for the server then raises an error, also if the network drops all packets.
+
     Attributes:
         expired: True if the connection was cancelled. The statement may have ended before.
+        disconnected: True if the connection was given up. It is closed when the block ends.
     """
 
-    __slots__ = ("_driver", "_is_over", "_lock", "deadline", "expired")
+    __slots__ = (
+        "_driver",
+        "_is_over",
+        "_lock",
+        "_may_cancel",
+        "deadline",
+        "disconnected",
+        "expired",
+    )
 
     def __init__(self, seconds: float, driver: Any) -> None:
         self.deadline = time.monotonic() + seconds
         self.expired = False
+        self.disconnected = False
         self._driver = driver
         self._lock = threading.Lock()
+        self._may_cancel = True
         self._is_over = False
 
     def __enter__(self) -> TimeLimit:
@@ -44,20 +62,57 @@ class TimeLimit:
         with self._lock:
             self._is_over = True
         _watchdog.forget(self)
+        if self.disconnected:
+            with suppress(Exception):
+                self._driver.close()  # the pool must not keep it
+
+    def stop_cancelling(self) -> None:
+        """Cancel no later statement of the block, which only loses its connection.
+
+        A COMMIT that waits for synchronous replication reports success if it is cancelled.
+        """
+        with self._lock:
+            self._may_cancel = False
 
     def expire(self) -> None:
-        """Cancel the connection until the block has ended.
+        """Cancel the connection until the block has ended, and then give the connection up.
 
-        The server ignores a cancellation that arrives before or between two statements.
+        The server ignores a cancellation that arrives before or between two statements. A proxy may
+        answer it although the server is gone.
         """
-        while True:
+        ends = time.monotonic() + CANCEL_SECONDS
+        while (remaining := ends - time.monotonic()) > 0:
             with self._lock:  # the block's end waits: the next user must not be cancelled
                 if self._is_over:
                     return
                 self.expired = True
-                with suppress(Exception):  # the server or the connection may be gone
-                    self._driver.cancel()
-            time.sleep(_PAUSE_SECONDS)
+                if self._may_cancel:
+                    cancel(self._driver, remaining)
+            time.sleep(min(_PAUSE_SECONDS, max(0.0, ends - time.monotonic())))
+        with self._lock:
+            if not self._is_over:
+                self.expired = self.disconnected = True
+                _shut_down(self._driver)
+
+
+def cancel(driver: Any, seconds: float = CANCEL_SECONDS) -> None:
+    """Ask the server to cancel the statement of a connection of psycopg.
+
+    The request is a connection of its own. psycopg limits its time with libpq 17 or newer, which
+    psycopg's binary package contains.
+    """
+    with suppress(Exception):  # the server or the connection may be gone
+        driver.cancel_safe(timeout=seconds)
+
+
+def _shut_down(driver: Any) -> None:
+    """Shut down the socket of a connection of psycopg, so that no thread waits for it."""
+    with suppress(Exception):  # the connection may be closed
+        connected = socket.socket(fileno=driver.fileno())
+        try:
+            connected.shutdown(socket.SHUT_RDWR)
+        finally:
+            connected.detach()  # libpq closes the socket
 
 
 class _Watchdog:

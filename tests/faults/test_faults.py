@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from support.database import execute
-from support.drivers import another_engine, engine_on, on_both_drivers, store_on
+from support.drivers import SYNCHRONOUS, another_engine, engine_on, on_both_drivers, store_on
 from support.operations import OPERATIONS, QUERY, batch
 from support.proxy import Proxy, running_proxy
 
@@ -32,6 +33,7 @@ from cenote import (
     VectorStoreError,
 )
 from cenote.embedded import EmbeddedPostgres
+from cenote.postgres import watchdog
 from cenote.postgres.dsn import create_engine
 from cenote.stores.pgvector import retry
 from cenote.testing import embedded, found, stored
@@ -215,14 +217,19 @@ async def test_cut_network(proxy: Proxy, driver: str) -> None:
     await engine.dispose()
 
 
-async def test_silent_network(proxy: Proxy) -> None:
+@on_both_drivers
+async def test_silent_network(proxy: Proxy, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each operation raises an error after the time limit, also in the caller's transaction."""
-    engine = create_engine(proxy.dsn, pool_size=2)
-    store = PgVectorStore(engine, 4, operation_timeout=0.5)
+    monkeypatch.setattr(watchdog, "CANCEL_SECONDS", 1.0)
+    engine = engine_on(driver, proxy.dsn, pool_size=3)
+    store = store_on(engine, 4, operation_timeout=0.5)
     await store.upsert(batch(1), "n")
+    if driver == SYNCHRONOUS:  # the time to connect is not limited there
+        await asyncio.to_thread(_fill, engine.pool)
     async with AsyncSession(engine) as session:
         assert await store.count("n", session=session) == 200
         proxy.open.clear()
+        start = time.monotonic()
         calls: list[Awaitable[Any]] = [
             store.search(QUERY, "n"),
             store.upsert(batch(2), "n"),
@@ -231,6 +238,7 @@ async def test_silent_network(proxy: Proxy) -> None:
         errors = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
         assert [type(error) for error in errors] == [StoreTimeoutError] * 3
         assert "no answer within 0.5 s" in str(errors[0])
+        assert time.monotonic() - start < 5
         proxy.open.set()
         proxy.cut()
         await session.rollback()
@@ -238,6 +246,51 @@ async def test_silent_network(proxy: Proxy) -> None:
     assert {chunk.content for chunk in await stored(store, "n")} in ({"by 1"}, {"by 2"})
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     await engine.dispose()
+
+
+def _fill(pool: Any) -> None:
+    """Open all connections of a pool."""
+    for connection in [pool.connect() for _ in range(pool.size())]:
+        connection.close()
+
+
+@on_both_drivers
+async def test_silent_network_at_the_end(
+    proxy: Proxy, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A COMMIT without an answer raises an error after the time limit, too."""
+    monkeypatch.setattr(watchdog, "CANCEL_SECONDS", 1.0)
+    engine = engine_on(driver, proxy.dsn)
+    store = store_on(engine, 4, operation_timeout=0.5)
+    await store.upsert(batch(1), "n")
+
+    @event.listens_for(engine.sync_engine, "commit", once=True)
+    def _(connection: Any) -> None:
+        proxy.open.clear()
+
+    start = time.monotonic()
+    with pytest.raises(StoreTimeoutError, match=r"no answer within 0\.5 s"):
+        await asyncio.wait_for(store.upsert(batch(2), "n"), 20)
+    assert time.monotonic() - start < 5
+    proxy.open.set()
+    assert await store.count("n") == 200
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", [SYNCHRONOUS], indirect=True)
+async def test_a_slow_commit(store: PgVectorStore, engine: AsyncEngine) -> None:
+    """The time limit cancels no COMMIT: one that only waits for a replica would succeed."""
+    limited = store_on(engine, 4, operation_timeout=0.3)
+    await execute(
+        engine,
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$",
+        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON cenote_chunks"
+        " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait()",
+    )
+    await limited.upsert([embedded("a")], "n")
+    assert await stored(store, "n")
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), "1", True])

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from support.database import execute
+from support.drivers import SYNCHRONOUS, another_engine, on_both_drivers, store_on
 from support.library import Passage
 
 from cenote import InvalidInputError, PgVectorStore, StoreConnectionError, VectorStoreError
@@ -17,9 +20,11 @@ from cenote.testing import embedded, found, stored
 QUERY = [1.0, 0.5, 0.25, 0.125]
 
 
-async def test_a_missing_table(engine: AsyncEngine) -> None:
+@on_both_drivers
+async def test_a_missing_table(engine: AsyncEngine, driver: str) -> None:
     """Every call raises an error with a hint and the driver's error as its cause."""
-    store = PgVectorStore(engine, 4, table_name="missing", partitions=0)
+    store = store_on(engine, 4, table_name="missing", partitions=0)
+    call_hint = "run store.apply" if driver == SYNCHRONOUS else "run await store.apply"
     command = "cenote migrate -x dimensions=4 -x table_name=missing -x partitions=0 upgrade head"
     calls: Iterator[Any] = iter(
         [
@@ -33,16 +38,36 @@ async def test_a_missing_table(engine: AsyncEngine) -> None:
     for call in calls:
         with pytest.raises(VectorStoreError, match=command) as error:
             await call
-        assert isinstance(error.value.__cause__, asyncpg.UndefinedTableError)
+        assert call_hint in str(error.value)
+        driver_errors = asyncpg.UndefinedTableError, psycopg.errors.UndefinedTable
+        assert isinstance(error.value.__cause__, driver_errors)
         assert error.value.sqlstate == "42P01"
 
 
-async def test_a_missing_extension(empty_engine: AsyncEngine) -> None:
+@on_both_drivers
+async def test_a_missing_extension(empty_engine: AsyncEngine, driver: str) -> None:
     """The hint is `apply_migrations`, or for a user model the application's migrations."""
-    with pytest.raises(VectorStoreError, match=r"no vector extension; run await store\.apply_"):
-        await PgVectorStore(empty_engine, 4).search(QUERY, "n")
+    call = "store.apply_" if driver == SYNCHRONOUS else "await store.apply_"
+    with pytest.raises(VectorStoreError, match=rf"no vector extension; run {call}"):
+        await store_on(empty_engine, 4).search(QUERY, "n")
     with pytest.raises(VectorStoreError, match=r"no vector extension; run your own migrations"):
-        await PgVectorStore(empty_engine, model=Passage).search(QUERY, "n")
+        await store_on(empty_engine, model=Passage).search(QUERY, "n")
+
+
+@on_both_drivers
+async def test_missing_prepared_statements(engine: AsyncEngine, driver: str) -> None:
+    """The hint names the setting of the driver that makes it work behind a pooler."""
+    pooled = another_engine(engine, pool_size=1, max_overflow=0)
+    store = store_on(pooled, 4)
+    for _ in range(8):  # psycopg prepares a statement when it is executed for the sixth time
+        await store.count("n")
+    # psycopg notices a DEALLOCATE that is not in a block.
+    await execute(pooled, "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$")
+    setting = "prepare_threshold" if driver == SYNCHRONOUS else "statement_cache_size=0"
+    with pytest.raises(VectorStoreError, match=setting) as error:
+        await store.count("n")
+    assert error.value.sqlstate == "26000"
+    await pooled.dispose()
 
 
 async def test_an_old_extension(engine: AsyncEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +25,40 @@ class Driver:
         self.seconds = seconds
         self.user = 0
         self.cancelled: list[int] = []
+        self.is_closed = False
 
-    def cancel(self) -> None:
+    def cancel_safe(self, *, timeout: float) -> None:
         time.sleep(self.seconds)
         self.cancelled.append(self.user)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Connected(Driver):
+    """A connection whose server answers no statement, and accepts or drops cancellations."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.client, self._server = socket.socketpair()
+
+    def cancel_safe(self, *, timeout: float) -> None:
+        self.user += 1
+        if self.seconds > timeout:
+            time.sleep(timeout)
+            raise TimeoutError
+        super().cancel_safe(timeout=timeout)
+
+    def fileno(self) -> int:
+        return self.client.fileno()
+
+    def wait(self) -> bytes:
+        return self.client.recv(1)
+
+    def close(self) -> None:
+        super().close()
+        self.client.close()
+        self._server.close()
 
 
 def wait_for_the_end() -> None:
@@ -105,8 +136,8 @@ def test_a_failing_cancellation() -> None:
     """An error of the cancellation is no error of the block, and the thread goes on."""
 
     class Broken(Driver):
-        def cancel(self) -> None:
-            super().cancel()
+        def cancel_safe(self, *, timeout: float) -> None:
+            super().cancel_safe(timeout=timeout)
             raise OSError("the server is gone")
 
     for _ in range(2):
@@ -115,6 +146,34 @@ def test_a_failing_cancellation() -> None:
             time.sleep(0.15)
         assert limit.expired
         assert broken.cancelled == [0]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_a_silent_server(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """A connection that does not answer is given up, whether or not the cancellation succeeds."""
+    monkeypatch.setattr(watchdog, "CANCEL_SECONDS", 0.7)
+    driver = Connected(seconds)
+    start = time.monotonic()
+    with TimeLimit(0.1, driver) as limit:
+        assert driver.wait() == b""  # the socket is shut down
+        assert 0.7 < time.monotonic() - start < 5
+    assert limit.disconnected
+    assert driver.is_closed
+    assert driver.user == (1 if seconds else 2)
+
+
+def test_no_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the block that must not be cancelled can only lose its connection."""
+    monkeypatch.setattr(watchdog, "CANCEL_SECONDS", 0.3)
+    driver = Connected(0.0)
+    with TimeLimit(0.1, driver) as limit:
+        limit.stop_cancelling()
+        assert driver.wait() == b""
+    assert driver.cancelled == []
+    with TimeLimit(0.1, Driver()) as limit:
+        limit.stop_cancelling()
+        time.sleep(0.2)
+    assert not limit.disconnected
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

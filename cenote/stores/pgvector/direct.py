@@ -74,7 +74,7 @@ class DirectConnections:
         self,
         statement: Select[Any],
         parameters: Mapping[str, Any],
-        limit_time: Callable[[Any], AbstractContextManager[None]],
+        limit_time: Callable[[Any], AbstractContextManager[object]],
     ) -> Sequence[Sequence[Any]] | None:
         """Run an accepted statement in one round trip.
 

@@ -41,7 +41,7 @@ class DirectPsycopgConnections(DirectConnections):
         self,
         statement: Select[Any],
         parameters: Mapping[str, Any],
-        limit_time: Callable[[Any], AbstractContextManager[None]],
+        limit_time: Callable[[Any], AbstractContextManager[object]],
     ) -> Sequence[Sequence[Any]] | None:
         query = self._queries[statement]
         arguments = query.arguments(parameters)

@@ -125,7 +125,10 @@ class StatementExecutor:
         self.table = model.__table__
         self._config = config
         self._has_user_model = user_model
-        self._migrations = migration_hint(config, user_model=user_model)
+        self._is_synchronous = isinstance(engine, SyncEngine)
+        self._migrations = migration_hint(
+            config, user_model=user_model, synchronous=self._is_synchronous
+        )
         self._has_row_security = bool(config.row_security)
         self._operation_timeout = operation_timeout
         self._on_index = on_index
@@ -133,7 +136,7 @@ class StatementExecutor:
         self.table_checked = False
         self._checked_at = 0.0
         self.has_citus = False
-        direct = DirectPsycopgConnections if isinstance(engine, SyncEngine) else DirectConnections
+        direct = DirectPsycopgConnections if self._is_synchronous else DirectConnections
         self._direct = direct(engine, self._migrations)
         self.closed = False
 
@@ -271,7 +274,7 @@ class StatementExecutor:
 
     async def _synchronous_limit(
         self, operation: str, connection: AsyncConnection
-    ) -> AbstractContextManager[None]:
+    ) -> AbstractContextManager[TimeLimit | None]:
         """Return the time limit of a synchronous connection. Tasks have another one."""
         if self._operation_timeout is None or not is_driving():
             return nullcontext()
@@ -279,25 +282,28 @@ class StatementExecutor:
         return self._cancel_in_time(operation, raw.driver_connection)
 
     @contextmanager
-    def _cancel_in_time(self, operation: str, driver: Any) -> Iterator[None]:
+    def _cancel_in_time(self, operation: str, driver: Any) -> Iterator[TimeLimit | None]:
         """Cancel what a synchronous connection does if it takes too long.
 
-        Neither the wait for a connection nor a server that does not answer at all is limited. For
-        these, set ``pool_timeout`` and libpq's ``tcp_user_timeout``.
+        The wait for a connection is not limited. For this, set ``pool_timeout`` and libpq's
+        ``connect_timeout``.
         """
         if self._operation_timeout is None:
-            yield
+            yield None
             return
         limit = TimeLimit(self._operation_timeout, driver)
         try:
             with limit:
-                yield
-        except Exception as error:
-            if not limit.expired or getattr(driver_error(error), "sqlstate", None) != _CANCELED:
+                yield limit
+        except database_errors() as error:
+            is_cancelled = getattr(driver_error(error), "sqlstate", None) == _CANCELED
+            if not limit.disconnected and not (limit.expired and is_cancelled):
                 raise
             redact(error)
             cause: BaseException = TimeoutError()
             raise self._timeout_error(operation) from cause
+        if limit.disconnected:
+            raise self._timeout_error(operation)
 
     def _timeout_error(self, operation: str) -> StoreTimeoutError:
         return StoreTimeoutError(
@@ -333,7 +339,7 @@ class StatementExecutor:
                 before = cancellations()
                 async with connect() as connection:
                     raise_lost_cancellation(before)
-                    with await self._synchronous_limit(operation, connection):
+                    with await self._synchronous_limit(operation, connection) as limit:
                         await self._prepare(connection)
                         if self._has_row_security and namespace is not None:
                             await connection.execute(_SET_TENANT, {"namespace": namespace})
@@ -343,10 +349,13 @@ class StatementExecutor:
                             if self._driver == "psycopg" and is_stale_plan(error):
                                 await _replace_connections(connection, error)
                             raise
+                        if limit is not None and connect == self._read_committed.begin:
+                            limit.stop_cancelling()
+                            await connection.commit()
                 return
             connection = await self._connection_of(session)
-            with ExitStack() as limit:
-                limit.enter_context(await self._synchronous_limit(operation, connection))
+            with ExitStack() as limits:
+                limits.enter_context(await self._synchronous_limit(operation, connection))
                 await self._prepare(connection)
                 await self._check_snapshot(connection, operation)
                 if not self._has_row_security or namespace is None:
@@ -355,7 +364,7 @@ class StatementExecutor:
                 await _check_not_autocommit(connection)
                 previous = await _swap_tenant(connection, namespace)
                 try:
-                    with limit.pop_all():  # it must not cancel what restores the tenant
+                    with limits.pop_all():  # it must not cancel what restores the tenant
                         yield connection
                 finally:
                     await _restore_tenant(connection, previous)
@@ -513,7 +522,13 @@ class StatementExecutor:
             f"{operation} on table {self.table.fullname!r} failed{subject}: "
             + describe(cause)
             + self._declared_constraint(cause)
-            + error_hint(state, self._config, user_model=self._has_user_model)
+            + error_hint(
+                state,
+                self._config,
+                user_model=self._has_user_model,
+                driver=self._driver,
+                synchronous=self._is_synchronous,
+            )
         )
         kind = StoreConnectionError if is_lost(error) else VectorStoreError
         translated = kind(message, sqlstate=state)
@@ -583,20 +598,24 @@ async def run_statement(
     """Execute a statement that `StatementCache` has built, and return its result.
 
     If it must not be kept, neither SQLAlchemy, nor the driver, nor the server keeps it. The adapter
-    of SQLAlchemy for asyncpg keeps the last 100 statements on each connection, of any length, and
-    has no option for one statement.
+    of SQLAlchemy for asyncpg, and psycopg, keep the last 100 statements on each connection, of any
+    length, and SQLAlchemy has no option for one statement.
     """
     options = compile_options(statement)
-    if is_kept(statement) or connection.dialect.driver != "asyncpg":
+    if is_kept(statement):
         return await connection.execute(statement, parameters, execution_options=options)
     await asyncio.sleep(0)  # it was just built; to compile it takes as long again
-    adapter: Any = (await connection.get_raw_connection()).dbapi_connection
-    cache = adapter._prepared_statement_cache
-    adapter._prepared_statement_cache = None
+    raw = await connection.get_raw_connection()
+    if connection.dialect.driver == "psycopg":
+        keeper, setting = raw.driver_connection, "prepare_threshold"
+    else:
+        keeper, setting = raw.dbapi_connection, "_prepared_statement_cache"
+    before = getattr(keeper, setting)
+    setattr(keeper, setting, None)
     try:
         return await connection.execute(statement, parameters, execution_options=options)
     finally:
-        adapter._prepared_statement_cache = cache
+        setattr(keeper, setting, before)
 
 
 _CHECK_SECONDS = 60.0
