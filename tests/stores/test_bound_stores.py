@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import (
     AsyncSession,
     async_scoped_session,
     async_sessionmaker,
-    create_async_engine,
 )
+from sqlalchemy.orm import scoped_session, sessionmaker
 from support.database import scalar
+from support.drivers import SYNCHRONOUS, another_engine, on_both_drivers, store_on
 from support.library import Document, Passage, passage
 
 from cenote import (
@@ -28,6 +29,7 @@ from cenote import (
     field,
 )
 from cenote.models import RecallReport
+from cenote.postgres.sync_engine import SyncConnection
 from cenote.testing import embedded, found, stored
 
 V = [1.0, 0.0, 0.0, 0.0]
@@ -95,14 +97,14 @@ REJECTED: dict[str, Call] = {
 @pytest.fixture
 async def engine(empty_engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
     """An engine with one connection: a second one would raise an error at once."""
-    engine = create_async_engine(empty_engine.url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    engine = another_engine(empty_engine, pool_size=1, max_overflow=0, pool_timeout=0.01)
     yield engine
     await engine.dispose()
 
 
 @pytest.fixture
 async def unbound(engine: AsyncEngine) -> PgVectorStore:
-    store = PgVectorStore(engine, 4, text_search="simple")
+    store: PgVectorStore = store_on(engine, 4, text_search="simple")
     await store.apply_migrations()
     await store.upsert([embedded("a", document_id="d")], "n")
     return store
@@ -118,6 +120,10 @@ async def bound(
             case "session":
                 async with AsyncSession(connection) as session:
                     yield unbound.in_session(session)
+            case "scoped session" if isinstance(connection, SyncConnection):
+                sync_scoped = scoped_session(sessionmaker(connection.sync_connection), lambda: None)
+                yield unbound.in_session(sync_scoped)  # type: ignore[arg-type]
+                sync_scoped.remove()
             case "scoped session":
                 scoped = async_scoped_session(async_sessionmaker(connection), lambda: None)
                 yield unbound.in_session(scoped)
@@ -125,20 +131,22 @@ async def bound(
             case "connection":
                 yield unbound.in_session(connection)
             case _:
-                yield PgVectorStore(connection, 4, text_search="simple")
+                yield store_on(connection, 4, text_search="simple")
         await connection.rollback()
 
 
-async def test_calls_join(bound: PgVectorStore) -> None:
+@on_both_drivers
+async def test_calls_join(bound: PgVectorStore, driver: str) -> None:
     """Every method runs on the connection of the session, which is the only one of the engine.
 
     Methods with transactions of their own raise an error that names the method.
     """
     for call in JOINING.values():
         await call(bound)
-    for name, call in REJECTED.items():
+    missing = {"with_own_pool"} if driver == SYNCHRONOUS else set()
+    for name in REJECTED.keys() - missing:
         with pytest.raises(InvalidInputError, match=f"^{name} cannot join") as caught:
-            await call(bound)
+            await REJECTED[name](bound)
         assert caught.value.field == "session"
 
 

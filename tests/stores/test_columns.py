@@ -182,13 +182,16 @@ async def test_invalid_columns(
     assert await stored(store, "t") == []
 
 
-async def test_values_of_the_wrong_length_are_rejected(store: PgVectorStore[Passage]) -> None:
+@on_both_drivers
+async def test_values_of_the_wrong_length_are_rejected(library: AsyncEngine, driver: str) -> None:
     """Values are neither cut nor padded to the length of their column."""
-    await store.upsert([embedded("b", columns={"flags": BitString("101")})], "t")
+    store = store_on(library, model=Passage)
+    bits: Any = str if driver == SYNCHRONOUS else BitString
+    await store.upsert([embedded("b", columns={"flags": bits("101")})], "t")
     assert await scalar(store._engine, "SELECT flags::text FROM passages") == "101"
     for columns, problem in (
         ({"short": "too long"}, "the column short accepts at most 5 characters"),
-        ({"flags": BitString("1")}, "Postgres does not accept its value for flags"),
+        ({"flags": bits("1")}, "Postgres does not accept its value for flags"),
     ):
         with pytest.raises(InvalidInputError, match="chunk 'a': " + problem):
             await store.upsert([embedded("a", columns=columns)], "t")

@@ -744,11 +744,12 @@ async def test_temporary_tables_with_the_partitions_names(
 
 
 @pytest.mark.parametrize("size", [5, LARGE])
+@on_both_drivers
 async def test_a_callers_transaction_uses_no_hints(
     engine: AsyncEngine, sent: list[str], size: int
 ) -> None:
     """In a caller's transaction, no partition is named, and the settings stay as they are."""
-    store = PgVectorStore(engine, 4)
+    store = store_on(engine, 4)
     await insert(engine, "n", size)
     await remember(store, sent, "n")
     settings = text(
@@ -767,7 +768,8 @@ async def test_a_callers_transaction_uses_no_hints(
 
         await ids_of(store, QUERY, "n", session=connection)
         await ids_of(store, QUERY, "n", 5, {"k": 1}, session=connection)
-        assert sent == []
+        # asyncpg's logger does not see the statements that SQLAlchemy executes.
+        assert sent == ([] if engine.dialect.driver == "asyncpg" else executed)
         assert len(executed) == 2
         assert not any(map(partition_of, executed))
         assert not any("attached" in sql for sql in executed)

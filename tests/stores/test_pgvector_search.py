@@ -10,6 +10,7 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.chunks import random_chunks
+from support.drivers import on_both_drivers
 from support.plans import explain
 
 from cenote import ConfigurationError, InvalidInputError, PgVectorStore
@@ -187,6 +188,7 @@ def test_invalid_ef_search_of_a_store(engine: AsyncEngine, ef_search: Any) -> No
     assert error.value.setting == "hnsw_ef_search"
 
 
+@on_both_drivers
 async def test_ef_search_of_a_call(store: PgVectorStore, engine: AsyncEngine) -> None:
     """ef_search applies to `search` and `search_statement`; invalid values are rejected."""
     await store.upsert(random_chunks(EXACT_UP_TO + 100), "n")
@@ -201,7 +203,8 @@ async def test_ef_search_of_a_call(store: PgVectorStore, engine: AsyncEngine) ->
     async with engine.connect() as connection:
         await connection.execute(store.search_statement(QUERY, "n", ef_search=78))
     for parameters, ef_search in zip(sent[-3:], ("150", "77", "78"), strict=True):
-        assert ef_search in parameters
+        values = parameters.values() if isinstance(parameters, dict) else parameters
+        assert ef_search in values
     for bad in (0, 1001, "40", True):
         with pytest.raises(InvalidInputError) as error:
             await store.search(QUERY, "n", ef_search=bad)  # type: ignore[arg-type]

@@ -8,12 +8,13 @@ from typing import Any
 
 import asyncpg
 import numpy as np
+import psycopg
 import pytest
 from sqlalchemy import QueuePool, event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support.chunks import random_chunks
 from support.commands import asyncpg_url
-from support.drivers import connect_on, on_both_drivers
+from support.drivers import connect_on, engine_on, on_both_drivers, store_on
 from support.proxy import running_proxy
 
 from cenote import Chunk, ChunkRow, InvalidInputError, PgVectorStore, VectorStoreError
@@ -348,21 +349,25 @@ async def test_created_at_is_kept_when_a_row_changes(
         assert await connection.scalar(query) == created
 
 
+@on_both_drivers
 @pytest.mark.parametrize("isolation_level", [None, "AUTOCOMMIT", "REPEATABLE READ"])
-async def test_a_failed_batch_leaves_no_rows(dsn: str, isolation_level: str | None) -> None:
+async def test_a_failed_batch_leaves_no_rows(
+    dsn: str, driver: str, isolation_level: str | None
+) -> None:
     """A failed batch leaves no rows at any isolation level of the engine."""
     options = {} if isolation_level is None else {"isolation_level": isolation_level}
-    engine = create_async_engine(asyncpg_url(dsn), **options)
+    engine = engine_on(driver, dsn, **options)
     async with engine.begin() as connection:
         await connection.execute(
             text("ALTER TABLE cenote_chunks ADD CONSTRAINT no_secrets CHECK (content <> 's3cret')")
         )
-    store = PgVectorStore(engine, 4)
+    store = store_on(engine, 4)
     await store.upsert([embedded("a")], "n")
     batch = [*random_chunks(1000, content="fine"), embedded("zzz", content="s3cret")]
     with pytest.raises(VectorStoreError) as error:
         await store.upsert(batch, "n")
-    assert isinstance(error.value.__cause__, asyncpg.CheckViolationError)
+    violations = asyncpg.CheckViolationError, psycopg.errors.CheckViolation
+    assert isinstance(error.value.__cause__, violations)
     assert error.value.sqlstate == "23514"
     assert "s3cret" not in str(error.value)
     assert [chunk.id for chunk in await stored(store, "n")] == ["a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.schema import CreateSchema
 from support.database import execute
+from support.drivers import on_both_drivers, store_on
 from support.library import Base, Document, Passage, passage
 from support.plans import explain
 
@@ -51,7 +53,8 @@ V = [1.0, 0.0, 0.0, 0.0]
 @pytest.fixture
 def store(library: AsyncEngine) -> PgVectorStore[Passage]:
     """A store for the user model."""
-    return PgVectorStore(library, model=Passage)
+    store: PgVectorStore[Passage] = store_on(library, model=Passage)
+    return store
 
 
 @pytest.fixture
@@ -270,9 +273,9 @@ async def test_schema_translate_map(library: AsyncEngine, documents: list[Docume
             await session.execute(untranslated)
 
 
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@on_both_drivers
 async def test_composed_plans_use_the_ann_index(
-    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document], mode: str
+    library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:
     """With joins, filters and another order, plans use the index and skip the exact branch."""
     statement = store.search_statement(V, "t", 10)
@@ -285,7 +288,7 @@ async def test_composed_plans_use_the_ann_index(
         store.search_statement(V, "t", 10, where=Passage.language == "en"),
     ]
     async with library.connect() as connection:
-        for search in composed:
+        for search, mode in product(composed, ("force_custom_plan", "force_generic_plan")):
             plan = await explain(connection, search, mode)
             executed = [line for line in plan.splitlines() if "never executed" not in line]
             assert any("_embedding_idx" in line for line in executed), plan

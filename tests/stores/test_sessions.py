@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -18,6 +20,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session
 from support.database import execute, scalar
+from support.drivers import on_both_drivers, store_on
 from support.library import Document, Passage, passage
 
 from cenote import InvalidInputError, PgVectorStore, VectorStoreError
@@ -204,21 +207,25 @@ async def test_autocommit_is_rejected_for_writes(
     await engines[1].dispose()
 
 
+@on_both_drivers
 async def test_searches_restore_the_settings(
-    library: AsyncEngine, session: AsyncSession, store: PgVectorStore[Passage]
+    sessions: async_sessionmaker[AsyncSession], session: AsyncSession
 ) -> None:
     """After a search, the settings are unchanged, even if only some of its rows are read."""
+    store = store_on(sessions, model=Passage)
     await store.upsert([passage(None, n) for n in range(1200)], "t")
     settings = text(
         "SELECT current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan')"
     )
-    await session.execute(text("SET LOCAL hnsw.ef_search = 77"))
+    # `AsyncSession.execute` needs an asynchronous driver.
+    execute: Any = partial(session.run_sync, cast("Any", Session.execute))
+    await execute(text("SET LOCAL hnsw.ef_search = 77"))
     await store.search(V, "t", session=session)
-    assert (await session.execute(settings)).one() == ("77", "off")
+    assert (await execute(settings)).one() == ("77", "off")
     statement = store.search_statement(V, "t", 20)
     for search in (statement, statement.limit(1), statement.where(Passage.position < 0)):
-        await session.execute(search)
-        assert (await session.execute(settings)).one() == ("77", "off")
+        await execute(search)
+        assert (await execute(settings)).one() == ("77", "off")
 
 
 @pytest.mark.parametrize(

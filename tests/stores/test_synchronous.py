@@ -494,6 +494,14 @@ def test_other_sessions_are_rejected(store: SyncPgVectorStore[Passage]) -> None:
             store.search_namespaces(V, ["n"], session=invalid)
 
 
+def test_invalid_conditions_are_rejected_at_once(store: SyncPgVectorStore[Passage]) -> None:
+    """An iterator of chunks rejects its arguments when it is created."""
+    for where in (Document.title == "a", 7):
+        with pytest.raises(InvalidInputError) as caught:
+            store.get_all_chunks("n", where=where)  # type: ignore[arg-type]
+        assert caught.value.field == "where"
+
+
 def test_an_asynchronous_iterable_is_rejected(
     engine: Engine, store: SyncPgVectorStore[Passage]
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import URL, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
     AsyncEngine,
     AsyncSession,
     async_sessionmaker,
@@ -23,7 +24,7 @@ from sqlalchemy.ext.asyncio import (
 from support.synchronous import Awaited
 
 from cenote import PgVectorStore, SyncPgVectorStore
-from cenote.postgres.sync_engine import SyncEngine
+from cenote.postgres.sync_engine import SyncConnection, SyncEngine
 
 Sessions: TypeAlias = async_sessionmaker[AsyncSession]
 
@@ -50,15 +51,16 @@ def another_engine(engine: AsyncEngine, **options: Any) -> AsyncEngine:
     return engine_on(driver, engine.url, **options)
 
 
-def store_on(engine: AsyncEngine | Sessions, *args: Any, **options: Any) -> Any:
-    """Create a store on an engine or a sessionmaker.
+def store_on(engine: AsyncEngine | AsyncConnection | Sessions, *args: Any, **options: Any) -> Any:
+    """Create a store on an engine, a connection or a sessionmaker.
 
     Returns:
         A `PgVectorStore`, or a `SyncPgVectorStore` whose methods are awaited and run in threads.
     """
     bind = engine.kw["bind"] if isinstance(engine, async_sessionmaker) else engine
-    if isinstance(bind, SyncEngine):
-        store: SyncPgVectorStore[Any] = SyncPgVectorStore(bind.sync_engine, *args, **options)
+    if isinstance(bind, SyncEngine | SyncConnection):
+        plain: Any = bind.sync_engine if isinstance(bind, SyncEngine) else bind.sync_connection
+        store: SyncPgVectorStore[Any] = SyncPgVectorStore(plain, *args, **options)
         return Awaited(store, in_threads=True)
     return PgVectorStore(engine, *args, **options)
 

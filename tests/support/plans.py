@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -29,17 +30,30 @@ async def explain(
         after: Number of executions before the explained one. In ``auto`` mode, the server
             considers a generic plan after five.
     """
-    compiled: Any = statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
+    dialect: Any = connection.dialect
+    if dialect.driver == "psycopg":  # PREPARE needs numbered parameters
+        dialect = type(dialect)(paramstyle="numeric_dollar")
+    compiled: Any = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
     bound = compiled.construct_params(parameters)
     literals = ", ".join(_literal(bound[name]) for name in compiled.positiontup)
     driver: Any = (await connection.get_raw_connection()).driver_connection
-    await driver.execute("SET plan_cache_mode = " + mode)
-    await driver.execute("PREPARE search AS " + str(compiled))
+
+    async def execute(sql: str) -> Any:
+        result = driver.execute(sql)
+        return await result if inspect.isawaitable(result) else result
+
+    await execute("SET plan_cache_mode = " + mode)
+    await execute("PREPARE search AS " + str(compiled))
     for _ in range(after):
-        await driver.execute("EXECUTE search(" + literals + ")")
-    rows = await driver.fetch("EXPLAIN (ANALYZE) EXECUTE search(" + literals + ")")
-    await driver.execute("DEALLOCATE search")
-    await driver.execute("RESET plan_cache_mode")
+        await execute("EXECUTE search(" + literals + ")")
+    explanation = "EXPLAIN (ANALYZE) EXECUTE search(" + literals + ")"
+    if dialect.driver == "psycopg":
+        rows = (await execute(explanation)).fetchall()
+        rows = await rows if inspect.isawaitable(rows) else rows
+    else:
+        rows = await driver.fetch(explanation)
+    await execute("DEALLOCATE search")
+    await execute("RESET plan_cache_mode")
     return "\n".join(row[0] for row in rows)
 
 
