@@ -328,6 +328,53 @@ async def test_zero_vectors_do_not_displace_others(class_engine: AsyncEngine) ->
         assert len(many) == 10
 
 
+@pytest.mark.parametrize("partitions", [0, 2])
+async def test_vectors_in_the_toast_table(one_connection: AsyncEngine, partitions: int) -> None:
+    """The planner knows that it would be slow to read all vectors, and uses the index."""
+    engine, rows, dimensions = one_connection, EXACT_UP_TO + 500, 2048
+    store = PgVectorStore(
+        engine,
+        dimensions,
+        table_name=f"wide_{partitions}",
+        text_search="simple",
+        index="bit",
+        partitions=partitions,
+    )
+    await store.apply_migrations()
+    vectors = np.random.default_rng(1).standard_normal((rows, dimensions)).astype(np.float32)
+    items = [
+        embedded(f"{n:04}", vector, document_id=f"d{n // 2}", metadata={"most": n % 10 > 0})
+        for n, vector in enumerate(vectors)
+    ]
+    await store.upsert(items, "n")
+    await execute(engine, f"ANALYZE wide_{partitions}")
+
+    async def by_statement(query: Any) -> list[Any]:
+        statement = store.search_statement(query, "n", filter={"most": True})
+        async with store.engine.connect() as connection:
+            return [*(await connection.execute(statement))]
+
+    searches: dict[str, Callable[[Any], Awaitable[Any]]] = {
+        "search": lambda q: store.search(q, "n"),
+        "limit": lambda q: store.search(q, "n", 100),
+        "filter": lambda q: store.search(q, "n", 10, {"most": True}),
+        "where": lambda q: store.search(q, "n", where=store.model.position == 0),
+        "per_document": lambda q: store.search(q, "n", per_document=1),
+        "many": lambda q: store.search_many([q, q], "n"),
+        "hybrid": lambda q: store.search_hybrid("text", q, "n"),
+        "statement": by_statement,
+    }
+    for name, search in searches.items():
+        for turn in range(1, 7):  # the last plan may be a generic one
+            before = await scans(engine)
+            found = await search(vectors[turn])
+            assert await scans(engine) > before, f"{name}, execution {turn}"
+            if name not in ("hybrid", "statement"):
+                nearest = found[0][0] if name == "many" else found[0]
+                assert nearest.chunk.id == f"{turn:04}"
+            assert len(found) == {"limit": 100, "many": 2}.get(name, 10)
+
+
 async def test_candidates_that_run_out(
     one_connection: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

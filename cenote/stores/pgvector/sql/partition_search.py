@@ -220,7 +220,7 @@ class PartitionSearch(Search):
         conditions = self._conditions()
         if self.strategy != "small" or len(conditions) == 1:
             return conditions
-        return [conditions[0], _in_case(*conditions[1:])]
+        return [conditions[0], case((and_(*conditions[1:]), true()), else_=false())]
 
     def _matching_for_ann(self) -> list[ColumnElement[bool]]:
         """Return the conditions in a CASE; see `Search`.
@@ -228,11 +228,7 @@ class PartitionSearch(Search):
         In a generic plan, Postgres does not know that the namespace is large, and could prefer the
         primary key to the ANN index. A condition outside the CASE requires a custom plan.
         """
-        namespace, *filtered = self._conditions_for_ann()
+        conditions = self._conditions_for_ann()
         if not self._exposes_namespace:
-            return [_in_case(namespace, *filtered)]
-        return [namespace, *([_in_case(*filtered)] if filtered else [])]
-
-
-def _in_case(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    return case((and_(*conditions), true()), else_=false())
+            return [self._in_case(*conditions)]
+        return self._behind_namespace(*conditions)
