@@ -21,7 +21,7 @@ from support import deployment
 from support.commands import cenote, output_of, run
 from support.database import VERSION, execute, programs, scalar
 from support.deployment import Deployment
-from support.drivers import on_both_drivers, store_on
+from support.drivers import on_both_stores, store_on
 from support.library import Passage
 
 from cenote import (
@@ -233,7 +233,7 @@ async def test_rows_do_not_find_themselves(
     assert report.points[0].recall == 0
 
 
-@on_both_drivers
+@on_both_stores
 async def test_equal_vectors_count_as_found(empty_engine: AsyncEngine) -> None:
     """Which of many equally near chunks a search finds does not change its recall."""
     store = store_on(empty_engine, 4, partitions=0)
@@ -665,7 +665,7 @@ async def test_row_level_security(deployed: Deployment) -> None:
     assert used_ef_search(app_store) == 60
 
 
-@on_both_drivers
+@on_both_stores
 async def test_an_index_with_another_name(library: AsyncEngine) -> None:
     """On a table with an index of another name, that index has the comment."""
     await execute(library, "ALTER INDEX ix_passages_embedding RENAME TO mine")

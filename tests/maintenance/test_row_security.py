@@ -15,7 +15,7 @@ from support import deployment
 from support.commands import REPOSITORY, output_of, run
 from support.database import execute, scalar
 from support.deployment import GRANTS, OPTIONS, Deployment, visible_ids
-from support.drivers import on_both_drivers
+from support.drivers import on_every_driver
 
 from cenote import (
     CenoteError,
@@ -46,7 +46,7 @@ async def test_the_program_of_the_documentation(roles: Deployment) -> None:
     assert printed == "[]\n['Cats purr.']\n"
 
 
-@on_both_drivers
+@on_every_driver
 async def test_queries_without_a_predicate_find_no_rows(deployed: Deployment) -> None:
     """Neither the application nor the owner can read, update or delete rows without a tenant."""
     for engine in (deployed.app, deployed.owner):
@@ -59,7 +59,7 @@ async def test_queries_without_a_predicate_find_no_rows(deployed: Deployment) ->
     assert await scalar(deployed.admin, "SELECT count(*) FROM cenote_chunks") == 3
 
 
-@on_both_drivers
+@on_every_driver
 async def test_rows_of_other_tenants_cannot_be_written(deployed: Deployment) -> None:
     """Rows can be neither inserted for another tenant nor moved to another tenant."""
     store = deployed.store()
@@ -83,7 +83,7 @@ async def test_rows_of_other_tenants_cannot_be_written(deployed: Deployment) -> 
                 await session.execute(update(ChunkRow).values(namespace="globex"))
 
 
-@on_both_drivers
+@on_every_driver
 async def test_all_operations(deployed: Deployment) -> None:
     """All operations work on own connections, in the caller's transaction and as the owner."""
     for store in (deployed.store(), deployed.owner_store):
@@ -149,7 +149,7 @@ async def test_bulk_loads(deployed: Deployment) -> None:
     assert await deployed.store().count("globex") == 1
 
 
-@on_both_drivers
+@on_every_driver
 async def test_two_tenants_in_one_transaction(deployed: Deployment) -> None:
     """Each call sets its tenant, and restores the tenant of the surrounding block."""
     store = deployed.store()
@@ -196,7 +196,7 @@ async def test_the_tenant_is_reset_after_errors(deployed: Deployment) -> None:
         assert await visible_ids(session) == []
 
 
-@on_both_drivers
+@on_every_driver
 async def test_the_tenant_is_reset_after_each_transaction(deployed: Deployment) -> None:
     """Calls for several tenants share one pooled connection, and none inherits a tenant."""
     store = deployed.store()
@@ -248,7 +248,7 @@ async def test_adapters(deployed: Deployment) -> None:
     assert await scalar(deployed.admin, "SELECT string_agg(id, ' ') FROM cenote_chunks") == "x"
 
 
-@on_both_drivers
+@on_every_driver
 async def test_search_statements(deployed: Deployment) -> None:
     """A search statement finds chunks within the tenant's block, and none outside of it."""
     store = deployed.store()

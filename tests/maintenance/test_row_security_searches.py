@@ -14,7 +14,7 @@ from support.chunks import random_chunks
 from support.database import execute
 from support.deployment import GRANTS, Deployment
 from support.driver import watch
-from support.drivers import on_both_drivers
+from support.drivers import on_both_stores
 from support.plans import explain
 
 from cenote import PgVectorStore
@@ -53,7 +53,7 @@ GRANT_ON_PARTITIONS = (
 )
 
 
-@on_both_drivers
+@on_both_stores
 @pytest.mark.parametrize("granted", [True, False])
 async def test_a_search_takes_one_statement(filled: Deployment, granted: bool) -> None:
     """A repeated search is one statement, which names the partition if the role may read it."""

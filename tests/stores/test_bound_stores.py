@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import scoped_session, sessionmaker
 from support.database import scalar
-from support.drivers import SYNCHRONOUS, another_engine, on_both_drivers, store_on
+from support.drivers import SYNCHRONOUS, another_engine, on_both_stores, store_on
 from support.library import Document, Passage, passage
 
 from cenote import (
@@ -135,7 +135,7 @@ async def bound(
         await connection.rollback()
 
 
-@on_both_drivers
+@on_both_stores
 async def test_calls_join(bound: PgVectorStore, driver: str) -> None:
     """Every method runs on the connection of the session, which is the only one of the engine.
 

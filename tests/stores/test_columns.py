@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, undefer
 from sqlalchemy.types import TypeEngine
 from support.database import execute, scalar
-from support.drivers import SYNCHRONOUS, on_both_drivers, store_on
+from support.drivers import SYNCHRONOUS, on_both_stores, store_on
 from support.library import Document, Mood, Passage, passage
 
 from cenote import (
@@ -112,7 +112,7 @@ async def _check_values(store: PgVectorStore[Passage], values: dict[str, Any]) -
             assert actual == value
 
 
-@on_both_drivers
+@on_both_stores
 async def test_columns_without_a_value_are_kept(store: PgVectorStore[Passage]) -> None:
     """New rows get defaults, changed rows keep values that are not passed, and onupdate applies."""
     await store.upsert([embedded(id, columns={"page": 1}) for id in "ab"], "t")
@@ -126,7 +126,7 @@ async def test_columns_without_a_value_are_kept(store: PgVectorStore[Passage]) -
     assert after.changed_at is not None
 
 
-@on_both_drivers
+@on_both_stores
 async def test_rows_with_equal_columns_are_not_rewritten(store: PgVectorStore[Passage]) -> None:
     """A row is rewritten only if a user column, of any type, gets another value."""
     columns = {"page": 1, "extra": {"a": 1}, "readers": ["x"], "summary": [1, 2]}
@@ -182,7 +182,7 @@ async def test_invalid_columns(
     assert await stored(store, "t") == []
 
 
-@on_both_drivers
+@on_both_stores
 async def test_values_of_the_wrong_length_are_rejected(library: AsyncEngine, driver: str) -> None:
     """Values are neither cut nor padded to the length of their column."""
     store = store_on(library, model=Passage)
@@ -447,7 +447,7 @@ async def test_columns_without_a_user_model(engine: AsyncEngine) -> None:
     assert await found(memory, V, "t") == ["a"]
 
 
-@on_both_drivers
+@on_both_stores
 async def test_conditions_on_columns(store: PgVectorStore[Passage]) -> None:
     """where= filters searches and iterations by user columns, before the limit applies."""
     documents = [Document(title="a"), Document(title="b")]

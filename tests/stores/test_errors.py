@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support.database import execute
-from support.drivers import SYNCHRONOUS, another_engine, on_both_drivers, store_on
+from support.drivers import SYNCHRONOUS, another_engine, on_both_stores, store_on
 from support.library import Passage
 
 from cenote import InvalidInputError, PgVectorStore, StoreConnectionError, VectorStoreError
@@ -20,7 +20,7 @@ from cenote.testing import embedded, found, stored
 QUERY = [1.0, 0.5, 0.25, 0.125]
 
 
-@on_both_drivers
+@on_both_stores
 async def test_a_missing_table(engine: AsyncEngine, driver: str) -> None:
     """Every call raises an error with a hint and the driver's error as its cause."""
     store = store_on(engine, 4, table_name="missing", partitions=0)
@@ -44,7 +44,7 @@ async def test_a_missing_table(engine: AsyncEngine, driver: str) -> None:
         assert error.value.sqlstate == "42P01"
 
 
-@on_both_drivers
+@on_both_stores
 async def test_a_missing_extension(empty_engine: AsyncEngine, driver: str) -> None:
     """The hint is `apply_migrations`, or for a user model the application's migrations."""
     call = "store.apply_" if driver == SYNCHRONOUS else "await store.apply_"
@@ -54,7 +54,7 @@ async def test_a_missing_extension(empty_engine: AsyncEngine, driver: str) -> No
         await store_on(empty_engine, model=Passage).search(QUERY, "n")
 
 
-@on_both_drivers
+@on_both_stores
 async def test_missing_prepared_statements(engine: AsyncEngine, driver: str) -> None:
     """The hint names the setting of the driver that makes it work behind a pooler."""
     pooled = another_engine(engine, pool_size=1, max_overflow=0)

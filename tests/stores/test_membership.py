@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from support.database import APP_ROLE, execute, scalar
-from support.drivers import ASYNCPG, another_engine, on_both_drivers, store_on
+from support.drivers import ASYNCPG, another_engine, on_both_stores, store_on
 
 from cenote import ChunkRow, InMemoryVectorStore, PgVectorStore, field, meta
 from cenote.filters import Filter, predicates
@@ -174,7 +174,7 @@ async def test_plan_of_many_values(store: PgVectorStore) -> None:
         _check_plan("\n".join(row[0] for row in rows))
 
 
-@on_both_drivers
+@on_both_stores
 async def test_long_filters_are_kept_nowhere(engine: AsyncEngine, driver: str) -> None:
     """Neither the store nor a connection keeps the statement of a filter with long values."""
     # By default, psycopg prepares a statement when it is executed for the sixth time. A ROLLBACK

@@ -22,7 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support.database import APP_ROLE, execute, scalar
 from support.driver import ids_of, insert, partition_of, reference, watch
-from support.drivers import on_both_drivers, store_on
+from support.drivers import on_both_stores, store_on
 from support.plans import explain
 
 from cenote import PgVectorStore, SchemaConfig, VectorStoreError
@@ -175,7 +175,7 @@ async def _detach(engine: AsyncEngine, partition: str) -> None:
     await execute(engine, f"ALTER TABLE cenote_chunks DETACH PARTITION {partition}")
 
 
-@on_both_drivers
+@on_both_stores
 @pytest.mark.parametrize("size", [5, LARGE])
 async def test_a_detached_partition_is_not_searched(
     engine: AsyncEngine, sent: list[str], size: int
@@ -250,7 +250,7 @@ async def test_a_pending_detachment(engine: AsyncEngine, sent: list[str]) -> Non
     assert any(partition_of(sql) == partition for sql in sent)
 
 
-@on_both_drivers
+@on_both_stores
 async def test_dropped_and_recreated_tables(engine: AsyncEngine, sent: list[str]) -> None:
     """A partition and a chunk table that are dropped and created anew are searched again."""
     store = store_on(engine, 4)
@@ -284,7 +284,7 @@ async def test_dropped_and_recreated_tables(engine: AsyncEngine, sent: list[str]
 # -- namespaces that change
 
 
-@on_both_drivers
+@on_both_stores
 async def test_a_namespace_grows(
     engine: AsyncEngine, sent: list[str], paths: Callable[[], list[str]]
 ) -> None:
@@ -550,7 +550,7 @@ async def test_another_process_writes_and_repartitions(
     assert await process.wait() == 0
 
 
-@on_both_drivers
+@on_both_stores
 async def test_two_stores_of_one_engine(engine: AsyncEngine, sent: list[str]) -> None:
     """Stores of two tables on one engine do not share hints, and see each other's writes."""
     one, two = store_on(engine, 4), PgVectorStore(engine, 4)
@@ -744,7 +744,7 @@ async def test_temporary_tables_with_the_partitions_names(
 
 
 @pytest.mark.parametrize("size", [5, LARGE])
-@on_both_drivers
+@on_both_stores
 async def test_a_callers_transaction_uses_no_hints(
     engine: AsyncEngine, sent: list[str], size: int
 ) -> None:

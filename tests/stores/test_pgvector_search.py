@@ -10,7 +10,7 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.chunks import random_chunks
-from support.drivers import on_both_drivers
+from support.drivers import on_both_stores
 from support.plans import explain
 
 from cenote import ConfigurationError, InvalidInputError, PgVectorStore
@@ -188,7 +188,7 @@ def test_invalid_ef_search_of_a_store(engine: AsyncEngine, ef_search: Any) -> No
     assert error.value.setting == "hnsw_ef_search"
 
 
-@on_both_drivers
+@on_both_stores
 async def test_ef_search_of_a_call(store: PgVectorStore, engine: AsyncEngine) -> None:
     """ef_search applies to `search` and `search_statement`; invalid values are rejected."""
     await store.upsert(random_chunks(EXACT_UP_TO + 100), "n")

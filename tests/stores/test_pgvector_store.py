@@ -14,7 +14,7 @@ from sqlalchemy import QueuePool, event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support.chunks import random_chunks
 from support.commands import asyncpg_url
-from support.drivers import connect_on, engine_on, on_both_drivers, store_on
+from support.drivers import connect_on, engine_on, on_both_stores, store_on
 from support.proxy import running_proxy
 
 from cenote import Chunk, ChunkRow, InvalidInputError, PgVectorStore, VectorStoreError
@@ -33,7 +33,7 @@ def checked_out(engine: AsyncEngine) -> int:
 # -- round trips and connections
 
 
-@on_both_drivers
+@on_both_stores
 async def test_round_trips(dsn: str, driver: str) -> None:
     """A search, a page and a deletion take one round trip; an upsert takes three."""
     async with (
@@ -349,7 +349,7 @@ async def test_created_at_is_kept_when_a_row_changes(
         assert await connection.scalar(query) == created
 
 
-@on_both_drivers
+@on_both_stores
 @pytest.mark.parametrize("isolation_level", [None, "AUTOCOMMIT", "REPEATABLE READ"])
 async def test_a_failed_batch_leaves_no_rows(
     dsn: str, driver: str, isolation_level: str | None

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
+from support.cancellation import CancelledAt
 from support.contract import ContractStores
 from support.library import Document, Passage, passage
 
@@ -91,33 +92,6 @@ def store(engine: AsyncEngine) -> PgVectorStore[Passage]:
 
 
 # -- cancellation
-
-
-class CancelledAt:
-    """Awaits a coroutine, and cancels the task when the coroutine waits for the n-th time."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], number: int) -> None:
-        self._coroutine = coroutine
-        self._number = number
-        self.waits = 0
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        error: BaseException | None = None
-        while True:
-            try:
-                wait = self._coroutine.throw(error) if error else self._coroutine.send(None)
-            except StopIteration as stop:
-                return stop.value
-            self.waits += 1
-            if self.waits == self._number:
-                task = asyncio.current_task()
-                assert task is not None
-                task.cancel()
-            error = None
-            try:
-                yield wait
-            except BaseException as thrown:
-                error = thrown
 
 
 async def cancel_everywhere(engine: AsyncEngine, call: Callable[[], Any]) -> int:

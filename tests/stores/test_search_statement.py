@@ -31,7 +31,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.schema import CreateSchema
 from support.database import execute
-from support.drivers import on_both_drivers, store_on
+from support.drivers import on_both_stores, store_on
 from support.library import Base, Document, Passage, passage
 from support.plans import explain
 
@@ -273,7 +273,7 @@ async def test_schema_translate_map(library: AsyncEngine, documents: list[Docume
             await session.execute(untranslated)
 
 
-@on_both_drivers
+@on_both_stores
 async def test_composed_plans_use_the_ann_index(
     library: AsyncEngine, store: PgVectorStore[Passage], documents: list[Document]
 ) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import event, func, inspect, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import selectinload, undefer
 from support.database import execute, scalar
-from support.drivers import on_both_drivers, store_on
+from support.drivers import on_every_driver, store_on
 from support.library import Bookmark, Document, Passage, passage
 
 from cenote import PgVectorStore, VectorStoreError
@@ -38,7 +38,7 @@ def store(sessions: async_sessionmaker[AsyncSession]) -> PgVectorStore[Passage]:
     return store
 
 
-@on_both_drivers
+@on_every_driver
 async def test_an_upsert_refreshes_loaded_objects(
     session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
@@ -72,7 +72,7 @@ async def test_objects_in_a_session_of_sqlmodel(
         assert await store.count("t", session=session) == 1
 
 
-@on_both_drivers
+@on_every_driver
 async def test_loaded_relationships_stay_loaded(
     session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
@@ -118,7 +118,7 @@ async def test_an_upsert_overwrites_pending_changes(
     assert (row.content, row.page) == ("some text", 3)
 
 
-@on_both_drivers
+@on_every_driver
 async def test_deleted_chunks_leave_the_session(
     session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
@@ -136,7 +136,7 @@ async def test_deleted_chunks_leave_the_session(
     assert await session.scalar(select(func.count()).select_from(Passage)) == 3
 
 
-@on_both_drivers
+@on_every_driver
 async def test_number_of_statements_with_and_without_loaded_objects(
     library: AsyncEngine, session: AsyncSession, store: PgVectorStore[Passage]
 ) -> None:
@@ -191,7 +191,7 @@ async def test_cascading_deletions(
     assert document.passages[0].bookmarks[0].passage is document.passages[0]
 
 
-@on_both_drivers
+@on_every_driver
 async def test_a_foreign_key_without_cascade_prevents_a_deletion(
     library: AsyncEngine, store: PgVectorStore[Passage]
 ) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session
 from support.database import execute, scalar
-from support.drivers import on_both_drivers, store_on
+from support.drivers import on_both_stores, store_on
 from support.library import Document, Passage, passage
 
 from cenote import InvalidInputError, PgVectorStore, VectorStoreError
@@ -207,7 +207,7 @@ async def test_autocommit_is_rejected_for_writes(
     await engines[1].dispose()
 
 
-@on_both_drivers
+@on_both_stores
 async def test_searches_restore_the_settings(
     sessions: async_sessionmaker[AsyncSession], session: AsyncSession
 ) -> None:

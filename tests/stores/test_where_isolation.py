@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from support.drivers import on_both_drivers, store_on
+from support.drivers import on_every_driver, store_on
 
 from cenote import PgVectorStore
 from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO
@@ -55,7 +55,7 @@ async def test_escaping_conditions(
         assert_own([chunk.id for chunk, _ in rows], namespace)
 
 
-@on_both_drivers
+@on_every_driver
 async def test_conditions_that_do_not_escape(store: PgVectorStore) -> None:
     """The repeated condition removes no chunk of the tenant itself."""
     where: Any = text("id <> 'own0001'")

@@ -1,9 +1,11 @@
-"""Run tests of `PgVectorStore` on the synchronous store, too.
+"""Run tests of `PgVectorStore` on every driver, and on the synchronous store.
 
-A test that `on_both_drivers` decorates runs twice. Its fixture ``engine`` (or ``empty_engine``,
-``library``, ``store``) is an engine of asyncpg, and then a synchronous engine of psycopg with
-SQLAlchemy's asynchronous interface, whose statements block the event loop. `store_on` returns a
-store on either of them.
+A test that `on_every_driver` decorates runs three times. Its fixture ``engine`` (or
+``empty_engine``, ``library``, ``store``) is an engine of asyncpg, an engine of psycopg, and a
+synchronous engine of psycopg with SQLAlchemy's asynchronous interface, whose statements block the
+event loop. `store_on` returns a store on any of them. `on_both_stores` omits the asynchronous
+engine of psycopg, for slow tests of what statements return. `on_asynchronous_drivers` omits the
+synchronous engine, for tests of tasks.
 """
 
 from __future__ import annotations
@@ -29,9 +31,12 @@ from cenote.postgres.sync_engine import SyncConnection, SyncEngine
 Sessions: TypeAlias = async_sessionmaker[AsyncSession]
 
 ASYNCPG = "asyncpg"
+PSYCOPG = "psycopg"
 SYNCHRONOUS = "synchronous"
 
-on_both_drivers = pytest.mark.parametrize("driver", [ASYNCPG, SYNCHRONOUS], indirect=True)
+on_every_driver = pytest.mark.parametrize("driver", [ASYNCPG, PSYCOPG, SYNCHRONOUS], indirect=True)
+on_asynchronous_drivers = pytest.mark.parametrize("driver", [ASYNCPG, PSYCOPG], indirect=True)
+on_both_stores = pytest.mark.parametrize("driver", [ASYNCPG, SYNCHRONOUS], indirect=True)
 
 
 def engine_on(driver: str, dsn: str | URL, **options: Any) -> AsyncEngine:
@@ -42,12 +47,15 @@ def engine_on(driver: str, dsn: str | URL, **options: Any) -> AsyncEngine:
             ssl = {"ssl": url.query["sslmode"]}
             url = url.difference_update_query(["sslmode"]).update_query_dict(ssl)
         return create_async_engine(url, **options)
-    return SyncEngine(create_engine(make_url(dsn).set(drivername="postgresql+psycopg"), **options))
+    url = make_url(dsn).set(drivername="postgresql+psycopg")
+    if driver == PSYCOPG:
+        return create_async_engine(url, **options)
+    return SyncEngine(create_engine(url, **options))
 
 
 def another_engine(engine: AsyncEngine, **options: Any) -> AsyncEngine:
     """Create an engine with the same URL and the same driver."""
-    driver = SYNCHRONOUS if isinstance(engine, SyncEngine) else ASYNCPG
+    driver = SYNCHRONOUS if isinstance(engine, SyncEngine) else engine.dialect.driver
     return engine_on(driver, engine.url, **options)
 
 
@@ -66,7 +74,10 @@ def store_on(engine: AsyncEngine | AsyncConnection | Sessions, *args: Any, **opt
 
 
 async def connect_on(driver: str, *args: Any, **options: Any) -> Any:
-    """Create a store with `connect`; see `store_on` for the result."""
+    """Create a store with `connect`, which uses asyncpg or, in `SyncPgVectorStore`, psycopg.
+
+    See `store_on` for the result.
+    """
     if driver == SYNCHRONOUS:
         connect: Any = SyncPgVectorStore.connect
         return Awaited(await asyncio.to_thread(connect, *args, **options), in_threads=True)
