@@ -54,7 +54,10 @@ def downgrade() -> None:
     if config.distribution is None:
         return
     if op.get_context().as_sql or is_distributed():
+        comment = _comment(config)
         op.execute(sa.select(sa.func.undistribute_table(_regclass(config))))
+        if comment:  # Citus has created the table anew, without its comment
+            op.create_table_comment(config.table_name, comment, schema=config.schema)
 
 
 def _has_rows(config: SchemaConfig) -> bool:
@@ -62,6 +65,16 @@ def _has_rows(config: SchemaConfig) -> bool:
         return False
     table = sa.table(config.table_name, schema=config.schema)
     return bool(op.get_bind().scalar(sa.select(sa.exists(sa.select(1).select_from(table)))))
+
+
+def _comment(config: SchemaConfig) -> str | None:
+    """Return the table's comment: see `cenote.postgres.ann_index`."""
+    if not op.get_context().as_sql:
+        query = sa.select(sa.func.obj_description(_regclass(config), "pg_class"))
+        return op.get_bind().scalar(query)
+    marks = [] if config.metric == "cosine" else [f"metric={config.metric}"]
+    marks += ["index=none"] if config.index_kind == "none" else []
+    return "cenote: " + ", ".join(marks) if marks else None
 
 
 def _regclass(config: SchemaConfig) -> sa.Cast[str]:

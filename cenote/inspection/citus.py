@@ -109,6 +109,14 @@ def shard_count(connection: Connection, oid: int) -> int | None:
     return connection.scalar(query) or None
 
 
+def is_distributed_query(relation: ColumnElement[Any]) -> Select[Any]:
+    """Return a query that selects true if Citus has distributed a table.
+
+    The database must have the extension; see `CITUS_METADATA`.
+    """
+    return select(exists().where(_pg_dist_partition.c.logicalrelid == relation))
+
+
 def is_distributed(connection: Connection, name: str, schema: str | None) -> bool:
     """Return True if Citus has distributed a table."""
     relation = func.to_regclass(qualified(name, schema))

@@ -18,6 +18,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from sqlalchemy import (
     Boolean,
@@ -44,9 +45,15 @@ from sqlalchemy import (
     null,
     select,
     table,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    create_async_engine,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from support.commands import alembic, cenote, output_of
 from support.database import execute, scalar, tables
@@ -71,9 +78,18 @@ from cenote.maintenance.reindexing import drop_ann_index_of_empty_table
 from cenote.migrate import versions
 from cenote.models import SyncResult
 from cenote.orm.factory import chunk_table
+from cenote.postgres.ann_index import marked_comment
 from cenote.postgres.dsn import CITUS_SETTINGS, create_engine
 from cenote.postgres.vector import VectorType
-from cenote.testing import MakeStore, VectorStoreContract, embedded, found
+from cenote.stores.pgvector import executor
+from cenote.stores.pgvector.sql.vector_search import EXACT_UP_TO
+from cenote.testing import (
+    MakeStore,
+    VectorStoreContract,
+    embedded,
+    expected_score,
+    found,
+)
 
 DISTRIBUTED = SchemaConfig(dimensions=4, distribution="citus")
 
@@ -146,14 +162,21 @@ async def test_downgrade_of_a_table_that_is_not_distributed(
 
 
 def test_sql_scripts() -> None:
-    """The script of --sql distributes the table after everything else, and undistributes it."""
+    """The script of --sql distributes the table after everything else, and undistributes it.
+
+    Citus loses the table's comment then, so the script of the downgrade restores it.
+    """
     arguments = ["-xdimensions=4", "-xdistribution=citus", "-xcolocate_with=app.documents"]
+    arguments.append("-xmetric=l2")
     script = output_of(alembic(*arguments, "upgrade", "head", "--sql"))
     assert "PARTITION" not in script
     call = "create_distributed_table(CAST('cenote_chunks' AS REGCLASS), 'namespace', 'hash', "
     assert script.index("USING hnsw") < script.index(call + "'app.documents', NULL)")
     script = output_of(alembic(*arguments, "downgrade", "head:base", "--sql"))
-    assert "undistribute_table(CAST('cenote_chunks' AS REGCLASS))" in script
+    call = "undistribute_table(CAST('cenote_chunks' AS REGCLASS))"
+    assert call in script
+    comment = "COMMENT ON TABLE cenote_chunks IS 'cenote: metric=l2'"
+    assert script.index(call) < script.index(comment)
 
 
 def test_findings_about_shards() -> None:
@@ -404,6 +427,21 @@ async def test_filters_that_never_match(cluster: AsyncEngine, searched: PgVector
             statement = searched.search_statement(QUERY, "n", filter=never, exact=exact)
             assert await rows_of(cluster, statement) == [], label
     assert await searched.count("n") == 1200
+
+
+@pytest.mark.citus
+async def test_filters_that_a_constraint_excludes(
+    cluster: AsyncEngine, searched: PgVectorStore
+) -> None:
+    """Postgres 18 knows from NOT NULL that this filter is never true; Citus reads no shard."""
+    never = field("created_at").is_null()
+    for namespace in ("n", "m"):
+        for exact in (False, True):
+            assert await searched.search(QUERY, namespace, filter=never, exact=exact) == []
+    await reindex(cluster, replace(searched.config, index="none"))  # every search is exact
+    store = PgVectorStore(cluster, 4, table_name=searched.config.table_name)
+    assert await store.search(QUERY, "n", filter=never) == []
+    assert len(await store.search(QUERY, "n")) == 10
 
 
 @pytest.mark.citus
@@ -706,3 +744,238 @@ async def test_colocate_with_an_application_table(cluster: AsyncEngine, name: st
             await store.search(QUERY, "acme", where=by_column)
     finally:
         await execute(cluster, f"DROP TABLE IF EXISTS {name}, {documents} CASCADE")
+
+
+# -- metrics and kinds of ANN index on a cluster
+
+DIMENSIONS = 64
+ROWS = EXACT_UP_TO + 500
+WORD = "gardens"
+
+_random = np.random.default_rng(7)
+_centres = _random.standard_normal((20, DIMENSIONS))
+VECTORS = (
+    _centres[_random.integers(0, 20, ROWS)] + 0.7 * _random.standard_normal((ROWS, DIMENSIONS))
+).astype(np.float32)
+QUERIES = (VECTORS[:5] + 0.3 * _random.standard_normal((5, DIMENSIONS))).astype(np.float32)
+
+KINDS: list[dict[str, Any]] = [
+    {"metric": "cosine", "index": "vector"},
+    {"metric": "cosine", "index": "halfvec"},
+    {"metric": "cosine", "index": "bit"},
+    {"metric": "cosine", "index": "bit", "column_type": "halfvec"},
+    {"metric": "cosine", "index": "none"},
+    {"metric": "inner_product", "index": "vector"},
+    {"metric": "inner_product", "index": "halfvec", "column_type": "halfvec"},
+    {"metric": "inner_product", "index": "none"},
+    {"metric": "l2", "index": "vector"},
+    {"metric": "l2", "index": "halfvec"},
+    {"metric": "l2", "index": "none"},
+]
+"""Every metric with every kind of index that it works with."""
+
+PREFER_THE_INDEX = (
+    "SET LOCAL citus.propagate_set_commands = 'local'",
+    "SET LOCAL enable_sort = off",
+)
+"""Settings of a transaction, on the node too: of so few rows, Postgres may prefer to sort all."""
+
+
+def rows_of_kinds() -> list[EmbeddedChunk]:
+    """Return chunks that a search does not compare exactly without trying the ANN index."""
+    return [
+        embedded(
+            f"{n:05}",
+            vector,
+            document_id=f"d{n // 3}",
+            content=WORD if n % 2 else "some text",
+            metadata={"most": n % 10 > 0, "few": n % 100 == 0},
+        )
+        for n, vector in enumerate(VECTORS)
+    ]
+
+
+async def table_comment(engine: AsyncEngine, name: str) -> str:
+    query = f"SELECT coalesce(obj_description('{name}'::regclass, 'pg_class'), '')"
+    return str(await scalar(engine, query))
+
+
+async def of_ann_indexes(engine: AsyncEngine, name: str, expression: str) -> list[str]:
+    """Return the value of an aggregate over the ANN indexes of each shard."""
+    query = (
+        f"SELECT {expression} FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+        " JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw' AND i.indrelid = '%s'::regclass"
+    )
+    answers = text("SELECT success, result FROM run_command_on_shards(:name, :query)")
+    async with engine.connect() as connection:
+        rows = (await connection.execute(answers, {"name": name, "query": query})).all()
+    assert all(row.success for row in rows)
+    return [row.result for row in rows]
+
+
+async def index_scans(engine: AsyncEngine, name: str) -> int:
+    """Return how often the ANN indexes of a table's shards were scanned."""
+    scans = "coalesce(sum(pg_stat_get_numscans(i.indexrelid)), 0)"
+    return sum(map(int, await of_ann_indexes(engine, name, scans)))
+
+
+@pytest.mark.citus
+@pytest.mark.parametrize("settings", KINDS, ids=lambda settings: "-".join(settings.values()))
+async def test_kinds_of_index(
+    cluster: AsyncEngine, one_node: AsyncEngine, name: str, settings: dict[str, Any]
+) -> None:
+    """Searches scan the index of one shard, and return all results with exact scores."""
+    config = SchemaConfig(
+        dimensions=DIMENSIONS,
+        table_name=name,
+        distribution="citus",
+        shard_count=2,
+        text_search="simple",
+        **settings,
+    )
+    await schema.upgrade(cluster, config)
+    kind, metric = config.index_kind, config.metric
+    options: dict[str, Any] = {"metric": metric, "column_type": config.column_type}
+    store = PgVectorStore(  # it reads the kind from the coordinator's catalogue
+        one_node, DIMENSIONS, table_name=name, text_search="simple", **options
+    )
+    assert await store.bulk_load(rows_of_kinds(), "n") == ROWS
+    for expected in (config, replace(config, index=None)):
+        assert await schema.check(cluster, expected) == []
+    assert await table_comment(cluster, name) == (marked_comment(None, metric, kind) or "")
+    await execute(cluster, f"ANALYZE {name}")
+
+    searches: dict[str, Callable[[Any, AsyncConnection], Any]] = {
+        "search": lambda q, c: store.search(q, "n", session=c),
+        "filter": lambda q, c: store.search(q, "n", 10, {"most": True}, session=c),
+        "where": lambda q, c: store.search(q, "n", where=store.model.position == 0, session=c),
+        "per_document": lambda q, c: store.search(q, "n", per_document=1, session=c),
+        "many": lambda q, c: store.search_many([q], "n", session=c),
+        "hybrid": lambda q, c: store.search_hybrid(WORD, q, "n", session=c),
+        "statement": lambda q, c: c.execute(store.search_statement(q, "n")),
+    }
+    for label, search in searches.items():
+        before = await index_scans(cluster, name)
+        async with one_node.connect() as connection:
+            for statement in PREFER_THE_INDEX:
+                await connection.exec_driver_sql(statement)
+            found = await search(QUERIES[0], connection)
+            # The node's session sends its counters with the next statement, not after a second.
+            flush = f"SELECT pg_stat_force_next_flush() FROM {name} WHERE namespace = 'n' LIMIT 1"
+            await connection.exec_driver_sql(flush)
+            await connection.commit()
+        assert len([*found]) == (1 if label == "many" else 10), label
+        scans = await index_scans(cluster, name) - before
+        assert (scans > 0) is (kind != "none"), label
+
+    accuracy = 2e-3 if config.column_type == "halfvec" else 1e-5
+    hits = 0
+    for query in QUERIES:
+        exact = await store.search(query, "n", exact=True)
+        results = await store.search(query, "n")
+        hits += len({r.chunk.id for r in results} & {r.chunk.id for r in exact})
+        for result in results:
+            score = expected_score(metric, query, VECTORS[int(result.chunk.id)])
+            assert result.score == pytest.approx(score, rel=accuracy, abs=1e-6)
+        least = exact[4].score
+        above = await store.search(query, "n", min_score=least)
+        assert len(above) in (4, 5)
+        assert all(result.score >= least for result in above)
+    assert hits >= 0.9 * 10 * len(QUERIES)
+    few = await store.search(QUERIES[0], "n", 100, {"few": True})
+    assert few == await store.search(QUERIES[0], "n", 100, {"few": True}, exact=True)
+    assert len(few) == ROWS // 100
+    assert len(await store.search(QUERIES[0], "n", ROWS)) == ROWS
+    (many,) = await store.search_many([QUERIES[0]], "n", ROWS)
+    assert len(many) == ROWS
+
+    if kind == "none":
+        with pytest.raises(VectorStoreError, match="index='none', every search is exact"):
+            await store.measure_recall(["n"])
+    else:
+        report = await store.measure_recall(["n"], queries=QUERIES)
+        assert report.kind == kind
+        assert max(point.recall for point in report.worst()) >= 0.98
+        reading_all_shards = PgVectorStore(cluster, DIMENSIONS, table_name=name, **options)
+        await reading_all_shards.apply_recall(report, target=0.9)
+
+
+@pytest.mark.citus
+async def test_reindex_as_another_kind(
+    cluster: AsyncEngine, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shards get the index of the new kind, and a store that is in use notices."""
+    monkeypatch.setattr(executor, "_CHECK_SECONDS", 0.0)
+    config = SchemaConfig(
+        dimensions=DIMENSIONS, table_name=name, distribution="citus", shard_count=2
+    )
+    await schema.upgrade(cluster, config)
+    store = PgVectorStore(cluster, DIMENSIONS, table_name=name)
+    await store.upsert(rows_of_kinds()[:1000], "n")
+    definitions = {
+        "bit": f"((binary_quantize(embedding))::bit({DIMENSIONS})) bit_hamming_ops",
+        "halfvec": f"((embedding)::halfvec({DIMENSIONS})) halfvec_cosine_ops",
+        "none": "",
+    }
+    kinds: list[Any] = ["bit", "none", "halfvec"]
+    dsn = cluster.url.render_as_string(hide_password=False)
+    for turn, kind in enumerate(kinds):
+        if turn == 0:
+            settings = {"CENOTE_TABLE_NAME": name, "CENOTE_DATABASE_URL": dsn}
+            output = output_of(cenote("reindex", "--index", kind, **settings))
+            assert "index of kind bit rebuilt" in output
+        else:
+            await reindex(cluster, replace(config, index=kind))
+        assert len(await store.search(QUERIES[0], "n", 30)) == 30
+        assert store._searches.vectors.kind == kind
+        assert await schema.check(cluster, config) == []
+        assert await table_comment(cluster, name) == (
+            "cenote: index=none" if kind == "none" else ""
+        )
+        built = "coalesce(string_agg(pg_get_indexdef(i.indexrelid), ';'), '')"
+        for definition in await of_ann_indexes(cluster, name, built):
+            assert definitions[kind] in definition
+            assert definition.count("hnsw") == (kind != "none")
+        await store.bulk_load(rows_of_kinds()[:20], "m", ann_index="rebuild")  # keeps the kind
+        assert await schema.check(cluster, replace(config, index=kind)) == []
+
+
+@pytest.mark.citus
+@pytest.mark.parametrize(
+    "settings",
+    [{"metric": "l2", "index": "none"}, {"metric": "cosine", "index": "bit"}],
+    ids=lambda settings: "-".join(settings.values()),
+)
+async def test_distribute_and_downgrade_keep_metric_and_kind(
+    cluster: AsyncEngine, name: str, settings: dict[str, Any]
+) -> None:
+    """So does a new table that Citus puts in place of the old one, if its comment is restored."""
+    config = SchemaConfig(dimensions=DIMENSIONS, table_name=name, partitions=2, **settings)
+    await schema.upgrade(cluster, config)
+    store = PgVectorStore(cluster, DIMENSIONS, table_name=name, metric=config.metric)
+    await store.upsert(rows_of_kinds()[:1000], "n")
+    exact = await store.search(QUERIES[0], "n", 5)
+    target = replace(config, partitions=None, distribution="citus", shard_count=4)
+    assert await distribute(cluster, target) is True
+    assert await schema.check(cluster, target) == []
+    assert await store.search(QUERIES[0], "n", 5) == exact
+
+    await execute(cluster, f"SELECT alter_distributed_table('{name}', shard_count := 2)")
+    target = replace(target, shard_count=2)
+    if config.metric != "cosine":
+        lost = PgVectorStore(cluster, DIMENSIONS, table_name=name, metric=config.metric)
+        comment = f"COMMENT ON TABLE {name} IS 'cenote: metric={config.metric}'"
+        with pytest.raises(VectorStoreError, match=comment):
+            await lost.search(QUERIES[0], "n", 5)
+        await execute(cluster, comment)
+        await reindex(cluster, target)  # records that the index is meant to be missing
+    assert await schema.check(cluster, target) == []
+
+    dsn = cluster.url.render_as_string(hide_password=False)
+    options = ["-xdistribution=citus", f"-xdimensions={DIMENSIONS}", f"-xtable_name={name}"]
+    arguments = ["migrate", *options, "downgrade", "cenote_0003"]
+    output_of(cenote(*arguments, CENOTE_DATABASE_URL=dsn))
+    findings = await schema.check(cluster, replace(config, partitions=0))
+    assert [finding.kind for finding in findings] == ["revision_behind"]
+    store = PgVectorStore(cluster, DIMENSIONS, table_name=name, metric=config.metric)
+    assert await store.search(QUERIES[0], "n", 5) == exact

@@ -25,6 +25,7 @@ from sqlalchemy.dialects.postgresql import REGCLASS
 
 from cenote.errors import VectorStoreError
 from cenote.filters.compiler import Conditions
+from cenote.inspection.citus import is_distributed_query
 from cenote.postgres.ddl import qualified
 from cenote.postgres.pg_catalog import pg_class, pg_inherits, pg_policy
 from cenote.postgres.row_security import PERMITS, RESTRICTS
@@ -259,9 +260,19 @@ class PartitionSearches:
         found = await self._executor.fetch(
             "search", None, "", _PARTITIONS, {"parent": self._parent}, sets_tenant=True
         )
+        if self._executor.has_citus and await self._is_distributed():
+            # The nodes have the rows. Citus cannot read `tableoid` if the conditions are constantly
+            # false: it puts an empty subquery in place of the table.
+            found = []
         self._names = {oid: name for oid, name, _ in found}
         self._readable = {name for _, name, readable in found if readable}
         self._loaded = time.monotonic()
+
+    async def _is_distributed(self) -> bool:
+        found = await self._executor.fetch(
+            "search", None, "", _IS_DISTRIBUTED, {"parent": self._parent}, sets_tenant=True
+        )
+        return bool(found[0][0])
 
 
 @dataclass(slots=True)
@@ -284,6 +295,9 @@ class _Request:
         if not self.conditions:
             return None
         return self.namespace, self.conditions.fingerprint
+
+
+_PARENT = cast(bindparam("parent", type_=Text), REGCLASS)
 
 
 def _build_partitions_query() -> Select[Any]:
@@ -315,7 +329,7 @@ def _build_partitions_query() -> Select[Any]:
         .join(pg_class, is_part)
     )
     query: Select[Any] = tables.where(
-        parent.c.oid == cast(bindparam("parent", type_=Text), REGCLASS),
+        parent.c.oid == _PARENT,
         pg_class.c.relkind == "r",
         pg_class.c.relnamespace == parent.c.relnamespace,
     )
@@ -323,3 +337,4 @@ def _build_partitions_query() -> Select[Any]:
 
 
 _PARTITIONS = _build_partitions_query()
+_IS_DISTRIBUTED = is_distributed_query(_PARENT)
