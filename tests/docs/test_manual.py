@@ -289,7 +289,8 @@ def test_figures_equal_the_benchmarks_results() -> None:
     benchmark = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
     measured = table_after("**Completeness by the tenant's share of the rows", benchmark)
     documented = table_after(
-        "came back of those that exist", (DOCS / "tenants.md").read_text("utf-8")
+        "share of the existing results that a search returned",
+        (DOCS / "tenants.md").read_text("utf-8"),
     )
     shares = measured.pop("")
     documented_shares = documented.pop("share of the tenant")
