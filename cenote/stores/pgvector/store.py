@@ -82,8 +82,9 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
     inserts rows in ascending order of id. Your transaction may still deadlock with another one if
     it contains several calls, or locks rows by itself.
 
-    **Your transaction.** Every method except `bulk_load` accepts ``session=``: an `AsyncSession` or
-    an `AsyncConnection` on the engine's driver. The method flushes the session (errors of the flush
+    **Your transaction.** Methods that read, search or write chunks accept ``session=``, except
+    `bulk_load`, `measure_recall` and `search_statement`, whose statement you execute. Pass an
+    `AsyncSession` or an `AsyncConnection` on the engine's driver. The method flushes the session (errors of the flush
     are raised unchanged), runs in its transaction or savepoint, and never commits, rolls back or
     closes anything. Others see what it wrote when you commit; it is gone when you roll back. As
     always in Postgres, after a server error a transaction accepts nothing but a rollback, at least
