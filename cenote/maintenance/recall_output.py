@@ -42,7 +42,10 @@ def table_of_report(report: RecallReport, requested: Sequence[int]) -> str:
     lines = []
     if report.namespaces:
         queries = "stored rows as queries" if report.sampled else "your own queries"
-        lines.append(f"recall@{report.limit} by {report.setting}, with {queries}")
+        lines.append(
+            f"recall@{report.limit} by {report.setting}, with {queries} "
+            f"(index of kind {report.kind})"
+        )
         lines += _aligned(_rows(report, lambda point: f"{point.recall:.4f}", exact=False))
         lines += ["", f"p50 in milliseconds by {report.setting}"]
         lines += _aligned(_rows(report, lambda point: f"{point.p50_ms:.2f}", exact=True))

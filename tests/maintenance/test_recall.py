@@ -816,7 +816,7 @@ async def test_the_command_measures(store: PgVectorStore, filled_dsn: str, tmp_p
     picture = tmp_path / "recall.svg"
     output = output_of(cenote(*COMMAND, "--picture", str(picture), CENOTE_DATABASE_URL=filled_dsn))
     header, columns, large, middle, total, *_ = output.splitlines()
-    assert header == "recall@10 by ef_search, with stored rows as queries"
+    assert header == ("recall@10 by ef_search, with stored rows as queries (index of kind vector)")
     assert columns.split() == ["namespace", "chunks", "queries", "60", "900"]
     assert large.split()[:3] == ["large", "2,500", "100"]
     assert middle.split()[:3] == ["middle", "1,500", "100"]
@@ -873,7 +873,7 @@ async def test_the_command_measures_rerank(
         cenote(*command, "--picture", str(picture), "--apply", CENOTE_DATABASE_URL=signs_dsn)
     )
     header, columns, large, *_ = output.splitlines()
-    assert header == "recall@10 by rerank, with stored rows as queries"
+    assert header == "recall@10 by rerank, with stored rows as queries (index of kind bit)"
     assert columns.split() == ["namespace", "chunks", "queries", "200", "1000"]
     assert large.split()[:3] == ["large", "1,400", "100"]
     assert "p50 in milliseconds by rerank" in output
