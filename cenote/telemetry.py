@@ -15,7 +15,7 @@ table          ``db.collection.name``          chunk table; ``"memory"`` for an 
 namespace      ``cenote.namespace``            namespace or its hash; not in metrics
 rows           ``cenote.rows``                 number of chunks returned, written or deleted, if the
                                                method knows it
-path           ``cenote.search.path``          for ``search``: ``"ann"`` or ``"exact"``
+path           ``cenote.search.path``          for ``search`` only: ``"ann"`` or ``"exact"``
 error          ``error.type``                  class of the error that ended the operation
 sqlstate       ``db.response.status_code``     code of a server error
 duration       the span's duration             seconds

@@ -121,11 +121,12 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
         hnsw_ef_search: Minimum number of candidates that the ANN index considers, 1 to 1,000. A
             larger number finds more and takes longer. If None, the store uses the number that
             `apply_recall` has stored in the index, which its first operation reads, or else 150. In
-            these two cases, a search with a filter considers two thirds more.
+            these two cases, a search with a filter considers two thirds more. Each search considers
+            at least its limit and 40 more, but not more than 1,000.
         rerank: Minimum number of candidates that an index of kind ``"bit"`` finds, 1 to 10,000. A
-            search compares them again with their stored vectors. It is raised to the limit of the
-            search, and rounded up to 1, 2 or 5 times a power of ten. If None, the store uses the
-            number that `apply_recall` has stored in the index, or else 200.
+            search compares them again with their stored vectors. It is raised to the limit and 40
+            spare rows, and rounded up to 1, 2 or 5 times a power of ten. If None, the store uses
+            the number that `apply_recall` has stored in the index, or else 200.
         embedding_model: Reject chunks with the embedding of another model.
         operation_timeout: Maximum seconds for each attempt of an operation, including the wait for
             a connection of the pool; unlimited if None. In a bulk load, it applies to each batch.
