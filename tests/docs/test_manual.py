@@ -73,6 +73,10 @@ SKIPPED_BLOCKS = {
     ("migrations.md", "cenote host-revision --from"): (
         "tests/schema/test_application_history.py runs it in an application with a history"
     ),
+    (
+        "coming-from/langchain-postgres-data.md",
+        "CREATE VIEW notes",
+    ): "test_an_interrupted_copy_continues runs it",
     ("schema.md", "cenote check --model"): "tests/schema/test_checks.py checks a model",
     (
         "embedding-model.md",
@@ -209,6 +213,70 @@ async def test_change_of_the_embedding_model_without_downtime(
     output_of(commands.cenote(*steps[1].split(), **url))
     assert [finding.kind for finding in await old.check_schema()] == ["table_missing"]
     assert await new.check_schema() == []
+
+
+OLDER_LANGCHAIN_TABLES = """
+CREATE EXTENSION IF NOT EXISTS vector;
+CREATE TABLE langchain_pg_collection (
+    uuid UUID PRIMARY KEY, name VARCHAR NOT NULL UNIQUE, cmetadata JSON
+);
+CREATE TABLE langchain_pg_embedding (
+    id VARCHAR PRIMARY KEY,
+    collection_id UUID REFERENCES langchain_pg_collection (uuid) ON DELETE CASCADE,
+    embedding vector(3),
+    document VARCHAR,
+    cmetadata JSONB
+);
+WITH collection AS (
+    INSERT INTO langchain_pg_collection VALUES (gen_random_uuid(), 'acme') RETURNING uuid
+)
+INSERT INTO langchain_pg_embedding
+SELECT number, uuid, '[1, 0, 0]', 'text', jsonb_build_object('source', number)
+FROM collection, (VALUES (0), (1)) AS numbers (number);
+"""
+"""The tables of langchain-postgres' class PGVector."""
+
+
+@pytest.mark.parametrize(
+    ("page", "documents"),
+    [
+        ("coming-from/langchain-postgres-data.md", {"0": "0", "1": "1"}),
+        ("coming-from/vecs.md", {"a": "a"}),
+        ("coming-from/pgvector.md", None),
+    ],
+)
+async def test_an_interrupted_copy_continues(
+    page: str, documents: dict[str, str] | None, empty_dsn: str, tmp_path: Path
+) -> None:
+    """A program that copies rows ends, although the index is missing: it reads while it loads."""
+    scripts = [block.code for block in blocks(page) if block.language == "sql"]
+    (program,) = [block.code for block in blocks(page) if block.code.startswith("# move.py")]
+    old_table = scripts[0]
+    if "langchain" in page:
+        (view,) = [script for script in scripts if script.startswith("CREATE VIEW")]
+        old_table = OLDER_LANGCHAIN_TABLES + view
+    engine = create_async_engine(asyncpg_url(empty_dsn))
+    await run_script(engine, old_table)
+    store = PgVectorStore(engine, 3)
+    await store.apply_migrations()
+    await store.upsert([embedded("first", [1.0, 0, 0])], "acme")
+    await run_script(engine, "DROP INDEX ix_cenote_chunks_embedding")
+    (tmp_path / "move.py").write_text(program)
+    move = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", str(tmp_path / "move.py")),
+        env={**clean_environment(), "DATABASE_URL": asyncpg_url(empty_dsn)},
+    )
+    try:
+        assert await asyncio.wait_for(move.wait(), 30) == 0
+    finally:
+        if move.returncode is None:
+            move.kill()
+            await move.wait()
+    copied = {chunk.id: chunk.document_id async for chunk in store.get_all_chunks("acme")}
+    del copied["first"]
+    assert copied == documents if documents else len(copied) == 2
+    assert [finding.kind for finding in await store.check_schema()] == ["index_missing"]
+    await engine.dispose()
 
 
 def test_the_example_server(tmp_path: Path) -> None:

@@ -41,18 +41,23 @@ class Loading(Writing[Model]):
 
         Others can search and write meanwhile. Searches stay complete, but are slow in large
         namespaces while there is no ANN index. A bulk load uses connections and transactions of its
-        own (there is no ``session=``) and may wait for yours, so call it without an open
-        transaction. While the index is built, migrations of the database wait.
+        own (there is no ``session=``). It waits for rows that your transaction has locked.
+
+        The build of the index waits for the end of each transaction that reads from the database.
+        If `embedded_chunks` reads from an open transaction there, the load waits forever: pass
+        ``ann_index="keep"``, and end the transaction before you build the index, for example with
+        :meth:`deferred_ann_index`. While the index is built, migrations of the database wait.
 
         Args:
             embedded_chunks: Iterable or async iterable of any length.
             namespace: Tenant to write to.
-            ann_index: ``"auto"``: if the whole table is empty and owned by the role, drop the index
-                and build it after the rows; if the index is missing, for example after a crash,
-                build it after the rows. Otherwise, or if others hold the table, insert into the
-                live index, even if the namespace's partition is empty. ``"rebuild"``: drop and
-                build the index, even if others are using it. ``"keep"``: neither drop nor build the
-                index. For many namespaces, see :meth:`deferred_ann_index`.
+            ann_index: ``"rebuild"`` drops the index, even if others are using it, and builds it
+                after the rows. ``"keep"`` does neither. ``"auto"`` does the same as ``"rebuild"``
+                if the whole table is empty, the role owns it, and no other transaction locks it for
+                more than a second. If the index is missing, for example after a crash, ``"auto"``
+                builds it after the rows. In all other cases, inside the block of
+                :meth:`deferred_ann_index`, and with a ``schema_translate_map``, ``"auto"`` does the
+                same as ``"keep"``.
             memory, workers: Resources for the build; see `cenote.maintenance.reindex`.
             progress: Called with a `LoadProgress` after each batch, and with an `IndexProgress`
                 twice a second while the index is built. Errors that it raises are logged.
@@ -109,9 +114,10 @@ class Loading(Writing[Model]):
                     await store.bulk_load(chunks, tenant)
 
         Meanwhile, searches are complete, but slow in large namespaces. If the block raises an
-        error, the index stays missing: enter another block to continue, or run `cenote reindex`. As
-        for `bulk_load`, have no open transaction when the block begins and ends. Only one store
-        should do this; others that load into the table at the same time pass ``ann_index="keep"``.
+        error, the index stays missing: enter another block to continue, or run `cenote reindex`.
+        Have no open transaction when the block begins and ends; transactions inside it do no harm.
+        Only one store should do this; others that load into the table at the same time pass
+        ``ann_index="keep"``.
 
         Args:
             memory, workers, progress: Options of the build; see `cenote.maintenance.reindex`.

@@ -84,13 +84,13 @@ class PgVectorStore(Loading[Model], Measuring[Model], Reading[Model], Searching[
 
     **Your transaction.** Methods that read, search or write chunks accept ``session=``, except
     `bulk_load`, `measure_recall` and `search_statement`, whose statement you execute. Pass an
-    `AsyncSession` or an `AsyncConnection` on the engine's driver. The method flushes the session (errors of the flush
-    are raised unchanged), runs in its transaction or savepoint, and never commits, rolls back or
-    closes anything. Others see what it wrote when you commit; it is gone when you roll back. As
-    always in Postgres, after a server error a transaction accepts nothing but a rollback, at least
-    to a savepoint. The isolation level is yours, too: above READ COMMITTED, a write may fail with
-    `sqlstate` 40001, and you must retry the transaction. Do not use a session from several tasks at
-    once.
+    `AsyncSession` or an `AsyncConnection` on the engine's driver. The method flushes the session
+    (errors of the flush are raised unchanged), runs in its transaction or savepoint, and never
+    commits, rolls back or closes anything. Others see what it wrote when you commit; it is gone
+    when you roll back. As always in Postgres, after a server error a transaction accepts nothing
+    but a rollback, at least to a savepoint. The isolation level is yours, too: above READ
+    COMMITTED, a write may fail with `sqlstate` 40001, and you must retry the transaction. Do not
+    use a session from several tasks at once.
 
     The store keeps objects of the model in your session up to date. If it upserts their rows, it
     reloads them, with one query and only if there are any; their relationships stay loaded unless
