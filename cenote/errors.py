@@ -120,7 +120,7 @@ class StoreTimeoutError(StoreConnectionError):
     """The database did not answer within the store's `operation_timeout`.
 
     A write may or may not have taken effect. On asyncpg, the connection is closed, and a
-    transaction of the caller has ended. On psycopg, the server has cancelled the statement, and the
-    connection stays open: a transaction of the caller accepts nothing but a rollback, at least to a
-    savepoint.
+    transaction of the caller has ended. On psycopg, the store asks the server to cancel the
+    statement. The connection stays open: roll a transaction of the caller back, at least to a
+    savepoint. A `SyncPgVectorStore` closes the connection if the server does not answer.
     """

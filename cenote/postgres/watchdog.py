@@ -31,18 +31,19 @@ class TimeLimit:
     waits for the server then raises an error, also if the network drops all packets.
 
     Attributes:
-        expired: True if the connection was cancelled. The statement may have ended before.
+        expired: True if the time is up. The statement may have ended before it was cancelled.
         disconnected: True if the connection was given up. It is closed when the block ends.
+        may_cancel: False after `stop_cancelling`.
     """
 
     __slots__ = (
         "_driver",
         "_is_over",
         "_lock",
-        "_may_cancel",
         "deadline",
         "disconnected",
         "expired",
+        "may_cancel",
     )
 
     def __init__(self, seconds: float, driver: Any) -> None:
@@ -51,7 +52,7 @@ class TimeLimit:
         self.disconnected = False
         self._driver = driver
         self._lock = threading.Lock()
-        self._may_cancel = True
+        self.may_cancel = True
         self._is_over = False
 
     def __enter__(self) -> TimeLimit:
@@ -72,7 +73,7 @@ class TimeLimit:
         A COMMIT that waits for synchronous replication reports success if it is cancelled.
         """
         with self._lock:
-            self._may_cancel = False
+            self.may_cancel = False
 
     def expire(self) -> None:
         """Cancel the connection until the block has ended, and then give the connection up.
@@ -86,7 +87,7 @@ class TimeLimit:
                 if self._is_over:
                     return
                 self.expired = True
-                if self._may_cancel:
+                if self.may_cancel:
                     cancel(self._driver, remaining)
             time.sleep(min(_PAUSE_SECONDS, max(0.0, ends - time.monotonic())))
         with self._lock:

@@ -1,16 +1,20 @@
-"""Reads from a replica: a standby that streams from a primary server."""
+"""Reads from a replica, a standby that streams from a primary server, and waits for one."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import programs
+from support.drivers import ASYNCPG, SYNCHRONOUS, engine_on, store_on
 
-from cenote import PgVectorStore, VectorStoreError
+from cenote import PgVectorStore, StoreTimeoutError, VectorStoreError
 from cenote.embedded import EmbeddedPostgres
 from cenote.postgres.dsn import create_engine
 from cenote.testing import embedded, found, stored
@@ -47,6 +51,42 @@ async def test_reads_from_a_replica(tmp_path: Path) -> None:
             assert await replica_store.count("n") == len(await replica_store.search(NEAR, "n")) == 3
             await replica.dispose()
         await primary.dispose()
+
+
+@pytest.mark.parametrize("driver", [ASYNCPG, SYNCHRONOUS])
+async def test_a_time_limit_during_synchronous_replication(tmp_path: Path, driver: str) -> None:
+    """A write that no replica confirms in time raises an error, also if the server has kept it.
+
+    If the wait for the replica is cancelled, the server reports success.
+    """
+    with EmbeddedPostgres(tmp_path / "data") as server:
+        engine = engine_on(driver, server.url)
+        unlimited = store_on(engine, 4)
+        await unlimited.apply_migrations()
+        await unlimited.upsert([embedded("a"), embedded("b")], "n")
+        admin = create_engine(server.dsn, pool_size=1)
+        await _require_a_replica(admin)
+        store = store_on(engine, 4, operation_timeout=0.5)
+        with pytest.raises(StoreTimeoutError):
+            await store.delete(["a"], "n")
+        with pytest.raises(StoreTimeoutError):
+            await store.update_metadata({"b": {"k": 1}}, "n")
+        assert await unlimited.count("n") == 1
+        await admin.dispose()
+        await engine.dispose()
+
+
+async def _require_a_replica(admin: AsyncEngine) -> None:
+    """Make writes wait for a replica that does not exist."""
+    async with admin.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text("ALTER SYSTEM SET synchronous_standby_names = 'missing'"))
+        await connection.execute(text("SELECT pg_reload_conf()"))
+        await connection.execute(text("SET statement_timeout = '200ms'"))
+        start = time.monotonic()
+        while time.monotonic() - start < 0.2:  # the server's processes read the setting soon
+            start = time.monotonic()
+            await connection.execute(text("COMMENT ON EXTENSION vector IS 'vectors'"))
 
 
 def _copy(server: EmbeddedPostgres, folder: Path) -> None:

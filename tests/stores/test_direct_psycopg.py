@@ -27,6 +27,7 @@ from cenote import (
     SyncPgVectorStore,
     VectorStoreError,
 )
+from cenote.postgres import watchdog
 from cenote.stores.pgvector.search_hints import _Memory
 from cenote.testing import embedded
 
@@ -373,6 +374,25 @@ def test_operation_timeout(engine: Engine, filled_dsn: str, name: str) -> None:
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         locker.rollback()
     assert READS[name](store) == expected
+
+
+async def test_a_silent_network(filled_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read ends although a cancellation gets no answer, and is not retried.
+
+    A retry would open a connection, whose time is not limited.
+    """
+    monkeypatch.setattr(watchdog, "CANCEL_SECONDS", 0.3)
+    async with running_proxy(filled_dsn) as proxy:
+        proxied = psycopg_engine(proxy.dsn, pool_size=1)
+        store: SyncPgVectorStore = SyncPgVectorStore(proxied, 4, operation_timeout=0.2)
+        expected = await asyncio.to_thread(warm, store, "search")
+        proxy.open.clear()
+        with pytest.raises(StoreTimeoutError, match="no answer within") as caught:
+            await asyncio.wait_for(asyncio.to_thread(READS["search"], store), 10)
+        assert isinstance(caught.value.__cause__, TimeoutError)
+        proxy.open.set()
+        assert await asyncio.to_thread(READS["search"], store) == expected
+        await close(proxied)
 
 
 def test_statement_timeout(filled_dsn: str) -> None:

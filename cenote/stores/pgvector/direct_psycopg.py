@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Dialect, PoolProxiedConnection, Select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cenote.errors import CenoteError
+from cenote.errors import CenoteError, StoreTimeoutError
 from cenote.postgres.driver_errors import database_errors, is_stale_plan
 from cenote.postgres.extension import is_prepared, prepare_psycopg
 from cenote.postgres.psycopg_engine import untranslatable_character
@@ -94,9 +94,11 @@ class DirectPsycopgConnections(DirectConnections):
     def _invalidate_pool_if_useless(self, connection: PoolProxiedConnection, error: Any) -> None:
         """Make the pool replace its connections if they are lost or have stale plans.
 
-        psycopg keeps a prepared statement on each connection, also if its table has changed.
+        psycopg keeps a prepared statement on each connection, also if its table has changed. The
+        time limit closes a connection whose server does not answer.
         """
-        if is_stale_plan(error):
+        given_up = isinstance(error, StoreTimeoutError) and self._is_closed(connection)
+        if given_up or is_stale_plan(error):
             self._engine.sync_engine.pool._invalidate(connection, error)
         else:
             self._invalidate_pool_if_lost(connection, error)

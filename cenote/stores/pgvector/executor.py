@@ -302,8 +302,9 @@ class StatementExecutor:
             redact(error)
             cause: BaseException = TimeoutError()
             raise self._timeout_error(operation) from cause
-        if limit.disconnected:
-            raise self._timeout_error(operation)
+        # A write in AUTOCOMMIT that waits for synchronous replication succeeds if it is cancelled.
+        if limit.disconnected or (limit.expired and limit.may_cancel):
+            raise self._timeout_error(operation) from TimeoutError()
 
     def _timeout_error(self, operation: str) -> StoreTimeoutError:
         return StoreTimeoutError(
