@@ -7,6 +7,7 @@ in the pool.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import os
 import shutil
@@ -83,10 +84,13 @@ def _data_folder() -> Iterator[Path | None]:
 
 
 @pytest.fixture(scope="session")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with an sdist and a wheel built from it."""
-    folder = tmp_path_factory.mktemp("dist")
-    output_of(run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)))
+def dist(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Path:
+    """Folder with an sdist and a wheel built from it, which takes 10 s: processes share it."""
+    folder = tmp_path_factory.getbasetemp().parent / f"dist-{testrun_uid}"
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            output_of(run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)))
     return folder
 
 

@@ -84,7 +84,7 @@ class SearchContract:
         many = [
             embedded(
                 f"many{n:04}",
-                [1 - generator.random() / 10, *(generator.random(3) / 1000)],
+                [1 - generator.random() / 10, *(generator.random(3) / 3)],
                 document_id="many",
             )
             for n in range(1500)

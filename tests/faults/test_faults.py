@@ -229,7 +229,8 @@ async def test_silent_network(proxy: Proxy, driver: str, monkeypatch: pytest.Mon
     """Each operation raises an error after the time limit, also in the caller's transaction."""
     monkeypatch.setattr(watchdog, "CANCEL_SECONDS", 1.0)
     engine = engine_on(driver, proxy.dsn, pool_size=3)
-    store = store_on(engine, 4, operation_timeout=0.5)
+    store = store_on(engine, 4)
+    limited = store_on(engine, 4, operation_timeout=0.5)
     await store.upsert(batch(1), "n")
     if driver == SYNCHRONOUS:  # the time to connect is not limited there
         await asyncio.to_thread(_fill, engine.pool)
@@ -238,9 +239,9 @@ async def test_silent_network(proxy: Proxy, driver: str, monkeypatch: pytest.Mon
         proxy.open.clear()
         start = time.monotonic()
         calls: list[Awaitable[Any]] = [
-            store.search(QUERY, "n"),
-            store.upsert(batch(2), "n"),
-            store.count("n", session=session),
+            limited.search(QUERY, "n"),
+            limited.upsert(batch(2), "n"),
+            limited.count("n", session=session),
         ]
         errors = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
         assert [type(error) for error in errors] == [StoreTimeoutError] * 3
@@ -268,7 +269,8 @@ async def test_silent_network_at_the_end(
     """A COMMIT without an answer raises an error after the time limit, too."""
     monkeypatch.setattr(watchdog, "CANCEL_SECONDS", 1.0)
     engine = engine_on(driver, proxy.dsn)
-    store = store_on(engine, 4, operation_timeout=0.5)
+    store = store_on(engine, 4)
+    limited = store_on(engine, 4, operation_timeout=0.5)
     await store.upsert(batch(1), "n")
 
     @event.listens_for(engine.sync_engine, "commit", once=True)
@@ -277,7 +279,7 @@ async def test_silent_network_at_the_end(
 
     start = time.monotonic()
     with pytest.raises(StoreTimeoutError, match=r"no answer within 0\.5 s"):
-        await asyncio.wait_for(store.upsert(batch(2), "n"), 20)
+        await asyncio.wait_for(limited.upsert(batch(2), "n"), 20)
     assert time.monotonic() - start < 5
     proxy.open.set()
     assert await store.count("n") == 200
