@@ -108,6 +108,7 @@ def cancel(driver: Any, seconds: float = CANCEL_SECONDS) -> None:
 
 def _shut_down(driver: Any) -> None:
     """Shut down the socket of a connection of psycopg, so that no thread waits for it."""
+    # Nothing prevents that libpq closes the descriptor after fileno(), within microseconds.
     with suppress(Exception):  # the connection may be closed
         connected = socket.socket(fileno=driver.fileno())
         try:
@@ -143,8 +144,15 @@ class _Watchdog:
     def _run(self) -> None:
         while expired := self._wait():
             for limit in expired:
-                # A server that is gone does not answer, and the other limits must not wait for it.
-                threading.Thread(target=limit.expire, name="cenote-cancel", daemon=True).start()
+                self._expire(limit)
+
+    def _expire(self, limit: TimeLimit) -> None:
+        """Expire a limit in a thread: others must not wait for a server that does not answer."""
+        try:
+            threading.Thread(target=limit.expire, name="cenote-cancel", daemon=True).start()
+        except RuntimeError:  # the process has too many threads
+            limit.deadline = time.monotonic() + _PAUSE_SECONDS
+            self.watch(limit)
 
     def _wait(self) -> list[TimeLimit]:
         """Wait until a limit expires. Return no limit if there is nothing left to watch."""

@@ -312,6 +312,25 @@ async def test_a_search_is_one_statement(class_engine: AsyncEngine) -> None:
     await engine.dispose()
 
 
+async def test_round_trips_of_several_queries(class_engine: AsyncEngine) -> None:
+    """All queries take one round trip, and those that the index cannot serve a second one."""
+    engine = create_async_engine(class_engine.url)
+    sent = watch(engine)
+    store = PgVectorStore(engine, 2, table_name="several", metric="inner_product", partitions=0)
+    await store.apply_migrations()
+    await store.upsert([embedded("a", [1.0, 0.5])], "n")
+    near, zero = [1.0, 0.0], [0.0, 0.0]
+    for queries, round_trips in (([near, near], 1), ([near, zero, near], 2), ([zero, zero], 1)):
+        await store.search_many(queries, "n")
+        before = len(sent)
+        assert [len(results) for results in await store.search_many(queries, "n")] == [1] * len(
+            queries
+        )
+        await scalar(engine, "SELECT 1")  # the driver's loggers have run
+        assert len([sql for sql in sent[before:] if "several" in sql]) == round_trips
+    await engine.dispose()
+
+
 async def test_zero_vectors_do_not_displace_others(class_engine: AsyncEngine) -> None:
     """The signs of a zero vector equal those of a negative query, but it has no score."""
     store = PgVectorStore(class_engine, DIMENSIONS, table_name="zeros", index="bit", partitions=0)

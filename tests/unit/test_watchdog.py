@@ -193,3 +193,23 @@ def test_a_forked_process() -> None:
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert not parents.expired
+
+
+def test_a_process_without_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no thread can be started, the limit is repeated later."""
+    driver = Driver()
+    start = threading.Thread.start
+    refused: list[str] = []
+
+    def start_later(thread: threading.Thread) -> None:
+        if thread.name == "cenote-cancel" and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+    with TimeLimit(0.05, driver) as limit:
+        time.sleep(1.0)
+    assert refused
+    assert limit.expired
+    assert driver.cancelled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select
@@ -139,6 +139,7 @@ class Searching(PgVectorStoreBase[Model]):
 
         Queries that the ANN index cannot serve, e.g. a zero vector with the metric
         ``"inner_product"``, are compared with all matching chunks, in a second round trip.
+        ``operation_timeout`` limits each of the two.
 
         Args:
             exact, ef_search, rerank, session: See :meth:`search`.
@@ -158,14 +159,16 @@ class Searching(PgVectorStoreBase[Model]):
         conditions = await self._conditions_of(filter)
         transaction = self._transaction(session)
         results: list[list[RetrievalResult]] = [[] for _ in queries]
-        asked = [n for n, query in enumerate(queries) if not self._finds_nothing(query)]
+        asked = [number for number, query in enumerate(queries) if not self._finds_nothing(query)]
         if self._never_holds(conditions) or not asked:
             return results
         await self._read_index("search_many", transaction)
-        is_exact = {n: exact or self._searches.must_be_exact(queries[n]) for n in asked}
+        is_exact = {
+            number: exact or self._searches.must_be_exact(queries[number]) for number in asked
+        }
         pauses = Pauses()
         for group_is_exact in sorted({*is_exact.values()}):
-            numbers = [n for n in asked if is_exact[n] is group_is_exact]
+            numbers = [number for number in asked if is_exact[number] is group_is_exact]
             fetch = self._searches.rows_to_fetch(limit, exact=group_is_exact, rerank=rerank)
             values = {
                 "namespace": namespace,
@@ -176,21 +179,28 @@ class Searching(PgVectorStoreBase[Model]):
                 **conditions.parameters,
             }
             statement = self._searches.search_many(conditions, fetch)
-            found = list(
-                await self._executor.fetch("search_many", transaction, namespace, statement, values)
+            found = await self._executor.fetch(
+                "search_many", transaction, namespace, statement, values
             )
-            for start in range(0, len(found), _BLOCK_ROWS):
-                block = found[start : start + _BLOCK_ROWS]
-                block_results = rows.to_results(row[1:] for row in block)
-                for row, result in zip(block, block_results, strict=True):
-                    results[numbers[row[0] - 1]].append(result)
-                found[start : start + len(block)] = [()] * len(block)  # freed in steps, too
-                await pauses()
+            async for position, result in self._numbered_results(list(found), pauses):
+                results[numbers[position - 1]].append(result)
         if min_score is not None:
             for number, results_of_query in enumerate(results):
                 results[number] = at_least(min_score, results_of_query)
                 await pauses()
         return results
+
+    async def _numbered_results(
+        self, found: list[Any], pauses: Pauses
+    ) -> AsyncIterator[tuple[int, RetrievalResult]]:
+        """Yield the position of each row's query, counted from 1, and the row's result."""
+        for start in range(0, len(found), _BLOCK_ROWS):
+            block = found[start : start + _BLOCK_ROWS]
+            block_results = rows.to_results(row[1:] for row in block)
+            for row, result in zip(block, block_results, strict=True):
+                yield row[0], result
+            found[start : start + len(block)] = [()] * len(block)  # freed in steps, too
+            await pauses()
 
     @operation("search_diverse", retry=Retry.ALWAYS)
     async def search_diverse(
