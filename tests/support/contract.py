@@ -37,12 +37,13 @@ class ContractStores:
 
         Args:
             create: Called once for each set of options.
-            table_name: Beginning of the tables' names. Each full-text configuration has a table.
+            table_name: Beginning of the tables' names, different for each value of `create`. Each
+                full-text configuration has a table.
         """
         used: list[Any] = []
 
         async def make(dimensions: int, **options: Any) -> Any:
-            key = (dimensions, *sorted(options.items()))
+            key = (table_name, dimensions, *sorted(options.items()))
             if key not in self._stores:
                 languages = options.get("text_search", "").split(", ")
                 name = "_".join(filter(None, (table_name, *languages)))
