@@ -112,7 +112,8 @@ def shard_count(connection: Connection, oid: int) -> int | None:
 def is_distributed_query(relation: ColumnElement[Any]) -> Select[Any]:
     """Return a query that selects true if Citus has distributed a table.
 
-    The database must have the extension; see `CITUS_METADATA`.
+    It is also true of reference tables, and of local tables that Citus manages. The database must
+    have the extension; see `CITUS_METADATA`.
     """
     return select(exists().where(_pg_dist_partition.c.logicalrelid == relation))
 

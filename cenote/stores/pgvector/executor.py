@@ -350,7 +350,8 @@ class StatementExecutor:
                             if self._driver == "psycopg" and is_stale_plan(error):
                                 await _replace_connections(connection, error)
                             raise
-                        if limit is not None and connect == self._read_committed.begin:
+                        in_transaction = connect == self._read_committed.begin
+                        if limit is not None and in_transaction:
                             limit.stop_cancelling()
                             await connection.commit()
                 return

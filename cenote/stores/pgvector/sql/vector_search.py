@@ -463,8 +463,8 @@ class Search:
             .correlate(self.table)
             .scalar_subquery()
         )
-        always = self.table.c.namespace >= literal_column("''", Text)
-        return case((met, true()), (always, false()), else_=costs > _ZERO)
+        has_namespace = self.table.c.namespace >= literal_column("''", Text)  # always, as NOT NULL
+        return case((met, true()), (has_namespace, false()), else_=costs > _ZERO)
 
     def _conditions_for_ann(self) -> list[ColumnElement[bool]]:
         """Return the conditions, with one that keeps zero vectors from an index of signs.
