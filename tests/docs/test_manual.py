@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import re
@@ -14,12 +15,16 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 from unittest.mock import patch
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from support import commands
@@ -31,6 +36,7 @@ from support.recipes import Reader
 import cenote as cenote_package
 from cenote import PgVectorStore, cli
 from cenote import __all__ as public_names
+from cenote.adapters.metadata import json_form
 from cenote.inspection.checks.findings import FindingKind
 from cenote.testing import embedded
 
@@ -73,10 +79,12 @@ SKIPPED_BLOCKS = {
     ("migrations.md", "cenote host-revision --from"): (
         "tests/schema/test_application_history.py runs it in an application with a history"
     ),
-    (
-        "coming-from/langchain-postgres-data.md",
-        "CREATE VIEW notes",
-    ): "test_an_interrupted_copy_continues runs it",
+    **{
+        ("coming-from/langchain-postgres-data.md", f"CREATE VIEW notes AS\nSELECT {first}"): (
+            "test_a_view_moves_tables_of_langchain runs it"
+        )
+        for first in ("'acme'", "tenant", "c.name")
+    },
     ("schema.md", "cenote check --model"): "tests/schema/test_checks.py checks a model",
     (
         "embedding-model.md",
@@ -236,6 +244,44 @@ FROM collection, (VALUES (0), (1)) AS numbers (number);
 """
 """The tables of langchain-postgres' class PGVector."""
 
+TABLE_PER_TENANT = """
+CREATE EXTENSION IF NOT EXISTS vector;
+CREATE TABLE notes_globex (
+    langchain_id UUID PRIMARY KEY,
+    content TEXT NOT NULL,
+    embedding vector(3) NOT NULL,
+    langchain_metadata JSON
+);
+CREATE TABLE notes_acme (LIKE notes_globex);
+INSERT INTO notes_acme (langchain_id, content, embedding, langchain_metadata)
+SELECT gen_random_uuid(), 'text', '[1, 0, 0]', json_build_object('source', number)
+FROM (VALUES (0), (1)) AS numbers (number);
+INSERT INTO notes_globex (langchain_id, content, embedding) VALUES
+    (gen_random_uuid(), 'text', '[1, 0, 0]');
+"""
+"""Tables of langchain-postgres' class PGVectorStore without a column for the tenant."""
+
+METADATA_COLUMNS = """
+CREATE EXTENSION IF NOT EXISTS vector;
+CREATE TABLE old_notes (
+    langchain_id UUID PRIMARY KEY,
+    content TEXT NOT NULL,
+    embedding vector(3) NOT NULL,
+    tenant TEXT,
+    price NUMERIC,
+    day DATE,
+    added TIMESTAMPTZ,
+    langchain_metadata JSON
+);
+INSERT INTO old_notes VALUES
+    (gen_random_uuid(), 'a', '[1, 0, 0]', 'acme', 2.5, '2024-02-29', '2024-02-29 12:00+01',
+     '{"source": 0}'),
+    (gen_random_uuid(), 'b', '[1, 0, 0]', 'acme', NULL, NULL, NULL, NULL);
+"""
+"""A table of langchain-postgres' class PGVectorStore with metadata columns."""
+
+sorted_json = partial(json.dumps, sort_keys=True)
+
 
 @pytest.mark.parametrize(
     ("page", "documents"),
@@ -253,7 +299,7 @@ async def test_an_interrupted_copy_continues(
     (program,) = [block.code for block in blocks(page) if block.code.startswith("# move.py")]
     old_table = scripts[0]
     if "langchain" in page:
-        (view,) = [script for script in scripts if script.startswith("CREATE VIEW")]
+        (view,) = [script for script in scripts if "FROM langchain_pg_embedding" in script]
         old_table = OLDER_LANGCHAIN_TABLES + view
     engine = create_async_engine(asyncpg_url(empty_dsn))
     await run_script(engine, old_table)
@@ -276,6 +322,69 @@ async def test_an_interrupted_copy_continues(
     del copied["first"]
     assert copied == documents if documents else len(copied) == 2
     assert [finding.kind for finding in await store.check_schema()] == ["index_missing"]
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("old_tables", "view", "expected"),
+    [
+        (
+            TABLE_PER_TENANT,
+            "FROM notes_acme",
+            {"acme": [{"source": 0}, {"source": 1}], "globex": [{}]},
+        ),
+        (
+            METADATA_COLUMNS,
+            "FROM old_notes",
+            {
+                "acme": [
+                    {
+                        "source": 0,
+                        **json_form(
+                            {
+                                "price": Decimal("2.5"),
+                                "day": date(2024, 2, 29),
+                                "added": datetime(2024, 2, 29, 11, tzinfo=UTC),
+                            }
+                        ),
+                    },
+                    {"price": None, "day": None, "added": None},
+                ]
+            },
+        ),
+        (OLDER_LANGCHAIN_TABLES, "JOIN", {"acme": [{"source": 0}, {"source": 1}]}),
+    ],
+)
+async def test_a_view_moves_tables_of_langchain(
+    old_tables: str,
+    view: str,
+    expected: dict[str, list[dict[str, Any]]],
+    empty_dsn: str,
+    tmp_path: Path,
+) -> None:
+    """The program reads each view of the page, and the two statements find no difference."""
+    page = "coming-from/langchain-postgres-data.md"
+    scripts = [block.code for block in blocks(page) if block.language == "sql"]
+    (create_view,) = [code for code in scripts if code.startswith("CREATE VIEW") and view in code]
+    (delete,) = [code for code in scripts if code.startswith("DELETE")]
+    (verify,) = [code for code in scripts if code.startswith("SELECT tenant")]
+    (program,) = [block.code for block in blocks(page) if block.code.startswith("# move.py")]
+    engine = create_async_engine(asyncpg_url(empty_dsn))
+    await run_script(engine, old_tables + create_view)
+    (tmp_path / "move.py").write_text(program)
+    move = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", str(tmp_path / "move.py")),
+        env={**clean_environment(), "DATABASE_URL": asyncpg_url(empty_dsn)},
+    )
+    assert await asyncio.wait_for(move.wait(), 60) == 0
+    store = PgVectorStore(engine, 3)
+    for tenant, metadata in expected.items():
+        copied = [chunk.metadata async for chunk in store.get_all_chunks(tenant)]
+        assert Counter(map(sorted_json, copied)) == Counter(map(sorted_json, metadata))
+    async with engine.begin() as connection:
+        assert (await connection.execute(text(delete))).rowcount == 0
+        assert (await connection.execute(text(verify))).all() == []
+    assert await store.list_namespaces() == {name: len(rows) for name, rows in expected.items()}
     await engine.dispose()
 
 

@@ -37,16 +37,17 @@ class Loading(Writing[Model]):
         committed, so memory stays flat and a crash leaves whole batches. To continue after a crash
         or an error, load the same chunks again: chunks that are stored already are not rewritten.
         If an id appears twice, the last of its chunks is stored. If a crash leaves the index
-        missing, the next bulk load or `cenote reindex` builds it.
+        missing, the next bulk load with ``ann_index="auto"`` or `cenote reindex` builds it.
 
         Others can search and write meanwhile. Searches stay complete, but are slow in large
         namespaces while there is no ANN index. A bulk load uses connections and transactions of its
         own (there is no ``session=``). It waits for rows that your transaction has locked.
 
-        The build of the index waits for the end of each transaction that reads from the database.
-        If `embedded_chunks` reads from an open transaction there, the load waits forever: pass
-        ``ann_index="keep"``, and end the transaction before you build the index, for example with
-        :meth:`deferred_ann_index`. While the index is built, migrations of the database wait.
+        The build of the index waits for transactions that hold a snapshot; see
+        `cenote.maintenance.reindex`. If `embedded_chunks` reads from an open cursor of the same
+        database, the load waits forever: pass ``ann_index="keep"``, and end the transaction before
+        you build the index, for example with :meth:`deferred_ann_index`. While the index is built,
+        migrations of the database wait.
 
         Args:
             embedded_chunks: Iterable or async iterable of any length.
