@@ -5,6 +5,8 @@ either true or false. If there is no value, or its type is one that the predicat
 the predicate is false:
 
 =================  =======================================================================
+Predicate          Meaning
+=================  =======================================================================
 ``==``, ``in_``    JSON equality: ``1`` equals ``1.0``; ``True`` does not equal ``1``; ``None``
                    equals an explicit null; lists and objects compare as a whole
 ``<`` and so on,   numbers compare with numbers by value, strings with strings in code-point

@@ -5,6 +5,8 @@ leads to. A predicate is either true or false. It is false if the chunk has no s
 value has a type that the predicate does not handle:
 
 =================  =======================================================================
+Predicate          Meaning
+=================  =======================================================================
 ``==``, ``in_``    JSON equality: ``1`` equals ``1.0``; ``True`` does not equal ``1``; ``None``
                    equals an explicit null; lists and objects compare as a whole
 ``<`` and so on,   numbers compare with numbers by value, strings with strings in code-point

@@ -1,4 +1,4 @@
-"""Checks of the manual that its build does not make: pictures, the menu, and long lines of code."""
+"""Checks of the manual that its build does not make: pictures, the menu, tables, long lines."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ def test_the_menu_has_every_page() -> None:
     """The menu of the site contains every page once."""
     menu = re.findall(r"[-:] ([\w/-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(menu) == sorted(str(page.relative_to(DOCS).as_posix()) for page in PAGES)
+
+
+def test_tables_of_docstrings_have_a_head() -> None:
+    """Each table of a docstring has three rules: without a head, the site shows an empty row."""
+    rule = re.compile(r"^ *={3,}(?: +={3,})+$", re.MULTILINE)
+    rules = {
+        module.name: len(rule.findall(module.read_text(encoding="utf-8")))
+        for module in (REPOSITORY / "cenote").rglob("*.py")
+    }
+    assert any(rules.values())
+    assert [name for name, count in rules.items() if count % 3] == []
 
 
 def test_lines_of_code_fit_the_page() -> None:

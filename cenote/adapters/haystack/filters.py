@@ -10,6 +10,8 @@ Haystack's operators, filters may use these, whose names come from Haystack's in
 pgvector, Chroma and Weaviate:
 
 ==============================  ==================================================================
+Operator                        Meaning
+==============================  ==================================================================
 ``like``, ``not like``          The text matches a pattern: ``%`` stands for any text, ``_`` for one
                                 character, and ``\`` escapes the character that follows.
 ``ilike``, ``not ilike``        The same, ignoring the case of A to Z.

@@ -4,6 +4,8 @@
 rules apply where that store raises an error or contradicts LlamaIndex's documentation:
 
 ==========================  ==================================================================
+LlamaIndex                  Meaning
+==========================  ==================================================================
 ``EQ``, ``IN``              1 and 0 also match ``True`` and ``False``, because LlamaIndex filters
                             have no boolean values
 ``NE``, ``NIN``             The opposite. They also match if the key is missing or null.
