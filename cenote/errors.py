@@ -9,7 +9,7 @@ attributes. If the database driver raised an error, it is the ``__cause__``.
     └── VectorStoreError            an operation of a store failed
         ├── InvalidInputError       the caller's data is invalid; nothing was written
         │   └── DimensionMismatchError
-        └── StoreConnectionError    the database could not be reached, or closed the connection
+        └── StoreConnectionError    the connection could not be opened, or broke
             └── StoreTimeoutError   the database did not answer in time
 """
 

@@ -186,7 +186,7 @@ async def test_change_of_the_embedding_model_without_downtime(
     for tenant in ("a", "b"):
         await old.upsert([embedded(id, content=f"first {id}") for id in ids], tenant)
     text = (DOCS / "embedding-model.md").read_text(encoding="utf-8")
-    steps = re.findall(r"^\d\. `cenote (.*?)`", text, re.MULTILINE)
+    steps = re.findall(r"^\d\. [^`\n]*`cenote (.*?)`", text, re.MULTILINE)
     program = blocks("embedding-model.md")[-1].code
     output_of(commands.cenote(*steps[0].split(), **url))
     recipe = await asyncio.create_subprocess_exec(

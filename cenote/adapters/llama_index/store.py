@@ -225,7 +225,7 @@ class CenoteVectorStore(BasePydanticVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find nodes for a query.
 
-        An index that contains images or `IndexNode` list_of in addition to texts passes only their
+        An index that contains images or `IndexNode` objects in addition to texts passes only their
         ids to its own retriever, which therefore finds no texts. ``VectorIndexRetriever(index)``
         finds all nodes.
 
