@@ -1,4 +1,8 @@
-"""An application with its own base and migrations, which uses cenote from an installed wheel."""
+"""An application with its own base and migrations.
+
+Two tests use cenote from an installed wheel, in processes of their own. The others use forks, which
+take less than half the time.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support import commands
 from support.commands import output_of, run
 from support.database import run_script, tables
 
@@ -33,11 +38,10 @@ def application(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def environ(installed: Path, empty_dsn: str) -> dict[str, str]:
-    """Return the environment variables with the path of cenote and the database URLs."""
+def environ(empty_dsn: str) -> dict[str, str]:
+    """Return the environment variables with the database URLs."""
     url = make_url(empty_dsn).set(drivername="postgresql+asyncpg")
     return {
-        "PYTHONPATH": str(installed),
         "CENOTE_DATABASE_URL": empty_dsn,
         "DATABASE_URL": url.render_as_string(hide_password=False),
     }
@@ -48,21 +52,39 @@ def alembic(application: Path, environ: dict[str, str]) -> Command:
     """Return a function that runs Alembic in the application's folder."""
 
     def command(*arguments: str) -> str:
-        return output_of(
-            run(sys.executable, "-m", "alembic", *arguments, cwd=application, **environ)
-        )
+        return output_of(commands.alembic(*arguments, cwd=application, **environ))
 
     return command
 
 
 @pytest.fixture
-def cenote(application: Path, environ: dict[str, str], installed: Path) -> Command:
-    """Return a function that runs the installed command in the application's folder."""
+def cenote(application: Path, environ: dict[str, str]) -> Command:
+    """Return a function that runs the command `cenote` in the application's folder."""
 
     def command(*arguments: str) -> str:
-        return output_of(
-            run(str(installed / "bin" / "cenote"), *arguments, cwd=application, **environ)
-        )
+        return output_of(commands.cenote(*arguments, cwd=application, **environ))
+
+    return command
+
+
+@pytest.fixture
+def installed_alembic(application: Path, environ: dict[str, str], installed: Path) -> Command:
+    """Return a function that runs Alembic with the installed wheel."""
+
+    def command(*arguments: str) -> str:
+        program = [sys.executable, "-m", "alembic", *arguments]
+        return output_of(run(*program, cwd=application, PYTHONPATH=str(installed), **environ))
+
+    return command
+
+
+@pytest.fixture
+def installed_cenote(application: Path, environ: dict[str, str], installed: Path) -> Command:
+    """Return a function that runs the command `cenote` of the installed wheel."""
+
+    def command(*arguments: str) -> str:
+        program = [str(installed / "bin" / "cenote"), *arguments]
+        return output_of(run(*program, cwd=application, PYTHONPATH=str(installed), **environ))
 
     return command
 
@@ -90,9 +112,13 @@ ALL_TABLES += ["documents", "notes"]
 
 
 async def test_a_chunk_table_in_the_applications_history(
-    application: Path, alembic: Command, cenote: Command, empty_engine: AsyncEngine
+    application: Path,
+    installed_alembic: Command,
+    installed_cenote: Command,
+    empty_engine: AsyncEngine,
 ) -> None:
     """Upgrade, check, autogenerate, downgrade and --sql work with a generated revision."""
+    alembic, cenote = installed_alembic, installed_cenote
     before = revisions(application)
     cenote("host-revision", "-x", "dimensions=4")
     written = new_revision(application, before)
@@ -159,7 +185,7 @@ async def test_existing_tables_with_other_dimensions_are_rejected(
     """The upgrade fails, and Alembic does not record the application's revision."""
     cenote("migrate", "-x", "dimensions=5", "upgrade", "head")
     cenote("host-revision", "-x", "dimensions=4")
-    result = run(sys.executable, "-m", "alembic", "upgrade", "head", cwd=application, **environ)
+    result = commands.alembic("upgrade", "head", cwd=application, **environ)
     assert result.returncode != 0
     assert "is vector(5), expected vector(4)" in result.stdout
     assert "Traceback" not in result.stderr
@@ -167,15 +193,14 @@ async def test_existing_tables_with_other_dimensions_are_rejected(
 
 
 def test_dimensions_and_an_ini_file_are_required(
-    application: Path, environ: dict[str, str], installed: Path
+    application: Path, environ: dict[str, str]
 ) -> None:
     """Without dimensions or ini file, the error names the option or the missing file."""
-    command = str(installed / "bin" / "cenote")
-    result = run(command, "host-revision", cwd=application, **environ)
+    result = commands.cenote("host-revision", cwd=application, **environ)
     assert result.returncode == 2
     assert "-x dimensions=384" in result.stderr
     arguments = ["host-revision", "-x", "dimensions=4", "-c", "nowhere.ini"]
-    result = run(command, *arguments, cwd=application, **environ)
+    result = commands.cenote(*arguments, cwd=application, **environ)
     assert result.returncode == 2
     assert "there is no file nowhere.ini" in result.stderr
 
@@ -260,18 +285,16 @@ async def test_autogenerate_with_another_schema(
 
 
 async def test_cenotes_folder_in_version_locations_is_rejected(
-    application: Path, environ: dict[str, str], empty_engine: AsyncEngine
+    application: Path, installed_alembic: Command, empty_engine: AsyncEngine
 ) -> None:
     """The error says to remove the folder, online and offline, and no table is created."""
     ini = application / "alembic.ini"
     folders = "%(here)s/migrations/versions cenote:migrations/versions"
     ini.write_text(ini.read_text() + f"version_locations = {folders}\npath_separator = space\n")
     for sql in ([], ["--sql"]):
-        command = [sys.executable, "-m", "alembic", "upgrade", "heads", *sql]
-        result = run(*command, cwd=application, **environ)
-        assert result.returncode != 0
-        assert "remove cenote's folder from version_locations" in result.stdout
-        assert "Traceback" not in result.stderr
+        output = run_failing(installed_alembic, "upgrade", "heads", *sql)
+        assert "remove cenote's folder from version_locations" in output
+        assert "Traceback" not in output
     assert "cenote_chunks" not in await tables(empty_engine)
 
 
@@ -307,7 +330,7 @@ async def test_autogenerate_warns_of_changed_languages(
     app = application / "app.py"
     english = app.read_text().replace("dimensions=4", 'dimensions=4, text_search="english"')
     app.write_text(english)
-    result = run(sys.executable, "-m", "alembic", "check", cwd=application, **environ)
+    result = commands.alembic("check", cwd=application, **environ)
     assert "its full text is spanish, expected english; run cenote text-search" in result.stderr
 
 

@@ -30,6 +30,7 @@ TORTURE = int(os.environ.get("CENOTE_TORTURE", "1"))
 QUERY = [1.0, 0.5, 0.25, 0.125]
 SHAPES = 2000 if TORTURE > 1 else 600
 """600 fill the caches, which hold at most 128 statements with filters."""
+RANDOM_FILTERS = 2 if TORTURE > 1 else 1
 MOST_SECONDS = 0.05
 MEGABYTE = 2**20
 
@@ -95,9 +96,9 @@ async def _fill(store: Any) -> None:
 
 def _longest_filters(name: str) -> list[Filter]:
     most = MAX_PREDICATES - (name == "delete")
-    filters = [random_filter(random.Random(seed), most) for seed in range(2)]
+    filters = [random_filter(random.Random(seed), most) for seed in range(RANDOM_FILTERS)]
     if name == "statement":
-        return [_for_statement(seed) for seed in range(3)]
+        return [_for_statement(seed) for seed in range(RANDOM_FILTERS + 1)]
     return [*filters, _with_many_kinds(most)]
 
 
