@@ -148,7 +148,7 @@ def parse_ann_index(
     *,
     oid: int,
     name: str,
-    definition: str,
+    definition: str | None,
     operator_class: str,
     comment: str | None,
     column_type: str | None,
@@ -157,11 +157,12 @@ def parse_ann_index(
 
     Args:
         oid, name, comment: See `AnnIndex`.
-        definition: What the index is defined on, as ``pg_get_indexdef`` prints it.
+        definition: What the index is defined on, as ``pg_get_indexdef`` prints it. It prints None
+            for an index that another transaction drops meanwhile, as `cenote reindex` does.
         operator_class: Its operator class.
         column_type: Type of the embedding column.
     """
-    kind = _kind_of(definition, column_type)
+    kind = None if definition is None else _kind_of(definition, column_type)
     if kind == "bit" and operator_class == _HAMMING:
         return AnnIndex(oid=oid, name=name, metric="cosine", kind="bit", comment=comment)
     for metric, suffix in _SUFFIXES.items():

@@ -238,7 +238,9 @@ async def test_equal_vectors_count_as_found(empty_engine: AsyncEngine) -> None:
     """Which of many equally near chunks a search finds does not change its recall."""
     store = store_on(empty_engine, 4, partitions=0)
     await store.apply_migrations()
-    await store.bulk_load([embedded(f"{n:05}", [1, n % 3, 0, 0]) for n in range(1_200)], "n")
+    await store.bulk_load(
+        [embedded(f"{n:05}", [1, n % 300 / 100, 0, 0]) for n in range(1_200)], "n"
+    )
     report = await store.measure_recall(ef_search=[60])
     assert report.points[0].recall == 1
 

@@ -469,3 +469,16 @@ async def test_elements_beyond_16_bits(class_engine: AsyncEngine, element: float
         await store.upsert([embedded("tiny", [1e-9, 0, 0])], "n")
     await store.upsert([batch[0], embedded("zero", [0.0] * 3)], "n")
     assert await store.count("n") == 2
+
+
+async def test_an_index_that_is_dropped_meanwhile(engine: AsyncEngine) -> None:
+    """A search is exact if its snapshot contains an index that no longer exists."""
+    await PgVectorStore(engine, 4).upsert([embedded("a", [1.0, 0.0, 0.0, 0.0])], "n")
+    store = PgVectorStore(engine, 4)  # reads the index with its first search
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="REPEATABLE READ")
+        await connection.execute(text("SELECT 1"))  # takes the snapshot
+        async with engine.begin() as other:
+            await other.execute(text("DROP INDEX ix_cenote_chunks_embedding"))
+        (result,) = await store.search([1.0, 0.0, 0.0, 0.0], "n", session=connection)
+    assert result.chunk.id == "a"
