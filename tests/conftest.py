@@ -85,7 +85,7 @@ def _data_folder() -> Iterator[Path | None]:
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Path:
-    """Folder with an sdist and a wheel built from it, which takes 10 s: processes share it."""
+    """Folder with an sdist and a wheel built from it, which the processes of a run share."""
     folder = tmp_path_factory.getbasetemp().parent / f"dist-{testrun_uid}"
     with open(f"{folder}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -28,7 +28,7 @@ from cenote.postgres.driver_errors import database_errors, describe, driver_erro
 from cenote.postgres.locks import migration_lock, with_short_waits
 from cenote.postgres.pg_catalog import pg_settings, pg_stat_progress_create_index
 from cenote.postgres.psycopg_engine import adapted_engine
-from cenote.postgres.vector import embedding_type
+from cenote.postgres.vector import embedding_type, inline_bytes
 from cenote.progress import IndexProgress, Report, send_report
 from cenote.responsive import drive, is_driving
 from cenote.types import IndexKind
@@ -38,9 +38,6 @@ _BITS: dict[IndexKind, int] = {"vector": 32, "halfvec": 16, "bit": 1, "none": 0}
 
 _SHORT_ROW_BYTES = 150
 """Approximate size of a row with a short content, without its vector."""
-
-_MAX_INLINE_BYTES = 8000
-"""Maximum size of a vector that is stored in its row, not in the TOAST table."""
 
 PATIENCE_SECONDS = 1.0
 """How long a bulk load tries to lock an empty table."""
@@ -256,8 +253,7 @@ def _count_rows(connection: Connection, live: LiveTable, name: str) -> int:
 def _max_rows(connection: Connection, live: LiveTable, name: str, config: SchemaConfig) -> int:
     """Return the number of rows that a table of this size would have if its contents were short."""
     size = func.pg_relation_size(func.to_regclass(qualified(name, live.schema)))
-    vector = config.dimensions * (2 if live.column_type == "halfvec" else 4)
-    row_bytes = _SHORT_ROW_BYTES + (vector if vector < _MAX_INLINE_BYTES else 0)
+    row_bytes = _SHORT_ROW_BYTES + inline_bytes(config.dimensions, live.column_type)
     return int(connection.scalar(select(size)) or 0) // row_bytes
 
 

@@ -32,6 +32,16 @@ from cenote.types import ColumnType, Float32Array
 if TYPE_CHECKING:
     import asyncpg
 
+_MAX_INLINE_BYTES = 8000
+"""Maximum size of a vector that fits into a page of 8 kB with the rest of its row."""
+
+
+def inline_bytes(dimensions: int, column_type: str | None) -> int:
+    """Return the bytes of a vector in its row: 0 if it is stored in the TOAST table."""
+    size = dimensions * (2 if column_type == "halfvec" else 4)
+    return size if size < _MAX_INLINE_BYTES else 0
+
+
 # -- column types ----------------------------------------------------------------------------------
 
 

@@ -68,6 +68,7 @@ from sqlalchemy.dialects.postgresql import OID
 
 from cenote.filters.compiler import Bind, Conditions
 from cenote.postgres.ann_index import distance, index_distance, max_distance, score
+from cenote.postgres.vector import inline_bytes
 from cenote.types import ColumnType, IndexKind, Metric
 from cenote.validation.arguments import MAX_EF_SEARCH
 
@@ -137,9 +138,6 @@ With fewer visits, a search of a large tenant for 1,000 results had a recall of 
 _OTHER_BYTES = 600
 """Approximate size of a row without its vector."""
 
-_MAX_INLINE_BYTES = 8000
-"""Maximum size of a vector that fits into a page of 8 kB with the rest of its row."""
-
 _DIMENSIONS_PER_STEP = 10
 """Dimensions of a vector in the TOAST table whose comparison costs as much as a step of a series.
 
@@ -180,16 +178,12 @@ class Vectors:
     @property
     def row_bytes(self) -> int:
         """Approximate size of a row in bytes, without what is in the TOAST table."""
-        return _OTHER_BYTES + (self._vector_bytes if self.is_inline else 0)
+        return _OTHER_BYTES + inline_bytes(self.dimensions, self.column_type)
 
     @property
     def is_inline(self) -> bool:
         """True if a vector is stored in its row, not in the TOAST table."""
-        return self._vector_bytes < _MAX_INLINE_BYTES
-
-    @property
-    def _vector_bytes(self) -> int:
-        return self.dimensions * (2 if self.column_type == "halfvec" else 4)
+        return inline_bytes(self.dimensions, self.column_type) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
